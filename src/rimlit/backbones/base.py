@@ -1,0 +1,124 @@
+"""The contract of every backbone: a sequence and a state in, features and a state out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from rimlit.types import State, map_state, replace_state
+
+
+class Backbone(nn.Module, ABC):
+    """A recurrent network that stands where an ``nn.LSTM(batch_first=True)`` stood.
+
+    Subclasses set ``input_size`` and ``output_size`` and override the two abstract methods. Running a
+    sequence step by step, handing the state on, gives what running it whole gives.
+    """
+
+    input_size: int
+    output_size: int
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state a sequence starts from; device and dtype follow the weights.
+
+        Returns:
+            A NamedTuple of tensors whose first dimension is ``batch_size``.
+        """
+
+    @abstractmethod
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over a sequence.
+
+        Args:
+            inputs: (B, T, input_size), or (B, T, N, input_size) where the backbone reads N slots.
+            state: State to go on from; by default the initial one.
+            resets: (B, T) bool: samples whose state is replaced by the initial one before a step.
+
+        Returns:
+            Features (B, T, output_size) and the state after the last step.
+        """
+
+    def starting_state(self, inputs: Tensor, state: State | None) -> tuple[State, State]:
+        """Return the state to start from and the initial state, both for the batch in ``inputs``.
+
+        Learned initial states stay in the graph also when ``state`` is given, so that they get a gradient
+        of zeros and not None: plain DDP waits for every parameter.
+        """
+        initial = self.initial_state(inputs.shape[0])
+        if state is None:
+            return initial, initial
+        nowhere = torch.zeros(inputs.shape[0], dtype=torch.bool, device=inputs.device)
+        return replace_state(state, initial, nowhere), initial
+
+
+BackboneFactory: TypeAlias = Callable[[int], Backbone]
+"""Builds a backbone from its input size. In YAML: ``class_path`` and ``init_args`` without the input size."""
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise a ValueError that names the first of ``sizes`` that is below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {name}={size}.")
+
+
+def require_input(backbone: Backbone, inputs: Tensor, *, allow_slots: bool = False) -> None:
+    """Raise a ValueError if ``inputs`` do not have the shape ``backbone`` reads."""
+    dimensions = (3, 4) if allow_slots else (3,)
+    shapes = "(B, T, input_size)" + (" or (B, T, N, input_size)" if allow_slots else "")
+    if inputs.dim() not in dimensions or inputs.shape[-1] != backbone.input_size or 0 in inputs.shape:
+        raise ValueError(
+            f"inputs must be non-empty, {shapes}; got shape {tuple(inputs.shape)}, "
+            f"input_size={backbone.input_size}."
+        )
+
+
+def require_dropout(**dropouts: float) -> None:
+    """Raise a ValueError that names the first of ``dropouts`` outside [0, 1)."""
+    for name, dropout in dropouts.items():
+        if not 0 <= dropout < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1; got {name}={dropout}.")
+
+
+class LearnedState(nn.Module):
+    """Initial states of a backbone: zeros, or learned vectors that start small and random.
+
+    Args:
+        shape: Shape of each tensor for one sample.
+        names: Fields of the state.
+        learn: Whether the vectors are parameters.
+    """
+
+    def __init__(self, shape: tuple[int, ...], names: tuple[str, ...], *, learn: bool) -> None:
+        super().__init__()
+        self.shape = shape
+        self.names = names
+        self.learn = learn
+        if learn:
+            bound = shape[-1] ** -0.5
+            for name in names:
+                self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
+
+    def forward(self, batch_size: int, like: Tensor) -> tuple[Tensor, ...]:
+        """Return one tensor (batch_size, *shape) for each name, with the device and dtype of ``like``."""
+        if self.learn:
+            return tuple(getattr(self, name).expand(batch_size, *self.shape) for name in self.names)
+        zeros = like.new_zeros(batch_size, *self.shape)
+        return tuple(zeros for _ in self.names)
+
+
+def segments(resets: Tensor) -> list[tuple[int, int]]:
+    """Split T steps at every step in which some sample of ``resets`` (B, T) is reset."""
+    cuts = resets.any(dim=0).nonzero().flatten().tolist()
+    starts = sorted({0, *cuts})
+    return list(zip(starts, [*starts[1:], resets.shape[1]], strict=True))
+
+
+def layers_first(state: State) -> State:
+    """Turn a state (B, L, H) into the (L, B, H) of ``torch.nn``, and back."""
+    return map_state(lambda tensor: tensor.transpose(0, 1).contiguous(), state)

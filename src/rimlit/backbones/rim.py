@@ -1,0 +1,377 @@
+"""Recurrent Independent Mechanisms (Goyal et al. 2021, arXiv:1909.10893)."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rimlit.backbones.base import (
+    Backbone,
+    LearnedState,
+    require_dropout,
+    require_input,
+    require_positive,
+)
+from rimlit.kernels import (
+    BACKENDS,
+    Activity,
+    Keep,
+    LayerInputs,
+    LayerOptions,
+    LayerWeights,
+    resolve_backend,
+    run_layer,
+)
+from rimlit.kernels.layer import Cell, CommunicationOutput, Inactive, Selection
+from rimlit.nn import GroupedLinear
+from rimlit.types import GRUState, LSTMState, State, map_state
+
+log = logging.getLogger(__name__)
+
+ActivityHook = Callable[[tuple[Activity, ...]], None]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "inactive": "preserved",
+        "communication_output": "linear",
+        "communication_key_size": 32,  # table 3
+        "communication_value_size": 32,
+    },
+    "official": {  # what the authors' released code does
+        "inactive": "candidate",
+        "communication_output": "gated",
+        "communication_key_size": 16,
+        "communication_value_size": 16,
+    },
+}
+
+
+class RIM(Backbone):
+    """Mechanisms that compete for the input, of which the K best are active in a step, and that talk.
+
+    In each step every mechanism attends over the input slots and a null slot of zeros; the ``num_active``
+    mechanisms that attend least to the null slot update their state from what they read and then read each
+    other. The others keep their state bit for bit.
+
+    Args:
+        input_size: Features of each step, or of each input slot, at least 1.
+        hidden_size: Total width H of a layer, divisible by ``num_mechanisms``; each has d = H / M features.
+        num_mechanisms: Mechanisms M, at least 1.
+        num_active: Mechanisms updated per step, 1 to ``num_mechanisms``.
+        cell: Dynamics of each mechanism, ``lstm`` or ``gru``, with parameters of its own.
+        num_layers: Layers, at least 1; each reads the concatenated features of the one below as one slot.
+        preset: Which published variant fills the arguments left None: ``paper`` or ``official`` (the
+            authors' code: inactive mechanisms are read through their candidate state, without gradient;
+            gated communication output shared over mechanisms; communication keys and values of 16).
+        input_heads: Heads of the input attention; what they read is concatenated.
+        input_key_size: Key size of each input head (paper, table 3: 64).
+        input_value_size: Value size of each input head; by default 4·d (paper, table 3).
+        share_input_projection: Whether input keys and values share one projection over mechanisms (main
+            text) or have one each (appendix C.1).
+        selection: How mechanisms compete. ``least_null``: softmax over slots and null, the K with the least
+            attention to null. ``across_mechanisms``: softmax over mechanisms, the K with the most
+            (appendix C.1).
+        communication: Whether active mechanisms read the others.
+        communication_heads: Heads of the communication attention (paper, table 3: 4).
+        communication_key_size: Key size of each communication head; paper 32, official 16.
+        communication_value_size: Value size of each communication head; paper 32, official 16.
+        communication_output: ``linear``: concatenated heads, a bias-free matrix per mechanism. ``gated``:
+            σ(gate)·tanh(content), both shared over mechanisms. Either is added to the hidden state.
+        inactive: Through which state others read an inactive mechanism: ``preserved`` (the one it keeps) or
+            ``candidate`` (the one it would have had, without gradient).
+        input_dropout: Dropout on the input attention, 0 to 1 (paper: .1). It never touches the selection.
+        communication_dropout: Dropout on the communication attention, 0 to 1 (paper: .1).
+        dropout: Dropout on the features between layers, 0 to 1.
+        learn_initial_state: Whether initial states are learned. Zeros tie all scores in the first step, so
+            the first mechanisms always win it and the others may never wake up: learn them unless you
+            reproduce the paper.
+        forget_bias: What is added to the LSTM's forget gates' bias at the start.
+        backend: Time loop: ``auto``, ``eager`` or ``reference``; the environment variable
+            ``RIMLIT_BACKEND`` overrides it.
+
+    Raises:
+        ValueError: An argument is out of its range or unknown.
+
+    Example:
+        >>> rim = RIM(10, 60, num_mechanisms=6, num_active=4)
+        >>> features, state = rim(torch.ones(2, 5, 10))
+        >>> features.shape, state.hidden.shape
+        (torch.Size([2, 5, 60]), torch.Size([2, 1, 6, 10]))
+        >>> with rim.record_activity() as activities:
+        ...     features, state = rim(torch.ones(2, 5, 10), state)
+        >>> activities[0].active.sum(dim=-1).unique().tolist()
+        [4]
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_mechanisms: int = 6,
+        num_active: int = 4,
+        cell: Cell = "lstm",
+        num_layers: int = 1,
+        preset: Literal["paper", "official"] = "paper",
+        input_heads: int = 1,
+        input_key_size: int = 64,
+        input_value_size: int | None = None,
+        share_input_projection: bool = True,
+        selection: Selection = "least_null",
+        communication: bool = True,
+        communication_heads: int = 4,
+        communication_key_size: int | None = None,
+        communication_value_size: int | None = None,
+        communication_output: CommunicationOutput | None = None,
+        inactive: Inactive | None = None,
+        input_dropout: float = 0.1,
+        communication_dropout: float = 0.1,
+        dropout: float = 0.0,
+        learn_initial_state: bool = False,
+        forget_bias: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _require_known(preset=(preset, tuple(PRESETS)))
+        defaults = PRESETS[preset]
+        communication_key_size = _given(communication_key_size, defaults["communication_key_size"])
+        communication_value_size = _given(communication_value_size, defaults["communication_value_size"])
+        communication_output = _given(communication_output, defaults["communication_output"])
+        inactive = _given(inactive, defaults["inactive"])
+        require_positive(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_mechanisms=num_mechanisms,
+            num_layers=num_layers,
+            input_heads=input_heads,
+            input_key_size=input_key_size,
+            communication_heads=communication_heads,
+            communication_key_size=communication_key_size,
+            communication_value_size=communication_value_size,
+        )
+        if hidden_size % num_mechanisms:
+            near = hidden_size - hidden_size % num_mechanisms
+            raise ValueError(
+                f"hidden_size must be divisible by num_mechanisms; got hidden_size={hidden_size}, "
+                f"num_mechanisms={num_mechanisms} (near: {near or num_mechanisms}, {near + num_mechanisms})."
+            )
+        if not 1 <= num_active <= num_mechanisms:
+            raise ValueError(
+                f"num_active must be between 1 and num_mechanisms; got num_active={num_active}, "
+                f"num_mechanisms={num_mechanisms}."
+            )
+        if input_value_size is not None:
+            require_positive(input_value_size=input_value_size)
+        require_dropout(
+            input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout
+        )
+        _require_known(
+            cell=(cell, ("lstm", "gru")),
+            selection=(selection, ("least_null", "across_mechanisms")),
+            communication_output=(communication_output, ("linear", "gated")),
+            inactive=(inactive, ("preserved", "candidate")),
+            backend=(backend, BACKENDS),
+        )
+        if forget_bias and cell != "lstm":
+            raise ValueError(f"forget_bias needs cell='lstm'; got forget_bias={forget_bias}, cell={cell!r}.")
+
+        self.input_size = input_size
+        self.output_size = hidden_size
+        self.backend = backend
+        self.num_mechanisms = num_mechanisms
+        self.num_active = num_active
+        self.dropout = dropout
+        size = hidden_size // num_mechanisms
+        options = LayerOptions(
+            cell=cell,
+            num_mechanisms=num_mechanisms,
+            num_active=num_active,
+            input_heads=input_heads,
+            selection=selection,
+            communication_heads=communication_heads if communication else 0,
+            communication_key_size=communication_key_size,
+            inactive=inactive,
+            communication_output=communication_output,
+        )
+        self.layers = nn.ModuleList(
+            RIMLayer(
+                input_size if layer == 0 else hidden_size,
+                size,
+                options,
+                input_key_size=input_key_size,
+                input_value_size=_given(input_value_size, 4 * size),
+                share_input_projection=share_input_projection,
+                communication_value_size=communication_value_size,
+                input_dropout=input_dropout,
+                communication_dropout=communication_dropout,
+                forget_bias=forget_bias,
+            )
+            for layer in range(num_layers)
+        )
+        self.state_type = LSTMState if cell == "lstm" else GRUState
+        self.initial = LearnedState(
+            (num_layers, num_mechanisms, size), self.state_type._fields, learn=learn_initial_state
+        )
+        self._activity_hooks: list[ActivityHook] = []
+        self._announced_backend: str | None = None
+
+    def initial_state(self, batch_size: int) -> LSTMState | GRUState:
+        """Return the state (B, num_layers, M, d) a sequence starts from."""
+        return self.state_type(*self.initial(batch_size, self.layers[0].cell_hidden.weight))  # type: ignore[arg-type]
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over (B, T, input_size) or (B, T, N, input_size); see :meth:`Backbone.forward`.
+
+        Returns:
+            Features (B, T, hidden_size), mechanism by mechanism, and the state after the last step.
+        """
+        require_input(self, inputs, allow_slots=True)
+        backend = self._resolve_backend()
+        state, initial = self.starting_state(inputs, state)
+        sequence = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)  # (B, T, N, D)
+        states, activities = [], []
+        for index, layer in enumerate(self.layers):
+            if index > 0:
+                below = functional.dropout(result.features.flatten(2), self.dropout, self.training)
+                sequence = below.unsqueeze(2)
+            layer_inputs = LayerInputs(
+                sequence,
+                map_state(lambda tensor, at=index: tensor[:, at], state),
+                map_state(lambda tensor, at=index: tensor[:, at], initial),
+                resets,
+                layer.draw_keep(sequence),
+                bool(self._activity_hooks),
+            )
+            result = run_layer(backend, layer.weights(), layer.options, layer_inputs)
+            states.append(result.state)
+            activities.append(result.activity)
+        for hook in self._activity_hooks:
+            hook(tuple(activities))
+        state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
+        return result.features.flatten(2), state
+
+    @contextmanager
+    def record_activity(self) -> Iterator[list[Activity]]:
+        """Collect what the mechanisms do in the forwards inside the ``with`` block.
+
+        Yields:
+            A list to which each forward adds one :class:`Activity` per layer.
+        """
+        activities: list[Activity] = []
+        with self.watch(activities.extend):
+            yield activities
+
+    @contextmanager
+    def watch(self, hook: ActivityHook) -> Iterator[None]:
+        """Call ``hook`` with the activity of every layer in each forward inside the ``with`` block."""
+        self._activity_hooks.append(hook)
+        try:
+            yield
+        finally:
+            self._activity_hooks.remove(hook)
+
+    def _resolve_backend(self) -> str:
+        name, reason = resolve_backend(self.backend)
+        if name != self._announced_backend and not torch.compiler.is_compiling():
+            log.info("RIM time loop: %s (%s).", name, reason)
+            self._announced_backend = name
+        return name
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return (
+            f"{self.input_size}, {self.output_size}, num_mechanisms={self.num_mechanisms}, "
+            f"num_active={self.num_active}, backend={self.backend!r}"
+        )
+
+
+class RIMLayer(nn.Module):
+    """The parameters of one layer and its dropout; the computation is in :mod:`rimlit.kernels`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        size: int,
+        options: LayerOptions,
+        *,
+        input_key_size: int,
+        input_value_size: int,
+        share_input_projection: bool,
+        communication_value_size: int,
+        input_dropout: float,
+        communication_dropout: float,
+        forget_bias: float,
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.input_dropout = input_dropout
+        self.communication_dropout = communication_dropout
+        num_mechanisms, heads = options.num_mechanisms, options.input_heads
+        groups = 1 if share_input_projection else num_mechanisms
+        num_gates = 4 if options.cell == "lstm" else 3
+        scale = size**-0.5  # as nn.LSTM and nn.GRU start
+        self.input_query = GroupedLinear(num_mechanisms, size, heads * input_key_size)
+        self.input_key = GroupedLinear(groups, input_size, heads * input_key_size)
+        self.input_value = GroupedLinear(groups, input_size, heads * input_value_size)
+        self.cell_input = GroupedLinear(
+            num_mechanisms, heads * input_value_size, num_gates * size, init_scale=scale
+        )
+        self.cell_hidden = GroupedLinear(num_mechanisms, size, num_gates * size, init_scale=scale)
+        self.cell_bias = nn.Parameter(torch.empty(num_mechanisms, 4 * size).uniform_(-scale, scale))
+        with torch.no_grad():
+            self.cell_bias[:, size : 2 * size] += forget_bias
+        if options.communication_heads:
+            head_size = 2 * options.communication_key_size + communication_value_size
+            read_size = options.communication_heads * communication_value_size
+            is_gated = options.communication_output == "gated"
+            self.communication = GroupedLinear(
+                num_mechanisms, size, options.communication_heads * head_size
+            )
+            self.communication_output = GroupedLinear(
+                1 if is_gated else num_mechanisms, read_size, 2 * size if is_gated else size, bias=is_gated
+            )
+
+    def weights(self) -> LayerWeights:
+        """Return the parameters as the time loops read them."""
+        communicates = self.options.communication_heads > 0
+        return LayerWeights(
+            input_query=self.input_query.weight,
+            input_key=self.input_key.weight,
+            input_value=self.input_value.weight,
+            cell_input=self.cell_input.weight,
+            cell_hidden=self.cell_hidden.weight,
+            cell_bias=self.cell_bias,
+            communication=self.communication.weight if communicates else None,
+            communication_output=self.communication_output.weight if communicates else None,
+            communication_bias=self.communication_output.bias if communicates else None,
+        )
+
+    def draw_keep(self, sequence: Tensor) -> Keep:
+        """Draw the dropout factors for ``sequence`` (B, T, N, D)."""
+        batch_size, num_steps, num_slots, _ = sequence.shape
+        num_mechanisms, heads = self.options.num_mechanisms, self.options.communication_heads
+        ones = self.cell_bias.detach().new_ones
+        input_keep = communication_keep = None
+        if self.training and self.input_dropout:
+            shape = (num_steps, num_mechanisms, batch_size, self.options.input_heads, num_slots)
+            input_keep = functional.dropout(ones(shape), self.input_dropout)
+        if self.training and self.communication_dropout and heads:
+            shape = (num_steps, batch_size, heads, num_mechanisms, num_mechanisms)
+            communication_keep = functional.dropout(ones(shape), self.communication_dropout)
+        return Keep(input_keep, communication_keep)
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}.")

@@ -1,0 +1,75 @@
+"""What goes into a RIM layer's time loop and what comes out: the seam between backbone and loops."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from rimlit.types import State
+
+Cell = Literal["lstm", "gru"]
+Selection = Literal["least_null", "across_mechanisms"]
+Inactive = Literal["preserved", "candidate"]
+CommunicationOutput = Literal["linear", "gated"]
+
+
+class LayerOptions(NamedTuple):
+    """The choices that change what a layer computes (meanings: :class:`rimlit.backbones.RIM`)."""
+
+    cell: Cell
+    num_mechanisms: int
+    num_active: int
+    input_heads: int
+    selection: Selection
+    communication_heads: int  # 0: mechanisms do not communicate
+    communication_key_size: int
+    inactive: Inactive
+    communication_output: CommunicationOutput
+
+
+class LayerWeights(NamedTuple):
+    """Parameters of one layer. A leading 1 where M could stand means: shared by all mechanisms."""
+
+    input_query: Tensor  # (M, d, I·key)
+    input_key: Tensor  # (1 or M, D, I·key)
+    input_value: Tensor  # (1 or M, D, I·value)
+    cell_input: Tensor  # (M, I·value, gates): gates are input, forget, output, new (LSTM); reset, update, new (GRU)
+    cell_hidden: Tensor  # (M, d, gates)
+    cell_bias: Tensor  # (M, 4·d): the GRU's last quarter is the bias inside the reset
+    communication: Tensor | None  # (M, d, C·(key + key + value)): per head query, key, value
+    communication_output: Tensor | None  # (M, C·value, d), or gated and shared (1, C·value, 2·d)
+    communication_bias: Tensor | None  # (1, 2·d), gated only
+
+
+class Keep(NamedTuple):
+    """Dropout factors, 0 or 1/(1 − p), drawn before the loop so that all loops share them."""
+
+    input: Tensor | None  # (T, M, B, I, N)
+    communication: Tensor | None  # (T, B, C, M, M)
+
+
+class LayerInputs(NamedTuple):
+    """What a layer runs on."""
+
+    sequence: Tensor  # (B, T, N, D)
+    state: State  # tensors (B, M, d)
+    initial: State  # the same shape: what a reset puts in place of the state
+    resets: Tensor | None  # (B, T) bool
+    keep: Keep
+    record: bool  # whether to return the activity
+
+
+class Activity(NamedTuple):
+    """What the mechanisms of one layer did, detached. Heads are averaged, before dropout."""
+
+    active: Tensor  # (B, T, M) bool
+    null_attention: Tensor  # (B, T, M): 1 − attention to all slots
+    slot_attention: Tensor  # (B, T, M, N)
+    communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are not used
+
+
+class LayerResult(NamedTuple):
+    """What a layer returns."""
+
+    features: Tensor  # (B, T, M, d)
+    state: State  # tensors (B, M, d)
+    activity: Activity | None

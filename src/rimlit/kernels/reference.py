@@ -1,0 +1,179 @@
+"""The reference: a RIM layer as explicit loops over batch, time, mechanism and head (Goyal et al. 2021, sec. 2).
+
+Written from the equations, with the null slot as a real row of zeros, and slow on purpose. It shares no code
+with the fast loops, which are compared with it in outputs and in every gradient.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.types import GRUState, LSTMState
+
+
+def run(weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
+    """Run a layer sample by sample; see :func:`rimlit.kernels.run_layer`."""
+    samples = [_run_sample(weights, options, inputs, sample) for sample in range(inputs.sequence.shape[0])]
+    features, hidden, memory, active, null, slots, communication = (
+        None if parts[0] is None else torch.stack(parts) for parts in zip(*samples, strict=True)
+    )
+    assert features is not None and hidden is not None
+    activity = None
+    if inputs.record:
+        assert active is not None and null is not None and slots is not None
+        activity = Activity(active, null.detach(), slots.detach(), communication)
+    state = GRUState(hidden) if memory is None else LSTMState(hidden, memory)
+    return LayerResult(features, state, activity)
+
+
+def _run_sample(
+    weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, sample: int
+) -> tuple[Tensor | None, ...]:
+    mechanisms = range(options.num_mechanisms)
+    has_memory = options.cell == "lstm"
+    hidden = list(inputs.state.hidden[sample])
+    memory = list(inputs.state.memory[sample]) if has_memory else []
+    features, actives, nulls, slot_attentions, communications = [], [], [], [], []
+    for step in range(inputs.sequence.shape[1]):
+        if inputs.resets is not None and inputs.resets[sample, step]:
+            hidden = list(inputs.initial.hidden[sample])
+            memory = list(inputs.initial.memory[sample]) if has_memory else []
+
+        # null slot and input attention: X = ∅ ⊕ x, A = softmax(h W_q (X W_k)ᵀ / √key) X W_v
+        slots = inputs.sequence[sample, step]  # (N, D)
+        rows = torch.cat([torch.zeros_like(slots[:1]), slots])  # (N + 1, D)
+        attention = torch.stack(
+            [
+                torch.stack([_input_scores(weights, options, hidden[m], rows, m, head) for m in mechanisms])
+                for head in range(options.input_heads)
+            ]
+        )  # (I, M, N + 1)
+        if options.selection == "across_mechanisms":
+            attention = torch.cat([torch.zeros_like(attention[..., :1]), attention[..., 1:].softmax(dim=1)], -1)
+            relevance = attention.sum(dim=-1).mean(dim=0)
+        else:
+            attention = attention.softmax(dim=-1)
+            relevance = -attention[..., 0].mean(dim=0)
+        active = sorted(mechanisms, key=lambda m: (-relevance[m].item(), m))[: options.num_active]
+
+        # dynamics of every mechanism
+        candidate, candidate_memory = [], []
+        for m in mechanisms:
+            attended = []
+            for head in range(options.input_heads):
+                value = rows @ _of(weights.input_value, m).chunk(options.input_heads, dim=-1)[head]
+                factors = attention[head, m]
+                if inputs.keep.input is not None:
+                    kept = inputs.keep.input[step, m, sample, head]
+                    factors = factors * torch.cat([torch.ones_like(kept[:1]), kept])
+                attended.append(factors @ value)
+            h, c = _cell(weights, options, torch.cat(attended), hidden[m], memory[m] if has_memory else None, m)
+            candidate.append(h)
+            candidate_memory.append(c)
+
+        # communication: active mechanisms read all
+        updated, communication = list(candidate), None
+        if weights.communication is not None:
+            if options.inactive == "preserved":
+                visible = [candidate[m] if m in active else hidden[m] for m in mechanisms]
+            else:
+                visible = [candidate[m] if m in active else candidate[m].detach() for m in mechanisms]
+            readings, heads_attention = _communication(weights, options, inputs, visible, sample, step)
+            updated = [candidate[m] + readings[m] for m in mechanisms]
+            communication = heads_attention.mean(dim=0).detach()
+
+        # the others keep their state
+        hidden = [updated[m] if m in active else hidden[m] for m in mechanisms]
+        if has_memory:
+            memory = [candidate_memory[m] if m in active else memory[m] for m in mechanisms]
+        features.append(torch.stack(hidden))
+        actives.append(torch.tensor([m in active for m in mechanisms]))
+        slot_attention = attention[..., 1:].mean(dim=0)
+        slot_attentions.append(slot_attention)
+        nulls.append(1 - slot_attention.sum(dim=-1))
+        communications.append(communication)
+    return (
+        torch.stack(features),
+        torch.stack(hidden),
+        torch.stack(memory) if has_memory else None,
+        torch.stack(actives),
+        torch.stack(nulls),
+        torch.stack(slot_attentions),
+        None if communications[0] is None else torch.stack(communications),
+    )
+
+
+def _of(weight: Tensor, mechanism: int) -> Tensor:
+    """Return a mechanism's own weight, or the shared one."""
+    return weight[mechanism if weight.shape[0] > 1 else 0]
+
+
+def _input_scores(
+    weights: LayerWeights, options: LayerOptions, hidden: Tensor, rows: Tensor, mechanism: int, head: int
+) -> Tensor:
+    query = hidden @ weights.input_query[mechanism].chunk(options.input_heads, dim=-1)[head]
+    keys = rows @ _of(weights.input_key, mechanism).chunk(options.input_heads, dim=-1)[head]
+    return keys @ query / math.sqrt(query.shape[0])
+
+
+def _cell(
+    weights: LayerWeights,
+    options: LayerOptions,
+    attended: Tensor,
+    hidden: Tensor,
+    memory: Tensor | None,
+    mechanism: int,
+) -> tuple[Tensor, Tensor | None]:
+    read = (attended @ weights.cell_input[mechanism]).split(hidden.shape[0])
+    recurrent = (hidden @ weights.cell_hidden[mechanism]).split(hidden.shape[0])
+    bias = weights.cell_bias[mechanism].split(hidden.shape[0])
+    if options.cell == "lstm":
+        i, f, o = (torch.sigmoid(read[k] + recurrent[k] + bias[k]) for k in range(3))
+        new_memory = f * memory + i * torch.tanh(read[3] + recurrent[3] + bias[3])
+        return o * torch.tanh(new_memory), new_memory
+    r, z = (torch.sigmoid(read[k] + recurrent[k] + bias[k]) for k in range(2))
+    n = torch.tanh(read[2] + bias[2] + r * (recurrent[2] + bias[3]))
+    return (1 - z) * n + z * hidden, None
+
+
+def _communication(
+    weights: LayerWeights,
+    options: LayerOptions,
+    inputs: LayerInputs,
+    visible: list[Tensor],
+    sample: int,
+    step: int,
+) -> tuple[list[Tensor], Tensor]:
+    assert weights.communication is not None and weights.communication_output is not None
+    key_size = options.communication_key_size
+    mechanisms = range(options.num_mechanisms)
+    read_heads: list[list[Tensor]] = [[] for _ in mechanisms]
+    attentions = []
+    for head in range(options.communication_heads):
+        projected = [
+            visible[m] @ weights.communication[m].chunk(options.communication_heads, dim=-1)[head]
+            for m in mechanisms
+        ]
+        queries = [p[:key_size] for p in projected]
+        keys = [p[key_size : 2 * key_size] for p in projected]
+        values = [p[2 * key_size :] for p in projected]
+        rows = []
+        for m in mechanisms:
+            scores = torch.stack([queries[m] @ keys[n] / math.sqrt(key_size) for n in mechanisms])
+            attention = scores.softmax(dim=0)
+            rows.append(attention)
+            if inputs.keep.communication is not None:
+                attention = attention * inputs.keep.communication[step, sample, head, m]
+            read_heads[m].append(sum((attention[n] * values[n] for n in mechanisms), torch.zeros_like(values[0])))
+        attentions.append(torch.stack(rows))
+    readings = []
+    for m in mechanisms:
+        read = torch.cat(read_heads[m]) @ _of(weights.communication_output, m)
+        if options.communication_output == "gated":
+            assert weights.communication_bias is not None
+            gate, content = (read + weights.communication_bias[0]).chunk(2)
+            read = torch.sigmoid(gate) * torch.tanh(content)
+        readings.append(read)
+    return readings, torch.stack(attentions)
