@@ -1,3 +1,41 @@
-"""rimlit: Recurrent Independent Mechanisms for PyTorch Lightning."""
+"""rimlit: Recurrent Independent Mechanisms for PyTorch Lightning.
+
+``from rimlit import RIM`` needs torch and not Lightning; names are imported when they are first used, so that
+``rimlit --version`` answers without either.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rimlit.backbones import GRU, LSTM, RIM, Backbone
+    from rimlit.data import DataModule
+    from rimlit.spec import trust
+    from rimlit.tasks import Task
 
 __version__ = "0.1.0"
+
+__all__ = ["GRU", "LSTM", "RIM", "Backbone", "DataModule", "Task", "__version__", "trust"]
+
+_HOMES = {
+    "GRU": "rimlit.backbones",
+    "LSTM": "rimlit.backbones",
+    "RIM": "rimlit.backbones",
+    "Backbone": "rimlit.backbones",
+    "DataModule": "rimlit.data",
+    "Task": "rimlit.tasks",
+    "trust": "rimlit.spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rimlit' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -166,9 +166,7 @@ class RIM(Backbone):
             )
         if input_value_size is not None:
             require_positive(input_value_size=input_value_size)
-        require_dropout(
-            input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout
-        )
+        require_dropout(input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout)
         _require_known(
             cell=(cell, ("lstm", "gru")),
             selection=(selection, ("least_null", "across_mechanisms")),
@@ -330,9 +328,7 @@ class RIMLayer(nn.Module):
             head_size = 2 * options.communication_key_size + communication_value_size
             read_size = options.communication_heads * communication_value_size
             is_gated = options.communication_output == "gated"
-            self.communication = GroupedLinear(
-                num_mechanisms, size, options.communication_heads * head_size
-            )
+            self.communication = GroupedLinear(num_mechanisms, size, options.communication_heads * head_size)
             self.communication_output = GroupedLinear(
                 1 if is_gated else num_mechanisms, read_size, 2 * size if is_gated else size, bias=is_gated
             )

@@ -49,9 +49,7 @@ def resolve_backend(requested: str) -> tuple[str, str]:
     return name, reason
 
 
-def run_layer(
-    backend: str, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs
-) -> LayerResult:
+def run_layer(backend: str, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     """Run one RIM layer over a sequence with the loop named ``backend`` (resolved)."""
     if backend == "reference":
         return reference.run(weights, options, inputs)

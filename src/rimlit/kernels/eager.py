@@ -13,9 +13,7 @@ from rimlit.nn import attend_slots, communicate, select_active
 from rimlit.types import GRUState, LSTMState, State, map_state
 
 
-def scan(
-    projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs
-) -> LayerResult:
+def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
     dtype = weights.cell_hidden.dtype
     # unbind, not indexing: its backward is one stack, where indexing adds up T full-sized gradients
@@ -162,9 +160,7 @@ def _output(read: Tensor, weights: LayerWeights, options: LayerOptions) -> Tenso
 
 
 def _reset(state: State, initial: State, where: Tensor) -> State:
-    return map_state(
-        lambda old, new: torch.where(where[None, :, None], new, old), state, initial
-    )
+    return map_state(lambda old, new: torch.where(where[None, :, None], new, old), state, initial)
 
 
 def _mechanisms_first(state: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ class LayerWeights(NamedTuple):
     input_query: Tensor  # (M, d, I·key)
     input_key: Tensor  # (1 or M, D, I·key)
     input_value: Tensor  # (1 or M, D, I·value)
-    cell_input: Tensor  # (M, I·value, gates): gates are input, forget, output, new (LSTM); reset, update, new (GRU)
+    cell_input: (
+        Tensor  # (M, I·value, gates): gates are input, forget, output, new (LSTM); reset, update, new (GRU)
+    )
     cell_hidden: Tensor  # (M, d, gates)
     cell_bias: Tensor  # (M, 4·d): the GRU's last quarter is the bias inside the reset
     communication: Tensor | None  # (M, d, C·(key + key + value)): per head query, key, value

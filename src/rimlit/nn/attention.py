@@ -25,9 +25,7 @@ def attend_slots(scores: Tensor) -> tuple[Tensor, Tensor]:
     return attention[..., 1:], attention[..., 0]
 
 
-def communicate(
-    query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def communicate(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Let every mechanism read every mechanism.
 
     Args:

@@ -1,0 +1,116 @@
+"""The contract of every data module: sizes as plain ints, one loader per named group of samples."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from rimlit.data.sampling import index_sampler
+from rimlit.errors import ConfigError
+from rimlit.spec import Recorded, Spec
+
+Split = Literal["train", "val", "test", "predict"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
+
+
+class DataModule(Recorded, L.LightningDataModule, ABC):
+    """Base of all data modules.
+
+    A subclass sets ``name``, gives :meth:`datasets`, and declares the sizes its tasks need as attributes or
+    properties that are plain ints (``vocabulary_size``, ``input_size``, ``output_size``, …): the command line
+    hands them to the task's arguments of the same name.
+
+    Args:
+        batch_size: Sequences in a batch of each process, at least 1.
+        num_workers: Loader processes, 0 to load in the training process.
+        seed: Seed of everything drawn here; None takes the run's ``seed_everything``, or 0.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int | None = None) -> None:
+        super().__init__()
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, num_workers=num_workers)
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        require_at_least(0, seed=seed)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @abstractmethod
+    def datasets(self, split: Split) -> Mapping[str, Dataset[Any]]:
+        """Return the datasets of a split by the name of their group; ``""`` where there is only one."""
+
+    def size_of(self, dataset: Dataset[Any]) -> int | None:
+        """Return the number of samples in ``dataset``, None for an endless one."""
+        return len(dataset)  # type: ignore[arg-type]
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Turn samples into a batch; by default as torch does."""
+        from torch.utils.data import default_collate
+
+        return default_collate(samples)
+
+    def floors(self) -> dict[str, float]:
+        """Return the scores of a model that learnt only the format, by metric name."""
+        return {}
+
+    @property
+    def spec(self) -> Spec:
+        """How to make this data module again, with the seed it took."""
+        spec = super().spec
+        spec["init_args"]["seed"] = self.seed
+        return spec
+
+    def group_names(self, split: Split) -> list[str]:
+        """Return the group name of each loader of a split."""
+        return list(self.datasets(split))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training stream."""
+        return self._loaders("train")[0]
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Return a loader for each validation group."""
+        return self._loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """Return a loader for each test group."""
+        return self._loaders("test")
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """Return a loader for each group to predict."""
+        return self._loaders("predict")
+
+    def _loaders(self, split: Split) -> list[DataLoader[Any]]:
+        return [self.loader(dataset, split) for dataset in self.datasets(split).values()]
+
+    def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
+        """Return a loader that takes ``dataset`` in the order of :class:`IndexSampler`."""
+        size = self.size_of(dataset)
+        collate: Callable[[list[Any]], Any] | None = self.collate
+        batch_size: int | None = options.pop("batch_size", self.batch_size)
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=index_sampler(size, shuffle=options.pop("shuffle", split == "train"), seed=self.seed),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate if batch_size is not None else None,
+            **options,
+        )
+
+
+def require_at_least(least: int, **values: int) -> None:
+    """Raise a ConfigError that names the first of ``values`` below ``least``."""
+    for name, value in values.items():
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}; got {name}={value}.")

@@ -1,0 +1,213 @@
+"""The copying task (Goyal et al. 2021, sec. 4.1, arXiv:1909.10893).
+
+A sequence shows 10 symbols, then T blanks, the last of which is replaced by a go marker, then 10 more blanks
+during which the symbols are to be emitted: T + 20 steps. Token ids: blank 0, symbols 1 to 8, marker 9.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from rimlit.data.base import SPLITS, DataModule, Split, require_at_least
+from rimlit.errors import ConfigError
+from rimlit.metrics import IGNORED
+from rimlit.types import SequenceBatch
+
+BLANK = 0
+
+
+class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Copying sequences; sample i is a function of (seed, split, i) and of nothing else.
+
+    Args:
+        spans: Least and greatest blank span, steps.
+        num_symbols: Symbols to draw from.
+        recall_length: Symbols to copy.
+        split: Split, part of each sample's seed.
+        seed: Part of each sample's seed.
+        size: Samples; None for an endless stream.
+        samples_per_span: Consecutive samples that share a drawn span, so that a batch needs no padding.
+    """
+
+    def __init__(
+        self,
+        spans: tuple[int, int],
+        *,
+        num_symbols: int,
+        recall_length: int,
+        split: Split,
+        seed: int,
+        size: int | None,
+        samples_per_span: int,
+    ) -> None:
+        self.spans = spans
+        self.num_symbols = num_symbols
+        self.recall_length = recall_length
+        self.split = split
+        self.seed = seed
+        self.size = size
+        self.samples_per_span = samples_per_span
+
+    def __len__(self) -> int:
+        """Return the number of samples of a finite set."""
+        if self.size is None:
+            raise TypeError("An endless stream has no length.")
+        return self.size
+
+    def span_of(self, index: int) -> int:
+        """Return the blank span of sample ``index``, steps."""
+        least, greatest = self.spans
+        return int(self._generator(0, index // self.samples_per_span).integers(least, greatest + 1))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, each (span + 2·recall_length,)."""
+        symbols = self._generator(1, index).integers(1, self.num_symbols + 1, self.recall_length)
+        return copying_sequence(torch.from_numpy(symbols), self.span_of(index), self.num_symbols + 1)
+
+    def _generator(self, purpose: int, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, SPLITS.index(self.split), purpose, index))
+
+
+def copying_sequence(symbols: Tensor, span: int, marker: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets, each (span + 2·len(symbols),), for ``symbols`` (R,).
+
+    Example:
+        >>> inputs, targets = copying_sequence(torch.tensor([3, 5]), span=3, marker=9)
+        >>> inputs.tolist(), targets.tolist()
+        ([3, 5, 0, 0, 9, 0, 0], [0, 0, 0, 0, 0, 3, 5])
+    """
+    length = len(symbols)
+    inputs = torch.full((span + 2 * length,), BLANK)
+    inputs[:length] = symbols
+    inputs[length + span - 1] = marker
+    targets = torch.full_like(inputs, BLANK)
+    targets[length + span :] = symbols
+    return inputs, targets
+
+
+class Copying(DataModule):
+    """Sequences to copy after a span of blanks, and tests at other spans than trained on.
+
+    Args:
+        train_span: Greatest blank span in training and validation, steps, at least 1.
+        min_train_span: Least blank span; spans are drawn uniformly between the two. None: always
+            ``train_span``, as in the paper.
+        test_spans: Blank spans tested in one run, steps, each at least 1.
+        num_symbols: Symbols to draw from (paper: 8).
+        recall_length: Symbols to copy (paper: 10).
+        train_size: Sequences in an epoch; None for an endless stream of fresh ones.
+        val_size: Validation sequences.
+        test_size: Test sequences for each span.
+        samples_per_span: Consecutive samples that share a drawn span. With a ``batch_size`` that divides it,
+            or is a multiple of it only where spans are fixed, no batch needs padding.
+        batch_size: Sequences in a batch of each process, at least 1.
+        num_workers: Loader processes, 0 to load in the training process.
+        seed: Seed of all samples; None takes the run's ``seed_everything``, or 0.
+
+    Raises:
+        ConfigError: A value is out of its range.
+
+    Example:
+        >>> data = Copying(train_span=5, test_spans=[5, 20])
+        >>> data.vocabulary_size, data.group_names("test")
+        (10, ['span_5', 'span_20'])
+        >>> next(iter(data.train_dataloader())).inputs.shape
+        torch.Size([64, 25])
+    """
+
+    name = "copying"
+
+    def __init__(
+        self,
+        *,
+        train_span: int = 50,
+        min_train_span: int | None = None,
+        test_spans: Sequence[int] = (50, 100, 200),
+        num_symbols: int = 8,
+        recall_length: int = 10,
+        train_size: int | None = None,
+        val_size: int = 1024,
+        test_size: int = 1024,
+        samples_per_span: int = 64,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        least = train_span if min_train_span is None else min_train_span
+        require_at_least(
+            1,
+            train_span=train_span,
+            min_train_span=least,
+            num_symbols=num_symbols,
+            recall_length=recall_length,
+            val_size=val_size,
+            test_size=test_size,
+            samples_per_span=samples_per_span,
+            **{f"test_spans[{index}]": span for index, span in enumerate(test_spans)},
+        )
+        if train_size is not None:
+            require_at_least(1, train_size=train_size)
+        if least > train_span:
+            raise ConfigError(
+                f"min_train_span must be at most train_span; got min_train_span={least}, train_span={train_span}."
+            )
+        if not test_spans:
+            raise ConfigError("test_spans must name at least one span; got test_spans=[].")
+        self.train_spans = (least, train_span)
+        self.test_spans = tuple(dict.fromkeys(test_spans))
+        self.num_symbols = num_symbols
+        self.recall_length = recall_length
+        self.vocabulary_size = num_symbols + 2
+        self.samples_per_span = samples_per_span
+        self._sizes = {"train": train_size, "val": val_size, "test": test_size, "predict": test_size}
+
+    def datasets(self, split: Split) -> Mapping[str, CopyingDataset]:
+        """Return one dataset for training and validation, and one per span for test and predict."""
+        if split in ("train", "val"):
+            return {"": self._dataset(split, self.train_spans)}
+        return {f"span_{span}": self._dataset(split, (span, span)) for span in self.test_spans}
+
+    def _dataset(self, split: Split, spans: tuple[int, int]) -> CopyingDataset:
+        return CopyingDataset(
+            spans,
+            num_symbols=self.num_symbols,
+            recall_length=self.recall_length,
+            split=split,
+            seed=self.seed,
+            size=self._sizes[split],
+            samples_per_span=self.samples_per_span,
+        )
+
+    def size_of(self, dataset: Dataset[Any]) -> int | None:
+        """Return the number of samples, None for the endless training stream."""
+        assert isinstance(dataset, CopyingDataset)
+        return dataset.size
+
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> SequenceBatch:
+        """Pad sequences of different spans at the end; padding is not scored."""
+        inputs, targets = zip(*samples, strict=True)
+        return SequenceBatch(
+            pad_sequence(inputs, batch_first=True, padding_value=BLANK),
+            pad_sequence(targets, batch_first=True, padding_value=IGNORED),
+            torch.tensor([len(sequence) for sequence in inputs]),
+        )
+
+    def floors(self) -> dict[str, float]:
+        """Return what a model scores that knows the format and guesses the symbols evenly."""
+        nats = math.log(self.num_symbols)
+        floors = {
+            "cross_entropy": nats,
+            "symbol_accuracy": 1 / self.num_symbols,
+            "sequence_accuracy": self.num_symbols**-self.recall_length,
+        }
+        for span in self.test_spans:
+            share = self.recall_length / (span + 2 * self.recall_length)
+            floors[f"span_{span}/cross_entropy_all"] = nats * share
+        return floors

@@ -1,0 +1,33 @@
+"""Token embedding."""
+
+from torch import Tensor, nn
+
+from rimlit.backbones.base import require_dropout, require_positive
+
+
+class Embedding(nn.Module):
+    """Look up a vector for each token and drop features of it.
+
+    Args:
+        vocabulary_size: Tokens, at least 1.
+        output_size: Features of each token, at least 1.
+        dropout: Dropout on the vectors, 0 to 1.
+
+    Example:
+        >>> import torch
+        >>> Embedding(10, 4)(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 4])
+    """
+
+    def __init__(self, vocabulary_size: int, output_size: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        require_positive(vocabulary_size=vocabulary_size, embedding_size=output_size)
+        require_dropout(embedding_dropout=dropout)
+        self.output_size = output_size
+        self.table = nn.Embedding(vocabulary_size, output_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, T) to vectors (B, T, output_size)."""
+        vectors: Tensor = self.dropout(self.table(tokens))
+        return vectors

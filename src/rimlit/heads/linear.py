@@ -1,0 +1,28 @@
+"""The plain head: a linear map of all features."""
+
+from torch import Tensor, nn
+
+
+class LinearHead(nn.Module):
+    """Drop features, then map them linearly.
+
+    Args:
+        input_size: Features of the backbone.
+        output_size: Outputs of each step.
+        dropout: Dropout on the features, 0 to 1.
+
+    Example:
+        >>> import torch
+        >>> LinearHead(8, 3)(torch.ones(2, 5, 8)).shape
+        torch.Size([2, 5, 3])
+    """
+
+    def __init__(self, input_size: int, output_size: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(input_size, output_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, T, input_size) to (B, T, output_size)."""
+        outputs: Tensor = self.linear(self.dropout(features))
+        return outputs

@@ -1,0 +1,180 @@
+"""Plain descriptions of objects: what a YAML holds, what a checkpoint holds, and which of it may be imported.
+
+A spec is ``{"class_path": "rimlit.backbones.RIM", "init_args": {"hidden_size": 600}}``. Checkpoints hold specs and
+never objects, so that they load with ``weights_only=True``.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeAlias
+
+from rimlit.errors import ConfigError
+
+Spec: TypeAlias = dict[str, Any]
+
+TRUSTED_PACKAGES = ("rimlit", "torch", "lightning", "torchmetrics")
+_trusted_here: set[str] = set()
+
+
+def trust(package: str) -> None:
+    """Allow class paths of ``package`` in configs and checkpoints for the rest of this process."""
+    _trusted_here.add(package)
+
+
+def trusted_packages() -> tuple[str, ...]:
+    """Return the packages whose class paths are imported: rimlit's own list, plugins and what the user named."""
+    plugins = (point.module for point in importlib.metadata.entry_points(group="rimlit.plugins"))
+    named = os.environ.get("RIMLIT_TRUST", "").split(",")
+    everything = (*TRUSTED_PACKAGES, *plugins, *named, *sorted(_trusted_here))
+    return tuple(dict.fromkeys(name.strip().split(".")[0] for name in everything if name.strip()))
+
+
+def check_trusted(class_path: str) -> None:
+    """Raise a ConfigError unless ``class_path`` lies in a trusted package. Nothing is imported."""
+    package = class_path.split(".")[0]
+    if package not in trusted_packages():
+        raise ConfigError(
+            f"class_path={class_path!r} is outside the trusted packages ({', '.join(trusted_packages())}). "
+            f"If it is yours, pass --trust {package} or set RIMLIT_TRUST={package}; "
+            f"from Python: rimlit.trust({package!r})."
+        )
+
+
+def find_class(class_path: str, base: type) -> type:
+    """Return the class at ``class_path``.
+
+    Args:
+        class_path: Dotted path, in a trusted package or of an already imported subclass of ``base``.
+        base: What the class must be a subclass of.
+
+    Raises:
+        ConfigError: The path is not trusted, does not exist or is no subclass of ``base``.
+    """
+    for known in _subclasses(base):
+        if path_of(known) == class_path:
+            return known
+    check_trusted(class_path)
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"class_path={class_path!r} cannot be imported: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"class_path={class_path!r} must be a subclass of {path_of(base)}.")
+    return found
+
+
+def path_of(cls: type) -> str:
+    """Return the dotted path of ``cls``, the shortest public one for rimlit's own classes."""
+    package = ".".join(cls.__module__.split(".")[:2])
+    if cls.__module__.startswith("rimlit.") and hasattr(importlib.import_module(package), cls.__name__):
+        return f"{package}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def to_spec(factory: Any, name: str) -> Spec:
+    """Describe a factory as plain data.
+
+    Args:
+        factory: A class, a ``functools.partial`` of a class with keyword arguments, or a spec.
+        name: Argument it was given as, for the message.
+
+    Raises:
+        ConfigError: The factory is something else, which a checkpoint could not hold.
+    """
+    if isinstance(factory, Mapping):
+        if "class_path" not in factory or set(factory) - {"class_path", "init_args"}:
+            raise ConfigError(f"{name} must have the keys class_path and init_args; got {sorted(factory)}.")
+        return {"class_path": factory["class_path"], "init_args": dict(factory.get("init_args") or {})}
+    if isinstance(factory, type):
+        return {"class_path": path_of(factory), "init_args": {}}
+    if isinstance(factory, functools.partial):
+        # jsonargparse hands the class as the last positional argument of a partial of its own
+        candidates = [part for part in (factory.func, *factory.args) if isinstance(part, type)]
+        if len(candidates) == 1:
+            init_args = {key: to_plain(value, f"{name}.{key}") for key, value in factory.keywords.items()}
+            return {"class_path": path_of(candidates[0]), "init_args": init_args}
+    raise ConfigError(
+        f"{name} must be a class, functools.partial(Class, key=value, …) or a dict of class_path and init_args, "
+        f"so that a checkpoint can hold it; got {factory!r}."
+    )
+
+
+def to_plain(value: Any, name: str) -> Any:
+    """Turn an argument into plain data: numbers, strings, lists and dicts stay, factories become specs.
+
+    Raises:
+        ConfigError: The value is none of these.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return to_spec(value, name)
+
+
+def build(spec: Spec, base: type, *args: Any) -> Any:
+    """Build what ``spec`` describes, with ``args`` before its keyword arguments.
+
+    Raises:
+        ConfigError: The class cannot be used or an argument is not one of its own.
+    """
+    cls = find_class(spec["class_path"], base)
+    init_args = spec["init_args"]
+    known = [name for name in inspect.signature(cls).parameters]
+    unknown = [name for name in init_args if name not in known]
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(known)}.")
+    return cls(*args, **init_args)
+
+
+def given_arguments(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of ``cls`` by name, defaults filled in."""
+    bound = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)  # type: ignore[misc]
+    bound.apply_defaults()
+    arguments = dict(list(bound.arguments.items())[1:])  # without self
+    arguments.update(arguments.pop("kwargs", {}))
+    return arguments
+
+
+class Recorded:
+    """Mixin that remembers with which arguments an object was made, whatever its subclass's signature is."""
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the arguments; copying calls this without any."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "_arguments", given_arguments(cls, args, kwargs))
+        return self
+
+    @property
+    def spec(self) -> Spec:
+        """How to make this object again, as plain data."""
+        arguments = {name: to_plain(value, name) for name, value in self._arguments.items()}
+        return {"class_path": path_of(type(self)), "init_args": arguments}
+
+
+def non_default_arguments(spec: Spec, find: Callable[[str], type]) -> dict[str, Any]:
+    """Return the arguments of ``spec`` that differ from the defaults of its class, for people to read."""
+    parameters = inspect.signature(find(spec["class_path"])).parameters
+    return {
+        name: value
+        for name, value in spec["init_args"].items()
+        if name not in parameters or value != parameters[name].default
+    }
+
+
+def _subclasses(base: type) -> list[type]:
+    found = [base]
+    for child in base.__subclasses__():
+        found.extend(_subclasses(child))
+    return found

@@ -1,0 +1,289 @@
+"""The base of every task: encoder → backbone → head, one shared step, metrics, checkpoints of plain data."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric, MetricCollection
+
+import rimlit
+from rimlit.backbones import Backbone, BackboneFactory
+from rimlit.data import DataModule
+from rimlit.errors import CheckpointError, ConfigError
+from rimlit.heads import LinearHead
+from rimlit.spec import Recorded, build, find_class, to_spec
+from rimlit.types import State
+
+Stage = Literal["train", "val", "test"]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+LINKED = ("vocabulary_size", "input_size", "output_size", "recall_length", "level")
+"""Plain values that the command line takes from the data module for the task's arguments of the same name."""
+
+
+class Task(Recorded, L.LightningModule, ABC):
+    """Base of all tasks. A subclass gives :meth:`loss` and :meth:`metrics`.
+
+    Optimiser and scheduler are factories, as the backbone is: a class, a ``functools.partial`` of one, or a
+    dict of ``class_path`` and ``init_args``. The scheduler advances with every optimiser step.
+
+    Args:
+        encoder: Maps a batch's inputs to what the backbone reads; its ``output_size`` is the input size.
+        backbone: Factory of the backbone, called with the encoder's output size.
+        output_size: Outputs of each step.
+        head: Factory of the head, called with the backbone's and the task's output size.
+        optimizer: Factory, called with the parameters; by default Adam at 7e-4 (paper, table 3).
+        scheduler: Factory, called with the optimiser; none by default.
+
+    Raises:
+        ConfigError: A factory is of a kind that a checkpoint could not hold, or a size is missing.
+    """
+
+    monitor: ClassVar[str] = "val/loss"
+    """Metric that decides which checkpoint is best; lower is better. In-distribution validation only."""
+
+    headline: ClassVar[tuple[str, ...]] = ("loss",)
+    """Test metrics that the table at the end of a run shows."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse a size that no data module declared, before anything is built with it."""
+        self = super().__new__(cls, *args, **kwargs)
+        for name in LINKED:
+            if name in kwargs and kwargs[name] is None:
+                raise ConfigError(f"{cls.__name__} needs {name}, which the data module does not declare.")
+        return self
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        backbone: BackboneFactory,
+        output_size: int,
+        *,
+        head: Callable[[int, int], nn.Module] = LinearHead,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        super().__init__()
+        # Lightning's own way of finding arguments would also take those of this class, which hold modules
+        self.save_hyperparameters(self.spec["init_args"], logger=False)
+        self.encoder = encoder
+        self.backbone: Backbone = build(to_spec(backbone, "backbone"), Backbone, encoder.output_size)
+        self.head = head(self.backbone.output_size, output_size)
+        self._optimizer = to_spec(Adam if optimizer is None else optimizer, "optimizer")
+        if optimizer is None:
+            self._optimizer["init_args"]["lr"] = 7e-4
+        self._scheduler = None if scheduler is None else to_spec(scheduler, "scheduler")
+        # not submodules: their float64 sums stay exact whatever the model is cast to
+        self._metrics: dict[str, MetricCollection] = {}
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the loss, a scalar, of ``outputs`` (B, T, output_size) for a batch."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, Metric]:
+        """Return fresh metrics by name, each updated with what :meth:`scored` returns."""
+
+    def scored(self, outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return predictions and targets as the metrics take them; by default outputs and targets."""
+        return outputs, batch.targets
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over a sequence.
+
+        Args:
+            inputs: What the encoder reads, (B, T, …).
+            state: The backbone's state to go on from.
+            resets: (B, T) bool: where the state is replaced by the initial one before a step.
+
+        Returns:
+            Outputs (B, T, output_size) and the backbone's state after the last step.
+        """
+        features, state = self.backbone(self.encoder(inputs), state, resets)
+        return self.head(features), state
+
+    def shared_step(self, batch: Any, stage: Stage, group: int = 0) -> Tensor:
+        """Run a batch of any stage: forward, loss, metrics, logs."""
+        outputs, _ = self(batch.inputs)
+        return self.log_step(outputs, batch, stage, group)
+
+    def log_step(self, outputs: Tensor, batch: Any, stage: Stage, group: int = 0) -> Tensor:
+        """Log the loss and, outside training, the metrics of a batch; return the loss."""
+        loss = self.loss(outputs, batch)
+        if stage == "train":
+            self.log("train/loss", loss, prog_bar=True)
+            return loss
+        prefix = self.prefix(stage, group)
+        size = len(batch.inputs)
+        self.log(f"{prefix}/loss", loss, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+        metrics = self._metrics[prefix]
+        metrics.update(*self.scored(outputs, batch))
+        return loss
+
+    def prefix(self, stage: Stage, group: int) -> str:
+        """Return what stands before a metric's name: ``val``, or ``test/span_200`` for a named group."""
+        names = self._group_names(stage)
+        name = names[group] if group < len(names) else f"group_{group}"
+        return f"{stage}/{name}" if name else stage
+
+    def _group_names(self, stage: Stage) -> list[str]:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DataModule):
+            return data.group_names(stage)
+        loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        count = len(loaders) if isinstance(loaders, list) else 1
+        return [""] if count == 1 else [f"group_{index}" for index in range(count)]
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """Run a training batch."""
+        return self.shared_step(batch, "train")
+
+    def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Run a validation batch."""
+        self.shared_step(batch, "val", dataloader_idx)
+
+    def test_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Run a test batch."""
+        self.shared_step(batch, "test", dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Return one plain record per sequence: inputs, targets, outputs."""
+        outputs, _ = self(batch.inputs)
+        return [
+            {"inputs": inputs.tolist(), "targets": targets.tolist(), "outputs": output.tolist()}
+            for inputs, targets, output in zip(batch.inputs, batch.targets, outputs, strict=True)
+        ]
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the validation metrics."""
+        self._start_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start the test metrics."""
+        self._start_metrics("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_metrics(show=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_metrics(show=False)
+
+    def _start_metrics(self, stage: Stage) -> None:
+        self._metrics = {
+            self.prefix(stage, group): MetricCollection(dict(self.metrics())).to(self.device)
+            for group in range(len(self._group_names(stage)))
+        }
+
+    def _log_metrics(self, *, show: bool) -> None:
+        for prefix, metrics in self._metrics.items():
+            for name, value in metrics.compute().items():
+                self.log(
+                    f"{prefix}/{name}",
+                    value.float(),
+                    prog_bar=show and name in self.headline,
+                    # torchmetrics has already added up the processes' sums
+                    sync_dist=False,
+                )
+
+    def on_fit_start(self) -> None:
+        """Log the floors."""
+        self._log_floors()
+
+    def on_test_start(self) -> None:
+        """Log the floors."""
+        self._log_floors()
+
+    def _log_floors(self) -> None:
+        floors = {f"floor/{name}": value for name, value in self.floors().items()}
+        for logger in self.loggers:
+            if floors:
+                logger.log_metrics(floors, step=0)
+
+    def floors(self) -> dict[str, float]:
+        """Return the scores of a model that learnt only the format; by default what the data module says."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data.floors() if isinstance(data, DataModule) else {}
+
+    def step_labels(self, batch: Any) -> list[str] | None:
+        """Return what each step of a batch's first sequence is, for the activity figure; None if unnamed."""
+        return None
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and scheduler from their factories."""
+        optimizer = build(self._optimizer, Optimizer, self.parameters())
+        if self._scheduler is None:
+            return optimizer
+        spec = self._scheduler
+        parameters = find_class(spec["class_path"], LRScheduler).__init__.__code__.co_varnames
+        if "total_steps" in parameters and spec["init_args"].get("total_steps") is None:
+            steps = self.trainer.estimated_stepping_batches
+            total = None if math.isinf(steps) else int(steps)
+            spec = {**spec, "init_args": {**spec["init_args"], "total_steps": total}}
+        scheduler = build(spec, LRScheduler, optimizer)
+        options: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            options |= {"interval": "epoch", "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": options}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds task and data from the file alone."""
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoint["rimlit"] = {
+            "version": rimlit.__version__,
+            "task": self.spec,
+            "data": data.spec if isinstance(data, DataModule) else None,
+        }
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load a task from a checkpoint alone, always with ``weights_only=True``.
+
+        Args:
+            checkpoint_path: A local file.
+            **kwargs: Arguments of the task that replace the checkpoint's; ``map_location`` and ``strict`` go
+                to Lightning.
+
+        Returns:
+            A task of the class that the file names, in evaluation mode.
+
+        Raises:
+            CheckpointError: The file is missing, is no checkpoint of rimlit, or is one of another class.
+            ConfigError: The file names a class outside the trusted packages.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        named = find_class(checkpoint["rimlit"]["task"]["class_path"], Task)
+        if not issubclass(named, cls):
+            raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is no {cls.__name__}.")
+        task: Self = super(Task, named).load_from_checkpoint(checkpoint_path, weights_only=True, **kwargs)
+        return task.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that rimlit wrote, with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: The path is a URL, is missing, cannot be read, or is no checkpoint of rimlit.
+    """
+    if "://" in str(path):
+        raise CheckpointError(f"Checkpoints are local files; got {path}.")
+    if not Path(path).is_file():
+        raise CheckpointError(f"No checkpoint at {path}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001: torch raises half a dozen kinds
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(checkpoint, Mapping) or "rimlit" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
+    return dict(checkpoint)

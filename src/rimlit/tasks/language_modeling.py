@@ -1,0 +1,175 @@
+"""Language modelling: predict the next token, state carried from chunk to chunk."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+
+from rimlit.backbones import BackboneFactory
+from rimlit.data.text import Prompt, Text
+from rimlit.encoders import Embedding
+from rimlit.errors import ConfigError
+from rimlit.heads import LinearHead, TiedHead
+from rimlit.metrics import IGNORED, BitsPerCharacter, CrossEntropy, Perplexity
+from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Stage, Task
+from rimlit.types import SequenceBatch, State, detach_state
+
+
+class LanguageModelingTask(Task):
+    """Predict the next character, byte or word of a text.
+
+    Batches are chunks of contiguous rows of text. The state after a chunk, cut from its graph, starts the
+    next one (truncated backpropagation), in training and in evaluation; each epoch starts from the initial
+    state. Prediction continues a prompt.
+
+    Args:
+        backbone: Factory of the backbone, called with ``embedding_size``.
+        vocabulary_size: Tokens; from the data module.
+        level: Unit of the text, ``character``, ``byte`` or ``word``; from the data module. At the first two
+            bits per character are logged too (a byte counts as a character).
+        embedding_size: Features of each token's embedding, at least 1.
+        tie_embeddings: Whether the head scores tokens by their embedding.
+        dropout: Dropout on embeddings and on the backbone's features, 0 to 1.
+        carry_state: Whether training carries the state over chunks; evaluation always does.
+        num_tokens: Tokens with which prediction continues a prompt, at least 1.
+        temperature: Divides the scores before sampling; 0 takes the most likely token.
+        top_k: Sample among the k most likely tokens only; None among all.
+        sample_seed: Seed of the sampling.
+        optimizer: Factory, called with the parameters; by default Adam at 7e-4.
+        scheduler: Factory, called with the optimiser; none by default.
+
+    Raises:
+        ConfigError: A value is out of its range, or a factory of a kind that a checkpoint could not hold.
+        ValueError: A size is below 1.
+
+    Example:
+        >>> from functools import partial
+        >>> from rimlit import LSTM
+        >>> task = LanguageModelingTask(partial(LSTM, hidden_size=16), vocabulary_size=256, level="byte")
+        >>> logits, state = task(torch.zeros(2, 25, dtype=torch.long))
+        >>> logits.shape
+        torch.Size([2, 25, 256])
+    """
+
+    monitor = "val/cross_entropy"
+    headline = ("cross_entropy", "perplexity", "bits_per_character")
+
+    def __init__(
+        self,
+        backbone: BackboneFactory,
+        vocabulary_size: int,
+        level: str,
+        *,
+        embedding_size: int = 128,
+        tie_embeddings: bool = False,
+        dropout: float = 0.0,
+        carry_state: bool = True,
+        num_tokens: int = 400,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        sample_seed: int = 0,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        if num_tokens < 1:
+            raise ConfigError(f"num_tokens must be at least 1; got num_tokens={num_tokens}.")
+        if temperature < 0:
+            raise ConfigError(f"temperature must be at least 0; got temperature={temperature}.")
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"top_k must be at least 1 or null; got top_k={top_k}.")
+        encoder = Embedding(vocabulary_size, embedding_size, dropout=dropout)
+
+        def head(input_size: int, output_size: int) -> torch.nn.Module:
+            if tie_embeddings:
+                return TiedHead(input_size, encoder.table, dropout=dropout)
+            return LinearHead(input_size, output_size, dropout=dropout)
+
+        super().__init__(encoder, backbone, vocabulary_size, head=head, optimizer=optimizer, scheduler=scheduler)
+        if tie_embeddings:
+            torch.nn.init.normal_(encoder.table.weight, std=embedding_size**-0.5)
+        self.level = level
+        self.carry_state = carry_state
+        self.num_tokens = num_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.sample_seed = sample_seed
+        # neither parameter nor buffer: it belongs to the rows of this process, and DDP would broadcast it
+        self._carried: State | None = None
+
+    def shared_step(self, batch: SequenceBatch, stage: Stage, group: int = 0) -> Tensor:
+        """Run a chunk from the state the last one left."""
+        if stage == "train" and not self.carry_state:
+            self._carried = None
+        outputs, state = self(batch.inputs, self._carried)
+        self._carried = detach_state(state)
+        return self.log_step(outputs, batch, stage, group)
+
+    def loss(self, outputs: Tensor, batch: SequenceBatch) -> Tensor:
+        """Return the mean cross-entropy over unpadded tokens, nats."""
+        return functional.cross_entropy(outputs.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return metrics counted once per token."""
+        metrics: dict[str, Metric] = {"cross_entropy": CrossEntropy(), "perplexity": Perplexity()}
+        if self.level != "word":
+            metrics["bits_per_character"] = BitsPerCharacter()
+        return metrics
+
+    def on_train_epoch_start(self) -> None:
+        """Start the text from the initial state."""
+        self._carried = None
+
+    def on_validation_epoch_start(self) -> None:
+        """Set the training state aside and start the text from the initial state."""
+        super().on_validation_epoch_start()
+        self._training_state, self._carried = self._carried, None
+
+    def on_validation_epoch_end(self) -> None:
+        """Take the training state up again."""
+        super().on_validation_epoch_end()
+        self._carried = self._training_state
+
+    def on_test_epoch_start(self) -> None:
+        """Start the text from the initial state."""
+        super().on_test_epoch_start()
+        self._carried = None
+
+    def predict_step(self, batch: Prompt, batch_index: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Continue a prompt; returns one record with ``prompt`` and ``text``."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, Text)
+        tokens = self.continue_tokens(batch.inputs)
+        return [{"prompt": batch.text, "text": data.vocabulary.decode(tokens[0])}]
+
+    @torch.no_grad()
+    def continue_tokens(self, tokens: Tensor) -> Tensor:
+        """Sample ``num_tokens`` tokens after ``tokens`` (B, T), T at least 1; returns (B, num_tokens)."""
+        generator = torch.Generator(tokens.device).manual_seed(self.sample_seed)
+        logits, state = self(tokens)
+        sampled = []
+        for _ in range(self.num_tokens):
+            choice = self._choose(logits[:, -1], generator)
+            sampled.append(choice)
+            logits, state = self(choice, state)
+        return torch.cat(sampled, dim=1)
+
+    def _choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one token (B, 1) for scores (B, V)."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1, keepdim=True)
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+
+    def step_labels(self, batch: SequenceBatch) -> list[str] | None:
+        """Return the tokens of the first row as text."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, Text):
+            return None
+        length = int(batch.lengths[0])
+        return [data.vocabulary.decode(token[None]) for token in batch.inputs[0, :length]]

@@ -1,0 +1,56 @@
+"""Learning-rate schedules whose length is the run's own."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class WarmupCosine(LRScheduler):
+    """Raise the rate linearly, then let it fall along half a cosine to the run's last step.
+
+    Args:
+        optimizer: Optimiser whose rates are the peak.
+        warmup_steps: Optimiser steps of the linear rise, at least 0.
+        final_ratio: Rate at the end over the peak, 0 to 1.
+        total_steps: Optimiser steps in all; the task fills in the run's own number.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> schedule = WarmupCosine(optimizer, warmup_steps=2, total_steps=10)
+        >>> schedule.get_last_lr()
+        [0.5]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        warmup_steps: int = 0,
+        final_ratio: float = 0.0,
+        total_steps: int | None = None,
+    ) -> None:
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be at least 0; got warmup_steps={warmup_steps}.")
+        if not 0 <= final_ratio <= 1:
+            raise ValueError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
+        if total_steps is None or total_steps < 1:
+            raise ValueError(
+                f"WarmupCosine needs a run of known length; got total_steps={total_steps}. "
+                "Set trainer.max_steps or trainer.max_epochs."
+            )
+        self.warmup_steps = warmup_steps
+        self.final_ratio = final_ratio
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        """Return the rates of the step to come."""
+        rise = min(1.0, (self.last_epoch + 1) / max(self.warmup_steps, 1))
+        progress = min(1.0, self.last_epoch / self.total_steps)
+        fall = self.final_ratio + (1 - self.final_ratio) * (1 + math.cos(math.pi * progress)) / 2
+        return [base * rise * fall for base in self.base_lrs]
