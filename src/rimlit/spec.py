@@ -9,7 +9,8 @@ import importlib
 import importlib.metadata
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from typing import Any, Self, TypeAlias
 
 from rimlit.errors import ConfigError
@@ -54,7 +55,7 @@ def find_class(class_path: str, base: type) -> type:
     Raises:
         ConfigError: The path is not trusted, does not exist or is no subclass of ``base``.
     """
-    for known in _subclasses(base):
+    for known in subclasses(base):
         if path_of(known) == class_path:
             return known
     check_trusted(class_path)
@@ -163,9 +164,10 @@ class Recorded:
         return {"class_path": path_of(type(self)), "init_args": arguments}
 
 
-def non_default_arguments(spec: Spec, find: Callable[[str], type]) -> dict[str, Any]:
-    """Return the arguments of ``spec`` that differ from the defaults of its class, for people to read."""
-    parameters = inspect.signature(find(spec["class_path"])).parameters
+def non_default_arguments(spec: Spec) -> dict[str, Any]:
+    """Return the arguments of ``spec``, of a class in use, that differ from its defaults, for people to read."""
+    module_name, _, name = spec["class_path"].rpartition(".")
+    parameters = inspect.signature(getattr(sys.modules[module_name], name)).parameters
     return {
         name: value
         for name, value in spec["init_args"].items()
@@ -173,8 +175,9 @@ def non_default_arguments(spec: Spec, find: Callable[[str], type]) -> dict[str, 
     }
 
 
-def _subclasses(base: type) -> list[type]:
+def subclasses(base: type) -> list[type]:
+    """Return ``base`` and all its subclasses that are imported."""
     found = [base]
     for child in base.__subclasses__():
-        found.extend(_subclasses(child))
+        found.extend(subclasses(child))
     return found

@@ -43,6 +43,10 @@ class Backbone(nn.Module, ABC):
             Features (B, T, output_size) and the state after the last step.
         """
 
+    def active_parameters(self) -> int:
+        """Return how many parameters take part in one step of one sequence; by default all."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def starting_state(self, inputs: Tensor, state: State | None) -> tuple[State, State]:
         """Return the state to start from and the initial state, both for the batch in ``inputs``.
 

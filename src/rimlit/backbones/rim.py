@@ -230,14 +230,14 @@ class RIM(Backbone):
             Features (B, T, hidden_size), mechanism by mechanism, and the state after the last step.
         """
         require_input(self, inputs, allow_slots=True)
-        backend = self._resolve_backend()
+        backend = self._announce_backend()
         state, initial = self.starting_state(inputs, state)
         sequence = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)  # (B, T, N, D)
         states, activities = [], []
+        features = sequence.flatten(2)
         for index, layer in enumerate(self.layers):
             if index > 0:
-                below = functional.dropout(result.features.flatten(2), self.dropout, self.training)
-                sequence = below.unsqueeze(2)
+                sequence = functional.dropout(features, self.dropout, self.training).unsqueeze(2)
             layer_inputs = LayerInputs(
                 sequence,
                 map_state(lambda tensor, at=index: tensor[:, at], state),
@@ -247,12 +247,14 @@ class RIM(Backbone):
                 bool(self._activity_hooks),
             )
             result = run_layer(backend, layer.weights(), layer.options, layer_inputs)
+            features = result.features.flatten(2)
             states.append(result.state)
-            activities.append(result.activity)
+            if result.activity is not None:
+                activities.append(result.activity)
         for hook in self._activity_hooks:
             hook(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
-        return result.features.flatten(2), state
+        return features, state
 
     @contextmanager
     def record_activity(self) -> Iterator[list[Activity]]:
@@ -274,8 +276,25 @@ class RIM(Backbone):
         finally:
             self._activity_hooks.remove(hook)
 
-    def _resolve_backend(self) -> str:
-        name, reason = resolve_backend(self.backend)
+    def resolve_backend(self) -> tuple[str, str]:
+        """Return the time loop that a forward takes now, and why."""
+        return resolve_backend(self.backend)
+
+    def active_parameters(self) -> int:
+        """Return how many parameters take part in one step of one sequence.
+
+        Dynamics and communication belong to a mechanism and count for the K active ones; with
+        ``inactive="candidate"`` all mechanisms compute them. Everything else counts in full.
+        """
+        idle = 0.0
+        for layer in self.layers:
+            if layer.options.inactive == "preserved":
+                idle_share = 1 - self.num_active / self.num_mechanisms
+                idle += idle_share * layer.parameters_of_mechanisms()
+        return super().active_parameters() - round(idle)
+
+    def _announce_backend(self) -> str:
+        name, reason = self.resolve_backend()
         if name != self._announced_backend and not torch.compiler.is_compiling():
             log.info("RIM time loop: %s (%s).", name, reason)
             self._announced_backend = name
@@ -347,6 +366,18 @@ class RIMLayer(nn.Module):
             communication_output=self.communication_output.weight if communicates else None,
             communication_bias=self.communication_output.bias if communicates else None,
         )
+
+    def parameters_of_mechanisms(self) -> int:
+        """Return the number of parameters of all mechanisms' dynamics and communication."""
+        weights = self.weights()
+        own = (
+            weights.cell_input,
+            weights.cell_hidden,
+            weights.cell_bias,
+            weights.communication,
+            weights.communication_output,
+        )
+        return sum(w.numel() for w in own if w is not None and w.shape[0] == self.options.num_mechanisms)
 
     def draw_keep(self, sequence: Tensor) -> Keep:
         """Draw the dropout factors for ``sequence`` (B, T, N, D)."""

@@ -1,0 +1,5 @@
+"""``python -m rimlit``."""
+
+from rimlit.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""The command ``rimlit``. This module imports neither torch nor Lightning, so that help answers at once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from rimlit import __version__
+from rimlit.cli.configs import list_configs, read_config
+from rimlit.errors import CheckpointError, ConfigError, DataError
+
+SUBCOMMANDS = {
+    "fit": "train a task, then test the best checkpoint",
+    "validate": "score a checkpoint on the validation data",
+    "test": "score a checkpoint on the test data",
+    "predict": "write a checkpoint's predictions, or continue a prompt",
+    "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
+}
+
+HELP = f"""\
+rimlit {__version__}: Recurrent Independent Mechanisms for PyTorch Lightning
+
+usage: rimlit COMMAND [--config FILE_OR_NAME ...] [--key.of.the.config VALUE ...]
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+
+examples:
+  rimlit fit --config copying/rim
+  rimlit fit --config copying/rim --model.backbone.init_args.num_active 3 --seed_everything 1
+  rimlit fit --config copying/rim --print_config
+  rimlit test --ckpt_path runs/copying/rim-seed0/checkpoints/best.ckpt
+  rimlit predict --config language/rim --ckpt_path best --data.prompt "def "
+
+help on the settings:
+  rimlit COMMAND --help                  everything a command takes
+  rimlit fit --model.help CopyingTask    a class's arguments, also for
+                                         --model.init_args.backbone.help RIM, --data.help, --trainer.logger.help
+
+other options:
+  --version                  print the version
+  --trust PACKAGE            allow class paths of PACKAGE in configs and checkpoints (or RIMLIT_TRUST=A,B)
+  --print_shtab=bash|zsh     print a completion script (needs the extra 'completion')
+
+Runs are kept in runs/<dataset>/<config>-seed<seed>/ and tracked by MLflow in mlflow.db: look at them with 'mlflow ui'.
+RIMLIT_DEBUG=1 shows the traceback of an error.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with the codes of :mod:`rimlit.errors`.
+
+    Args:
+        argv: Arguments without the program's name; by default those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(arguments)
+    except (ConfigError, DataError, CheckpointError) as error:
+        if os.environ.get("RIMLIT_DEBUG"):
+            traceback.print_exc()
+        print(f"rimlit: error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif arguments[0] == "--version":
+        print(f"rimlit {__version__}")
+    elif arguments[0] == "configs":
+        print(read_config(arguments[1]) if len(arguments) > 1 else list_configs(), end="")
+    elif arguments[0] in SUBCOMMANDS or arguments[0].startswith("--print_shtab"):
+        from rimlit.cli.run import run
+
+        run(arguments)
+    else:
+        near = get_close_matches(arguments[0], SUBCOMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{arguments[0]!r} is no command; there are {', '.join(SUBCOMMANDS)}.{hint}")

@@ -1,0 +1,63 @@
+"""The configs and recorded results that ship with the package."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from rimlit.errors import ConfigError
+
+_PACKAGE = Path(__file__).parents[1]
+_CHECKOUT = _PACKAGE.parents[1]
+
+
+def shipped_folder(in_wheel: str, in_checkout: str) -> Path:
+    """Return a folder that the wheel holds under one name and the repository under another."""
+    folder = _PACKAGE / in_wheel
+    return folder if folder.is_dir() else _CHECKOUT / in_checkout
+
+
+def configs_folder() -> Path:
+    """Return the folder of the shipped configs."""
+    return shipped_folder("configs", "configs")
+
+
+def config_names() -> list[str]:
+    """Return the names of the shipped configs, such as ``copying/rim``."""
+    folder = configs_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """Return the file for a path or for the name of a shipped config.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = configs_folder() / (name if path.suffix in (".yaml", ".yml") else f"{name}.yaml")
+    if shipped.is_file():
+        return shipped
+    stem = name.removeprefix("configs/").removesuffix(".yaml")
+    from_root = configs_folder() / f"{stem}.yaml"
+    if from_root.is_file():
+        return from_root
+    near = get_close_matches(stem, config_names(), n=3, cutoff=0.5)
+    hint = f"Did you mean {', '.join(near)}?" if near else "'rimlit configs' lists them."
+    raise ConfigError(f"config={name!r} is neither a file nor the name of a shipped config. {hint}")
+
+
+def list_configs() -> str:
+    """Return a line per shipped config: its name and what its header says first."""
+    names = config_names()
+    width = max(len(name) for name in names)
+    lines = []
+    for name in names:
+        first = (configs_folder() / f"{name}.yaml").read_text().splitlines()[0]
+        lines.append(f"{name:<{width}}  {first.removeprefix('#').strip()}\n")
+    return "".join(lines)
+
+
+def read_config(name: str) -> str:
+    """Return the text of a config."""
+    return find_config(name).read_text()

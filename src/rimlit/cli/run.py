@@ -1,0 +1,366 @@
+"""``rimlit fit|validate|test|predict``: LightningCLI with rimlit's run folder, loggers, callbacks and errors."""
+
+import atexit
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+import rimlit.backbones
+import rimlit.training  # noqa: F401: its classes are found by their bare names
+from rimlit.cli.configs import find_config
+from rimlit.cli.messages import cause_of, explain, trusted_imports
+from rimlit.cli.report import print_report
+from rimlit.data import DataModule
+from rimlit.errors import CheckpointError, ConfigError
+from rimlit.spec import Spec, find_class, trust
+from rimlit.tasks import Task
+from rimlit.tasks.base import LINKED, read_checkpoint
+from rimlit.training.activity import MechanismActivity
+from rimlit.training.predictions import PredictionFile
+from rimlit.training.progress import ProgressBar
+from rimlit.training.recording import RunFolder, RunRecorder
+from rimlit.training.tracking import LocalMetrics, MLflowTracker
+
+CHECKPOINT_KEYS = ("best", "last")
+
+
+def run(arguments: list[str]) -> None:
+    """Run a subcommand of LightningCLI.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: What the user can mend.
+    """
+    _quieten()
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not see modules beside the user
+    command = " ".join(["rimlit", *arguments])
+    arguments = _take_trust(arguments)
+    arguments = _resolve_configs(arguments)
+    checkpoint = _checkpoint_of(arguments)
+    if checkpoint is not None:
+        arguments = _with_config_of(checkpoint, arguments)
+    # Lightning starts the other processes of a node with this command line
+    sys.argv[1:] = arguments
+    with trusted_imports():
+        RimlitCLI(command, checkpoint)
+
+
+class RimlitCLI(LightningCLI):
+    """LightningCLI for tasks and data modules of rimlit.
+
+    Args:
+        command: What the user typed, for the record.
+        checkpoint: Contents of the checkpoint the run starts from, if it is a file.
+    """
+
+    def __init__(self, command: str, checkpoint: dict[str, Any] | None) -> None:
+        self.command = command
+        self.checkpoint = checkpoint
+        subparsers = {name: {"exit_on_error": False, "allow_abbrev": False} for name in self.subcommands()}
+        super().__init__(
+            Task,
+            DataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            auto_configure_optimizers=False,
+            # checkpoints hold specs of their own, see rimlit.spec
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "rimlit", "exit_on_error": False, "allow_abbrev": False, **subparsers},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands and what of the trainer's methods is not for the user."""
+        ours = {"weights_only", "verbose"}
+        return {name: hidden | ours for name, hidden in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add rimlit's own settings and hand the data module's sizes to the task."""
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; by default the config's and the seed."
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Whether fit ends with a test of the best checkpoint."
+        )
+        for name in LINKED:
+            parser.link_arguments(
+                "data",
+                f"model.init_args.{name}",
+                compute_fn=lambda data, name=name: getattr(data, name, None),
+                apply_on="instantiate",
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake becomes one message."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise ConfigError(explain(error, self._subcommand_parsers)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let the checkpoint's hyper-parameters beat the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder and its loggers."""
+        config = self.config[self.subcommand]
+        self.folder = self._choose_folder(config)
+        config.trainer.default_root_dir = str(self.folder.path)
+        if self.subcommand == "fit" and config.ckpt_path is None and rank_zero_only.rank == 0:
+            self.folder.set_aside_earlier_run()
+
+    def _choose_folder(self, config: Namespace) -> RunFolder:
+        if config.trainer.default_root_dir is not None:
+            return RunFolder(Path(config.trainer.default_root_dir))
+        given = config.get("ckpt_path")
+        if self.subcommand != "fit" and given and Path(given).is_file():
+            folder = Path(given).resolve().parent
+            if folder.name == "checkpoints" and config.name is None:
+                return RunFolder(folder.parent)
+        dataset, name = find_class(config.data.class_path, DataModule).name, "run"
+        if config.config:
+            path = Path(str(config.config[0])).resolve()
+            parts = path.with_suffix("").parts
+            name = path.stem
+            if "configs" in parts:
+                inside = parts[len(parts) - parts[::-1].index("configs") :]
+                if len(inside) > 1:
+                    dataset, name = inside[-2], "-".join([*inside[:-2], inside[-1]])
+        return RunFolder(Path("runs") / dataset / (config.name or f"{name}-seed{config.seed_everything}"))
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a mistake in an argument becomes one message."""
+        if self.checkpoint is not None:
+            self.parser.add_instantiator(self._restore_data, DataModule, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            raise cause from error
+
+    def _restore_data(self, class_type: type[DataModule], *args: Any, **kwargs: Any) -> DataModule:
+        """Build a data module that knows what the checkpoint knows (a vocabulary), before sizes are asked for."""
+        data = class_type(*args, **kwargs)
+        assert self.checkpoint is not None
+        if class_type.__qualname__ in self.checkpoint:
+            data.load_state_dict(self.checkpoint[class_type.__qualname__])
+        return data
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add rimlit's loggers and callbacks to the trainer."""
+        config = self._get(self.config_init, "trainer")
+        is_trial = bool(config.get("fast_dev_run"))
+        logger = config.get("logger")
+        if logger is None or logger is True:
+            config["logger"] = False if is_trial else self._default_loggers()
+        if config.get("enable_progress_bar") is not False:
+            kwargs_bar: list[Callback] = [ProgressBar()]
+        else:
+            kwargs_bar = []
+        own: list[Callback] = [*kwargs_bar, MechanismActivity(figure=not is_trial), PredictionFile()]
+        if not is_trial:
+            if config.get("enable_checkpointing") is not False:
+                own.append(
+                    ModelCheckpoint(
+                        self.folder.checkpoints,
+                        filename="best",
+                        monitor=self.model.monitor,
+                        save_last=True,
+                        auto_insert_metric_name=False,
+                        enable_version_counter=False,
+                    )
+                )
+            own.append(RunRecorder(self.folder, self.command, self._resolved_config()))
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        names = {type(callback) for callback in given}
+        config["callbacks"] = [*(callback for callback in own if type(callback) not in names), *given]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"trainer: {error}") from error
+
+    def _default_loggers(self) -> list[Logger]:
+        state = self.folder.read_state()
+        tracker = MLflowTracker(
+            experiment_name(self.model), self.folder.path.name, run_id=state.get("mlflow_run_id")
+        )
+        return [LocalMetrics(self.folder.path), tracker]
+
+    def _resolved_config(self) -> str:
+        parser = self._parser(self.subcommand)
+        text: str = parser.dump(self.config[self.subcommand], skip_none=True)
+        return text
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what would run for ever or from nothing."""
+        trainer = self.trainer
+        if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_time is None:
+            sampler = getattr(self.datamodule.train_dataloader(), "sampler", None) if self._is_endless() else None
+            if sampler is not None and trainer.max_epochs is not None:
+                raise ConfigError(
+                    "The training stream has no end: set trainer.max_steps (or trainer.max_time, or "
+                    f"data.train_size); got max_steps=-1, max_epochs={trainer.max_epochs}."
+                )
+
+    def _is_endless(self) -> bool:
+        from rimlit.data import Copying
+
+        return isinstance(self.datamodule, Copying)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["ckpt_path"] = self._checkpoint_path(kwargs.get("ckpt_path"))
+        kwargs["weights_only"] = True
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False
+        return kwargs
+
+    def _checkpoint_path(self, given: Any) -> str | None:
+        if given is None and self.subcommand == "fit":
+            return None
+        if given is None or given in CHECKPOINT_KEYS:
+            path = self.folder.checkpoints / f"{given or 'best'}.ckpt"
+            if not path.is_file():
+                raise CheckpointError(
+                    f"ckpt_path={given!r}: there is no {path}. Train first, or name a file with --ckpt_path."
+                )
+            return str(path)
+        read_checkpoint(given)
+        return str(given)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, or the last one where nothing was validated."""
+        config = self.config[self.subcommand]
+        if not config.test_after_fit or self.trainer.fast_dev_run or self.trainer.interrupted:
+            return
+        saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
+        path = next((str(path) for path in saved if path.is_file()), None)
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+        self.after_test()
+
+    def after_test(self) -> None:
+        """Print the table."""
+        if self.trainer.is_global_zero:
+            print_report(self.trainer, self.model, self.folder, "test")
+
+    def after_validate(self) -> None:
+        """Print the table."""
+        if self.trainer.is_global_zero:
+            print_report(self.trainer, self.model, self.folder, "val")
+
+
+def experiment_name(task: Task) -> str:
+    """Return the MLflow experiment of a task: its class in words, ``copying`` for CopyingTask."""
+    name = type(task).__name__.removesuffix("Task") or type(task).__name__
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+def _take_trust(arguments: list[str]) -> list[str]:
+    """Take ``--trust`` from the command line, the only place besides the environment that may hold it."""
+    rest, named = [], []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == "--trust":
+            package = next(pending, None)
+            if package is None:
+                raise ConfigError("--trust needs the name of a package.")
+            named.append(package)
+        elif argument.startswith("--trust="):
+            named.append(argument.removeprefix("--trust="))
+        else:
+            rest.append(argument)
+    for package in named:
+        trust(package)
+    if named:  # for the processes this one starts
+        os.environ["RIMLIT_TRUST"] = ",".join([*named, os.environ.get("RIMLIT_TRUST", "")]).strip(",")
+    return rest
+
+
+def _resolve_configs(arguments: list[str]) -> list[str]:
+    """Replace names of shipped configs by their files."""
+    resolved = list(arguments)
+    for index, argument in enumerate(resolved):
+        if argument in ("--config", "-c") and index + 1 < len(resolved):
+            resolved[index + 1] = str(find_config(resolved[index + 1]))
+        elif argument.startswith("--config="):
+            resolved[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+    return resolved
+
+
+def _value_of(arguments: list[str], option: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}=")
+    return None
+
+
+def _checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:
+    """Return the contents of the checkpoint that a command other than fit names as a file."""
+    path = _value_of(arguments, "--ckpt_path")
+    if arguments[0] == "fit" or path is None or path in CHECKPOINT_KEYS:
+        return None
+    return read_checkpoint(path)
+
+
+def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str]:
+    """Put the checkpoint's own task and data before what the user gave, unless that is a config."""
+    if any(_value_of(arguments, option) for option in ("--config", "-c", "--model")):
+        return arguments
+    saved = checkpoint["rimlit"]
+    if saved["data"] is None:
+        raise CheckpointError("The checkpoint was written without a data module: give --config or --model and --data.")
+    config = {"model": _without_linked(saved["task"]), "data": saved["data"]}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump(config, file)
+    atexit.register(Path(file.name).unlink, missing_ok=True)
+    return [arguments[0], "--config", file.name, *arguments[1:]]
+
+
+def _without_linked(spec: Spec) -> Spec:
+    init_args = {name: value for name, value in spec["init_args"].items() if name not in LINKED}
+    return {**spec, "init_args": init_args}
+
+
+class _NoAdverts(logging.Filter):
+    """Drop what Lightning logs about other products."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is shown."""
+        message = record.getMessage()
+        return "💡" not in message and "TPU available" not in message and "`weights_only`" not in message
+
+
+def _quieten() -> None:
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(_NoAdverts())
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_NoAdverts())
+    rimlit_log = logging.getLogger("rimlit")
+    if not rimlit_log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        rimlit_log.addHandler(handler)
+        rimlit_log.setLevel(logging.INFO)
+    # loading from memory or by arithmetic is not the bottleneck that more workers would widen
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # Lightning's own, about torch's pytree
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

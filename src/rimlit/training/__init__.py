@@ -1,0 +1,18 @@
+"""What surrounds a task while it runs: callbacks, loggers, schedules, the run's folder."""
+
+from rimlit.training.activity import MechanismActivity
+from rimlit.training.predictions import PredictionFile
+from rimlit.training.progress import ProgressBar
+from rimlit.training.recording import RunRecorder
+from rimlit.training.schedules import WarmupCosine
+from rimlit.training.tracking import LocalMetrics, MLflowTracker
+
+__all__ = [
+    "LocalMetrics",
+    "MLflowTracker",
+    "MechanismActivity",
+    "PredictionFile",
+    "ProgressBar",
+    "RunRecorder",
+    "WarmupCosine",
+]

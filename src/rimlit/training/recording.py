@@ -1,0 +1,205 @@
+"""The folder of a run and what is written there: config, state, results."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+import rimlit
+from rimlit.backbones import RIM, Backbone
+from rimlit.data import DataModule
+from rimlit.spec import non_default_arguments
+from rimlit.tasks import Task
+from rimlit.training.tracking import MLflowTracker
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Where a run lives: ``checkpoints/``, ``config.yaml``, ``metrics.csv``, ``run_state.json``, ``figures/``.
+
+    Args:
+        path: ``runs/<dataset>/<name>``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``best.ckpt`` and ``last.ckpt``."""
+        return self.path / "checkpoints"
+
+    def read_state(self) -> dict[str, Any]:
+        """Return ``run_state.json``, empty for a new run."""
+        return _read_json(self.path / "run_state.json")
+
+    def write_state(self, **entries: Any) -> None:
+        """Add entries to ``run_state.json``."""
+        _write_json(self.path / "run_state.json", {**self.read_state(), **entries})
+
+    def read_results(self) -> dict[str, Any]:
+        """Return ``results.json``, empty before the end of a run."""
+        return _read_json(self.path / "results.json")
+
+    def write_results(self, **entries: Any) -> None:
+        """Add entries to ``results.json``."""
+        _write_json(self.path / "results.json", {**self.read_results(), **entries})
+
+    def set_aside_earlier_run(self) -> None:
+        """Rename an earlier run of this name, so that a new one neither mixes with it nor destroys it."""
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        log.info("An earlier run in %s now lies in %s; go on with it by --ckpt_path last.", self.path, aside)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+class RunRecorder(L.Callback):
+    """Write down what a run was: its config and parameter counts before it, its results after it.
+
+    Args:
+        folder: The run's folder.
+        command: Command that started the run.
+        config: The resolved config as YAML.
+    """
+
+    def __init__(self, folder: RunFolder, command: str, config: str) -> None:
+        self.folder = folder
+        self.command = command
+        self.config = config
+        self._started = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the config and describe the run to the trackers."""
+        if stage == "fit" and isinstance(pl_module, Task):
+            self._describe(trainer, pl_module)
+
+    @rank_zero_only
+    def _describe(self, trainer: L.Trainer, task: Task) -> None:
+        path = self.folder.path / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.config)
+        parameters = describe(trainer, task)
+        counts = parameter_counts(task)
+        backend = {"backend": task.backbone.resolve_backend()[0]} if isinstance(task.backbone, RIM) else {}
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**parameters, **counts, **backend})
+            if isinstance(logger, MLflowTracker):
+                logger.set_tags({"mlflow.note.content": f"`{self.command}`", "git_commit": git_commit()})
+                logger.log_file(path)
+                if not logger.is_given_up:
+                    self.folder.write_state(mlflow_run_id=logger.run_id)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step and write down the training."""
+        seconds = time.monotonic() - self._started
+        if any(isinstance(callback, L.pytorch.callbacks.ModelCheckpoint) for callback in trainer.callbacks):
+            trainer.save_checkpoint(self.folder.checkpoints / "last.ckpt")
+        if trainer.is_global_zero and isinstance(pl_module, Task):
+            self.folder.write_results(
+                command=self.command,
+                commit=git_commit(),
+                seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                machine=machine(),
+                versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
+                **parameter_counts(pl_module),
+                steps=trainer.global_step,
+                train_seconds=round(seconds, 1),
+                floor=pl_module.floors(),
+            )
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write down the test."""
+        self._write_scores(trainer, "test")
+
+    @rank_zero_only
+    def _write_scores(self, trainer: L.Trainer, stage: str) -> None:
+        scores = {
+            name.removeprefix(f"{stage}/"): value.item()
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(f"{stage}/")
+        }
+        self.folder.write_results(**{stage: scores})
+
+
+def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:
+    """Return what a reader wants to know of a run, by short names: settings that are not a class's default."""
+    described: dict[str, Any] = {"task": type(task).__name__}
+    spec = task.spec
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and "class_path" in value:
+            described[prefix] = value["class_path"].split(".")[-1]
+            for name, inner in non_default_arguments(value).items():
+                add(f"{prefix}.{name}", inner)
+        else:
+            described[prefix] = value
+
+    for name, value in non_default_arguments(spec).items():
+        add(name, value)
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, DataModule):
+        add("data", data.spec)
+    described["seed"] = os.environ.get("PL_GLOBAL_SEED", "none")
+    described["max_steps"] = trainer.max_steps
+    described["precision"] = trainer.precision
+    return described
+
+
+def parameter_counts(task: Task) -> dict[str, int]:
+    """Return the number of parameters, in all and those that take part in one step of one sequence."""
+    total = sum(parameter.numel() for parameter in task.parameters())
+    backbone: Backbone = task.backbone
+    inside = sum(parameter.numel() for parameter in backbone.parameters())
+    return {"parameters": total, "active_parameters": total - inside + backbone.active_parameters()}
+
+
+def git_commit() -> str:
+    """Return the commit of the working directory, with ``+`` where it has uncommitted changes."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def machine() -> str:
+    """Describe the machine: processor, cores and accelerator."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    parts = [f"{os.cpu_count()} cores ({model})", f"{torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
