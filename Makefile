@@ -1,0 +1,88 @@
+# Set-up, training, tests and everything CI runs. `make` alone lists the targets.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# torch's version range, from the one place it is written
+TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup train test slow readme check lint format types links docs golden notebooks bench wheel wheel-check clean
+
+help: ## List the targets
+	@echo "make TARGET [PYTHON=python3.12] [ARGS='…']"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## Create .venv and install the package in it, editable, with all that development needs
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rimlit needs Python 3.11 or newer; name one with PYTHON=…, for example make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	# torch first and alone: whichever build is at hand (CPU or CUDA) then serves the rest
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+train: setup ## Train a RIM on the copying task; ARGS go to rimlit fit
+	$(BIN)/rimlit fit --config configs/copying/rim.yaml $(ARGS)
+
+test: setup ## Run the fast tests; ARGS go to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: setup ## Run the slow tests: every YAML, the README's commands, training to a score
+	$(BIN)/python -m pytest -m 'slow and not gpu and not network' $(ARGS)
+
+readme: setup ## Run the README's fenced commands at a small size
+	$(BIN)/python -m pytest -m 'not gpu and not network' tests/test_readme.py $(ARGS)
+
+check: lint types links test slow wheel-check notebooks ## Run all that CI runs
+
+lint: setup ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: setup ## Format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+links: setup ## Check that every relative link in the documentation leads somewhere
+	$(BIN)/python docs/check_links.py
+
+docs: setup ## Rewrite the README's tables from benchmarks/results, then check links
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python docs/check_links.py
+
+golden: setup ## Rewrite tests/golden: only when a change of the curves is meant
+	$(BIN)/python -m pytest -m 'not gpu and not network' --refresh-golden tests/test_golden.py
+
+notebooks: setup ## Execute every notebook, in a folder that is thrown away
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	bin=$$(pwd)/$(BIN); cp notebooks/*.ipynb "$$folder"; cd "$$folder"; \
+	for notebook in *.ipynb; do "$$bin/jupyter-execute" --timeout=600 "$$notebook"; done
+
+bench: setup ## Measure the time of a layer; ARGS go to the script
+	$(BIN)/python benchmarks/layer.py $(ARGS)
+
+wheel: setup ## Build the wheel and the source archive into dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+# unpacked outside the checkout and first on the path: what is not in the wheel is not found
+wheel-check: wheel ## Run rimlit from the built wheel, outside the checkout
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; bin=$$(pwd)/$(BIN); \
+	$(BIN)/python -m pip install --no-deps --target "$$folder/wheel" dist/*.whl; \
+	cd "$$folder"; export PYTHONPATH="$$folder/wheel"; \
+	"$$bin/python" -c 'import rimlit, sys; assert rimlit.__file__.startswith(sys.argv[1]), rimlit.__file__' "$$folder"; \
+	"$$bin/rimlit" configs; \
+	"$$bin/rimlit" fit --config copying/rim --trainer.fast_dev_run true
+
+clean: ## Remove what was built and cached; .venv, runs and mlflow.db stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
