@@ -185,11 +185,9 @@ def test_features_and_state_follow_the_dtype_of_the_weights(
 
 @every_backbone
 def test_autocast_trains_and_stays_near_full_precision(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    if cls is RIM:  # rounding may change which mechanism wins a step: compare where none has to lose
+        arguments = {**arguments, "num_active": arguments.get("num_mechanisms", 6)}
     backbone = make_backbone(cls, arguments).eval()
-    if isinstance(backbone, RIM):
-        # rounding may change which mechanism wins a step: compare where none has to lose
-        arguments = {**arguments, "num_active": backbone.num_mechanisms}
-        backbone = make_backbone(cls, arguments).eval()
     inputs = inputs_of(torch.float32)
     expected, expected_state = backbone(inputs)
     later, _ = backbone(inputs, expected_state)
@@ -233,6 +231,8 @@ def test_inputs_of_another_shape_are_refused_with_their_shape(
     assert str(tuple(shape)) in str(caught.value)
 
 
+# where torch breaks the graph at its own LSTM and GRU, it looks at .grad of tensors inside the graph
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.slow
 @every_backbone
 def test_a_compiled_backbone_gives_what_the_eager_one_gives(
