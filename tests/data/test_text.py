@@ -145,11 +145,15 @@ def test_what_is_not_text_is_refused_with_its_first_wrong_byte(tmp_path: Path) -
         make_text(tmp_path).setup("fit")
 
 
-WHOLE = gzip.compress(TRAIN.encode())
+WHOLE = gzip.compress(TRAIN.encode(), mtime=0)
 
 
 # no archive at all, one cut short, one whose stream is damaged: three kinds of exception inside
-@pytest.mark.parametrize("content", [b"no archive", WHOLE[:-6], WHOLE[:10] + b"\xff" * 4 + WHOLE[14:]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no archive", WHOLE[:-6], WHOLE[:10] + b"\xff" * 4 + WHOLE[14:]],
+    ids=["no_archive", "cut_short", "damaged"],
+)
 def test_a_broken_archive_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "novel.txt.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"novel\.txt\.gz cannot be read: "):
