@@ -129,9 +129,11 @@ def build(spec: Spec, base: type, *args: Any) -> Any:
     """
     cls = find_class(spec["class_path"], base)
     init_args = spec["init_args"]
-    known = [name for name in inspect.signature(cls).parameters]
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = list(parameters)
     unknown = [name for name in init_args if name not in known]
-    if unknown:
+    if unknown and not takes_any:
         raise ConfigError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(known)}.")
     return cls(*args, **init_args)
 
