@@ -130,19 +130,36 @@ def build(spec: Spec, base: type, *args: Any) -> Any:
     """
     cls = find_class(spec["class_path"], base)
     init_args = spec["init_args"]
-    known = [name for name in inspect.signature(cls).parameters]
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = list(parameters)
     unknown = [name for name in init_args if name not in known]
-    if unknown:
+    if unknown and not takes_any:
         raise ConfigError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(known)}.")
     return cls(*args, **init_args)
 
 
 def given_arguments(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call of ``cls`` by name, defaults filled in."""
-    bound = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)  # type: ignore[misc]
+    """Return the arguments of a call of ``cls`` by name, defaults filled in.
+
+    Raises:
+        ConfigError: A positional argument has no name, because the class takes it as ``*args``.
+    """
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    bound = signature.bind_partial(None, *args, **kwargs)
     bound.apply_defaults()
-    arguments = dict(list(bound.arguments.items())[1:])  # without self
-    arguments.update(arguments.pop("kwargs", {}))
+    arguments = {}
+    for name, value in list(bound.arguments.items())[1:]:  # without self
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(value)
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            arguments[name] = value
+        elif value:
+            raise ConfigError(
+                f"{cls.__name__} takes *{name}, whose values have no names that a checkpoint could hold; "
+                f"pass them by keyword. Got {', '.join(map(repr, value))}."
+            )
     return arguments
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import sysconfig
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def _read(path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 

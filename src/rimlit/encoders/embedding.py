@@ -22,7 +22,7 @@ class Embedding(nn.Module):
     def __init__(self, vocabulary_size: int, output_size: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         require_positive(vocabulary_size=vocabulary_size, embedding_size=output_size)
-        require_dropout(embedding_dropout=dropout)
+        require_dropout(dropout=dropout)
         self.output_size = output_size
         self.table = nn.Embedding(vocabulary_size, output_size)
         self.dropout = nn.Dropout(dropout)

@@ -109,7 +109,10 @@ class LanguageModelingTask(Task):
 
     def loss(self, outputs: Tensor, batch: SequenceBatch) -> Tensor:
         """Return the mean cross-entropy over unpadded tokens, nats."""
-        return functional.cross_entropy(outputs.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+        targets = batch.targets.flatten()
+        total = functional.cross_entropy(outputs.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+        # a process whose rows all end before the last chunk has nothing to score: 0, where the mean is NaN
+        return total / (targets != IGNORED).sum().clamp(min=1)
 
     def metrics(self) -> dict[str, Metric]:
         """Return metrics counted once per token."""

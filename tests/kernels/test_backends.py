@@ -1,0 +1,193 @@
+"""Every fast time loop agrees with the reference: outputs, final state, activity and every gradient."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from rimlit import RIM
+from rimlit.kernels import BACKENDS, SCANS, Activity, resolve_backend
+from rimlit.types import State, map_state
+from tests.conftest import random_tensor
+from tests.laws.backbone_cases import SMALL
+
+D, M, SIZE = 3, 4, 3
+
+CASES: dict[str, dict[str, Any]] = {
+    f"{preset}_{cell}_{slots or 'no'}_slots_{heads}_heads": {
+        "preset": preset,
+        "cell": cell,
+        "slots": slots,
+        "input_heads": heads,
+    }
+    for preset in ("paper", "official")
+    for cell in ("lstm", "gru")
+    for slots in (None, 3)
+    for heads in (1, 2)
+} | {
+    "one_slot_in_a_dimension_of_its_own": {"slots": 1},
+    "resets": {"resets": True},
+    "resets_gru_official": {"resets": True, "cell": "gru", "preset": "official"},
+    "separate_projections": {"share_input_projection": False},
+    "separate_projections_slots": {"share_input_projection": False, "slots": 3, "input_heads": 2},
+    "across_mechanisms": {"selection": "across_mechanisms"},
+    "across_mechanisms_slots": {"selection": "across_mechanisms", "slots": 2, "input_heads": 2},
+    "silent": {"communication": False},
+    "silent_gru_slots": {"communication": False, "cell": "gru", "slots": 2},
+    "paper_gated": {"communication_output": "gated"},
+    "official_linear": {"preset": "official", "communication_output": "linear"},
+    "all_active": {"num_active": M},
+    "one_active": {"num_active": 1, "resets": True},
+    "one_step": {"steps": 1},
+    "one_sample": {"batch": 1, "resets": True},
+    "one_step_of_one_sample_slots": {"batch": 1, "steps": 1, "slots": 2},
+    "two_layers": {"num_layers": 2, "resets": True},
+    "dropout": {"dropped": True},
+    "dropout_everywhere": {"dropped": True, "input_heads": 2, "slots": 3, "num_layers": 2, "resets": True},
+    "dropout_official_gru": {"dropped": True, "preset": "official", "cell": "gru", "input_heads": 2},
+    "wide_values": {"input_value_size": 40, "steps": 2, "batch": 1},  # the other order of the folded products
+}
+
+
+class Run(NamedTuple):
+    features: Tensor
+    state: State
+    activities: list[Activity]
+    gradients: dict[str, Tensor]
+
+
+def run(backend: str, case: dict[str, Any], dtype: torch.dtype) -> Run:
+    """Run forward and backward from states, inputs and weights that depend on the case only."""
+    case = {"slots": None, "batch": 3, "steps": 4, "resets": False, "dropped": False, **case}
+    slots, batch, steps, has_resets, dropped = (
+        case.pop(name) for name in ("slots", "batch", "steps", "resets", "dropped")
+    )
+    dropout = 0.4 if dropped else 0.0
+    arguments = {
+        "num_mechanisms": M,
+        "num_active": 2,
+        "learn_initial_state": True,
+        "input_dropout": dropout,
+        "communication_dropout": dropout,
+        "dropout": dropout,
+        **SMALL,
+        **case,
+    }
+    torch.manual_seed(5)
+    rim = RIM(D, M * SIZE, backend=backend, **arguments).to(dtype).train()
+    with torch.no_grad():
+        for parameter in rim.parameters():
+            parameter.mul_(1.5)
+    shape = (batch, steps, D) if slots is None else (batch, steps, slots, D)
+    inputs = random_tensor(*shape, seed=1, dtype=dtype).requires_grad_()
+    state = map_state(
+        lambda tensor: random_tensor(*tensor.shape, seed=2, dtype=dtype).requires_grad_(), rim.initial_state(batch)
+    )
+    resets = (random_tensor(batch, steps, seed=6) > 0.5) if has_resets else None
+    torch.manual_seed(6)  # the same dropout factors for all loops
+    with rim.record_activity() as activities:
+        features, last = rim(inputs, state, resets)
+    loss = (features * random_tensor(*features.shape, seed=3, dtype=dtype)).sum()
+    loss = loss + sum((tensor * random_tensor(*tensor.shape, seed=4, dtype=dtype)).sum() for tensor in last)
+    named = {
+        **dict(rim.named_parameters()),
+        "inputs": inputs,
+        **{f"state.{name}": tensor for name, tensor in state._asdict().items()},
+    }
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    return Run(features, last, activities, dict(zip(named, gradients, strict=True)))
+
+
+def assert_agree(run: Run, expected: Run, **tolerance: float) -> None:
+    for layer, reference in zip(run.activities, expected.activities, strict=True):
+        assert torch.equal(layer.active, reference.active)
+        for name in ("null_attention", "slot_attention", "communication"):
+            torch.testing.assert_close(getattr(layer, name), getattr(reference, name), **tolerance, msg=name)
+    torch.testing.assert_close(run.features, expected.features, **tolerance)
+    assert type(run.state) is type(expected.state)
+    for name, tensor in run.state._asdict().items():
+        torch.testing.assert_close(tensor, getattr(expected.state, name), **tolerance)
+    assert run.gradients.keys() == expected.gradients.keys()
+    for name, gradient in run.gradients.items():
+        torch.testing.assert_close(
+            gradient, expected.gradients[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_fast_loop_agrees_with_the_reference_in_everything(case: dict[str, Any], backend: str) -> None:
+    expected = run("reference", case, torch.float64)
+    if case.get("steps") != 1 and not case.get("num_active") == M:
+        mask = torch.cat([layer.active.flatten(0, 1) for layer in expected.activities])
+        assert len(mask.unique(dim=0)) > 1  # else the case would not tell one selection from another
+    assert_agree(run(backend, case, torch.float64), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("case", ["paper_lstm_no_slots_1_heads", "official_gru_3_slots_2_heads", "dropout"])
+def test_a_fast_loop_agrees_with_the_reference_in_single_precision(case: str, backend: str) -> None:
+    expected = run("reference", CASES[case], torch.float32)
+    assert_agree(run(backend, CASES[case], torch.float32), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_changes_what_the_loops_agree_on() -> None:
+    dropped = run("reference", CASES["dropout"], torch.float64)
+    plain = run("reference", {}, torch.float64)
+    assert not torch.allclose(dropped.features, plain.features)
+
+
+@pytest.mark.parametrize("backend", ["reference", *SCANS])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_gradients_are_those_of_finite_differences(backend: str, cell: str, slots: int) -> None:
+    # with all mechanisms active nothing jumps, so that differences exist everywhere
+    rim = RIM(
+        2,
+        4,
+        num_mechanisms=2,
+        num_active=2,
+        cell=cell,
+        input_key_size=2,
+        input_value_size=2,
+        communication_heads=2,
+        communication_key_size=2,
+        communication_value_size=1,
+        learn_initial_state=True,
+        backend=backend,
+    )
+    rim = rim.double().eval()
+    names = [name for name, _ in rim.named_parameters()]
+    resets = torch.tensor([[False, True]])
+
+    def function(inputs: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        parameters, state = dict(zip(names, tensors, strict=False)), rim.state_type(*tensors[len(names) :])
+        features, last = torch.func.functional_call(rim, parameters, (inputs, state, resets))
+        return (features, *last)
+
+    inputs = random_tensor(1, 2, slots, 2, dtype=torch.float64).requires_grad_()
+    state = [
+        random_tensor(*tensor.shape, seed=1, dtype=torch.float64).requires_grad_() for tensor in rim.initial_state(1)
+    ]
+    parameters = [parameter.detach().clone().requires_grad_() for parameter in rim.parameters()]
+    assert torch.autograd.gradcheck(function, (inputs, *parameters, *state), fast_mode=True)
+
+
+def test_auto_takes_a_loop_that_exists_and_says_why() -> None:
+    name, reason = resolve_backend("auto")
+    assert name in BACKENDS
+    assert name != "auto"
+    assert reason
+
+
+def test_a_loop_that_is_asked_for_is_taken() -> None:
+    assert resolve_backend("reference") == ("reference", "asked for")
+
+
+def test_the_environment_wins_over_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIMLIT_BACKEND", "reference")
+    assert resolve_backend("eager") == ("reference", "RIMLIT_BACKEND")
+    monkeypatch.setenv("RIMLIT_BACKEND", "quick")
+    with pytest.raises(ValueError, match=r"RIMLIT_BACKEND must be one of auto, .*; got RIMLIT_BACKEND='quick'\."):
+        resolve_backend("eager")

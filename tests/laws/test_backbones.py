@@ -1,0 +1,255 @@
+"""The laws that every backbone keeps, tried on every backbone there is."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rimlit.backbones import GRU, LSTM, RIM, Backbone
+from rimlit.types import State, detach_state, map_state
+from tests.conftest import counting_tensor, random_tensor
+from tests.laws.backbone_cases import HIDDEN_SIZE, INPUT_SIZE, backbone_cases, backbone_classes, make_backbone
+
+BATCH, STEPS = 3, 6
+Make = Callable[[], Backbone]
+
+every_backbone = pytest.mark.parametrize(("cls", "arguments"), backbone_cases())
+
+
+def inputs_of(dtype: torch.dtype = torch.float64, steps: int = STEPS) -> Tensor:
+    return random_tensor(BATCH, steps, INPUT_SIZE, seed=1, dtype=dtype)
+
+
+def exact(cls: type[Backbone], arguments: dict[str, Any]) -> Backbone:
+    """A backbone in float64 without dropout."""
+    return make_backbone(cls, arguments).double().eval()
+
+
+def some_state(backbone: Backbone, dtype: torch.dtype = torch.float64) -> State:
+    """A state that differs from the initial one in every sample."""
+    state = detach_state(backbone.initial_state(BATCH))
+    return map_state(lambda tensor: 0.5 * random_tensor(*tensor.shape, seed=tensor.dim(), dtype=dtype), state)
+
+
+def assert_same_state(state: State, expected: State, **tolerance: Any) -> None:
+    assert type(state) is type(expected)
+    map_state(lambda one, other: torch.testing.assert_close(one, other, **tolerance) or one, state, expected)
+
+
+def test_introspection_finds_the_backbones_that_are_public() -> None:
+    assert {GRU, LSTM, RIM} <= set(backbone_classes())
+
+
+@every_backbone
+def test_features_and_state_have_the_contract_s_shapes(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = exact(cls, arguments)
+    assert backbone.input_size == INPUT_SIZE
+    assert backbone.output_size == HIDDEN_SIZE
+    features, state = backbone(inputs_of())
+    assert features.shape == (BATCH, STEPS, HIDDEN_SIZE)
+    initial = backbone.initial_state(BATCH)
+    assert isinstance(state, tuple)
+    assert state._fields == initial._fields
+    assert [tensor.shape for tensor in state] == [tensor.shape for tensor in initial]
+    assert all(tensor.shape[0] == BATCH for tensor in state)
+    again, _ = backbone(inputs_of(), state)  # a state that came out goes in
+    assert not torch.allclose(again, features)
+
+
+@every_backbone
+def test_step_by_step_equals_the_whole_sequence(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = exact(cls, arguments)
+    inputs, start = inputs_of(), some_state(backbone)
+    whole, last = backbone(inputs, start)
+    state, pieces = start, []
+    for step in range(STEPS):
+        features, state = backbone(inputs[:, step : step + 1], state)
+        pieces.append(features)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
+    assert_same_state(state, last, rtol=1e-10, atol=1e-12)
+
+
+@every_backbone
+def test_no_state_means_the_initial_state(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = exact(cls, arguments)
+    without, _ = backbone(inputs_of())
+    given, _ = backbone(inputs_of(), backbone.initial_state(BATCH))
+    assert torch.equal(without, given)
+
+
+@every_backbone
+def test_a_reset_in_the_middle_is_a_new_start_for_its_sample_only(
+    cls: type[Backbone], arguments: dict[str, Any]
+) -> None:
+    backbone = exact(cls, arguments)
+    inputs, start = inputs_of(), some_state(backbone)
+    resets = torch.zeros(BATCH, STEPS, dtype=torch.bool)
+    resets[0, 0] = resets[0, 4] = resets[1, 2] = resets[1, 3] = True  # the last sample is never reset
+    features, state = backbone(inputs, start, resets)
+    for sample, cuts in enumerate(([0, 4, STEPS], [0, 2, 3, STEPS], [0, STEPS])):
+        own: State | None = map_state(lambda tensor, at=sample: tensor[at : at + 1], start)
+        if sample == 0:
+            own = None
+        for begin, end in zip(cuts, cuts[1:], strict=False):
+            expected, last = backbone(inputs[sample : sample + 1, begin:end], own)
+            torch.testing.assert_close(
+                features[sample : sample + 1, begin:end], expected, rtol=1e-10, atol=1e-12
+            )
+            own = None
+        mine = map_state(lambda tensor, at=sample: tensor[at : at + 1], state)
+        assert_same_state(mine, last, rtol=1e-10, atol=1e-12)
+
+
+@every_backbone
+def test_resets_that_mark_nothing_change_nothing(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = exact(cls, arguments)
+    start = some_state(backbone)
+    plain, _ = backbone(inputs_of(), start)
+    marked, _ = backbone(inputs_of(), start, torch.zeros(BATCH, STEPS, dtype=torch.bool))
+    torch.testing.assert_close(marked, plain, rtol=1e-12, atol=1e-14)
+
+
+@every_backbone
+def test_what_comes_later_does_not_change_what_was(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = exact(cls, arguments)
+    inputs = inputs_of()
+    changed = inputs.clone()
+    changed[:, 4:] += 3
+    features, _ = backbone(inputs)
+    others, _ = backbone(changed)
+    torch.testing.assert_close(others[:, :4], features[:, :4], rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(others[:, 4:], features[:, 4:])
+
+
+@every_backbone
+def test_permuting_the_batch_permutes_the_output(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = exact(cls, arguments)
+    order = torch.tensor([2, 0, 1])
+    start = some_state(backbone)
+    features, state = backbone(inputs_of(), start)
+    permuted, permuted_state = backbone(
+        inputs_of()[order], map_state(lambda tensor: tensor[order], start)
+    )
+    torch.testing.assert_close(permuted, features[order], rtol=1e-10, atol=1e-12)
+    assert_same_state(
+        permuted_state, map_state(lambda tensor: tensor[order], state), rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@every_backbone
+def test_every_parameter_gets_a_gradient_from_the_features(
+    cls: type[Backbone], arguments: dict[str, Any], with_state: bool
+) -> None:
+    backbone = make_backbone(cls, arguments).double().train()
+    features, _ = backbone(inputs_of(), some_state(backbone) if with_state else None)
+    (features * counting_tensor(*features.shape, dtype=torch.float64)).sum().backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if name.startswith("initial."):
+            assert bool(parameter.grad.count_nonzero()) is not with_state, name
+
+
+@every_backbone
+def test_gradients_reach_the_inputs_and_a_state_that_was_passed_in(
+    cls: type[Backbone], arguments: dict[str, Any]
+) -> None:
+    backbone = exact(cls, arguments)
+    inputs = inputs_of().requires_grad_()
+    start = map_state(lambda tensor: tensor.requires_grad_(), some_state(backbone))
+    features, _ = backbone(inputs, start)
+    (features * counting_tensor(*features.shape, dtype=torch.float64)).sum().backward()
+    assert inputs.grad is not None
+    assert all(row.count_nonzero() for row in inputs.grad.flatten(0, 1))
+    assert all(tensor.grad is not None and tensor.grad.count_nonzero() for tensor in start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@every_backbone
+def test_features_and_state_follow_the_dtype_of_the_weights(
+    cls: type[Backbone], arguments: dict[str, Any], dtype: torch.dtype
+) -> None:
+    backbone = make_backbone(cls, arguments).to(dtype)
+    assert all(tensor.dtype == dtype for tensor in backbone.initial_state(2))
+    features, state = backbone(inputs_of(dtype))
+    again, _ = backbone(inputs_of(dtype), state, torch.eye(BATCH, STEPS, dtype=torch.bool))
+    assert features.dtype == again.dtype == dtype
+    assert all(tensor.dtype == dtype for tensor in state)
+    again.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in backbone.parameters())
+
+
+@every_backbone
+def test_autocast_trains_and_stays_near_full_precision(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    if cls is RIM:  # rounding may change which mechanism wins a step: compare where none has to lose
+        arguments = {**arguments, "num_active": arguments.get("num_mechanisms", 6)}
+    backbone = make_backbone(cls, arguments).eval()
+    inputs = inputs_of(torch.float32)
+    expected, expected_state = backbone(inputs)
+    later, _ = backbone(inputs, expected_state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, state = backbone(inputs)
+        carried, _ = backbone(inputs, state)
+    torch.testing.assert_close(features.float(), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(carried.float(), later, rtol=0.05, atol=0.05)
+    carried.float().square().sum().backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@every_backbone
+def test_saved_weights_loaded_as_plain_data_give_the_same_output(
+    cls: type[Backbone], arguments: dict[str, Any]
+) -> None:
+    backbone = exact(cls, arguments)
+    file = io.BytesIO()
+    torch.save(backbone.state_dict(), file)
+    file.seek(0)
+    other = exact(cls, arguments)
+    expected, _ = backbone(inputs_of())
+    before, _ = other(inputs_of())
+    assert not torch.allclose(before, expected)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    after, _ = other(inputs_of())
+    assert torch.equal(after, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 4), (6, 5), (3, 0, 5), (0, 6, 5), (3, 6, 2, 2, 5)])
+@every_backbone
+def test_inputs_of_another_shape_are_refused_with_their_shape(
+    cls: type[Backbone], arguments: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    backbone = make_backbone(cls, arguments)
+    with pytest.raises(ValueError, match=r"got shape \(.*\), input_size=5") as caught:
+        backbone(torch.ones(shape))
+    assert str(tuple(shape)) in str(caught.value)
+
+
+# where torch breaks the graph at its own LSTM and GRU, it looks at .grad of tensors inside the graph
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.slow
+@every_backbone
+def test_a_compiled_backbone_gives_what_the_eager_one_gives(
+    cls: type[Backbone], arguments: dict[str, Any]
+) -> None:
+    torch._dynamo.reset()
+    backbone = exact(cls, arguments)
+    start = some_state(backbone)
+    # torch.nn's own LSTM and GRU break the graph by torch's choice
+    compiled = torch.compile(backbone, backend="aot_eager", fullgraph=cls is RIM)
+    expected, expected_state = backbone(inputs_of(), start)
+    features, state = compiled(inputs_of(), start)
+    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-12)
+    assert_same_state(state, expected_state, rtol=1e-10, atol=1e-12)
+    (features * counting_tensor(*features.shape, dtype=torch.float64)).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in backbone.parameters()]
+    backbone.zero_grad()
+    (expected * counting_tensor(*features.shape, dtype=torch.float64)).sum().backward()
+    for gradient, parameter in zip(gradients, backbone.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-11)
