@@ -41,7 +41,8 @@ help on the settings:
 other options:
   --version                  print the version
   --trust PACKAGE            allow class paths of PACKAGE in configs and checkpoints (or RIMLIT_TRUST=A,B)
-  --print_shtab=bash|zsh     print a completion script (needs the extra 'completion')
+  --print_completion=shtab-bash|shtab-zsh
+                             print a completion script (needs the extra 'completion')
 
 Runs are kept in runs/<dataset>/<config>-seed<seed>/ and tracked by MLflow in mlflow.db: look at them with 'mlflow ui'.
 RIMLIT_DEBUG=1 shows the traceback of an error.
@@ -71,7 +72,7 @@ def _dispatch(arguments: list[str]) -> None:
         print(f"rimlit {__version__}")
     elif arguments[0] == "configs":
         print(read_config(arguments[1]) if len(arguments) > 1 else list_configs(), end="")
-    elif arguments[0] in SUBCOMMANDS or arguments[0].startswith("--print_shtab"):
+    elif arguments[0] in SUBCOMMANDS or arguments[0].startswith("--print_completion"):
         from rimlit.cli.run import run
 
         run(arguments)

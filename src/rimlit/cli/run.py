@@ -6,14 +6,16 @@ import os
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 import rimlit.backbones
@@ -42,6 +44,7 @@ def run(arguments: list[str]) -> None:
         ConfigError, DataError, CheckpointError: What the user can mend.
     """
     _quieten()
+    set_parsing_settings(add_print_completion_argument=True)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not see modules beside the user
     command = " ".join(["rimlit", *arguments])
@@ -98,18 +101,25 @@ class RimlitCLI(LightningCLI):
         )
         for name in LINKED:
             parser.link_arguments(
-                "data",
-                f"model.init_args.{name}",
-                compute_fn=lambda data, name=name: getattr(data, name, None),
-                apply_on="instantiate",
+                "data", f"model.init_args.{name}", compute_fn=partial(self._size, name), apply_on="instantiate"
             )
+
+    def _size(self, name: str, data: DataModule) -> Any:
+        """Return a size of the task: the data module's, or the user's where the data module declares none."""
+        given = self._get(self.config, "model").get(f"init_args.{name}")
+        declared = getattr(data, name, None)
+        if given is not None and declared is not None:
+            raise ConfigError(
+                f"model.{name} comes from the data module, which says {declared!r}; remove {name}={given!r}."
+            )
+        return given if declared is None else declared
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake becomes one message."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            raise ConfigError(explain(error, self._subcommand_parsers)) from error
+            raise ConfigError(explain(error, self._parser(sys.argv[1]))) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's hyper-parameters beat the command line."""
@@ -119,8 +129,6 @@ class RimlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.folder = self._choose_folder(config)
         config.trainer.default_root_dir = str(self.folder.path)
-        if self.subcommand == "fit" and config.ckpt_path is None and rank_zero_only.rank == 0:
-            self.folder.set_aside_earlier_run()
 
     def _choose_folder(self, config: Namespace) -> RunFolder:
         if config.trainer.default_root_dir is not None:
@@ -192,11 +200,13 @@ class RimlitCLI(LightningCLI):
         config["callbacks"] = [*(callback for callback in own if type(callback) not in names), *given]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"trainer: {error}") from error
 
     def _default_loggers(self) -> list[Logger]:
-        state = self.folder.read_state()
+        config = self.config[self.subcommand]
+        is_new = self.subcommand == "fit" and config.ckpt_path is None
+        state = {} if is_new else self.folder.read_state()
         tracker = MLflowTracker(
             experiment_name(self.model), self.folder.path.name, run_id=state.get("mlflow_run_id")
         )
@@ -208,20 +218,20 @@ class RimlitCLI(LightningCLI):
         return text
 
     def after_instantiate_classes(self) -> None:
-        """Refuse what would run for ever or from nothing."""
-        trainer = self.trainer
-        if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_time is None:
-            sampler = getattr(self.datamodule.train_dataloader(), "sampler", None) if self._is_endless() else None
-            if sampler is not None and trainer.max_epochs is not None:
+        """Refuse a run that would never end."""
+        trainer, data = self.trainer, self.datamodule
+        has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
+        if self.subcommand == "fit" and not has_end and not trainer.fast_dev_run:
+            if any(data.size_of(dataset) is None for dataset in data.datasets("train").values()):
                 raise ConfigError(
-                    "The training stream has no end: set trainer.max_steps (or trainer.max_time, or "
-                    f"data.train_size); got max_steps=-1, max_epochs={trainer.max_epochs}."
+                    "The training stream has no end: set trainer.max_steps, trainer.max_time or data.train_size; "
+                    "got max_steps=-1."
                 )
 
-    def _is_endless(self) -> bool:
-        from rimlit.data import Copying
-
-        return isinstance(self.datamodule, Copying)
+    def before_fit(self) -> None:
+        """Keep an earlier run of the same name from being mixed with this one."""
+        if self.config[self.subcommand].ckpt_path is None and rank_zero_only.rank == 0:
+            self.folder.set_aside_earlier_run()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)

@@ -46,7 +46,9 @@ class IndexSampler(Sampler[int]):
         if not self.shuffle:
             return iter(range(rank, self.size, world_size))
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        return iter(torch.randperm(self.size, generator=generator)[rank::world_size].tolist())
+        order = torch.randperm(self.size, generator=generator)
+        # every process trains on as many, or the last one waits for the others: the remainder sits an epoch out
+        return iter(order[rank : self.size - self.size % world_size : world_size].tolist())
 
 
 class FiniteIndexSampler(IndexSampler):
@@ -57,7 +59,7 @@ class FiniteIndexSampler(IndexSampler):
     def __len__(self) -> int:
         """Return the number of samples this process gets."""
         rank, world_size = rank_and_world_size()
-        return len(range(rank, self.size, world_size))
+        return self.size // world_size if self.shuffle else len(range(rank, self.size, world_size))
 
 
 def index_sampler(size: int | None, *, shuffle: bool = False, seed: int = 0) -> IndexSampler:
