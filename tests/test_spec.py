@@ -50,14 +50,17 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_class_outside_the_trusted_packages_is_refused_with_the_remedy_and_not_imported(stranger: str) -> None:
     message = (
         r"class_path='stranger\.Own' is outside the trusted packages \(rimlit, torch, lightning, torchmetrics\)\. "
-        r"If it is yours, pass --trust stranger or set RIMLIT_TRUST=stranger; from Python: rimlit\.trust\('stranger'\)"
+        r"If it is yours, pass --trust stranger or set RIMLIT_TRUST=stranger; "
+        r"from Python: rimlit\.trust\('stranger'\)"
     )
     with pytest.raises(ConfigError, match=message):
         find_class(stranger, Backbone)
     assert "stranger" not in sys.modules
 
 
-@pytest.mark.parametrize("class_path", ["os.system", "builtins.eval", "rimlitx.RIM", "torchvision.models.VGG", "RIM"])
+@pytest.mark.parametrize(
+    "class_path", ["os.system", "builtins.eval", "rimlitx.RIM", "torchvision.models.VGG", "RIM"]
+)
 def test_a_name_that_only_looks_trusted_is_refused(class_path: str) -> None:
     with pytest.raises(ConfigError, match="is outside the trusted packages"):
         find_class(class_path, Backbone)
@@ -172,7 +175,7 @@ def test_building_gives_the_size_first_and_the_arguments_by_name() -> None:
 
 
 def test_building_with_an_unknown_argument_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="^LSTM has no argument 'width'; it has input_size, hidden_size, "):
+    with pytest.raises(ConfigError, match=r"^LSTM has no argument 'width'; it has input_size, hidden_size, "):
         build({"class_path": "rimlit.backbones.LSTM", "init_args": {"width": 3}}, Backbone, 5)
 
 
@@ -215,4 +218,7 @@ def test_positional_arguments_without_names_are_refused() -> None:
 
 def test_only_what_differs_from_the_defaults_is_shown_to_people() -> None:
     made = {"class_path": "rimlit.backbones.RIM", "init_args": {"hidden_size": 12, "num_active": 4, "cell": "gru"}}
-    assert non_default_arguments(made, lambda path: find_class(path, Backbone)) == {"hidden_size": 12, "cell": "gru"}
+    assert non_default_arguments(made, lambda path: find_class(path, Backbone)) == {
+        "hidden_size": 12,
+        "cell": "gru",
+    }

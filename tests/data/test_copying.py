@@ -13,12 +13,13 @@ from rimlit.errors import ConfigError
 from rimlit.metrics import IGNORED
 from rimlit.tasks import CopyingTask
 
-
 LSTM_24 = {"class_path": "rimlit.backbones.LSTM", "init_args": {"hidden_size": 24}}
 
 
 def make_data(**arguments: Any) -> Copying:
-    return Copying(**{"train_span": 5, "test_spans": [5, 9], "batch_size": 4, "val_size": 6, "seed": 3, **arguments})
+    return Copying(
+        **{"train_span": 5, "test_spans": [5, 9], "batch_size": 4, "val_size": 6, "seed": 3, **arguments}
+    )
 
 
 def dataset(data: Copying, split: Any, group: str = "") -> CopyingDataset:

@@ -21,7 +21,9 @@ def shares(monkeypatch: pytest.MonkeyPatch, sampler: IndexSampler, world_size: i
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_every_index_is_dealt_exactly_once(monkeypatch: pytest.MonkeyPatch, shuffle: bool, world_size: int) -> None:
+def test_every_index_is_dealt_exactly_once(
+    monkeypatch: pytest.MonkeyPatch, shuffle: bool, world_size: int
+) -> None:
     dealt = shares(monkeypatch, index_sampler(11, shuffle=shuffle, seed=4), world_size)
     assert sorted(itertools.chain(*dealt)) == list(range(11))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1

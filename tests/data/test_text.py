@@ -106,9 +106,7 @@ def test_a_local_hugging_face_folder_is_read(folder: Path, hugging_face: Any) ->
     assert [decoded(data, split) for split in ("train", "val", "test")] == [TRAIN, VALID, TEST]
 
 
-def test_a_hugging_face_folder_without_text_is_refused_with_its_columns(
-    tmp_path: Path, hugging_face: Any
-) -> None:
+def test_a_hugging_face_folder_without_text_is_refused_with_its_columns(tmp_path: Path, hugging_face: Any) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     (folder / "train.csv").write_text("first,second\n1,2\n3,4\n")
@@ -174,7 +172,9 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_text_shorter_than_a_batch_has_rows_is_refused_with_both_numbers(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"train text of .* has 23 tokens, fewer than the 24 rows .* got batch_size=24"):
+    with pytest.raises(
+        DataError, match=r"train text of .* has 23 tokens, fewer than the 24 rows .* got batch_size=24"
+    ):
         make_text(folder, batch_size=24).setup("fit")
     message = r"val text of .* has 12 tokens, fewer than the 13 rows .* got eval_batch_size=13 in 1 process"
     with pytest.raises(DataError, match=message):
@@ -187,7 +187,9 @@ def test_a_text_shorter_than_a_batch_has_rows_is_refused_with_both_numbers(folde
 )
 def test_an_unknown_token_is_refused_by_name(folder: Path, level: str, extra: str, named: str) -> None:
     (folder / "test.txt").write_text(TEST + extra)
-    with pytest.raises(DataError, match=f"The test text of .* holds the {named}, which is not among the") as caught:
+    with pytest.raises(
+        DataError, match=f"The test text of .* holds the {named}, which is not among the"
+    ) as caught:
         make_text(folder, level=level).setup("test")
     assert ("min_count=2" in str(caught.value)) is (level == "word")
 
@@ -325,6 +327,13 @@ def test_a_checkpoint_s_vocabulary_survives_another_training_text(folder: Path, 
     assert torch.equal(other.tokens("test"), expected)
 
 
+def test_a_restored_vocabulary_replaces_the_ids_made_before_it(folder: Path) -> None:
+    data = make_text(folder, level="character")
+    before = data.tokens("test").clone()
+    data.load_state_dict({"tokens": list(reversed(data.vocabulary.tokens))})
+    assert torch.equal(data.tokens("test"), data.vocabulary_size - 1 - before)
+
+
 @pytest.mark.parametrize(
     ("level", "text"),
     [("character", "größe 漢字\n\n x"), ("byte", "größe 漢字\n\n x"), ("word", "a b \n \n c d \n")],
@@ -355,6 +364,4 @@ def test_the_floor_is_what_token_frequencies_score(folder: Path, level: str) -> 
     floors = data.floors()
     assert floors["cross_entropy"] == pytest.approx(expected)
     assert floors["perplexity"] == pytest.approx(math.exp(expected))
-    assert floors.get("bits_per_character") == (
-        None if level == "word" else pytest.approx(expected / math.log(2))
-    )
+    assert floors.get("bits_per_character") == (None if level == "word" else pytest.approx(expected / math.log(2)))

@@ -119,7 +119,7 @@ def assert_agree(run: Run, expected: Run, **tolerance: float) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_fast_loop_agrees_with_the_reference_in_everything(case: dict[str, Any], backend: str) -> None:
     expected = run("reference", case, torch.float64)
-    if case.get("steps") != 1 and not case.get("num_active") == M:
+    if case.get("steps") != 1 and case.get("num_active") != M:
         mask = torch.cat([layer.active.flatten(0, 1) for layer in expected.activities])
         assert len(mask.unique(dim=0)) > 1  # else the case would not tell one selection from another
     assert_agree(run(backend, case, torch.float64), expected, rtol=1e-9, atol=1e-11)
@@ -168,7 +168,8 @@ def test_gradients_are_those_of_finite_differences(backend: str, cell: str, slot
 
     inputs = random_tensor(1, 2, slots, 2, dtype=torch.float64).requires_grad_()
     state = [
-        random_tensor(*tensor.shape, seed=1, dtype=torch.float64).requires_grad_() for tensor in rim.initial_state(1)
+        random_tensor(*tensor.shape, seed=1, dtype=torch.float64).requires_grad_()
+        for tensor in rim.initial_state(1)
     ]
     parameters = [parameter.detach().clone().requires_grad_() for parameter in rim.parameters()]
     assert torch.autograd.gradcheck(function, (inputs, *parameters, *state), fast_mode=True)

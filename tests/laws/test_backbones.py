@@ -1,6 +1,7 @@
 """The laws that every backbone keeps, tried on every backbone there is."""
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -93,11 +94,9 @@ def test_a_reset_in_the_middle_is_a_new_start_for_its_sample_only(
         own: State | None = map_state(lambda tensor, at=sample: tensor[at : at + 1], start)
         if sample == 0:
             own = None
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in itertools.pairwise(cuts):
             expected, last = backbone(inputs[sample : sample + 1, begin:end], own)
-            torch.testing.assert_close(
-                features[sample : sample + 1, begin:end], expected, rtol=1e-10, atol=1e-12
-            )
+            torch.testing.assert_close(features[sample : sample + 1, begin:end], expected, rtol=1e-10, atol=1e-12)
             own = None
         mine = map_state(lambda tensor, at=sample: tensor[at : at + 1], state)
         assert_same_state(mine, last, rtol=1e-10, atol=1e-12)
@@ -130,13 +129,9 @@ def test_permuting_the_batch_permutes_the_output(cls: type[Backbone], arguments:
     order = torch.tensor([2, 0, 1])
     start = some_state(backbone)
     features, state = backbone(inputs_of(), start)
-    permuted, permuted_state = backbone(
-        inputs_of()[order], map_state(lambda tensor: tensor[order], start)
-    )
+    permuted, permuted_state = backbone(inputs_of()[order], map_state(lambda tensor: tensor[order], start))
     torch.testing.assert_close(permuted, features[order], rtol=1e-10, atol=1e-12)
-    assert_same_state(
-        permuted_state, map_state(lambda tensor: tensor[order], state), rtol=1e-10, atol=1e-12
-    )
+    assert_same_state(permuted_state, map_state(lambda tensor: tensor[order], state), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("with_state", [False, True])

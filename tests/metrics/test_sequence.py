@@ -11,7 +11,9 @@ from rimlit.metrics import IGNORED, BitsPerCharacter, CrossEntropy, Perplexity, 
 from rimlit.metrics.sequence import scored_steps
 from tests.conftest import random_tensor
 
-TARGETS = torch.tensor([[3, 1, 2, 0], [1, 2, IGNORED, IGNORED], [0, 3, 1, IGNORED], [2, IGNORED, IGNORED, IGNORED]])
+TARGETS = torch.tensor(
+    [[3, 1, 2, 0], [1, 2, IGNORED, IGNORED], [0, 3, 1, IGNORED], [2, IGNORED, IGNORED, IGNORED]]
+)
 LOGITS = random_tensor(4, 4, 4, seed=2)
 
 

@@ -57,7 +57,8 @@ def test_what_is_no_number_is_least_relevant_and_the_count_holds(num_active: int
     relevance = torch.tensor([[nan, nan, -inf], [inf, nan, nan], [0.5, nan, 0.1], [-inf, nan, inf]])
     active = select_active(relevance, num_active)
     assert active.sum(dim=0).tolist() == [num_active] * 3
-    assert active[1, 0] and active[3, 2]
+    assert active[1, 0]
+    assert active[3, 2]
 
 
 def test_selection_passes_no_gradient() -> None:

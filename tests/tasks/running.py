@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
+from lightning import Trainer
 
 from rimlit.data import Copying
 from rimlit.tasks import CopyingTask
@@ -14,7 +14,9 @@ quiet = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
     # what Lightning advises on runs this short
     pytest.mark.filterwarnings(r"ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings(r"ignore:The number of training batches \(\d+\) is smaller than the logging interval"),
+    pytest.mark.filterwarnings(
+        r"ignore:The number of training batches \(\d+\) is smaller than the logging interval"
+    ),
 ]
 
 SMALL_RIM: dict[str, Any] = {
@@ -31,7 +33,7 @@ SMALL_RIM: dict[str, Any] = {
 SMALL_LSTM: dict[str, Any] = {"class_path": "rimlit.backbones.LSTM", "init_args": {"hidden_size": 12}}
 
 
-def make_trainer(folder: Path, **options: Any) -> L.Trainer:
+def make_trainer(folder: Path, **options: Any) -> Trainer:
     """A trainer that writes into ``folder`` only and shows nothing."""
     defaults: dict[str, Any] = {
         "default_root_dir": folder,
@@ -44,7 +46,7 @@ def make_trainer(folder: Path, **options: Any) -> L.Trainer:
         "num_sanity_val_steps": 0,
         "max_steps": 2,
     }
-    return L.Trainer(**{**defaults, **options})
+    return Trainer(**{**defaults, **options})
 
 
 def make_copying(**arguments: Any) -> Copying:

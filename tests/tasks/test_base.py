@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -68,7 +68,9 @@ def is_plain(value: Any) -> bool:
 
 
 @pytest.mark.parametrize("cls", [CopyingTask, Task])
-def test_a_checkpoint_alone_gives_the_trained_task_back(trained: tuple[CopyingTask, Path], cls: type[Task]) -> None:
+def test_a_checkpoint_alone_gives_the_trained_task_back(
+    trained: tuple[CopyingTask, Path], cls: type[Task]
+) -> None:
     task, path = trained
     loaded = cls.load_from_checkpoint(path)
     assert type(loaded) is CopyingTask
@@ -107,7 +109,9 @@ def test_a_subclass_with_more_arguments_reloads_with_them(tmp_path: Path) -> Non
 
 
 def test_a_subclass_that_takes_args_is_refused_positional_ones() -> None:
-    with pytest.raises(ConfigError, match=r"ScaledCopyingTask takes \*args, .* pass them by keyword\. Got .*, 10\."):
+    with pytest.raises(
+        ConfigError, match=r"ScaledCopyingTask takes \*args, .* pass them by keyword\. Got .*, 10\."
+    ):
         ScaledCopyingTask(SMALL_LSTM, 10, recall_length=4)
 
 
@@ -118,7 +122,9 @@ def test_arguments_given_at_loading_replace_the_checkpoint_s(trained: tuple[Copy
 
 
 def test_a_checkpoint_of_another_class_is_refused_with_both_names(trained: tuple[CopyingTask, Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"last\.ckpt holds a CopyingTask, which is no LanguageModelingTask\."):
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt holds a CopyingTask, which is no LanguageModelingTask\."
+    ):
         LanguageModelingTask.load_from_checkpoint(trained[1])
 
 
@@ -188,18 +194,24 @@ def test_a_backbone_comes_as_partial_or_as_dict_and_is_kept_as_plain_data(factor
 @pytest.mark.parametrize("name", ["backbone", "optimizer", "scheduler"])
 @pytest.mark.parametrize("factory", [lambda size: LSTM(size, 12), 7j, print])
 def test_a_factory_that_no_checkpoint_could_hold_is_refused_by_name(name: str, factory: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"{name} must be a class, functools\.partial\(Class, key=value, …\) or"):
+    with pytest.raises(
+        ConfigError, match=rf"{name} must be a class, functools\.partial\(Class, key=value, …\) or"
+    ):
         make_copying_task(**{name: factory})
 
 
 def test_an_argument_that_the_backbone_does_not_have_is_refused_with_those_it_has() -> None:
     backbone = {"class_path": "rimlit.backbones.LSTM", "init_args": {"hidden": 12}}
-    with pytest.raises(ConfigError, match="LSTM has no argument 'hidden'; it has input_size, hidden_size, num_layers"):
+    with pytest.raises(
+        ConfigError, match="LSTM has no argument 'hidden'; it has input_size, hidden_size, num_layers"
+    ):
         make_copying_task(backbone=backbone)
 
 
 def test_a_size_that_the_data_module_does_not_declare_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="CopyingTask needs recall_length, which the data module does not declare"):
+    with pytest.raises(
+        ConfigError, match="CopyingTask needs recall_length, which the data module does not declare"
+    ):
         make_copying_task(recall_length=None)
 
 
@@ -267,7 +279,7 @@ def test_a_plateau_is_judged_by_validation_once_an_epoch(tmp_path: Path) -> None
 # Logs
 
 
-class Memory(L.pytorch.loggers.logger.DummyLogger):
+class Memory(DummyLogger):
     """A logger that remembers."""
 
     def __init__(self) -> None:

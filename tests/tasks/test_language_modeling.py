@@ -165,7 +165,9 @@ def test_the_test_scores_each_row_as_one_sequence(novel: Path, tmp_path: Path, r
     assert scores["test/bits_per_character"] == pytest.approx(nats / math.log(2), rel=1e-5)
 
 
-def test_without_memory_the_perplexity_is_the_same_at_any_batch_and_chunk_size(novel: Path, tmp_path: Path) -> None:
+def test_without_memory_the_perplexity_is_the_same_at_any_batch_and_chunk_size(
+    novel: Path, tmp_path: Path
+) -> None:
     task = make_task(partial(Memoryless, hidden_size=8))
     perplexities = [
         scores_of(task, make_text(novel, eval_batch_size=rows, chunk_length=length), tmp_path)["test/perplexity"]
@@ -199,7 +201,9 @@ def test_a_chunk_of_nothing_but_padding_has_a_loss_of_zero_and_no_gradient() -> 
 
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
-def test_a_checkpoint_alone_gives_the_trained_model_back(novel: Path, tmp_path: Path, tie_embeddings: bool) -> None:
+def test_a_checkpoint_alone_gives_the_trained_model_back(
+    novel: Path, tmp_path: Path, tie_embeddings: bool
+) -> None:
     task = make_task(tie_embeddings=tie_embeddings, dropout=0.3, optimizer=partial(SGD, lr=0.5))
     trainer = make_trainer(tmp_path)
     trainer.fit(task, make_text(novel))

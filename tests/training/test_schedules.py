@@ -1,5 +1,6 @@
 """Learning rates over a run."""
 
+import itertools
 import math
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_warmup_multiplies_the_cosine() -> None:
 def test_it_ends_at_the_final_ratio_and_stays_there(final_ratio: float) -> None:
     seen = rates(15, total_steps=10, final_ratio=final_ratio)
     assert seen[10:] == pytest.approx([0.4 * final_ratio] * 5, abs=1e-12)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(seen))
 
 
 def test_each_group_of_parameters_keeps_its_own_peak() -> None:
@@ -80,7 +81,10 @@ def test_a_saved_schedule_goes_on_where_it_stopped() -> None:
         ({"warmup_steps": -1, "total_steps": 9}, r"warmup_steps must be at least 0; got warmup_steps=-1\."),
         ({"final_ratio": 1.5, "total_steps": 9}, r"final_ratio must be between 0 and 1; got final_ratio=1\.5\."),
         ({"final_ratio": -0.5, "total_steps": 9}, r"final_ratio must be between 0 and 1; got final_ratio=-0\.5\."),
-        ({}, r"needs a run of known length; got total_steps=None\. Set trainer\.max_steps or trainer\.max_epochs\."),
+        (
+            {},
+            r"needs a run of known length; got total_steps=None\. Set trainer\.max_steps or trainer\.max_epochs\.",
+        ),
         ({"total_steps": 0}, r"needs a run of known length; got total_steps=0\."),
     ],
 )
