@@ -11,11 +11,12 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from rimlit.errors import ConfigError
 
 Spec: TypeAlias = dict[str, Any]
+T = TypeVar("T")
 
 TRUSTED_PACKAGES = ("rimlit", "torch", "lightning", "torchmetrics")
 _trusted_here: set[str] = set()
@@ -45,7 +46,7 @@ def check_trusted(class_path: str) -> None:
         )
 
 
-def find_class(class_path: str, base: type) -> type:
+def find_class(class_path: str, base: type[T]) -> type[T]:
     """Return the class at ``class_path``.
 
     Args:
@@ -128,7 +129,7 @@ def build(spec: Spec, base: type, *args: Any) -> Any:
     Raises:
         ConfigError: The class cannot be used or an argument is not one of its own.
     """
-    cls = find_class(spec["class_path"], base)
+    cls: type[Any] = find_class(spec["class_path"], base)
     init_args = spec["init_args"]
     parameters = inspect.signature(cls).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -192,9 +193,9 @@ def non_default_arguments(spec: Spec) -> dict[str, Any]:
     }
 
 
-def subclasses(base: type) -> list[type]:
+def subclasses(base: type[Any]) -> list[type[Any]]:
     """Return ``base`` and all its subclasses that are imported."""
-    found = [base]
+    found: list[type[Any]] = [base]
     for child in base.__subclasses__():
         found.extend(subclasses(child))
     return found

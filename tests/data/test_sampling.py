@@ -20,13 +20,19 @@ def shares(monkeypatch: pytest.MonkeyPatch, sampler: IndexSampler, world_size: i
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_every_index_is_dealt_exactly_once(
-    monkeypatch: pytest.MonkeyPatch, shuffle: bool, world_size: int
-) -> None:
-    dealt = shares(monkeypatch, index_sampler(11, shuffle=shuffle, seed=4), world_size)
+def test_in_evaluation_every_index_is_dealt_exactly_once(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
+    dealt = shares(monkeypatch, index_sampler(11), world_size)
     assert sorted(itertools.chain(*dealt)) == list(range(11))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+@pytest.mark.parametrize(("world_size", "left_out"), [(1, 0), (2, 1), (3, 2), (4, 3)])
+def test_in_training_all_processes_get_as_many_and_none_the_same(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, left_out: int
+) -> None:
+    dealt = shares(monkeypatch, index_sampler(11, shuffle=True, seed=4), world_size)
+    assert {len(share) for share in dealt} == {(11 - left_out) // world_size}
+    assert len(set(itertools.chain(*dealt))) == 11 - left_out
 
 
 def test_without_shuffling_the_order_is_that_of_the_indices() -> None:

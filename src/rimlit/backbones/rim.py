@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -217,9 +217,13 @@ class RIM(Backbone):
         self._activity_hooks: list[ActivityHook] = []
         self._announced_backend: str | None = None
 
+    @property
+    def _layers(self) -> list["RIMLayer"]:
+        return cast(list[RIMLayer], list(self.layers))
+
     def initial_state(self, batch_size: int) -> LSTMState | GRUState:
         """Return the state (B, num_layers, M, d) a sequence starts from."""
-        return self.state_type(*self.initial(batch_size, self.layers[0].cell_hidden.weight))  # type: ignore[arg-type]
+        return self.state_type(*self.initial(batch_size, self._layers[0].cell_bias))
 
     def forward(
         self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
@@ -235,7 +239,7 @@ class RIM(Backbone):
         sequence = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)  # (B, T, N, D)
         states, activities = [], []
         features = sequence.flatten(2)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._layers):
             if index > 0:
                 sequence = functional.dropout(features, self.dropout, self.training).unsqueeze(2)
             layer_inputs = LayerInputs(
@@ -287,7 +291,7 @@ class RIM(Backbone):
         ``inactive="candidate"`` all mechanisms compute them. Everything else counts in full.
         """
         idle = 0.0
-        for layer in self.layers:
+        for layer in self._layers:
             if layer.options.inactive == "preserved":
                 idle_share = 1 - self.num_active / self.num_mechanisms
                 idle += idle_share * layer.parameters_of_mechanisms()

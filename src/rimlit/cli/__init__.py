@@ -44,7 +44,7 @@ other options:
   --print_completion=shtab-bash|shtab-zsh
                              print a completion script (needs the extra 'completion')
 
-Runs are kept in runs/<dataset>/<config>-seed<seed>/ and tracked by MLflow in mlflow.db: look at them with 'mlflow ui'.
+Runs are kept in runs/<dataset>/<config>-seed<seed>/ and tracked by MLflow in mlflow.db: see 'mlflow ui'.
 RIMLIT_DEBUG=1 shows the traceback of an error.
 """
 

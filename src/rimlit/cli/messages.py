@@ -19,10 +19,11 @@ from rimlit.errors import CheckpointError, ConfigError, DataError
 from rimlit.spec import check_trusted, subclasses
 from rimlit.tasks import Task
 
+
 @contextmanager
 def trusted_imports() -> Iterator[None]:
     """Let the parser import class paths of trusted packages only, whatever a config says."""
-    original: Callable[..., Any] = _typehints.import_object
+    original: Callable[..., Any] = _typehints.import_object  # type: ignore[attr-defined]
 
     def import_trusted(name: Any, check_path: bool = True) -> Any:
         if isinstance(name, str) and "." in name:

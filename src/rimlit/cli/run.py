@@ -15,11 +15,8 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-import rimlit.backbones
-import rimlit.training  # noqa: F401: its classes are found by their bare names
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
@@ -32,7 +29,7 @@ from rimlit.training.activity import MechanismActivity
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunFolder, RunRecorder
-from rimlit.training.tracking import LocalMetrics, MLflowTracker
+from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_rank_zero
 
 CHECKPOINT_KEYS = ("best", "last")
 
@@ -97,7 +94,10 @@ class RimlitCLI(LightningCLI):
             "--name", type=str | None, default=None, help="Name of the run; by default the config's and the seed."
         )
         parser.add_argument(
-            "--test_after_fit", type=bool, default=True, help="Whether fit ends with a test of the best checkpoint."
+            "--test_after_fit",
+            type=bool,
+            default=True,
+            help="Whether fit ends with a test of the best checkpoint.",
         )
         for name in LINKED:
             parser.link_arguments(
@@ -138,7 +138,7 @@ class RimlitCLI(LightningCLI):
             folder = Path(given).resolve().parent
             if folder.name == "checkpoints" and config.name is None:
                 return RunFolder(folder.parent)
-        dataset, name = find_class(config.data.class_path, DataModule).name, "run"
+        dataset, name = find_class(config.data.class_path, DataModule).name or "data", "run"
         if config.config:
             path = Path(str(config.config[0])).resolve()
             parts = path.with_suffix("").parts
@@ -172,16 +172,14 @@ class RimlitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add rimlit's loggers and callbacks to the trainer."""
         config = self._get(self.config_init, "trainer")
-        is_trial = bool(config.get("fast_dev_run"))
+        self._is_trial = bool(config.get("fast_dev_run"))
         logger = config.get("logger")
         if logger is None or logger is True:
-            config["logger"] = False if is_trial else self._default_loggers()
+            config["logger"] = False if self._is_trial else self._default_loggers()
+        own: list[Callback] = [MechanismActivity(figure=not self._is_trial), PredictionFile()]
         if config.get("enable_progress_bar") is not False:
-            kwargs_bar: list[Callback] = [ProgressBar()]
-        else:
-            kwargs_bar = []
-        own: list[Callback] = [*kwargs_bar, MechanismActivity(figure=not is_trial), PredictionFile()]
-        if not is_trial:
+            own.append(ProgressBar())
+        if not self._is_trial:
             if config.get("enable_checkpointing") is not False:
                 own.append(
                     ModelCheckpoint(
@@ -221,16 +219,17 @@ class RimlitCLI(LightningCLI):
         """Refuse a run that would never end."""
         trainer, data = self.trainer, self.datamodule
         has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
-        if self.subcommand == "fit" and not has_end and not trainer.fast_dev_run:
-            if any(data.size_of(dataset) is None for dataset in data.datasets("train").values()):
-                raise ConfigError(
-                    "The training stream has no end: set trainer.max_steps, trainer.max_time or data.train_size; "
-                    "got max_steps=-1."
-                )
+        if self.subcommand != "fit" or has_end:
+            return
+        if any(data.size_of(dataset) is None for dataset in data.datasets("train").values()):
+            raise ConfigError(
+                "The training stream has no end: set trainer.max_steps, trainer.max_time or data.train_size; "
+                "got max_steps=-1."
+            )
 
     def before_fit(self) -> None:
         """Keep an earlier run of the same name from being mixed with this one."""
-        if self.config[self.subcommand].ckpt_path is None and rank_zero_only.rank == 0:
+        if self.config[self.subcommand].ckpt_path is None and is_rank_zero():
             self.folder.set_aside_earlier_run()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -257,7 +256,7 @@ class RimlitCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last one where nothing was validated."""
         config = self.config[self.subcommand]
-        if not config.test_after_fit or self.trainer.fast_dev_run or self.trainer.interrupted:
+        if not config.test_after_fit or self._is_trial or self.trainer.interrupted:
             return
         saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
         path = next((str(path) for path in saved if path.is_file()), None)
@@ -336,7 +335,9 @@ def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[st
         return arguments
     saved = checkpoint["rimlit"]
     if saved["data"] is None:
-        raise CheckpointError("The checkpoint was written without a data module: give --config or --model and --data.")
+        raise CheckpointError(
+            "The checkpoint was written without a data module: give --config or --model and --data."
+        )
     config = {"model": _without_linked(saved["task"]), "data": saved["data"]}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
         yaml.safe_dump(config, file)
@@ -359,7 +360,11 @@ class _NoAdverts(logging.Filter):
 
 
 def _quieten() -> None:
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.pytorch",
+    ):
         logging.getLogger(name).addFilter(_NoAdverts())
     for handler in logging.getLogger("lightning.pytorch").handlers:
         handler.addFilter(_NoAdverts())

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
@@ -31,8 +31,6 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
     Raises:
         ConfigError: A value is out of its range.
     """
-
-    name: ClassVar[str]
 
     def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int | None = None) -> None:
         super().__init__()

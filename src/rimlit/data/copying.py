@@ -194,8 +194,8 @@ class Copying(DataModule):
         """Pad sequences of different spans at the end; padding is not scored."""
         inputs, targets = zip(*samples, strict=True)
         return SequenceBatch(
-            pad_sequence(inputs, batch_first=True, padding_value=BLANK),
-            pad_sequence(targets, batch_first=True, padding_value=IGNORED),
+            pad_sequence(list(inputs), batch_first=True, padding_value=BLANK),
+            pad_sequence(list(targets), batch_first=True, padding_value=IGNORED),
             torch.tensor([len(sequence) for sequence in inputs]),
         )
 

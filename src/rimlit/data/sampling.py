@@ -1,4 +1,4 @@
-"""The order in which samples are taken: a function of seed, epoch and rank, the same at any number of processes."""
+"""The order in which samples are taken: a function of seed, epoch and rank."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,11 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 class IndexSampler(Sampler[int]):
-    """Deal sample indices to the processes in turn, none twice and none left out.
+    """Deal sample indices to the processes in turn, none twice.
+
+    Without shuffling none is left out either, so that evaluation scores every sample once. With shuffling all
+    processes get as many, because in training the last one would wait for the others; the remainder of a
+    division by their number sits an epoch out.
 
     Args:
         size: Number of samples; None for an endless stream 0, 1, 2, ….
@@ -47,7 +51,6 @@ class IndexSampler(Sampler[int]):
             return iter(range(rank, self.size, world_size))
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
         order = torch.randperm(self.size, generator=generator)
-        # every process trains on as many, or the last one waits for the others: the remainder sits an epoch out
         return iter(order[rank : self.size - self.size % world_size : world_size].tolist())
 
 

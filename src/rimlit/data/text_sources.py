@@ -67,7 +67,7 @@ def read_dataset(dataset: str, name: str | None) -> Mapping[str, str]:
         raise DataError("dataset=… needs the package datasets: pip install 'rimlit[data]'.") from error
     try:
         splits = load_dataset(dataset, name)
-    except Exception as error:  # noqa: BLE001: the hub, the network and the readers raise their own kinds
+    except Exception as error:  # the hub, the network and the readers raise their own kinds
         raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {error}") from error
     texts = {}
     for split, rows in splits.items():

@@ -17,7 +17,7 @@ UNKNOWN = "<unk>"
 
 
 class Vocabulary:
-    """Map text to token ids and back.
+    r"""Map text to token ids and back.
 
     Args:
         level: Unit of a token. Words are what white space separates, with ``<eos>`` for each line's end.
@@ -26,7 +26,7 @@ class Vocabulary:
     Example:
         >>> vocabulary = Vocabulary.from_text("character", "hello")
         >>> vocabulary.tokens
-        ['\\n', 'e', 'h', 'l', 'o']
+        ['\n', 'e', 'h', 'l', 'o']
         >>> vocabulary.decode(vocabulary.encode("hole", "the example"))
         'hole'
     """

@@ -84,7 +84,9 @@ def _attend_slots(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend over several slots; returns as :func:`_attend_one_slot`."""
     num_mechanisms, batch_size, _ = hidden.shape
-    query = torch.bmm(hidden, weights.input_query).unflatten(-1, key.shape[-2:])  # (M, B, I, key)
+    query = torch.bmm(hidden, weights.input_query).view(
+        num_mechanisms, batch_size, *key.shape[-2:]
+    )  # (M, B, I, key)
     scores = torch.einsum("mbik,mbnik->mbin", query, key.expand(num_mechanisms, -1, -1, -1, -1))
     scores = scores / key.shape[-1] ** 0.5
     if options.selection == "across_mechanisms":

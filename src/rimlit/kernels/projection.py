@@ -43,13 +43,13 @@ def project(weights: LayerWeights, options: LayerOptions, sequence: Tensor) -> P
 
     scale = math.sqrt(weights.input_key.shape[-1] / heads)
     # one (D → key → d) and one (D → value → gates) chain per head
-    keys = [
+    key_chains = [
         _chain(rows, key, query.mT / scale)
         for key, query in zip(
             weights.input_key.chunk(heads, -1), weights.input_query.chunk(heads, -1), strict=True
         )
     ]
-    values = [
+    value_chains = [
         _chain(rows, value, cell)
         for value, cell in zip(
             weights.input_value.chunk(heads, -1), weights.cell_input.chunk(heads, 1), strict=True
@@ -57,7 +57,7 @@ def project(weights: LayerWeights, options: LayerOptions, sequence: Tensor) -> P
     ]
     folded = (options.num_mechanisms, num_steps, batch_size, heads, -1)
     return Projected(
-        torch.stack(keys, dim=2).view(folded), torch.stack(values, dim=2).view(folded), is_folded=True
+        torch.stack(key_chains, dim=2).view(folded), torch.stack(value_chains, dim=2).view(folded), is_folded=True
     )
 
 

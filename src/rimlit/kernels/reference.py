@@ -34,12 +34,14 @@ def _run_sample(
     mechanisms = range(options.num_mechanisms)
     has_memory = options.cell == "lstm"
     hidden = list(inputs.state.hidden[sample])
-    memory = list(inputs.state.memory[sample]) if has_memory else []
-    features, actives, nulls, slot_attentions, communications = [], [], [], [], []
+    # a GRU has no memory: it is handed a dummy and hands it back
+    memory = list(inputs.state.memory[sample] if has_memory else inputs.state.hidden[sample])
+    features, actives, nulls, slot_attentions = [], [], [], []
+    communications: list[Tensor] = []
     for step in range(inputs.sequence.shape[1]):
         if inputs.resets is not None and inputs.resets[sample, step]:
             hidden = list(inputs.initial.hidden[sample])
-            memory = list(inputs.initial.memory[sample]) if has_memory else []
+            memory = list(inputs.initial.memory[sample]) if has_memory else memory
 
         # null slot and input attention: X = ∅ ⊕ x, A = softmax(h W_q (X W_k)ᵀ / √key) X W_v
         slots = inputs.sequence[sample, step]  # (N, D)
@@ -69,7 +71,7 @@ def _run_sample(
                     kept = inputs.keep.input[step, m, sample, head]
                     factors = factors * torch.cat([torch.ones_like(kept[:1]), kept])
                 attended.append(factors @ value)
-            h, c = _cell(weights, options, torch.cat(attended), hidden[m], memory[m] if has_memory else None, m)
+            h, c = _cell(weights, options, torch.cat(attended), hidden[m], memory[m], m)
             candidate.append(h)
             candidate_memory.append(c)
 
@@ -86,14 +88,14 @@ def _run_sample(
 
         # the others keep their state
         hidden = [updated[m] if m in active else hidden[m] for m in mechanisms]
-        if has_memory:
-            memory = [candidate_memory[m] if m in active else memory[m] for m in mechanisms]
+        memory = [candidate_memory[m] if m in active else memory[m] for m in mechanisms]
         features.append(torch.stack(hidden))
         actives.append(torch.tensor([m in active for m in mechanisms]))
         slot_attention = attention[..., 1:].mean(dim=0)
         slot_attentions.append(slot_attention)
         nulls.append(1 - slot_attention.sum(dim=-1))
-        communications.append(communication)
+        if communication is not None:
+            communications.append(communication)
     return (
         torch.stack(features),
         torch.stack(hidden),
@@ -101,7 +103,7 @@ def _run_sample(
         torch.stack(actives),
         torch.stack(nulls),
         torch.stack(slot_attentions),
-        None if communications[0] is None else torch.stack(communications),
+        torch.stack(communications) if communications else None,
     )
 
 
@@ -123,19 +125,20 @@ def _cell(
     options: LayerOptions,
     attended: Tensor,
     hidden: Tensor,
-    memory: Tensor | None,
+    memory: Tensor,
     mechanism: int,
-) -> tuple[Tensor, Tensor | None]:
-    read = (attended @ weights.cell_input[mechanism]).split(hidden.shape[0])
-    recurrent = (hidden @ weights.cell_hidden[mechanism]).split(hidden.shape[0])
-    bias = weights.cell_bias[mechanism].split(hidden.shape[0])
+) -> tuple[Tensor, Tensor]:
+    gates = 4 if options.cell == "lstm" else 3
+    read = (attended @ weights.cell_input[mechanism]).chunk(gates)
+    recurrent = (hidden @ weights.cell_hidden[mechanism]).chunk(gates)
+    bias = weights.cell_bias[mechanism].chunk(4)
     if options.cell == "lstm":
         i, f, o = (torch.sigmoid(read[k] + recurrent[k] + bias[k]) for k in range(3))
         new_memory = f * memory + i * torch.tanh(read[3] + recurrent[3] + bias[3])
         return o * torch.tanh(new_memory), new_memory
     r, z = (torch.sigmoid(read[k] + recurrent[k] + bias[k]) for k in range(2))
     n = torch.tanh(read[2] + bias[2] + r * (recurrent[2] + bias[3]))
-    return (1 - z) * n + z * hidden, None
+    return (1 - z) * n + z * hidden, memory
 
 
 def _communication(

@@ -1,4 +1,4 @@
-"""The two attentions of a RIM: mechanisms read the input, then each other (Goyal et al. 2021, sec. 2, app. C.1)."""
+"""The two attentions of a RIM: to the input, then to each other (Goyal et al. 2021, sec. 2, app. C.1)."""
 
 import math
 

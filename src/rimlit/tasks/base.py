@@ -1,5 +1,6 @@
 """The base of every task: encoder → backbone → head, one shared step, metrics, checkpoints of plain data."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -226,7 +227,7 @@ class Task(Recorded, L.LightningModule, ABC):
         if self._scheduler is None:
             return optimizer
         spec = self._scheduler
-        parameters = find_class(spec["class_path"], LRScheduler).__init__.__code__.co_varnames
+        parameters = inspect.signature(find_class(spec["class_path"], LRScheduler)).parameters
         if "total_steps" in parameters and spec["init_args"].get("total_steps") is None:
             steps = self.trainer.estimated_stepping_batches
             total = None if math.isinf(steps) else int(steps)
@@ -282,7 +283,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"No checkpoint at {path}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001: torch raises half a dozen kinds
+    except Exception as error:  # torch raises half a dozen kinds
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(checkpoint, Mapping) or "rimlit" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")

@@ -150,7 +150,7 @@ class MechanismActivity(L.Callback):
         self._watching.close()
         if trainer.sanity_checking:
             return
-        metrics = {}
+        metrics: dict[str, float] = {}
         for index, counter in enumerate(self._counters):
             for name in ("active", "switches", "steps", "transitions"):
                 setattr(counter, name, trainer.strategy.reduce(getattr(counter, name), reduce_op="sum"))
@@ -204,7 +204,9 @@ def draw_activity(
         codes = torch.tensor([[kinds.index(label) for label in labels[:num_steps]]])
         from matplotlib.colors import ListedColormap
 
-        strip.imshow(codes, aspect="auto", cmap=ListedColormap(COLOURS[: len(kinds)]), vmin=-0.5, vmax=len(kinds) - 0.5)
+        strip.imshow(
+            codes, aspect="auto", cmap=ListedColormap(COLOURS[: len(kinds)]), vmin=-0.5, vmax=len(kinds) - 0.5
+        )
         strip.set_yticks([])
         patches = [Patch(color=colour, label=kind) for kind, colour in zip(kinds, COLOURS, strict=False)]
         figure.legend(handles=patches, loc="outside upper center", ncols=len(kinds), frameon=False)

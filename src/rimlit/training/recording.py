@@ -117,7 +117,7 @@ class RunRecorder(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step and write down the training."""
         seconds = time.monotonic() - self._started
-        if any(isinstance(callback, L.pytorch.callbacks.ModelCheckpoint) for callback in trainer.callbacks):
+        if trainer.checkpoint_callbacks:
             trainer.save_checkpoint(self.folder.checkpoints / "last.ckpt")
         if trainer.is_global_zero and isinstance(pl_module, Task):
             self.folder.write_results(
@@ -197,7 +197,9 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         model = names[0] if names else model
     parts = [f"{os.cpu_count()} cores ({model})", f"{torch.get_num_threads()} threads"]
     if torch.cuda.is_available():

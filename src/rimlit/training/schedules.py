@@ -2,6 +2,7 @@
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -48,7 +49,7 @@ class WarmupCosine(LRScheduler):
         self.total_steps = total_steps
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the rates of the step to come."""
         rise = min(1.0, (self.last_epoch + 1) / max(self.warmup_steps, 1))
         progress = min(1.0, self.last_epoch / self.total_steps)

@@ -5,11 +5,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 FAILURES_ALLOWED = 3
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of the run."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 class _AppendingWriter(ExperimentWriter):
@@ -45,7 +51,7 @@ class LocalMetrics(CSVLogger):
     @property
     def experiment(self) -> Any:
         """The writer; a dummy on other ranks than 0."""
-        if rank_zero_only.rank == 0 and self._experiment is None:
+        if is_rank_zero() and self._experiment is None:
             os.makedirs(self.log_dir, exist_ok=True)
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return super().experiment
@@ -81,9 +87,7 @@ class MLflowTracker(MLFlowLogger):
         self._failures = 0
         self._tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
         with self._one_process():
-            super().__init__(
-                experiment_name, run_name=run_name, run_id=run_id, tracking_uri=self._tracking_uri
-            )
+            super().__init__(experiment_name, run_name=run_name, run_id=run_id, tracking_uri=self._tracking_uri)
 
     @property
     def is_given_up(self) -> bool:
@@ -108,7 +112,7 @@ class MLflowTracker(MLFlowLogger):
     @property
     def experiment(self) -> Any:
         """The MLflow client; creates or reopens the run when first asked."""
-        if rank_zero_only.rank == 0 and not self._initialized:
+        if is_rank_zero() and not self._initialized:
             with self._one_process():
                 self._guard("open the run", lambda: MLFlowLogger.experiment.fget(self))  # type: ignore[attr-defined]
         return self._mlflow_client
@@ -135,7 +139,7 @@ class MLflowTracker(MLFlowLogger):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run; a failure costs a warning."""
         for key, value in tags.items():
-            self._guard("set a tag", lambda key=key, value=value: self.experiment.set_tag(self.run_id, key, value))
+            self._guard("set a tag", partial(self.experiment.set_tag, self.run_id, key, value))
 
     @rank_zero_only
     def log_figure(self, figure: "Figure", name: str) -> None:
@@ -172,5 +176,5 @@ def save_figure(trainer: L.Trainer, figure: "Figure", name: str) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, MLflowTracker):
             logger.log_figure(figure, name)
-        elif hasattr(logger.experiment, "add_figure"):  # TensorBoard
+        elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(Path(name).stem, figure, trainer.global_step)
