@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
