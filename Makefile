@@ -60,7 +60,7 @@ docs: setup ## Rewrite the README's tables from benchmarks/results, then check l
 	$(BIN)/python docs/check_links.py
 
 golden: setup ## Rewrite tests/golden: only when a change of the curves is meant
-	$(BIN)/python -m pytest -m 'not gpu and not network' --refresh-golden tests/test_golden.py
+	$(BIN)/python tests/golden/refresh.py
 
 notebooks: setup ## Execute every notebook, in a folder that is thrown away
 	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

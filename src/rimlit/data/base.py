@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
-from torch.utils.data import DataLoader, Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from rimlit.data.sampling import index_sampler
 from rimlit.errors import ConfigError
 from rimlit.spec import Recorded, Spec
+from rimlit.types import SequenceBatch
 
 Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
@@ -52,10 +54,12 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         return len(dataset)  # type: ignore[arg-type]
 
     def collate(self, samples: list[Any]) -> Any:
-        """Turn samples into a batch; by default as torch does."""
-        from torch.utils.data import default_collate
-
-        return default_collate(samples)
+        """Turn samples into a batch; pairs of inputs (T, …) and targets become a :class:`SequenceBatch`."""
+        batch = default_collate(samples)
+        if type(batch) in (list, tuple) and len(batch) == 2:
+            inputs, targets = batch
+            return SequenceBatch(inputs, targets, torch.full((len(inputs),), inputs.shape[1]))
+        return batch
 
     def floors(self) -> dict[str, float]:
         """Return the scores of a model that learnt only the format, by metric name."""

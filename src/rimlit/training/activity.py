@@ -226,6 +226,7 @@ def draw_activity(
             if title.startswith("average"):
                 figure.colorbar(image, ax=axis, pad=0.01, label="share active")
     last.set_xlabel("step")
+    last.xaxis.get_major_locator().set_params(integer=True)
     if labels and not has_strip and num_steps <= 120:
         shown = [label if label.isprintable() and label.strip() else "·" for label in labels[:num_steps]]
         last.set_xticks(range(num_steps), shown, fontsize=6)

@@ -1,0 +1,33 @@
+"""Copy a finished run's results into benchmarks/results, where tables and the command line read them.
+
+python benchmarks/record.py runs/copying/rim-seed0            → benchmarks/results/copying/rim.json
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(run: Path) -> Path:
+    """Copy ``results.json`` of ``run``; refuse one that cannot be traced to a commit."""
+    result = json.loads((run / "results.json").read_text())
+    missing = {"command", "commit", "seed", "machine", "test"} - set(result)
+    if missing:
+        raise SystemExit(f"{run} is not finished: its results.json lacks {', '.join(sorted(missing))}.")
+    if result["commit"] == "unknown" or result["commit"].endswith("+"):
+        raise SystemExit(f"{run} was not run from a clean commit; got commit={result['commit']}.")
+    name = re.sub(r"-seed0$", "", run.name)  # other seeds keep theirs
+    path = RESULTS / run.parent.name / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders under runs/")
+    for folder in parser.parse_args().runs:
+        print(record(folder))

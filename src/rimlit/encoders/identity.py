@@ -1,0 +1,22 @@
+"""No encoding: the backbone reads the inputs as they are."""
+
+from torch import nn
+
+from rimlit.backbones.base import require_positive
+
+
+class Identity(nn.Identity):
+    """Hand inputs (B, T, input_size) on.
+
+    Args:
+        input_size: Features of each step, at least 1.
+
+    Example:
+        >>> Identity(3).output_size
+        3
+    """
+
+    def __init__(self, input_size: int) -> None:
+        super().__init__()
+        require_positive(input_size=input_size)
+        self.output_size = input_size
