@@ -218,7 +218,7 @@ def draw_activity(
             if picture is None:
                 continue
             axis = axes.pop(0)
-            image = axis.imshow(picture.T, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+            image = axis.imshow(picture.T.numpy(), aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
             axis.set_title(f"{prefix}active mechanisms, {title}", fontsize=10, loc="left")
             axis.set_ylabel("mechanism")
             axis.set_yticks(range(num_mechanisms))
