@@ -139,8 +139,10 @@ class RimlitCLI(LightningCLI):
             if folder.name == "checkpoints" and config.name is None:
                 return RunFolder(folder.parent)
         dataset, name = find_class(config.data.class_path, DataModule).name or "data", "run"
-        if config.config:
-            path = Path(str(config.config[0])).resolve()
+        paths = [Path(str(given)).resolve() for given in config.config or []]
+        naming = [path for path in paths if path.parent.name != "trainer"]  # configs/trainer names no run
+        if naming:
+            path = naming[0]
             parts = path.with_suffix("").parts
             name = path.stem
             if "configs" in parts:
