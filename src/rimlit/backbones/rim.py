@@ -80,7 +80,9 @@ class RIM(Backbone):
         communication_key_size: Key size of each communication head; paper 32, official 16.
         communication_value_size: Value size of each communication head; paper 32, official 16.
         communication_output: ``linear``: concatenated heads, a bias-free matrix per mechanism. ``gated``:
-            σ(gate)·tanh(content), both shared over mechanisms. Either is added to the hidden state.
+            σ(gate)·tanh(content), both shared over mechanisms. Either is added to the hidden state. The
+            linear one has no bound: what a mechanism read is read again by others once it is inactive, and in
+            long runs at large learning rates that can grow until training fails.
         inactive: Through which state others read an inactive mechanism: ``preserved`` (the one it keeps) or
             ``candidate`` (the one it would have had, without gradient).
         input_dropout: Dropout on the input attention, 0 to 1 (paper: .1). It never touches the selection.

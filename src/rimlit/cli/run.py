@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -341,10 +342,12 @@ def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[st
             "The checkpoint was written without a data module: give --config or --model and --data."
         )
     config = {"model": _without_linked(saved["task"]), "data": saved["data"]}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(config, file)
-    atexit.register(Path(file.name).unlink, missing_ok=True)
-    return [arguments[0], "--config", file.name, *arguments[1:]]
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # named like the checkpoint, as a run is named after its config
+    path = Path(folder, Path(_value_of(arguments, "--ckpt_path") or "checkpoint").stem).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    return [arguments[0], "--config", str(path), *arguments[1:]]
 
 
 def _without_linked(spec: Spec) -> Spec:
