@@ -114,8 +114,15 @@ class MLflowTracker(MLFlowLogger):
         """The MLflow client; creates or reopens the run when first asked."""
         if is_rank_zero() and not self._initialized:
             with self._one_process():
-                self._guard("open the run", lambda: MLFlowLogger.experiment.fget(self))  # type: ignore[attr-defined]
+                self._guard("open the run", self._open)
         return self._mlflow_client
+
+    def _open(self) -> None:
+        MLFlowLogger.experiment.fget(self)  # type: ignore[attr-defined]
+        # or MLflow shows the experiment in its view for language-model applications
+        self._mlflow_client.set_experiment_tag(
+            self._experiment_id, "mlflow.experimentKind", "custom_model_development"
+        )
 
     def _one_process(self) -> AbstractContextManager[Any]:
         """Let one process at a time open a local store: a fresh one breaks if two create it at once."""
