@@ -119,7 +119,8 @@ class RimlitCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            raise ConfigError(explain(error, self._parser(sys.argv[1]))) from error
+            subcommand = sys.argv[1] if sys.argv[1] in self.subcommands() else None
+            raise ConfigError(explain(error, self._parser(subcommand))) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's hyper-parameters beat the command line."""
@@ -306,10 +307,22 @@ def _resolve_configs(arguments: list[str]) -> list[str]:
     resolved = list(arguments)
     for index, argument in enumerate(resolved):
         if argument in ("--config", "-c") and index + 1 < len(resolved):
-            resolved[index + 1] = str(find_config(resolved[index + 1]))
+            resolved[index + 1] = str(_readable(find_config(resolved[index + 1])))
         elif argument.startswith("--config="):
-            resolved[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+            resolved[index] = f"--config={_readable(find_config(argument.removeprefix('--config=')))}"
     return resolved
+
+
+def _readable(path: Path) -> Path:
+    """Refuse a config that is no YAML while its name is known: the parser sees only its text."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()).replace('"<unicode string>"', "it")
+        raise ConfigError(f"config={str(path)!r} is not valid YAML: {reason}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config={str(path)!r} must hold keys such as model, data and trainer; got {content!r}.")
+    return path
 
 
 def _value_of(arguments: list[str], option: str) -> str | None:
