@@ -43,11 +43,9 @@ def nothing_is_left(folder: Path) -> bool:
         ("--model=rimlit.tasks.CopingTask", ["'rimlit.tasks.CopingTask'", "Did you mean CopyingTask?"]),
         ("--model.class_path=rimlit.tasks.CopingTask", ["model: ", "CopingTask'", "Did you mean CopyingTask?"]),
         (f"{BACKBONE}=RIMM", ["model.backbone: 'RIMM'", "Did you mean RIM?", "There are GRU, LSTM, RIM."]),
-        (f"{BACKBONE}=rimlit.backbones.RIMM", ["'rimlit.backbones.RIMM'", "Did you mean RIM?"]),
         (f"{BACKBONE}.class_path=rimlit.backbones.RIMM", ["model.backbone: ", "RIMM'", "Did you mean RIM?"]),
         (f"{BACKBONE}=torch.nn.LSTM", ["model.backbone: 'torch.nn.LSTM'", "There are GRU, LSTM, RIM."]),
         (f"{OPTIMIZER}=Adm", ["model.optimizer: 'Adm'", "Did you mean Adam"]),
-        (f"{OPTIMIZER}=torch.optim.Adm", ["'torch.optim.Adm'", "Did you mean Adam"]),
         ("--model.scheduler=WarmupCosin", ["model.scheduler: 'WarmupCosin'", "Did you mean WarmupCosine?"]),
         ("--data=Copyin", ["data: 'Copyin'", "Did you mean Copying?", "There are Copying, Text."]),
         ("--data.class_path=rimlit.data.Copyin", ["data: ", "Copyin'", "Did you mean Copying?"]),
@@ -55,7 +53,6 @@ def nothing_is_left(folder: Path) -> bool:
         ("--trainer.logger=TensorBordLogger", ["'TensorBordLogger'", "Did you mean TensorBoardLogger?"]),
         # wrong types
         (f"{RIM}.num_active=four", ["model.backbone.num_active must be int; got four."]),
-        (f"{RIM}.hidden_size=1.5", ["model.backbone.hidden_size must be int; got 1.5."]),
         (f"{OPTIMIZER}.init_args.lr=fast", ["model.optimizer.lr must be float; got fast."]),
         ("--data.batch_size=lots", ["data.batch_size must be int; got lots."]),
         ("--data.test_spans=5", ["data.test_spans must be list; got 5."]),
@@ -179,7 +176,7 @@ def test_a_config_cannot_trust_itself(folder: Path) -> None:
         ({}, [], ["path='novel' does not exist", ".txt"]),
         ({"notes.md": "text"}, [], ["path='novel' must hold train, valid and test", "found: none"]),
         ({"a.txt": ""}, [], ["The train text of novel is empty"]),
-        ({"a.txt": "abc\n"}, [], ["has", "tokens, fewer than the 4 rows", "batch_size=4"]),
+        ({"a.txt": "abc\n" * 9}, ["--data.batch_size=99"], ["has", "tokens, fewer than the 99 rows", "batch_size=99"]),
         (
             {"train.txt": "abc\n" * 9, "valid.txt": "abc\n" * 9, "test.txt": "abz\n" * 9},
             [],

@@ -233,6 +233,18 @@ class RimlitCLI(LightningCLI):
         if self.config[self.subcommand].ckpt_path is None and is_rank_zero():
             self.folder.set_aside_earlier_run()
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; a checkpoint of another model becomes one message."""
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            text = str(error)
+            if "loading state_dict" not in text:
+                raise
+            path = self.config[subcommand].ckpt_path
+            first = text.splitlines()[1].strip().rstrip(".")
+            raise CheckpointError(f"ckpt_path={path!r} is of another model than this one: {first}.") from error
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["ckpt_path"] = self._checkpoint_path(kwargs.get("ckpt_path"))
