@@ -218,7 +218,12 @@ def test_positional_arguments_without_names_are_refused() -> None:
 
 def test_only_what_differs_from_the_defaults_is_shown_to_people() -> None:
     made = {"class_path": "rimlit.backbones.RIM", "init_args": {"hidden_size": 12, "num_active": 4, "cell": "gru"}}
-    assert non_default_arguments(made, lambda path: find_class(path, Backbone)) == {
+    assert non_default_arguments(made) == {
         "hidden_size": 12,
         "cell": "gru",
     }
+
+
+def test_a_list_that_equals_a_default_tuple_is_not_shown() -> None:
+    made = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1, "betas": [0.9, 0.999], "eps": 1e-8}}
+    assert non_default_arguments(made) == {"lr": 0.1}

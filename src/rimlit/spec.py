@@ -186,10 +186,11 @@ def non_default_arguments(spec: Spec) -> dict[str, Any]:
     """Return the arguments of ``spec``, of a class in use, that differ from its defaults, for people to read."""
     module_name, _, name = spec["class_path"].rpartition(".")
     parameters = inspect.signature(getattr(sys.modules[module_name], name)).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    # a spec holds lists where a signature has tuples
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
     return {
-        name: value
-        for name, value in spec["init_args"].items()
-        if name not in parameters or value != parameters[name].default
+        name: value for name, value in spec["init_args"].items() if name not in plain or value != plain[name]
     }
 
 

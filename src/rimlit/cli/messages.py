@@ -76,7 +76,13 @@ def explain(error: BaseException, parser: Any) -> str:
         if found:
             classes = re.findall(r"class_path[= ]'([\w.]+)'", text)
             return _unknown_key(found[1], classes[-1] if classes else None, parser)
-    for pattern in UNKNOWN_CLASS:
+    missing = re.search(r"arguments are required: (.+)", text)
+    if missing:
+        names = ", ".join(name.split(".")[-1] for name in missing[1].split(", "))
+        return f"{names} must be given, by --config FILE_OR_NAME ('rimlit configs' lists names) or as options."
+    # a number may also be given as the path of a tensor: that was not meant
+    takes_class = (keys and keys[-1] in BASES) or not re.search(r"Expected a <class '(?:int|float)'>", text)
+    for pattern in UNKNOWN_CLASS if takes_class else ():
         found = re.search(pattern, text)
         if found:
             return _unknown_class(found[1], ".".join(keys))
@@ -89,11 +95,14 @@ UNKNOWN_KEY = (
     r"[Uu]nrecognized arguments: (?:--)?([\w.+-]+)",
     r"[Gg]roup '([\w.+-]+)' does not accept nested key",
     r"No action for key '([\w.+-]+)'",
+    r"does not accept option '([\w.+-]+)'",
 )
 UNKNOWN_CLASS = (
     r"Expected a dot import path string: ([\w.]+)",
     r"Expected a path but ([\w.]+) either not accessible",
     r"Not a valid subclass of \w+\. Got value: ([\w.]+)",
+    r"Problem with given class_path '([\w.]+)':\s+(?:module '[\w.]+' has no attribute|No module named)",
+    r"module '[\w.]+' has no attribute '(\w+)'",
 )
 BASES = {
     "model": Task,
@@ -110,6 +119,8 @@ def _unknown_key(key: str, class_path: str | None, parser: Any) -> str:
     cls = None if class_path is None else _class_named(class_path)
     if cls is None:
         names, where, allowed = [action.dest for action in parser._actions], "", ""
+        top = key.split(".")[0]
+        key = key if any(name.split(".")[0] == top for name in names) else top
     else:
         names = list(inspect.signature(cls).parameters)
         where, allowed = f" of {cls.__name__}", f" It has {', '.join(names)}."
@@ -141,11 +152,10 @@ def _class_named(class_path: str) -> type | None:
 
 def _wrong_value(text: str, keys: Sequence[str]) -> str:
     """Say what was expected and what was given, without the levels between."""
-    expected = dict.fromkeys(re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])", text))
-    allowed = [kind or f"one of {values}" for kind, values in expected if kind != "NoneType"]
-    given = re.search(r"Got value: (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE) or re.search(
-        r"Given value: (.+)", text
-    )
+    expected = dict.fromkeys(re.findall(r"Expected a (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.+?)\])", text))
+    words = {"Sequence": "list", "tuple": "list"}
+    allowed = [words.get(kind, kind) or f"one of {values}" for kind, values in expected if kind != "NoneType"]
+    given = re.search(r"(?:Got|Given) value: (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)
     if keys and allowed and given:
         return f"{'.'.join(keys)} must be {', or '.join(allowed)}; got {given[1]}."
     return " ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -120,7 +120,8 @@ class RimlitCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            raise ConfigError(explain(error, self._parser(sys.argv[1]))) from error
+            subcommand = sys.argv[1] if sys.argv[1] in self.subcommands() else None
+            raise ConfigError(explain(error, self._parser(subcommand))) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's hyper-parameters beat the command line."""
@@ -235,6 +236,18 @@ class RimlitCLI(LightningCLI):
         if self.config[self.subcommand].ckpt_path is None and is_rank_zero():
             self.folder.set_aside_earlier_run()
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; a checkpoint of another model becomes one message."""
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            text = str(error)
+            if "loading state_dict" not in text:
+                raise
+            path = self.config[subcommand].ckpt_path
+            first = text.splitlines()[1].strip().rstrip(".")
+            raise CheckpointError(f"ckpt_path={path!r} is of another model than this one: {first}.") from error
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["ckpt_path"] = self._checkpoint_path(kwargs.get("ckpt_path"))
@@ -309,10 +322,22 @@ def _resolve_configs(arguments: list[str]) -> list[str]:
     resolved = list(arguments)
     for index, argument in enumerate(resolved):
         if argument in ("--config", "-c") and index + 1 < len(resolved):
-            resolved[index + 1] = str(find_config(resolved[index + 1]))
+            resolved[index + 1] = str(_readable(find_config(resolved[index + 1])))
         elif argument.startswith("--config="):
-            resolved[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+            resolved[index] = f"--config={_readable(find_config(argument.removeprefix('--config=')))}"
     return resolved
+
+
+def _readable(path: Path) -> Path:
+    """Refuse a config that is no YAML while its name is known: the parser sees only its text."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()).replace('"<unicode string>"', "it")
+        raise ConfigError(f"config={str(path)!r} is not valid YAML: {reason}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config={str(path)!r} must hold keys such as model, data and trainer; got {content!r}.")
+    return path
 
 
 def _value_of(arguments: list[str], option: str) -> str | None:

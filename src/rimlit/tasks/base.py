@@ -19,7 +19,7 @@ from rimlit.backbones import Backbone, BackboneFactory
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import LinearHead
-from rimlit.spec import Recorded, build, find_class, to_spec
+from rimlit.spec import Recorded, Spec, build, find_class, non_default_arguments, to_spec
 from rimlit.types import State
 
 Stage = Literal["train", "val", "test"]
@@ -223,7 +223,7 @@ class Task(Recorded, L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Build optimiser and scheduler from their factories."""
-        optimizer = build(self._optimizer, Optimizer, self.parameters())
+        optimizer = self._built(self._optimizer, Optimizer, self.parameters())
         if self._scheduler is None:
             return optimizer
         spec = self._scheduler
@@ -232,11 +232,22 @@ class Task(Recorded, L.LightningModule, ABC):
             steps = self.trainer.estimated_stepping_batches
             total = None if math.isinf(steps) else int(steps)
             spec = {**spec, "init_args": {**spec["init_args"], "total_steps": total}}
-        scheduler = build(spec, LRScheduler, optimizer)
+        scheduler = self._built(spec, LRScheduler, optimizer)
         options: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):
             options |= {"interval": "epoch", "monitor": self.monitor}
         return {"optimizer": optimizer, "lr_scheduler": options}
+
+    @staticmethod
+    def _built(spec: Spec, base: type, *args: Any) -> Any:
+        """Build; what a constructor of torch refuses is a setting too."""
+        try:
+            return build(spec, base, *args)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError) as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in non_default_arguments(spec).items())
+            raise ConfigError(f"{spec['class_path'].split('.')[-1]}: {error}; got {given}.") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds task and data from the file alone."""
@@ -284,7 +295,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+        # torch's text recommends weights_only=False, which would run whatever the file holds
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds more than "
+            "tensors and plain values."
+        ) from error
     if not isinstance(checkpoint, Mapping) or "rimlit" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
     return dict(checkpoint)

@@ -1,0 +1,78 @@
+"""What a command changes in its process is put back; two small runs are trained once for all tests."""
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rimlit import spec
+from tests.cli.running import COPYING, LANGUAGE, succeed, write_novel
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put back what ``main`` changes for the process it thinks its own."""
+    monkeypatch.setattr(sys, "argv", ["rimlit"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(spec, "_trusted_here", set())
+    environment, handlers = dict(os.environ), list(logging.getLogger("rimlit").handlers)
+    with warnings.catch_warnings():
+        yield
+    os.environ.clear()
+    os.environ.update(environment)
+    logging.getLogger("rimlit").handlers[:] = handlers
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, outside the checkout."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _train(folder: Path, *arguments: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("RIMLIT_TRUST", raising=False)
+        patch.delenv("PL_GLOBAL_SEED", raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(sys, "argv", ["rimlit"])
+        environment = dict(os.environ)
+        succeed("fit", *arguments)
+        os.environ.clear()
+        os.environ.update(environment)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_copying(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which copying was trained for four steps, tracked by MLflow. Only to be read."""
+    return _train(tmp_path_factory.mktemp("copying"), *COPYING)
+
+
+@pytest.fixture(scope="session")
+def trained_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for a language model of characters, whose text lies in ``novel``. Only to be read."""
+    folder = tmp_path_factory.mktemp("language")
+    write_novel(folder)
+    return _train(folder, *LANGUAGE)
+
+
+@pytest.fixture
+def copying(trained_copying: Path, folder: Path) -> Path:
+    """The working directory, with a copy of the trained copying run, to be changed at will; returns the run."""
+    shutil.copytree(trained_copying / "runs", folder / "runs")
+    return folder / "runs/copying/rim-seed0"
+
+
+@pytest.fixture
+def language(trained_language: Path, folder: Path) -> Path:
+    """The same with the language model and its text."""
+    shutil.copytree(trained_language / "runs", folder / "runs")
+    shutil.copytree(trained_language / "novel", folder / "novel")
+    return folder / "runs/language/rim-seed0"

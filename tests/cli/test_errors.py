@@ -1,0 +1,258 @@
+"""A user's mistake: its exit code, and one message that names key, value and what is allowed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import COPYING, LANGUAGE, Answer, rimlit
+
+BACKBONE = "--model.init_args.backbone"
+RIM = f"{BACKBONE}.init_args"
+OPTIMIZER = "--model.init_args.optimizer"
+
+
+def refused(answer: Answer, code: int, *words: str) -> str:
+    """Check that an answer is one message with all ``words``, and return it."""
+    assert answer.code == code, answer.err
+    assert answer.err.startswith("rimlit: error: ")
+    assert answer.err.count("\n") == 1 and answer.err.endswith("\n"), "one message, on one line"
+    assert "Traceback" not in answer.err and "NestedArg" not in answer.err
+    missing = [word for word in words if word not in answer.err]
+    assert not missing, f"{missing} not in: {answer.err}"
+    return answer.err
+
+
+def nothing_is_left(folder: Path) -> bool:
+    return not (folder / "runs").exists() and not (folder / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        # unknown keys
+        (f"{RIM}.num_activ=3", ["'num_activ' is not a setting of RIM", "Did you mean num_active"]),
+        (f"{BACKBONE}.num_activ=3", ["'num_activ' is not a setting of RIM", "Did you mean num_active"]),
+        ("--model.embeding_size=3", ["'embeding_size' is not a setting of CopyingTask", "mean embedding_size?"]),
+        ("--data.test_span=[3]", ["'test_span' is not a setting of Copying", "Did you mean test_spans", "It has"]),
+        (f"{OPTIMIZER}.init_args.lrr=1", ["'lrr' is not a setting of Adam", "Did you mean lr?"]),
+        ("--trainer.max_epoch=3", ["'trainer.max_epoch' is not a setting", "Did you mean trainer.max_epochs"]),
+        ("--seed_everythin=3", ["'seed_everythin' is not a setting", "Did you mean seed_everything?"]),
+        # unknown classes
+        ("--model=CopingTask", ["model: 'CopingTask' is no known class", "Did you mean CopyingTask?"]),
+        ("--model=rimlit.tasks.CopingTask", ["'rimlit.tasks.CopingTask'", "Did you mean CopyingTask?"]),
+        ("--model.class_path=rimlit.tasks.CopingTask", ["model: ", "CopingTask'", "Did you mean CopyingTask?"]),
+        (f"{BACKBONE}=RIMM", ["model.backbone: 'RIMM'", "Did you mean RIM?", "There are GRU, LSTM, RIM."]),
+        (f"{BACKBONE}.class_path=rimlit.backbones.RIMM", ["model.backbone: ", "RIMM'", "Did you mean RIM?"]),
+        (f"{BACKBONE}=torch.nn.LSTM", ["model.backbone: 'torch.nn.LSTM'", "There are GRU, LSTM, RIM."]),
+        (f"{OPTIMIZER}=Adm", ["model.optimizer: 'Adm'", "Did you mean Adam"]),
+        ("--model.scheduler=WarmupCosin", ["model.scheduler: 'WarmupCosin'", "Did you mean WarmupCosine?"]),
+        ("--data=Copyin", ["data: 'Copyin'", "Did you mean Copying?", "There are Copying, Text."]),
+        ("--data.class_path=rimlit.data.Copyin", ["data: ", "Copyin'", "Did you mean Copying?"]),
+        ("--trainer.callbacks+=EarlyStoping", ["'EarlyStoping'", "Did you mean EarlyStopping?"]),
+        ("--trainer.logger=TensorBordLogger", ["'TensorBordLogger'", "Did you mean TensorBoardLogger?"]),
+        # wrong types
+        (f"{RIM}.num_active=four", ["model.backbone.num_active must be int; got four."]),
+        (f"{OPTIMIZER}.init_args.lr=fast", ["model.optimizer.lr must be float; got fast."]),
+        ("--data.batch_size=lots", ["data.batch_size must be int; got lots."]),
+        ("--data.test_spans=5", ["data.test_spans must be list; got 5."]),
+        ("--trainer.max_steps=many", ["trainer.max_steps must be int; got many."]),
+        ("--seed_everything=abc", ["seed_everything must be", "int; got abc."]),
+        # values that are none of a few
+        (f"{RIM}.cell=gruu", ["model.backbone.cell must be one of 'lstm', 'gru'; got gruu."]),
+        (f"{RIM}.preset=papr", ["model.backbone.preset must be one of 'paper', 'official'; got papr."]),
+        ("--trainer.precision=7", ["trainer.precision must be one of", "'bf16-mixed'", "got 7."]),
+        ("--trainer.accelerator=tpuu", ["trainer: ", "accelerator='tpuu'", "cpu"]),
+        ("--trainer.strategy=dpp", ["trainer: ", "strategy='dpp'", "ddp"]),
+        # values out of range
+        (f"{RIM}.num_active=7", ["num_active must be between 1 and num_mechanisms; got num_active=7", "=3."]),
+        (f"{RIM}.hidden_size=25", ["hidden_size must be divisible by num_mechanisms; got hidden_size=25"]),
+        ("--data.train_span=0", ["train_span must be at least 1; got train_span=0."]),
+        ("--data.test_spans=[5,0]", ["test_spans[1] must be at least 1; got test_spans[1]=0."]),
+        ("--data.batch_size=0", ["batch_size must be at least 1; got batch_size=0."]),
+        ("--trainer.max_steps=-1", ["no end", "trainer.max_steps", "data.train_size", "got max_steps=-1."]),
+        # a size that the data knows
+        ("--model.vocabulary_size=12", ["model.vocabulary_size comes from the data module", "10", "=12."]),
+    ],
+)
+def test_a_wrong_setting_is_one_message_and_leaves_nothing(folder: Path, option: str, words: list[str]) -> None:
+    refused(rimlit("fit", *COPYING, option), 2, *words)
+    assert nothing_is_left(folder)
+
+
+def test_a_setting_that_only_the_optimizer_can_judge_is_one_message_too(folder: Path) -> None:
+    answer = rimlit("fit", *COPYING, "--trainer.logger=false", f"{OPTIMIZER}.init_args.lr=-1")
+    refused(answer, 2, "Adam: Invalid learning rate: -1.0; got lr=-1.0.")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainer: {max_epoch: 2}", ["'trainer.max_epoch' is not a setting", "Did you mean trainer.max_epochs"]),
+        ("modle: {class_path: CopyingTask}", ["'modle' is not a setting", "Did you mean model"]),
+        ("model: {init_args: {backbone: {init_args: {num_activ: 2}}}}", ["'num_activ'", "Did you mean num_active"]),
+        ("data: {init_args: {batch_size: lots}}", ["data.batch_size must be int; got lots."]),
+        ("data: {init_args: {batch_size: 0}}", ["batch_size must be at least 1; got batch_size=0."]),
+        ("model: {init_args: {recall_length: 12}}", ["model.recall_length comes from the data module", "=12."]),
+        ("model: [1, 2\ntrainer: {", ["config='own.yaml' is not valid YAML", "line 2"]),
+        ("- 1\n- 2\n", ["config='own.yaml' must hold keys such as model, data and trainer; got [1, 2]."]),
+        ("", ["config='own.yaml' must hold keys", "got None."]),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_as_one_on_the_command_line(
+    folder: Path, text: str, words: list[str]
+) -> None:
+    (folder / "own.yaml").write_text(text)
+    refused(rimlit("fit", *COPYING, "--config=own.yaml"), 2, *words)
+    assert nothing_is_left(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fitt"], ["'fitt' is no command", "fit, validate, test, predict, configs", "Did you mean fit?"]),
+        (["--verson"], ["'--verson' is no command"]),
+        (["fit"], ["data, model must be given, by --config", "rimlit configs"]),
+        (["test"], ["data, model must be given, by --config"]),
+        (["fit", "--config"], ["--config", "expected one argument"]),
+        (["fit", "--trust"], ["--trust needs the name of a package"]),
+        (["fit", "--config=copying/rimm"], ["config='copying/rimm'", "shipped config", "Did you mean copying/rim,"]),
+        (["fit", "--config", "qqqqqqqq"], ["config='qqqqqqqq'", "'rimlit configs' lists them"]),
+        (["configs", "copying/rmi"], ["config='copying/rmi'", "Did you mean copying/rim"]),
+        (["--print_completion=zsh"], ["--print_completion", "'zsh'", "shtab-zsh"]),
+    ],
+)
+def test_a_wrong_command_is_one_message(folder: Path, arguments: list[str], words: list[str]) -> None:
+    refused(rimlit(*arguments), 2, *words)
+    assert nothing_is_left(folder)
+
+
+OWN_CONFIG = """\
+model:
+  class_path: rimlit.tasks.CopyingTask
+  init_args:
+    backbone:
+      class_path: mischief.Own
+      init_args: {hidden_size: 8}
+data: {class_path: rimlit.data.Copying}
+trainer: {max_steps: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=own.yaml"],
+        [*COPYING, f"{BACKBONE}=mischief.Own"],
+        [*COPYING, "--model=mischief.Own"],
+        [*COPYING, "--data=mischief.Own"],
+        [*COPYING, "--trainer.callbacks+=mischief.Own"],
+        [*COPYING, f"{OPTIMIZER}=mischief.Own"],
+    ],
+)
+def test_a_class_outside_the_trusted_packages_is_refused_and_never_imported(
+    folder: Path, arguments: list[str]
+) -> None:
+    (folder / "mischief.py").write_text("raise SystemError('imported')\n")
+    (folder / "own.yaml").write_text(OWN_CONFIG)
+    words = ["class_path='mischief.Own' is outside the trusted packages", "--trust mischief", "RIMLIT_TRUST"]
+    refused(rimlit("fit", *arguments), 2, *words)
+    assert "mischief" not in sys.modules
+
+
+def test_a_config_cannot_trust_itself(folder: Path) -> None:
+    (folder / "mischief.py").write_text("raise SystemError('imported')\n")
+    (folder / "own.yaml").write_text(f"trust: mischief\n{OWN_CONFIG}")
+    refused(rimlit("fit", "--config=own.yaml"), 2, "is outside the trusted packages")
+    assert "mischief" not in sys.modules
+
+
+# Data: exit code 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "words"),
+    [
+        ({}, [], ["path='novel' does not exist", ".txt"]),
+        ({"notes.md": "text"}, [], ["path='novel' must hold train, valid and test", "found: none"]),
+        ({"a.txt": ""}, [], ["The train text of novel is empty"]),
+        ({"a.txt": "abc\n" * 9}, ["--data.batch_size=99"], ["has", "tokens, fewer than the 99 rows", "batch_size=99"]),
+        (
+            {"train.txt": "abc\n" * 9, "valid.txt": "abc\n" * 9, "test.txt": "abz\n" * 9},
+            [],
+            ["The test text of novel", "the character 'z'", "4 tokens of the training text"],
+        ),
+        (
+            {"train.txt": "a b\n" * 9, "valid.txt": "a b\n" * 9, "test.txt": "a z\n" * 9},
+            ["--data.level=word"],
+            ["the word 'z'", "min_count=2"],
+        ),
+        ({"a.txt": b"\xff\xfe\x00\x81" * 40}, [], ["novel/a.txt is not UTF-8 text: byte 0 is 0xff"]),
+        ({"a.txt.gz": b"not compressed"}, [], ["novel/a.txt.gz cannot be read"]),
+    ],
+)
+def test_unusable_text_is_one_message_with_exit_code_3(
+    folder: Path, texts: dict[str, str | bytes], options: list[str], words: list[str]
+) -> None:
+    for name, text in texts.items():
+        (folder / "novel").mkdir(exist_ok=True)
+        (folder / "novel" / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    refused(rimlit("fit", *LANGUAGE, "--trainer.logger=false", *options), 3, *words)
+
+
+def test_a_prompt_with_an_unknown_character_is_one_message_with_exit_code_3(language: Path) -> None:
+    answer = rimlit("predict", "--ckpt_path", language / "checkpoints/best.ckpt", "--data.prompt=Ω")
+    refused(answer, 3, "prompt='Ω' holds the character 'Ω'")
+
+
+# Checkpoints: exit code 4
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_command_without_a_trained_run_is_one_message_with_exit_code_4(folder: Path, command: str) -> None:
+    answer = rimlit(command, *COPYING[:1])
+    refused(answer, 4, "runs/copying/rim-seed0/checkpoints/best.ckpt", "Train first", "--ckpt_path")
+    assert nothing_is_left(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["test", "--ckpt_path=none.ckpt"], ["No checkpoint at none.ckpt."]),
+        (["test", "--ckpt_path=garbage.ckpt"], ["garbage.ckpt cannot be read as a checkpoint", "damaged"]),
+        (["fit", *COPYING, "--ckpt_path=garbage.ckpt"], ["garbage.ckpt cannot be read as a checkpoint"]),
+        (["fit", *COPYING, "--ckpt_path=last"], ["ckpt_path='last'", "rim-seed0/checkpoints/last.ckpt"]),
+        (["test", *COPYING, "--ckpt_path=last"], ["ckpt_path='last'", "rim-seed0/checkpoints/last.ckpt"]),
+        (["test", "--ckpt_path=https://example.org/x.ckpt"], ["local files", "https://example.org/x.ckpt"]),
+        (["test", "--ckpt_path=other.ckpt"], ["other.ckpt is not a checkpoint that rimlit wrote"]),
+    ],
+)
+def test_an_unusable_checkpoint_is_one_message_with_exit_code_4(
+    folder: Path, arguments: list[str], words: list[str]
+) -> None:
+    import torch
+
+    (folder / "garbage.ckpt").write_text("garbage")
+    torch.save({"state_dict": {}}, folder / "other.ckpt")
+    refused(rimlit(*arguments), 4, *words)
+    assert nothing_is_left(folder)
+
+
+def test_a_checkpoint_of_another_model_is_one_message_with_exit_code_4(copying: Path) -> None:
+    small = COPYING[:2] + COPYING[5:]  # the config's own sizes
+    answer = rimlit("test", *small, "--ckpt_path", copying / "checkpoints/best.ckpt")
+    refused(answer, 4, "best.ckpt")
+
+
+# The traceback
+
+
+@pytest.mark.parametrize("option", ["--data.batch_size=0", f"{RIM}.num_activ=3"])
+def test_the_debug_switch_brings_the_traceback_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("RIMLIT_DEBUG", "1")
+    answer = rimlit("fit", *COPYING, option)
+    assert answer.code == 2
+    assert answer.err.startswith("Traceback") and "ConfigError" in answer.err
+    assert answer.err.splitlines()[-1].startswith("rimlit: error: ")

@@ -1,0 +1,117 @@
+"""Help, names of configs, completion: quick, and parsed by what they print."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rimlit as package
+from rimlit.cli.configs import config_names, configs_folder
+from tests.cli.running import COPYING, rimlit, succeed
+
+ASK = """\
+import sys
+from rimlit.cli import main
+main(sys.argv[1:])
+print(*sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["--version"], f"rimlit {package.__version__}\n"),
+        (["--help"], f"rimlit {package.__version__}: Recurrent Independent Mechanisms"),
+        ([], f"rimlit {package.__version__}: Recurrent Independent Mechanisms"),
+        (["configs"], "copying/lstm"),
+    ],
+)
+def test_an_answer_that_needs_no_torch_comes_without_it(arguments: list[str], start: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *arguments], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith(start)
+    assert {"torch", "lightning", "mlflow", "matplotlib", "jsonargparse", "numpy"}.isdisjoint(done.stderr.split())
+
+
+def test_help_names_every_command_and_how_to_ask_further() -> None:
+    text = succeed("--help").out
+    for word in ("fit", "validate", "test", "predict", "configs", "--version", "--trust", "RIMLIT_DEBUG", "--help"):
+        assert word in text
+
+
+def test_a_module_runs_as_the_command_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rimlit", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == f"rimlit {package.__version__}\n"
+
+
+def test_configs_lists_every_file_with_its_first_line() -> None:
+    listed = succeed("configs").out.splitlines()
+    files = sorted(configs_folder().rglob("*.yaml"))
+    assert len(files) == len(listed) > 0
+    for path in files:
+        name = path.relative_to(configs_folder()).with_suffix("").as_posix()
+        line = next(line for line in listed if line.split()[0] == name)
+        assert line.split(maxsplit=1)[1] == path.read_text().splitlines()[0].removeprefix("# ")
+    assert config_names() == [line.split()[0] for line in listed]
+
+
+@pytest.mark.parametrize("name", ["copying/rim", "configs/copying/rim.yaml", "copying/rim.yaml"])
+def test_a_config_is_found_by_its_name_and_printed(folder: Path, name: str) -> None:
+    assert succeed("configs", name).out == (configs_folder() / "copying/rim.yaml").read_text()
+
+
+def test_a_file_of_the_user_goes_before_a_shipped_one(folder: Path) -> None:
+    (folder / "copying").mkdir()
+    (folder / "copying/rim.yaml").write_text("# mine\n")
+    assert succeed("configs", "copying/rim.yaml").out == "# mine\n"
+
+
+def test_the_printed_config_parses_back_to_itself(folder: Path) -> None:
+    first = succeed("fit", *COPYING, "--print_config").out
+    (folder / "printed.yaml").write_text(first)
+    assert succeed("fit", "--config=printed.yaml", "--print_config").out == first
+    content = yaml.safe_load(first)
+    assert content["model"]["init_args"]["backbone"]["init_args"]["hidden_size"] == 24
+    assert content["data"]["init_args"]["test_spans"] == [5, 9]
+    assert content["trainer"]["max_steps"] == 4
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_of_a_command_lists_its_settings(command: str) -> None:
+    answer = rimlit(command, "--help")
+    assert answer.code == 0
+    for word in ("--config", "--model", "--data", "--trainer.max_steps", "--ckpt_path", "--seed_everything"):
+        assert word in answer.out
+    assert not answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.help=CopyingTask"], ["embedding_size", "recall_length"]),
+        (["--data.help=Copying"], ["train_span", "samples_per_span"]),
+        (["--model.init_args.backbone.help=RIM"], ["num_active", "communication_heads"]),
+    ],
+)
+def test_help_of_a_class_lists_its_arguments(arguments: list[str], words: list[str]) -> None:
+    answer = rimlit("fit", "--config=copying/rim", *arguments)
+    assert answer.code == 0, answer.err
+    for word in words:
+        assert word in answer.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_a_script_for_the_shell(shell: str) -> None:
+    pytest.importorskip("shtab")
+    answer = rimlit(f"--print_completion=shtab-{shell}")
+    assert answer.code == 0, answer.err
+    assert "rimlit" in answer.out
+    assert "trainer.max_steps" in answer.out
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=answer.out, text=True, check=True, timeout=60)
