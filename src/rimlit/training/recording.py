@@ -88,6 +88,7 @@ class RunRecorder(L.Callback):
         self.command = command
         self.config = config
         self._started = 0.0
+        self._commit = git_commit()  # now, not at the end: the checkout may have moved on by then
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the config and describe the run to the trackers."""
@@ -105,7 +106,7 @@ class RunRecorder(L.Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams({**parameters, **counts, **backend})
             if isinstance(logger, MLflowTracker):
-                logger.set_tags({"mlflow.note.content": f"`{self.command}`", "git_commit": git_commit()})
+                logger.set_tags({"mlflow.note.content": f"`{self.command}`", "git_commit": self._commit})
                 logger.log_file(path)
                 if not logger.is_given_up:
                     self.folder.write_state(mlflow_run_id=logger.run_id)
@@ -122,7 +123,7 @@ class RunRecorder(L.Callback):
         if trainer.is_global_zero and isinstance(pl_module, Task):
             self.folder.write_results(
                 command=self.command,
-                commit=git_commit(),
+                commit=self._commit,
                 seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 machine=machine(),
                 versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
