@@ -37,10 +37,10 @@ def promise() -> str:
     copied = [f"{100 * test[f'span_{span}/sequence_accuracy']:.1f} %" for span in (50, 100, 200, 400)]
     minutes = result["train_seconds"] / 60
     return (
-        f"**{copied[0]} of the sequences copied whole at span 50, and {copied[1]}, {copied[2]} and {copied[3]} at 100, "
-        f"200 and 400**, spans it was never trained on: that is what `make train` reaches in {result['steps']:,} steps "
-        f"with {result['parameters']:,} parameters (seed {result['seed']}). It took {minutes:.0f} minutes on "
-        f"{result['machine']}, while the other core trained something else."
+        f"**{copied[0]} of the sequences copied whole at span 50, and {copied[1]}, {copied[2]} and {copied[3]} "
+        f"at 100, 200 and 400**, spans it was never trained on: that is what `make train` reaches in "
+        f"{result['steps']:,} steps with {result['parameters']:,} parameters (seed {result['seed']}). "
+        f"It took {minutes:.0f} minutes on {result['machine']}, while the other core trained something else."
     )
 
 
