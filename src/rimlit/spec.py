@@ -189,9 +189,7 @@ def non_default_arguments(spec: Spec) -> dict[str, Any]:
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     # a spec holds lists where a signature has tuples
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    return {
-        name: value for name, value in spec["init_args"].items() if name not in plain or value != plain[name]
-    }
+    return {name: value for name, value in spec["init_args"].items() if name not in plain or value != plain[name]}
 
 
 def subclasses(base: type[Any]) -> list[type[Any]]:

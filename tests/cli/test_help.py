@@ -38,7 +38,17 @@ def test_an_answer_that_needs_no_torch_comes_without_it(arguments: list[str], st
 
 def test_help_names_every_command_and_how_to_ask_further() -> None:
     text = succeed("--help").out
-    for word in ("fit", "validate", "test", "predict", "configs", "--version", "--trust", "RIMLIT_DEBUG", "--help"):
+    for word in (
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "configs",
+        "--version",
+        "--trust",
+        "RIMLIT_DEBUG",
+        "--help",
+    ):
         assert word in text
 
 

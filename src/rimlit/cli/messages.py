@@ -152,7 +152,9 @@ def _class_named(class_path: str) -> type | None:
 
 def _wrong_value(text: str, keys: Sequence[str]) -> str:
     """Say what was expected and what was given, without the levels between."""
-    expected = dict.fromkeys(re.findall(r"Expected a (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.+?)\])", text))
+    expected = dict.fromkeys(
+        re.findall(r"Expected a (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.+?)\])", text)
+    )
     words = {"Sequence": "list", "tuple": "list"}
     allowed = [words.get(kind, kind) or f"one of {values}" for kind, values in expected if kind != "NoneType"]
     given = re.search(r"(?:Got|Given) value: (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)

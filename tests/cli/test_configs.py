@@ -1,0 +1,129 @@
+"""Laws over every shipped config."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rimlit.cli.configs import config_names, configs_folder
+from tests.cli.running import QUIET, UNTRACKED, read_json, succeed
+
+NAMES = [name for name in config_names() if not name.startswith("trainer/")]
+PAIRS = sorted(
+    name.removesuffix("/rim") for name in NAMES if name.endswith("/rim") and f"{name[:-3]}lstm" in NAMES
+)
+SMALL = {
+    "Copying": ("--data.batch_size=2", "--data.samples_per_span=2", "--data.val_size=2", "--data.test_size=2"),
+    "Text": ("--data.batch_size=2", "--data.eval_batch_size=2", "--data.chunk_length=8", "--data.size_limit=400"),
+}
+TEXT = "the quick brown fox jumps over\nROMEO:\nThe history of a lazy dog\n"
+WORDS = {"train": 30, "valid": 12, "test": 12}
+
+
+def content_of(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((configs_folder() / f"{name}.yaml").read_text())
+    return content
+
+
+def small(name: str) -> tuple[str, ...]:
+    return SMALL[content_of(name)["data"]["class_path"].split(".")[-1]]
+
+
+@pytest.fixture
+def texts(folder: Path) -> Path:
+    """The working directory, with a small text wherever a config looks for one."""
+    for name in NAMES:
+        given = content_of(name)["data"].get("init_args", {}).get("path")
+        if given is not None and not (folder / given).exists():
+            assert given.startswith("data/"), "a path of one machine"
+            (folder / given).mkdir(parents=True)
+            for split, repeats in WORDS.items():
+                (folder / given / f"{split}.txt").write_text(TEXT * repeats)
+    return folder
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_a_config_begins_with_what_it_is_and_how_to_run_it(name: str) -> None:
+    lines = (configs_folder() / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ") and len(lines[0]) > 10
+    header = [line for line in lines[:6] if line.startswith("#")]
+    if name.startswith("trainer/"):
+        assert "--config" in " ".join(header)
+        assert list(content_of(name)) == ["trainer"]
+    else:
+        assert any(f"rimlit fit --config configs/{name}.yaml" in line for line in header)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_parsed_and_printed_parses_to_the_same(texts: Path, name: str) -> None:
+    first = succeed("fit", "--config", name, "--print_config").out
+    (texts / "printed.yaml").write_text(first)
+    assert succeed("fit", "--config=printed.yaml", "--print_config").out == first
+    printed = yaml.safe_load(first)
+    given = content_of(name)
+    assert printed["trainer"]["max_steps"] == given["trainer"].get("max_steps", -1)
+    for part in ("model", "data"):
+        for key, value in given[part].get("init_args", {}).items():
+            if not isinstance(value, dict):
+                assert printed[part]["init_args"][key] == value
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith("trainer/")])
+def test_a_trainer_config_parses_behind_another(folder: Path, name: str) -> None:
+    printed = yaml.safe_load(succeed("fit", "--config=copying/rim", "--config", name, "--print_config").out)
+    for key, value in content_of(name)["trainer"].items():
+        assert printed["trainer"][key] == value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_runs_a_few_steps(texts: Path, name: str) -> None:
+    succeed(
+        "fit",
+        "--config",
+        name,
+        "--config=trainer/quick",
+        "--trainer.max_steps=2",
+        *small(name),
+        *QUIET,
+        *UNTRACKED,
+    )
+    dataset, stem = name.split("/")[-2:]
+    prefix = "-".join([*name.split("/")[:-2], ""])
+    results = read_json(texts / "runs" / dataset / f"{prefix}{stem}-seed0" / "results.json")
+    assert results["steps"] == 2
+    assert results["test"]
+
+
+@pytest.mark.parametrize("dataset", PAIRS)
+def test_a_pair_differs_in_the_backbone_only(dataset: str) -> None:
+    rim, lstm = content_of(f"{dataset}/rim"), content_of(f"{dataset}/lstm")
+    first, second = (config["model"]["init_args"].pop("backbone") for config in (rim, lstm))
+    assert first["class_path"] == "rimlit.backbones.RIM"
+    assert second["class_path"] == "rimlit.backbones.LSTM"
+    assert rim == lstm
+
+
+@pytest.mark.parametrize("dataset", PAIRS)
+def test_a_pair_has_parameters_equal_within_2_percent(texts: Path, dataset: str) -> None:
+    from rimlit.backbones import Backbone
+    from rimlit.encoders import Embedding
+    from rimlit.spec import build
+
+    counts = []
+    for name in ("rim", "lstm"):
+        given = content_of(f"{dataset}/{name}")["model"]["init_args"]
+        backbone = build(given["backbone"], Backbone, given["embedding_size"])
+        # the head's share depends on the vocabulary: the smallest, 10 tokens, hides the least
+        head = given["embedding_size"] if given.get("tie_embeddings") else 10
+        encoder = Embedding(10, given["embedding_size"])
+        counts.append(
+            sum(parameter.numel() for part in (backbone, encoder) for parameter in part.parameters())
+            + backbone.output_size * head
+        )
+    assert counts[1] == pytest.approx(counts[0], rel=0.02)
+
+
+def test_there_are_pairs_to_compare() -> None:
+    assert {"copying", "language", "tinyshakespeare", "wikitext-2"} <= set(PAIRS)
