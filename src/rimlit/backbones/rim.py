@@ -79,10 +79,10 @@ class RIM(Backbone):
         communication_heads: Heads of the communication attention (paper, table 3: 4).
         communication_key_size: Key size of each communication head; paper 32, official 16.
         communication_value_size: Value size of each communication head; paper 32, official 16.
-        communication_output: ``linear``: concatenated heads, a bias-free matrix per mechanism. ``gated``:
-            σ(gate)·tanh(content), both shared over mechanisms. Either is added to the hidden state. The
-            linear one has no bound: what a mechanism read is read again by others once it is inactive, and in
-            long runs at large learning rates that can grow until training fails.
+        communication_output: What is added to the hidden state. ``linear`` (paper): the concatenated heads through
+            a bias-free matrix per mechanism. ``tanh``: tanh of that. ``gated`` (official): σ(gate)·tanh(content),
+            both layers shared over mechanisms. The linear one has no bound: what a mechanism read is read again
+            by others once it is inactive, which at large learning rates can grow until training fails.
         inactive: Through which state others read an inactive mechanism: ``preserved`` (the one it keeps) or
             ``candidate`` (the one it would have had, without gradient).
         input_dropout: Dropout on the input attention, 0 to 1 (paper: .1). It never touches the selection.
@@ -172,7 +172,7 @@ class RIM(Backbone):
         _require_known(
             cell=(cell, ("lstm", "gru")),
             selection=(selection, ("least_null", "across_mechanisms")),
-            communication_output=(communication_output, ("linear", "gated")),
+            communication_output=(communication_output, ("linear", "tanh", "gated")),
             inactive=(inactive, ("preserved", "candidate")),
             backend=(backend, BACKENDS),
         )

@@ -153,8 +153,9 @@ def _communicate_and_keep(
 def _output(read: Tensor, weights: LayerWeights, options: LayerOptions) -> Tensor:
     """Map what the communication read (M, B, C·value) to (M, B, d)."""
     assert weights.communication_output is not None
-    if options.communication_output == "linear":
-        return torch.bmm(read, weights.communication_output)
+    if options.communication_output != "gated":
+        output = torch.bmm(read, weights.communication_output)
+        return output.tanh() if options.communication_output == "tanh" else output
     assert weights.communication_bias is not None
     both = read @ weights.communication_output + weights.communication_bias[:, None]
     gate, content = both.chunk(2, dim=-1)

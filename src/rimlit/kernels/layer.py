@@ -9,7 +9,7 @@ from rimlit.types import State
 Cell = Literal["lstm", "gru"]
 Selection = Literal["least_null", "across_mechanisms"]
 Inactive = Literal["preserved", "candidate"]
-CommunicationOutput = Literal["linear", "gated"]
+CommunicationOutput = Literal["linear", "tanh", "gated"]
 
 
 class LayerOptions(NamedTuple):

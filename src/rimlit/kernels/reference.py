@@ -178,5 +178,7 @@ def _communication(
             assert weights.communication_bias is not None
             gate, content = (read + weights.communication_bias[0]).chunk(2)
             read = torch.sigmoid(gate) * torch.tanh(content)
+        if options.communication_output == "tanh":
+            read = torch.tanh(read)
         readings.append(read)
     return readings, torch.stack(attentions)
