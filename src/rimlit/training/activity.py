@@ -205,7 +205,11 @@ def draw_activity(
         from matplotlib.colors import ListedColormap
 
         strip.imshow(
-            codes, aspect="auto", cmap=ListedColormap(COLOURS[: len(kinds)]), vmin=-0.5, vmax=len(kinds) - 0.5
+            codes.numpy(),
+            aspect="auto",
+            cmap=ListedColormap(COLOURS[: len(kinds)]),
+            vmin=-0.5,
+            vmax=len(kinds) - 0.5,
         )
         strip.set_yticks([])
         patches = [Patch(color=colour, label=kind) for kind, colour in zip(kinds, COLOURS, strict=False)]
@@ -218,7 +222,9 @@ def draw_activity(
             if picture is None:
                 continue
             axis = axes.pop(0)
-            image = axis.imshow(picture.T, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+            image = axis.imshow(
+                picture.T.numpy(), aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest"
+            )
             axis.set_title(f"{prefix}active mechanisms, {title}", fontsize=10, loc="left")
             axis.set_ylabel("mechanism")
             axis.set_yticks(range(num_mechanisms))
