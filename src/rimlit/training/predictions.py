@@ -1,22 +1,19 @@
 """Predictions as a file of JSON lines."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import BasePredictionWriter
 
 
-class PredictionFile(BasePredictionWriter):
+class PredictionFile(L.Callback):
     """Write what ``predict_step`` returns, one JSON record per line, to ``predictions.jsonl`` of the run's folder.
 
     Under several processes each rank but the first adds its number to the name. Texts are printed too.
     """
 
     def __init__(self) -> None:
-        super().__init__(write_interval="batch")
         self.path: Path | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -26,20 +23,19 @@ class PredictionFile(BasePredictionWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("")
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Append a batch's records."""
         assert self.path is not None
         with self.path.open("a") as file:
-            for record in prediction:
+            for record in outputs:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 if "text" in record:
                     print(f"{record['prompt']}{record['text']}")
