@@ -86,8 +86,21 @@ class MLflowTracker(MLFlowLogger):
             logging.getLogger(name).setLevel(logging.ERROR)  # what they say when a store or an experiment is new
         self._failures = 0
         self._tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-        with self._one_process():
-            super().__init__(experiment_name, run_name=run_name, run_id=run_id, tracking_uri=self._tracking_uri)
+        self._experiment_name, self._run_name, self._run_id = experiment_name, run_name, run_id
+        try:
+            with self._one_process():
+                super().__init__(
+                    experiment_name, run_name=run_name, run_id=run_id, tracking_uri=self._tracking_uri
+                )
+        except Exception as error:  # a damaged file, one of a newer MLflow, a folder that cannot be written to
+            self._failures = FAILURES_ALLOWED
+            self._mlflow_client = None
+            log.warning(
+                "MLflow could not open %s (%s: %s); nothing is tracked in this run.",
+                self._tracking_uri,
+                type(error).__name__,
+                error,
+            )
 
     @property
     def is_given_up(self) -> bool:
@@ -112,7 +125,7 @@ class MLflowTracker(MLFlowLogger):
     @property
     def experiment(self) -> Any:
         """The MLflow client; creates or reopens the run when first asked."""
-        if is_rank_zero() and not self._initialized:
+        if is_rank_zero() and not self.is_given_up and not self._initialized:
             with self._one_process():
                 self._guard("open the run", self._open)
         return self._mlflow_client
@@ -146,7 +159,10 @@ class MLflowTracker(MLFlowLogger):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run; a failure costs a warning."""
         for key, value in tags.items():
-            self._guard("set a tag", partial(self.experiment.set_tag, self.run_id, key, value))
+            self._guard("set a tag", partial(self._set_tag, key, value))
+
+    def _set_tag(self, key: str, value: str) -> None:
+        self.experiment.set_tag(self.run_id, key, value)
 
     @rank_zero_only
     def log_figure(self, figure: "Figure", name: str) -> None:
@@ -170,6 +186,8 @@ class MLflowTracker(MLFlowLogger):
             call()
             self._failures = 0
         except Exception as error:
+            if self.is_given_up:  # inside this very call, while the run was opened: said already
+                return
             self._failures += 1
             end = "; no more is tracked in this run" if self.is_given_up else ""
             log.warning("MLflow could not %s (%s: %s)%s.", what, type(error).__name__, error, end)
