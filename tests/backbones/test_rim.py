@@ -334,7 +334,7 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"preset": "papers"}, r"preset must be one of paper, official; got preset='papers'\."),
         ({"cell": "rnn"}, r"cell must be one of lstm, gru; got cell='rnn'\."),
         ({"selection": "top"}, r"selection must be one of least_null, across_mechanisms; got selection='top'\."),
-        ({"communication_output": "sum"}, r"must be one of linear, gated; got communication_output='sum'\."),
+        ({"communication_output": "sum"}, r"must be one of linear, tanh, gated; got communication_output='sum'\."),
         ({"inactive": "frozen"}, r"inactive must be one of preserved, candidate; got inactive='frozen'\."),
         ({"backend": "fast"}, r"backend must be one of auto, reference, eager.*; got backend='fast'\."),
         (

@@ -36,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "silent": {"communication": False},
     "silent_gru_slots": {"communication": False, "cell": "gru", "slots": 2},
     "paper_gated": {"communication_output": "gated"},
+    "paper_tanh": {"communication_output": "tanh"},
+    "paper_tanh_gru": {"communication_output": "tanh", "cell": "gru", "dropped": True},
     "official_linear": {"preset": "official", "communication_output": "linear"},
     "all_active": {"num_active": M},
     "one_active": {"num_active": 1, "resets": True},
