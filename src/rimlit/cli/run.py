@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
@@ -44,6 +44,9 @@ def run(arguments: list[str]) -> None:
     set_parsing_settings(add_print_completion_argument=True)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not see modules beside the user
+    if arguments[0] != "fit":
+        # of the best score of a training that does not go on
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
     command = " ".join(["rimlit", *arguments])
     arguments = _take_trust(arguments)
     arguments = _resolve_configs(arguments)
