@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-import rimlit.cli.run  # noqa: F401, Lightning's log takes hold of stderr while it is still the terminal's
+import rimlit.cli.run  # Lightning's log takes hold of stderr while that is still the terminal's
 from rimlit.cli import main
 
-NOVEL = "it was the best of times, it was the worst of times,\nit was the age of wisdom, it was the age of foolishness\n"
+NOVEL = """\
+it was the best of times, it was the worst of times,
+it was the age of wisdom, it was the age of foolishness
+"""
 
 SMALL_RIM = (
     "--model.init_args.backbone.init_args.hidden_size=24",

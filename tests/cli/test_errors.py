@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import COPYING, LANGUAGE, Answer, rimlit
+from tests.cli.running import COPYING, LANGUAGE, UNTRACKED, Answer, rimlit
 
 BACKBONE = "--model.init_args.backbone"
 RIM = f"{BACKBONE}.init_args"
@@ -76,12 +76,12 @@ def nothing_is_left(folder: Path) -> bool:
     ],
 )
 def test_a_wrong_setting_is_one_message_and_leaves_nothing(folder: Path, option: str, words: list[str]) -> None:
-    refused(rimlit("fit", *COPYING, option), 2, *words)
+    refused(rimlit("fit", *COPYING, *UNTRACKED, option), 2, *words)
     assert nothing_is_left(folder)
 
 
 def test_a_setting_that_only_the_optimizer_can_judge_is_one_message_too(folder: Path) -> None:
-    answer = rimlit("fit", *COPYING, "--trainer.logger=false", f"{OPTIMIZER}.init_args.lr=-1")
+    answer = rimlit("fit", *COPYING, *UNTRACKED, f"{OPTIMIZER}.init_args.lr=-1")
     refused(answer, 2, "Adam: Invalid learning rate: -1.0; got lr=-1.0.")
 
 
@@ -205,7 +205,7 @@ def test_unusable_text_is_one_message_with_exit_code_3(
     for name, text in texts.items():
         (folder / "novel").mkdir(exist_ok=True)
         (folder / "novel" / name).write_bytes(text.encode() if isinstance(text, str) else text)
-    refused(rimlit("fit", *LANGUAGE, "--trainer.logger=false", *options), 3, *words)
+    refused(rimlit("fit", *LANGUAGE, *UNTRACKED, *options), 3, *words)
 
 
 def test_a_prompt_with_an_unknown_character_is_one_message_with_exit_code_3(language: Path) -> None:
@@ -248,7 +248,7 @@ def test_an_unusable_checkpoint_is_one_message_with_exit_code_4(
 
 def test_a_checkpoint_of_another_model_is_one_message_with_exit_code_4(copying: Path) -> None:
     small = COPYING[:2] + COPYING[5:]  # the config's own sizes
-    answer = rimlit("test", *small, "--ckpt_path", copying / "checkpoints/best.ckpt")
+    answer = rimlit("test", *small, *UNTRACKED, "--ckpt_path", copying / "checkpoints/best.ckpt")
     refused(answer, 4, "best.ckpt")
 
 

@@ -116,7 +116,7 @@ def test_help_of_a_class_lists_its_arguments(arguments: list[str], words: list[s
         assert word in answer.out
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", ["bash", pytest.param("zsh", marks=pytest.mark.slow)])
 def test_completion_is_a_script_for_the_shell(shell: str) -> None:
     pytest.importorskip("shtab")
     answer = rimlit(f"--print_completion=shtab-{shell}")

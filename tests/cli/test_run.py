@@ -230,7 +230,10 @@ def test_validation_of_a_checkpoint_prints_its_scores(copying: Path) -> None:
 def test_fit_goes_on_from_the_last_step_in_the_same_folder_and_mlflow_run(copying: Path, store: str) -> None:
     rows = rows_of(copying / "metrics.csv")
     state = read_json(copying / "run_state.json")
-    succeed("fit", *COPYING, "--ckpt_path=last", "--trainer.max_steps=6", FIGURELESS)
+    answer = rimlit("fit", *COPYING, "--ckpt_path=last", "--trainer.max_steps=6", FIGURELESS)
+    assert answer.code == 0, answer.err
+    # the run is a copy, so that Lightning does not know its best score
+    assert [warning[:24] for warning in answer.warned] == ["The dirpath has changed "]
     assert [path.name for path in copying.parent.iterdir()] == ["rim-seed0"]
     assert read_checkpoint(copying / "checkpoints/last.ckpt")["global_step"] == 6
     assert read_json(copying / "results.json")["steps"] == 6
@@ -283,6 +286,7 @@ def test_a_language_model_goes_on_with_a_prompt_without_its_text_and_repeats_its
 # The Trainer's own settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "dataset"), [(COPYING, "copying"), (LANGUAGE, "language")])
 @pytest.mark.parametrize(
     "options",
@@ -320,6 +324,7 @@ def test_classes_go_by_their_short_names_and_settings_without_init_args(folder: 
     assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.SGD"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
@@ -369,7 +374,14 @@ data: {{class_path: {module}.OwnData, init_args: {{train_span: 3, test_spans: [3
 """
 
 
-@pytest.mark.parametrize("way", ["--trust", "--trust=", "RIMLIT_TRUST"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "--trust",
+        pytest.param("--trust=", marks=pytest.mark.slow),
+        pytest.param("RIMLIT_TRUST", marks=pytest.mark.slow),
+    ],
+)
 def test_a_module_beside_the_user_is_used_by_its_path_once_it_is_trusted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:

@@ -45,6 +45,9 @@ def run(arguments: list[str]) -> None:
     set_parsing_settings(add_print_completion_argument=True)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not see modules beside the user
+    if arguments[0] != "fit":
+        # of the best score of a training that does not go on
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
     command = " ".join(["rimlit", *arguments])
     arguments = _take_trust(arguments)
     arguments = _resolve_configs(arguments)
