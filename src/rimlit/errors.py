@@ -1,6 +1,6 @@
 """Errors a user can mend, each with the exit code of the command line.
 
-Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint.
 """
 
 

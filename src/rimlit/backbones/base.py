@@ -71,14 +71,26 @@ def require_positive(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1; got {name}={size}.")
 
 
-def require_input(backbone: Backbone, inputs: Tensor, *, allow_slots: bool = False) -> None:
-    """Raise a ValueError if ``inputs`` do not have the shape ``backbone`` reads."""
+def require_input(
+    backbone: Backbone, inputs: Tensor, resets: Tensor | None = None, *, allow_slots: bool = False
+) -> None:
+    """Raise a ValueError if ``inputs`` or ``resets`` do not have the shape ``backbone`` reads."""
     dimensions = (3, 4) if allow_slots else (3,)
     shapes = "(B, T, input_size)" + (" or (B, T, N, input_size)" if allow_slots else "")
     if inputs.dim() not in dimensions or inputs.shape[-1] != backbone.input_size or 0 in inputs.shape:
         raise ValueError(
             f"inputs must be non-empty, {shapes}; got shape {tuple(inputs.shape)}, "
             f"input_size={backbone.input_size}."
+        )
+    if resets is not None:
+        _require_resets(inputs, resets)
+
+
+def _require_resets(inputs: Tensor, resets: Tensor) -> None:
+    if resets.shape != inputs.shape[:2] or resets.dtype != torch.bool:
+        raise ValueError(
+            f"resets must be bool of shape (B, T) = {tuple(inputs.shape[:2])}; "
+            f"got {resets.dtype} of shape {tuple(resets.shape)}."
         )
 
 

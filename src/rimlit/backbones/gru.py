@@ -59,7 +59,7 @@ class GRU(Backbone):
         self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, GRUState]:
         """Run over (B, T, input_size); see :meth:`Backbone.forward`."""
-        require_input(self, inputs)
+        require_input(self, inputs, resets)
         state, initial = self.starting_state(inputs, state)
         if resets is None:
             features, hidden = self.recurrent(inputs, layers_first(state.hidden))

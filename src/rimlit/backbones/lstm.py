@@ -64,7 +64,7 @@ class LSTM(Backbone):
         self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, LSTMState]:
         """Run over (B, T, input_size); see :meth:`Backbone.forward`."""
-        require_input(self, inputs)
+        require_input(self, inputs, resets)
         state, initial = self.starting_state(inputs, state)
         if resets is None:
             features, state = self.recurrent(inputs, layers_first(tuple(state)))

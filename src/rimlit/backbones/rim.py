@@ -235,7 +235,7 @@ class RIM(Backbone):
         Returns:
             Features (B, T, hidden_size), mechanism by mechanism, and the state after the last step.
         """
-        require_input(self, inputs, allow_slots=True)
+        require_input(self, inputs, resets, allow_slots=True)
         backend = self._announce_backend()
         state, initial = self.starting_state(inputs, state)
         sequence = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)  # (B, T, N, D)

@@ -28,7 +28,11 @@ def trusted_imports() -> Iterator[None]:
     def import_trusted(name: Any, check_path: bool = True) -> Any:
         if isinstance(name, str) and "." in name:
             check_trusted(name)
-        return original(name, check_path)
+        found = original(name, check_path)
+        home = getattr(found, "__module__", None)
+        if isinstance(name, str) and isinstance(home, str):  # torch.os.system is not torch's
+            check_trusted(f"{home}.{getattr(found, '__qualname__', name)}")
+        return found
 
     modules = (_typehints, _actions)
     for module in modules:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rimlit.cli.configs import shipped_folder
 from rimlit.tasks import Task
 from rimlit.tasks.base import Stage
-from rimlit.training.recording import RunFolder
+from rimlit.training.recording import RunFolder, scores_of
 
 
 def recorded_results(dataset: str) -> dict[str, dict[str, Any]]:
@@ -21,14 +21,11 @@ def recorded_results(dataset: str) -> dict[str, dict[str, Any]]:
 
 def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Stage) -> None:
     """Print a line per test group and headline metric: this run, the floor, the recorded runs."""
-    scores = {
-        name.removeprefix(f"{stage}/"): value.item()
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(f"{stage}/")
-    }
+    scores = scores_of(trainer, stage)
+    floors = task.floors() if stage == "test" else {}  # they are those of the test data
     recorded = recorded_results(folder.path.parent.name) if stage == "test" else {}
     console = Console()
-    console.print(build_table(scores, task.headline, task.floors(), recorded, folder.path.name))
+    console.print(build_table(scores, task.headline, floors, recorded, folder.path.name))
     console.print(f"Everything about this run: {folder.path}", highlight=False)
 
 

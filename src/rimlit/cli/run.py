@@ -1,6 +1,7 @@
 """``rimlit fit|validate|test|predict``: LightningCLI with rimlit's run folder, loggers, callbacks and errors."""
 
 import atexit
+import itertools
 import logging
 import os
 import shutil
@@ -23,7 +24,8 @@ from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
-from rimlit.spec import Spec, find_class, trust
+from rimlit.kernels import resolve_backend
+from rimlit.spec import find_class, trust
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED, read_checkpoint
 from rimlit.training.activity import MechanismActivity
@@ -43,13 +45,17 @@ def run(arguments: list[str]) -> None:
     """
     _quieten()
     set_parsing_settings(add_print_completion_argument=True)
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not see modules beside the user
     if arguments[0] != "fit":
         # of the best score of a training that does not go on
         warnings.filterwarnings("ignore", message="The dirpath has changed from")
     command = " ".join(["rimlit", *arguments])
     arguments = _take_trust(arguments)
+    if os.environ.get("RIMLIT_TRUST"):
+        sys.path.append(os.getcwd())  # a console script does not see modules beside the user; last: shadow nothing
+    try:
+        resolve_backend("auto")
+    except ValueError as error:  # RIMLIT_BACKEND
+        raise ConfigError(str(error)) from error
     arguments = _resolve_configs(arguments)
     checkpoint = _checkpoint_of(arguments)
     if checkpoint is not None:
@@ -112,7 +118,7 @@ class RimlitCLI(LightningCLI):
         """Return a size of the task: the data module's, or the user's where the data module declares none."""
         given = self._get(self.config, "model").get(f"init_args.{name}")
         declared = getattr(data, name, None)
-        if given is not None and declared is not None:
+        if given is not None and declared is not None and given != declared:
             raise ConfigError(
                 f"model.{name} comes from the data module, which says {declared!r}; remove {name}={given!r}."
             )
@@ -126,6 +132,12 @@ class RimlitCLI(LightningCLI):
             subcommand = sys.argv[1] if sys.argv[1] in self.subcommands() else None
             raise ConfigError(explain(error, self._parser(subcommand))) from error
 
+    def _set_seed(self) -> None:
+        seed = self.config[self.subcommand].seed_everything
+        if seed < 0 or seed > 2**32 - 1:
+            raise ConfigError(f"seed_everything must be between 0 and 2**32 - 1; got seed_everything={seed}.")
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's hyper-parameters beat the command line."""
 
@@ -134,6 +146,11 @@ class RimlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.folder = self._choose_folder(config)
         config.trainer.default_root_dir = str(self.folder.path)
+        kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
+        if self.subcommand != "fit" and config.ckpt_path in (None, *CHECKPOINT_KEYS) and kept.is_file():
+            self.checkpoint = read_checkpoint(kept)
+        if (steps := config.trainer.accumulate_grad_batches) < 1:
+            raise ConfigError(f"trainer.accumulate_grad_batches must be at least 1; got {steps}.")
 
     def _choose_folder(self, config: Namespace) -> RunFolder:
         if config.trainer.default_root_dir is not None:
@@ -236,7 +253,7 @@ class RimlitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Keep an earlier run of the same name from being mixed with this one."""
-        if self.config[self.subcommand].ckpt_path is None and is_rank_zero():
+        if self.config[self.subcommand].ckpt_path is None and is_rank_zero() and not self._is_trial:
             self.folder.set_aside_earlier_run()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -362,14 +379,14 @@ def _checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:
 
 def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str]:
     """Put the checkpoint's own task and data before what the user gave, unless that is a config."""
-    if any(_value_of(arguments, option) for option in ("--config", "-c", "--model")):
+    if _value_of(arguments, "--model") or any("model" in _read_yaml(path) for path in _configs(arguments)):
         return arguments
     saved = checkpoint["rimlit"]
     if saved["data"] is None:
         raise CheckpointError(
             "The checkpoint was written without a data module: give --config or --model and --data."
         )
-    config = {"model": _without_linked(saved["task"]), "data": saved["data"]}
+    config = {"model": saved["task"], "data": saved["data"]}
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # named like the checkpoint, as a run is named after its config
@@ -378,9 +395,18 @@ def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[st
     return [arguments[0], "--config", str(path), *arguments[1:]]
 
 
-def _without_linked(spec: Spec) -> Spec:
-    init_args = {name: value for name, value in spec["init_args"].items() if name not in LINKED}
-    return {**spec, "init_args": init_args}
+def _configs(arguments: list[str]) -> list[str]:
+    """Return the config files named on the command line."""
+    following = [value for option, value in itertools.pairwise(arguments) if option in ("--config", "-c")]
+    return following + [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError:
+        return {}  # the parser says what is wrong with it
+    return content if isinstance(content, dict) else {}
 
 
 class _NoAdverts(logging.Filter):
@@ -409,6 +435,8 @@ def _quieten() -> None:
         rimlit_log.setLevel(logging.INFO)
     # loading from memory or by arithmetic is not the bottleneck that more workers would widen
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # torchmetrics adds the processes' sums up itself
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # Lightning's own, about torch's pytree
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

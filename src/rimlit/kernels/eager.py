@@ -65,7 +65,7 @@ def _attend_one_slot(
     else:
         attention = scores.sigmoid()
         # one head: the score ranks as the null probability does, without its rounding near 0 and 1
-        relevance = scores[..., 0] if options.input_heads == 1 else attention.mean(dim=-1)
+        relevance = scores[..., 0] if options.input_heads == 1 else -(-scores).sigmoid().mean(dim=-1)
     read = attention if keep is None else attention * keep[..., 0]
     if options.input_heads == 1:
         gates = read * value[:, :, 0]

@@ -1,8 +1,7 @@
 """Metrics of token sequences, each counted once per token or sequence whatever the batch size.
 
 All take logits (B, T, V) and targets (B, T) in which ``IGNORED`` marks padding at the end of a row, and score
-the last ``last_steps`` unpadded steps of each row, or all of them. Sums are kept in float64 where the device
-has it.
+the last ``last_steps`` unpadded steps of each row, or all of them. Sums are kept in float64.
 """
 
 import math

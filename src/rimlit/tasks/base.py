@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import rimlit
 from rimlit.backbones import Backbone, BackboneFactory
@@ -84,6 +84,8 @@ class Task(Recorded, L.LightningModule, ABC):
         self._scheduler = None if scheduler is None else to_spec(scheduler, "scheduler")
         # not submodules: their float64 sums stay exact whatever the model is cast to
         self._metrics: dict[str, MetricCollection] = {}
+        self._losses: dict[str, MeanMetric] = {}
+        self._has_logged_floors = False
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
@@ -125,10 +127,8 @@ class Task(Recorded, L.LightningModule, ABC):
             self.log("train/loss", loss, prog_bar=True)
             return loss
         prefix = self.prefix(stage, group)
-        size = len(batch.inputs)
-        self.log(f"{prefix}/loss", loss, batch_size=size, sync_dist=True, add_dataloader_idx=False)
-        metrics = self._metrics[prefix]
-        metrics.update(*self.scored(outputs, batch))
+        self._losses[prefix].update(loss.detach(), weight=len(batch.inputs))
+        self._metrics[prefix].update(*self.scored(outputs, batch))
         return loss
 
     def prefix(self, stage: Stage, group: int) -> str:
@@ -186,10 +186,12 @@ class Task(Recorded, L.LightningModule, ABC):
             self.prefix(stage, group): MetricCollection(dict(self.metrics())).to(self.device)
             for group in range(len(self._group_names(stage)))
         }
+        self._losses = {prefix: MeanMetric().to(self.device) for prefix in self._metrics}
 
     def _log_metrics(self, *, show: bool) -> None:
         for prefix, metrics in self._metrics.items():
-            for name, value in metrics.compute().items():
+            values = {"loss": self._losses[prefix].compute(), **metrics.compute()}
+            for name, value in values.items():
                 self.log(
                     f"{prefix}/{name}",
                     value.float(),
@@ -209,8 +211,9 @@ class Task(Recorded, L.LightningModule, ABC):
     def _log_floors(self) -> None:
         floors = {f"floor/{name}": value for name, value in self.floors().items()}
         for logger in self.loggers:
-            if floors:
+            if floors and not self._has_logged_floors:
                 logger.log_metrics(floors, step=0)
+        self._has_logged_floors = True
 
     def floors(self) -> dict[str, float]:
         """Return the scores of a model that learnt only the format; by default what the data module says."""
@@ -247,7 +250,8 @@ class Task(Recorded, L.LightningModule, ABC):
             raise
         except (ValueError, TypeError) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in non_default_arguments(spec).items())
-            raise ConfigError(f"{spec['class_path'].split('.')[-1]}: {error}; got {given}.") from error
+            values = f"; got {given}" if given and "got" not in str(error) else ""
+            raise ConfigError(f"{spec['class_path'].split('.')[-1]}: {str(error).rstrip('.')}{values}.") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds task and data from the file alone."""

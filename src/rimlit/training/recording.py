@@ -56,13 +56,18 @@ class RunFolder:
 
     def set_aside_earlier_run(self) -> None:
         """Rename an earlier run of this name, so that a new one neither mixes with it nor destroys it."""
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not any((self.path / name).exists() for name in ("checkpoints", "run_state.json", "results.json")):
             return
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
         self.path.rename(aside)
-        log.info("An earlier run in %s now lies in %s; go on with it by --ckpt_path last.", self.path, aside)
+        log.info(
+            "An earlier run in %s now lies in %s; go on with it by --name %s --ckpt_path last.",
+            self.path,
+            aside,
+            aside.name,
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -87,7 +92,8 @@ class RunRecorder(L.Callback):
         self.folder = folder
         self.command = command
         self.config = config
-        self._started = 0.0
+        self._started: float | None = None
+        self._seconds_before = 0.0  # in the parts of a run that was gone on with
         self._commit = git_commit()  # now, not at the end: the checkout may have moved on by then
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -106,7 +112,13 @@ class RunRecorder(L.Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams({**parameters, **counts, **backend})
             if isinstance(logger, MLflowTracker):
-                logger.set_tags({"mlflow.note.content": f"`{self.command}`", "git_commit": self._commit})
+                logger.set_tags(
+                    {
+                        "mlflow.note.content": f"`{self.command}`",
+                        "git_commit": self._commit,
+                        "run_folder": str(self.folder.path),
+                    }
+                )
                 logger.log_file(path)
                 if not logger.is_given_up:
                     self.folder.write_state(mlflow_run_id=logger.run_id)
@@ -115,9 +127,20 @@ class RunRecorder(L.Callback):
         """Start the clock."""
         self._started = time.monotonic()
 
+    def _seconds(self) -> float:
+        now = 0.0 if self._started is None else time.monotonic() - self._started
+        return self._seconds_before + now
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the run has trained, for the checkpoint."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        self._seconds_before = state_dict["seconds"]
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step and write down the training."""
-        seconds = time.monotonic() - self._started
         if trainer.checkpoint_callbacks:
             trainer.save_checkpoint(self.folder.checkpoints / "last.ckpt")
         if trainer.is_global_zero and isinstance(pl_module, Task):
@@ -129,7 +152,7 @@ class RunRecorder(L.Callback):
                 versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
                 **parameter_counts(pl_module),
                 steps=trainer.global_step,
-                train_seconds=round(seconds, 1),
+                train_seconds=round(self._seconds(), 1),
                 floor=pl_module.floors(),
             )
 
@@ -139,12 +162,16 @@ class RunRecorder(L.Callback):
 
     @rank_zero_only
     def _write_scores(self, trainer: L.Trainer, stage: str) -> None:
-        scores = {
-            name.removeprefix(f"{stage}/"): value.item()
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith(f"{stage}/")
-        }
-        self.folder.write_results(**{stage: scores})
+        self.folder.write_results(**{stage: scores_of(trainer, stage)})
+
+
+def scores_of(trainer: L.Trainer, stage: str) -> dict[str, float]:
+    """Return the scores that a stage logged last, without its name before theirs."""
+    return {
+        name.removeprefix(f"{stage}/"): value.item()
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(f"{stage}/")
+    }
 
 
 def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Learning-rate schedules whose length is the run's own."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -48,6 +49,10 @@ class WarmupCosine(LRScheduler):
         self.final_ratio = final_ratio
         self.total_steps = total_steps
         super().__init__(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the run's length: a run that is gone on with may be longer."""
+        return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rates of the step to come."""
