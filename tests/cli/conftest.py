@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rimlit import spec
+from rimlit.cli import messages
 from tests.cli.running import COPYING, LANGUAGE, succeed, write_novel
 
 
@@ -20,6 +21,14 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "argv", ["rimlit"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(spec, "_trusted_here", set())
+    # other tests' classes, defined in this process, are not among those that messages list
+    monkeypatch.setattr(
+        messages,
+        "subclasses",
+        lambda base: [
+            cls for cls in spec.subclasses(base) if cls.__module__.split(".")[0] in spec.TRUSTED_PACKAGES
+        ],
+    )
     environment, handlers = dict(os.environ), list(logging.getLogger("rimlit").handlers)
     with warnings.catch_warnings():
         yield
