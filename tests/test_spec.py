@@ -227,3 +227,14 @@ def test_only_what_differs_from_the_defaults_is_shown_to_people() -> None:
 def test_a_list_that_equals_a_default_tuple_is_not_shown() -> None:
     made = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1, "betas": [0.9, 0.999], "eps": 1e-8}}
     assert non_default_arguments(made) == {"lr": 0.1}
+
+
+def test_what_is_reached_through_a_trusted_module_is_refused_by_its_own_home() -> None:
+    from jsonargparse import _typehints
+
+    from rimlit.cli.messages import trusted_imports
+
+    with trusted_imports():
+        assert _typehints.import_object("torch.optim.Adam") is torch.optim.Adam
+        with pytest.raises(ConfigError, match="outside the trusted packages"):
+            _typehints.import_object("torch.os.system")

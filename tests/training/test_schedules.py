@@ -91,3 +91,17 @@ def test_a_saved_schedule_goes_on_where_it_stopped() -> None:
 def test_a_value_out_of_its_range_is_refused_with_its_value(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rates(1, **arguments)
+
+
+def test_a_run_that_is_gone_on_with_for_longer_takes_its_own_length() -> None:
+    def schedule(total_steps: int) -> WarmupCosine:
+        return WarmupCosine(torch.optim.SGD([torch.zeros(1)], lr=1.0), total_steps=total_steps)
+
+    short, long = schedule(4), schedule(8)
+    for _ in range(4):
+        short.optimizer.step()
+        short.step()
+    long.load_state_dict(short.state_dict())
+    long.optimizer.step()
+    long.step()
+    assert long.get_last_lr()[0] > 0.2
