@@ -196,6 +196,7 @@ class RIM(Backbone):
             communication_key_size=communication_key_size,
             inactive=inactive,
             communication_output=communication_output,
+            project_in_bf16=False,
         )
         self.layers = nn.ModuleList(
             RIMLayer(
@@ -246,6 +247,7 @@ class RIM(Backbone):
                 sequence = functional.dropout(features, self.dropout, self.training).unsqueeze(2)
             layer_inputs = LayerInputs(
                 sequence,
+                None,
                 map_state(lambda tensor, at=index: tensor[:, at], state),
                 map_state(lambda tensor, at=index: tensor[:, at], initial),
                 resets,

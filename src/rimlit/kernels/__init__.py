@@ -7,7 +7,7 @@ as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compar
 
 import os
 
-from rimlit.kernels import eager, reference
+from rimlit.kernels import eager, function, reference
 from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import project
 
@@ -23,7 +23,7 @@ __all__ = [
     "run_layer",
 ]
 
-SCANS = {"eager": eager.scan}
+SCANS = {"eager": eager.scan, "function": function.scan}
 BACKENDS = ("auto", "reference", *SCANS)
 
 
@@ -45,7 +45,7 @@ def resolve_backend(requested: str) -> tuple[str, str]:
         source = "RIMLIT_BACKEND" if override else "backend"
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {source}={name!r}.")
     if name == "auto":
-        return "eager", "auto takes the fastest loop this version has"
+        return "function", "auto takes the fastest loop this version has"
     return name, reason
 
 
@@ -53,4 +53,4 @@ def run_layer(backend: str, weights: LayerWeights, options: LayerOptions, inputs
     """Run one RIM layer over a sequence with the loop named ``backend`` (resolved)."""
     if backend == "reference":
         return reference.run(weights, options, inputs)
-    return SCANS[backend](project(weights, options, inputs.sequence), weights, options, inputs)
+    return SCANS[backend](project(weights, options, inputs), weights, options, inputs)

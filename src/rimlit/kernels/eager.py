@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, LayerWeights
-from rimlit.kernels.projection import Projected
+from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
 from rimlit.nn import attend_slots, communicate, select_active
 from rimlit.types import GRUState, LSTMState, State, map_state
 
@@ -16,6 +16,7 @@ from rimlit.types import GRUState, LSTMState, State, map_state
 def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
     dtype = weights.cell_hidden.dtype
+    projected = hold_cell(expand_tokens(projected), weights.cell_input, options.input_heads)
     # unbind, not indexing: its backward is one stack, where indexing adds up T full-sized gradients
     keys = projected.keys.to(dtype).unbind(dim=1)
     values = projected.values.to(dtype).unbind(dim=1)
@@ -23,12 +24,12 @@ def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inp
     initial = map_state(_mechanisms_first, inputs.initial)
     state = map_state(_mechanisms_first, inputs.state)
     features, records = [], []
-    with torch.autocast(inputs.sequence.device.type, enabled=False):
+    with torch.autocast(state.hidden.device.type, enabled=False):
         for step, (key, value) in enumerate(zip(keys, values, strict=True)):
             if resets is not None:
                 state = _reset(state, initial, resets[step])
             input_keep = None if inputs.keep.input is None else inputs.keep.input[step]
-            attend = _attend_one_slot if projected.is_folded else _attend_slots
+            attend = _attend_one_slot if projected.keys_hold_query else _attend_slots
             gates, relevance, attention = attend(state.hidden, key, value, weights, options, input_keep)
             active = select_active(relevance, options.num_active)  # (M, B)
             candidate = _update(state, gates, weights, options)
@@ -37,6 +38,8 @@ def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inp
             )
             features.append(state.hidden)
             if inputs.record:
+                if communication is not None:  # (B, M, M)
+                    communication = communication * active.t()[..., None]
                 records.append((active, attention.detach(), communication))
     return LayerResult(
         torch.stack(features, dim=0).permute(2, 0, 1, 3),  # (B, T, M, d)

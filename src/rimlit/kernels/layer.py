@@ -24,6 +24,7 @@ class LayerOptions(NamedTuple):
     communication_key_size: int
     inactive: Inactive
     communication_output: CommunicationOutput
+    project_in_bf16: bool
 
 
 class LayerWeights(NamedTuple):
@@ -52,7 +53,8 @@ class Keep(NamedTuple):
 class LayerInputs(NamedTuple):
     """What a layer runs on."""
 
-    sequence: Tensor  # (B, T, N, D)
+    sequence: Tensor  # (B, T, N, D); with tokens the vocabulary (1, V, 1, D)
+    tokens: Tensor | None  # (B, T): rows of the vocabulary
     state: State  # tensors (B, M, d)
     initial: State  # the same shape: what a reset puts in place of the state
     resets: Tensor | None  # (B, T) bool
@@ -66,7 +68,7 @@ class Activity(NamedTuple):
     active: Tensor  # (B, T, M) bool
     null_attention: Tensor  # (B, T, M): 1 − attention to all slots
     slot_attention: Tensor  # (B, T, M, N)
-    communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are not used
+    communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are zero
 
 
 class LayerResult(NamedTuple):

@@ -11,54 +11,116 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from rimlit.kernels.layer import LayerOptions, LayerWeights
+from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerWeights
 
 
 class Projected(NamedTuple):
-    """Inputs as the loop reads them; ``is_folded`` for a single slot.
+    """Inputs as the loop reads them.
 
-    Folded: keys (M, T, B, I, d), values (M, T, B, I, gates). Otherwise: keys (1 or M, T, B, N, I, key),
-    values (1 or M, T, B, N, I, value).
+    Keys that hold the query (a single slot): (M, T, B, I, d); others: (1 or M, T, B, N, I, key).
+    Values that hold the cell's weights (a single slot): (M, T, B, I, gates); others: (1 or M, T, B, N, I, value).
+    With ``tokens`` the vocabulary's V rows stand in place of T, B, and both hold the weights.
     """
 
     keys: Tensor
     values: Tensor
-    is_folded: bool
+    keys_hold_query: bool
+    values_hold_cell: bool
+    tokens: Tensor | None = None  # (T, B): the rows that the steps read
 
 
-def project(weights: LayerWeights, options: LayerOptions, sequence: Tensor) -> Projected:
-    """Project ``sequence`` (B, T, N, D) for :class:`LayerWeights`."""
+def project(
+    weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, *, values_hold_cell: bool = True
+) -> Projected:
+    """Project the whole sequence.
+
+    Args:
+        weights: The layer's parameters.
+        options: The layer's choices.
+        inputs: What the layer runs on.
+        values_hold_cell: Whether a single slot's values are multiplied by the cell's weights ahead, for all
+            mechanisms, or in the loop, for the active ones.
+    """
+    sequence = inputs.sequence
     batch_size, num_steps, num_slots, input_size = sequence.shape
     heads = options.input_heads
     rows = sequence.transpose(0, 1).reshape(1, -1, input_size)  # (1, T·B·N, D)
-    shape = (-1, num_steps, batch_size, num_slots, heads)
-    if num_slots > 1:
-        keys, values = _times(rows, weights.input_key), _times(rows, weights.input_value)
-        return Projected(
-            keys.reshape(*shape, keys.shape[-1] // heads),
-            values.reshape(*shape, values.shape[-1] // heads),
-            is_folded=False,
-        )
-
-    scale = math.sqrt(weights.input_key.shape[-1] / heads)
-    # one (D → key → d) and one (D → value → gates) chain per head
-    key_chains = [
-        _chain(rows, key, query.mT / scale)
-        for key, query in zip(
-            weights.input_key.chunk(heads, -1), weights.input_query.chunk(heads, -1), strict=True
-        )
-    ]
-    value_chains = [
-        _chain(rows, value, cell)
-        for value, cell in zip(
-            weights.input_value.chunk(heads, -1), weights.cell_input.chunk(heads, 1), strict=True
-        )
-    ]
+    if options.project_in_bf16:
+        rows, weights = rows.bfloat16(), _in_bf16(weights)
+    slots = (-1, num_steps, batch_size, num_slots, heads)
     folded = (options.num_mechanisms, num_steps, batch_size, heads, -1)
-    return Projected(
-        torch.stack(key_chains, dim=2).view(folded), torch.stack(value_chains, dim=2).view(folded), is_folded=True
+
+    if num_slots > 1:
+        keys = _times(rows, weights.input_key)
+        keys = keys.reshape(*slots, keys.shape[-1] // heads)
+    else:
+        scale = math.sqrt(weights.input_key.shape[-1] / heads)
+        # one (D → key → d) chain per head
+        chains = [
+            _chain(rows, key, query.mT / scale)
+            for key, query in zip(
+                weights.input_key.chunk(heads, -1), weights.input_query.chunk(heads, -1), strict=True
+            )
+        ]
+        keys = _join(chains).view(folded)
+    if num_slots > 1 or not values_hold_cell:
+        values = _times(rows, weights.input_value)
+        values = values.reshape(*slots, values.shape[-1] // heads)
+        values_hold_cell = False
+    else:
+        # one (D → value → gates) chain per head
+        chains = [
+            _chain(rows, value, cell)
+            for value, cell in zip(
+                weights.input_value.chunk(heads, -1), weights.cell_input.chunk(heads, 1), strict=True
+            )
+        ]
+        values = _join(chains).view(folded)
+    if inputs.tokens is None:
+        return Projected(keys, values, num_slots == 1, values_hold_cell)
+    return Projected(keys.squeeze(2), values.squeeze(2), True, True, inputs.tokens.t())
+
+
+def expand_tokens(projected: Projected) -> Projected:
+    """Look the tokens up, for loops that read one row per step and sample."""
+    if projected.tokens is None:
+        return projected
+    tokens = projected.tokens
+
+    def look_up(rows: Tensor) -> Tensor:
+        num_mechanisms, vocabulary_size, *sizes = rows.shape
+        found = functional.embedding(tokens, rows.transpose(0, 1).reshape(vocabulary_size, -1))
+        return found.view(*tokens.shape, num_mechanisms, *sizes).permute(2, 0, 1, 3, 4)  # (M, T, B, I, ·)
+
+    return Projected(look_up(projected.keys), look_up(projected.values), True, True)
+
+
+def hold_cell(projected: Projected, cell_input: Tensor, heads: int) -> Projected:
+    """Multiply a single slot's values by the cell's weights, for loops that read them so."""
+    if projected.values_hold_cell or not projected.keys_hold_query:
+        return projected
+    num_steps, batch_size = projected.values.shape[1:3]
+    chains = [
+        _times(value.flatten(1, 3), cell)
+        for value, cell in zip(projected.values.unbind(dim=4), cell_input.chunk(heads, 1), strict=True)
+    ]
+    values = _join(chains).view(cell_input.shape[0], num_steps, batch_size, heads, -1)
+    return projected._replace(values=values, values_hold_cell=True)
+
+
+def _in_bf16(weights: LayerWeights) -> LayerWeights:
+    return weights._replace(
+        input_query=weights.input_query.bfloat16(),
+        input_key=weights.input_key.bfloat16(),
+        input_value=weights.input_value.bfloat16(),
+        cell_input=weights.cell_input.bfloat16(),
     )
+
+
+def _join(chains: list[Tensor]) -> Tensor:
+    return chains[0] if len(chains) == 1 else torch.stack(chains, dim=2)
 
 
 def _times(rows: Tensor, weight: Tensor) -> Tensor:

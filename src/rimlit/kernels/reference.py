@@ -15,6 +15,8 @@ from rimlit.types import GRUState, LSTMState
 
 def run(weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     """Run a layer sample by sample; see :func:`rimlit.kernels.run_layer`."""
+    if inputs.tokens is not None:
+        inputs = inputs._replace(sequence=inputs.sequence[0, inputs.tokens], tokens=None)
     samples = [_run_sample(weights, options, inputs, sample) for sample in range(inputs.sequence.shape[0])]
     features, hidden, memory, active, null, slots, communication = (
         None if parts[0] is None else torch.stack(parts) for parts in zip(*samples, strict=True)
@@ -84,7 +86,8 @@ def _run_sample(
                 visible = [candidate[m] if m in active else candidate[m].detach() for m in mechanisms]
             readings, heads_attention = _communication(weights, options, inputs, visible, sample, step)
             updated = [candidate[m] + readings[m] for m in mechanisms]
-            communication = heads_attention.mean(dim=0).detach()
+            is_active = torch.tensor([[m in active] for m in mechanisms])
+            communication = heads_attention.mean(dim=0).detach() * is_active
 
         # the others keep their state
         hidden = [updated[m] if m in active else hidden[m] for m in mechanisms]

@@ -1,0 +1,179 @@
+"""A time loop under autograd: one Function over the whole sequence, with a derivative that the loop knows itself.
+
+Autograd would keep a graph of some fifty nodes per step and add up every weight's gradient step by step. A
+:class:`Loop` keeps only what its derivative needs, walks back over the steps, and forms each weight's gradient
+in few large products.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rimlit.kernels import eager
+from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.projection import Projected
+from rimlit.types import GRUState, LSTMState
+
+
+class Operands(NamedTuple):
+    """Every tensor that a loop is differentiated by; shapes as in Projected, LayerWeights and LayerInputs."""
+
+    keys: Tensor
+    values: Tensor
+    hidden: Tensor  # (B, M, d)
+    memory: Tensor | None  # None for a GRU
+    initial_hidden: Tensor
+    initial_memory: Tensor | None
+    input_query: Tensor | None  # None where the keys hold it
+    cell_input: Tensor | None  # None where the values hold it
+    cell_hidden: Tensor
+    cell_bias: Tensor
+    communication: Tensor | None
+    communication_output: Tensor | None
+    communication_bias: Tensor | None
+
+
+class Setting(NamedTuple):
+    """All that a loop reads and is not differentiated by."""
+
+    options: LayerOptions
+    tokens: Tensor | None  # (T, B): rows of keys and values that the steps read
+    resets: Tensor | None  # (B, T) bool
+    keep: Keep
+    record: bool
+    is_differentiated: bool
+
+
+class Outputs(NamedTuple):
+    """What a loop computes."""
+
+    features: Tensor  # (B, T, M, d)
+    hidden: Tensor  # (B, M, d)
+    memory: Tensor | None
+    active: Tensor  # (B, T, M) bool
+    attention: Tensor  # (B, T, M, I, N)
+    communication: Tensor | None  # (B, T, M, M), only where it is recorded
+
+
+Gradients = tuple[Tensor, Tensor, Tensor | None]
+"""Gradients of features, hidden and memory."""
+
+
+class Loop(Protocol):
+    """A recurrence and its derivative."""
+
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+        """Return the outputs and the tape that :meth:`backward` reads."""
+
+    def backward(
+        self,
+        setting: Setting,
+        operands: Operands,
+        outputs: Outputs,
+        tape: tuple[Tensor | None, ...],
+        gradients: Gradients,
+    ) -> Operands:
+        """Return the gradient of every operand. Neither the tape nor ``gradients`` may be changed."""
+
+
+def differentiate(
+    loop: Loop, projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs
+) -> LayerResult:
+    """Run ``loop`` over all steps, under autograd where a gradient is asked for."""
+    dtype = weights.cell_hidden.dtype
+    state, initial = inputs.state, inputs.initial
+    has_memory = options.cell == "lstm"
+    operands = Operands(
+        keys=projected.keys.to(dtype),
+        values=projected.values.to(dtype),
+        hidden=state.hidden,
+        memory=state.memory if has_memory else None,
+        initial_hidden=initial.hidden,
+        initial_memory=initial.memory if has_memory else None,
+        input_query=None if projected.keys_hold_query else weights.input_query,
+        cell_input=None if projected.values_hold_cell else weights.cell_input,
+        cell_hidden=weights.cell_hidden,
+        cell_bias=weights.cell_bias,
+        communication=weights.communication,
+        communication_output=weights.communication_output,
+        communication_bias=weights.communication_bias,
+    )
+    is_differentiated = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in operands
+    )
+    setting = Setting(options, projected.tokens, inputs.resets, inputs.keep, inputs.record, is_differentiated)
+    with torch.autocast(state.hidden.device.type, enabled=False):
+        if is_differentiated:
+            outputs = Outputs(*_Scan.apply(loop, setting, *operands))  # type: ignore[no-untyped-call]
+        else:
+            outputs, _ = loop.forward(setting, operands)
+    last = GRUState(outputs.hidden) if outputs.memory is None else LSTMState(outputs.hidden, outputs.memory)
+    return LayerResult(outputs.features, last, _activity(outputs) if inputs.record else None)
+
+
+def _activity(outputs: Outputs) -> Activity:
+    slots = outputs.attention.mean(dim=3)  # (B, T, M, N)
+    return Activity(outputs.active, 1 - slots.sum(dim=-1), slots, outputs.communication)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        outputs, tape = loop.forward(setting, Operands(*tensors))  # type: ignore[arg-type]
+        ctx.loop, ctx.setting = loop, setting
+        ctx.save_for_backward(*tensors, *outputs, *tape)
+        ctx.mark_non_differentiable(*(tensor for tensor in outputs[3:] if tensor is not None))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        first, second = len(Operands._fields), len(Operands._fields) + len(Outputs._fields)
+        operands, outputs, tape = Operands(*saved[:first]), Outputs(*saved[first:second]), saved[second:]
+        wanted = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # a derivative of the derivative is asked for: autograd knows it
+            return None, None, *_differentiable_gradients(ctx.setting, operands, gradients[:3], wanted)
+        found = ctx.loop.backward(ctx.setting, operands, outputs, tape, gradients[:3])
+        return None, None, *(tensor if want else None for tensor, want in zip(found, wanted, strict=True))
+
+
+def _differentiable_gradients(
+    setting: Setting, operands: Operands, gradients: tuple[Tensor, ...], wanted: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Return the gradients by way of the eager loop, so that they can be differentiated again."""
+    projected = Projected(
+        operands.keys,
+        operands.values,
+        keys_hold_query=operands.input_query is None,
+        values_hold_cell=operands.cell_input is None,
+        tokens=setting.tokens,
+    )
+    weights = LayerWeights(
+        input_query=operands.input_query,
+        input_key=None,
+        input_value=None,
+        cell_input=operands.cell_input,
+        cell_hidden=operands.cell_hidden,
+        cell_bias=operands.cell_bias,
+        communication=operands.communication,
+        communication_output=operands.communication_output,
+        communication_bias=operands.communication_bias,
+    )
+    if operands.memory is None or operands.initial_memory is None:
+        state, initial = GRUState(operands.hidden), GRUState(operands.initial_hidden)
+    else:
+        state = LSTMState(operands.hidden, operands.memory)
+        initial = LSTMState(operands.initial_hidden, operands.initial_memory)
+    inputs = LayerInputs(operands.keys, None, state, initial, setting.resets, setting.keep, record=False)
+    result = eager.scan(projected, weights, setting.options, inputs)
+    found = iter(
+        torch.autograd.grad(
+            (result.features, *result.state),
+            [tensor for tensor, want in zip(operands, wanted, strict=True) if want],
+            gradients[: 1 + len(result.state)],
+            create_graph=True,
+            materialize_grads=True,
+        )
+    )
+    return [next(found) if want else None for want in wanted]

@@ -1,0 +1,446 @@
+"""The time loop with a hand-written derivative on ATen calls: needs no compiler, runs on every device.
+
+Mechanisms come first, (M, T, B, ·) on the tape and (M, B, ·) inside a step, so that every product is one batched
+product and the gradient of every weight is one batched product over all steps.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rimlit.kernels.autograd import Gradients, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.projection import Projected, expand_tokens
+from rimlit.nn import select_active
+
+
+def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
+    """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
+    return differentiate(ATenLoop(), expand_tokens(projected), weights, options, inputs)
+
+
+class Tape(NamedTuple):
+    """What the derivative reads, for every step; one step long and overwritten where none is asked for."""
+
+    hidden: Tensor  # (M, T, B, d): the state before each step, after resets
+    memory: Tensor | None
+    query: Tensor | None  # (M, T, B, I, key)
+    attended: Tensor | None  # (M, T, B, I·value)
+    gates: Tensor  # (M, T, B, gates), after their activation
+    inside: Tensor | None  # (M, T, B, d): what the GRU's reset gate scales
+    squashed: Tensor | None  # (M, T, B, d): tanh of the LSTM's new memory
+    visible: Tensor | None  # (M, T, B, d): the states that are read
+    projected: Tensor | None  # (M, T, B, C·(key + key + value))
+    weights: Tensor | None  # (B, T, C, M, M): communication attention
+    read: Tensor | None  # (M, T, B, C·value)
+    output: Tensor | None  # (M, T, B, d or 2·d): tanh, or gate and content, after their activation
+
+
+class ATenLoop:
+    """The recurrence and its derivative."""
+
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
+        options = setting.options
+        batch_size, num_mechanisms, size = operands.hidden.shape
+        num_steps = operands.keys.shape[1]
+        tape = _empty_tape(setting, operands, num_steps if setting.is_differentiated else 1)
+        features = operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, size)
+        active, attention, communication = [], [], []
+        hidden = operands.hidden.transpose(0, 1)
+        memory = None if operands.memory is None else operands.memory.transpose(0, 1)
+        for step in range(num_steps):
+            at = step if setting.is_differentiated else 0
+            hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, setting.resets, step)
+            if memory is not None:
+                memory = _start(tape.memory[:, at], memory, operands.initial_memory, setting.resets, step)
+            attended, relevance, gates = _attend(setting, operands, tape, hidden, step, at)
+            chosen = select_active(relevance, options.num_active)
+            is_active = chosen[..., None]  # (M, B, 1)
+            if options.cell == "lstm":
+                candidate, memory = _lstm(operands, tape, hidden, memory, is_active, gates, at)
+            else:
+                candidate = _gru(operands, tape, hidden, gates, at)
+            if options.communication_heads:
+                candidate = _communicate(setting, operands, tape, hidden, candidate, is_active, step, at)
+                if setting.record:
+                    communication.append(tape.weights[:, at].mean(dim=1) * is_active.transpose(0, 1))
+            hidden = torch.where(is_active, candidate, hidden, out=features[:, step])
+            active.append(chosen)
+            attention.append(attended)
+        outputs = Outputs(
+            features.permute(2, 1, 0, 3),
+            hidden.transpose(0, 1).clone(),
+            None if memory is None else memory.transpose(0, 1).clone(),
+            torch.stack(active).permute(2, 0, 1),
+            torch.stack(attention).permute(2, 0, 1, 3, 4),
+            torch.stack(communication, dim=1) if communication else None,
+        )
+        return outputs, tape if setting.is_differentiated else ()
+
+    def backward(
+        self,
+        setting: Setting,
+        operands: Operands,
+        outputs: Outputs,
+        tape: tuple[Tensor | None, ...],
+        gradients: Gradients,
+    ) -> Operands:
+        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
+        return _Backward(setting, operands, outputs, Tape(*tape), gradients).run()
+
+
+def _empty_tape(setting: Setting, operands: Operands, num_steps: int) -> Tape:
+    options = setting.options
+    batch_size, num_mechanisms, size = operands.hidden.shape
+    is_lstm = options.cell == "lstm"
+    heads = options.communication_heads
+    projected_size = operands.communication.shape[-1] if operands.communication is not None else 0
+    read_size = projected_size - 2 * heads * options.communication_key_size
+    output_sizes = {"linear": None, "tanh": size, "gated": 2 * size}
+
+    def empty(*sizes: int | None) -> Tensor | None:
+        if None in sizes:
+            return None
+        return operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, *sizes)
+
+    return Tape(
+        hidden=empty(size),
+        memory=empty(size) if is_lstm else None,
+        query=None if operands.input_query is None else empty(options.input_heads, operands.keys.shape[-1]),
+        attended=None if operands.cell_input is None else empty(operands.cell_input.shape[1]),
+        gates=empty((4 if is_lstm else 3) * size),
+        inside=None if is_lstm else empty(size),
+        squashed=empty(size) if is_lstm else None,
+        visible=empty(size) if heads else None,
+        projected=empty(projected_size) if heads else None,
+        weights=operands.hidden.new_empty(batch_size, num_steps, heads, num_mechanisms, num_mechanisms)
+        if heads
+        else None,
+        read=empty(read_size) if heads else None,
+        output=empty(output_sizes[options.communication_output]) if heads else None,
+    )
+
+
+def _start(into: Tensor, state: Tensor, initial: Tensor, resets: Tensor | None, step: int) -> Tensor:
+    """Write the state (M, B, d) that a step starts from into the tape."""
+    if resets is None:
+        return into.copy_(state)
+    return torch.where(resets[:, step, None], initial.transpose(0, 1), state, out=into)
+
+
+def _attend(
+    setting: Setting, operands: Operands, tape: Tape, hidden: Tensor, step: int, at: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return attention to the slots (M, B, I, N), relevance (M, B) and the gates' input part (M, B, gates)."""
+    options = setting.options
+    key, value = operands.keys[:, step], operands.values[:, step]
+    keep = None if setting.keep.input is None else setting.keep.input[step]
+    if operands.input_query is None:
+        scores = (hidden[:, :, None] * key).sum(dim=-1, keepdim=True)  # (M, B, I, 1)
+    else:
+        query = torch.bmm(hidden, operands.input_query, out=tape.query[:, at].flatten(2))
+        query = query.unflatten(-1, (options.input_heads, -1)) / math.sqrt(key.shape[-1])
+        scores = (query[:, :, None] * key).sum(dim=-1).transpose(2, 3)  # (M, B, I, N)
+    if options.selection == "across_mechanisms":
+        attention = scores.softmax(dim=0)
+        relevance = attention.sum(dim=-1).mean(dim=-1)
+    elif scores.shape[-1] == 1:
+        attention = scores.sigmoid()
+        # one head: the score ranks as the null probability does, without its rounding near 0 and 1
+        relevance = scores[..., 0, 0] if options.input_heads == 1 else -(-scores[..., 0]).sigmoid().mean(dim=-1)
+    else:
+        null = scores.new_zeros(()).expand(*scores.shape[:-1], 1)
+        attention = torch.cat([null, scores], dim=-1).softmax(dim=-1)
+        relevance = scores[:, :, 0].logsumexp(-1) if options.input_heads == 1 else -attention[..., 0].mean(dim=-1)
+        attention = attention[..., 1:]
+    read = attention if keep is None else attention * keep
+    if operands.cell_input is None:
+        gates = (read * value).sum(dim=2) if options.input_heads > 1 else read[..., 0] * value[:, :, 0]
+        return attention, relevance, gates
+    # (M, B, I, N) times (·, B, N, I, value)
+    attended = (read.transpose(2, 3)[..., None] * value).sum(dim=2)  # (M, B, I, value)
+    tape.attended[:, at].copy_(attended.flatten(2))
+    return attention, relevance, torch.bmm(tape.attended[:, at], operands.cell_input)
+
+
+def _lstm(
+    operands: Operands,
+    tape: Tape,
+    hidden: Tensor,
+    memory: Tensor,
+    is_active: Tensor,
+    read: Tensor,
+    at: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the candidate (M, B, d) and the memory after the step."""
+    gates, size = tape.gates[:, at], hidden.shape[-1]
+    torch.baddbmm(operands.cell_bias[:, None], hidden, operands.cell_hidden, out=gates)
+    gates += read
+    gates[..., : 3 * size].sigmoid_()
+    gates[..., 3 * size :].tanh_()
+    i, f, o, g = gates.chunk(4, dim=-1)  # input, forget, output, new
+    new = torch.addcmul(i * g, f, memory)
+    squashed = torch.tanh(new, out=tape.squashed[:, at])
+    return o * squashed, torch.where(is_active, new, memory)
+
+
+def _gru(operands: Operands, tape: Tape, hidden: Tensor, read: Tensor, at: int) -> Tensor:
+    """Return the candidate (M, B, d)."""
+    gates, size = tape.gates[:, at], hidden.shape[-1]
+    bias = operands.cell_bias[:, None]
+    recurrent = torch.bmm(hidden, operands.cell_hidden)
+    inside = torch.add(recurrent[..., 2 * size :], bias[..., 3 * size :], out=tape.inside[:, at])
+    torch.add(read, bias[..., : 3 * size], out=gates)
+    gates[..., : 2 * size] += recurrent[..., : 2 * size]
+    r, z = gates[..., : 2 * size].sigmoid_().chunk(2, dim=-1)  # reset, update
+    n = gates[..., 2 * size :].addcmul_(r, inside).tanh_()  # new
+    return torch.lerp(n, hidden, z)
+
+
+def _communicate(
+    setting: Setting,
+    operands: Operands,
+    tape: Tape,
+    hidden: Tensor,
+    candidate: Tensor,
+    is_active: Tensor,
+    step: int,
+    at: int,
+) -> Tensor:
+    """Return the candidate (M, B, d) with what it read from the others."""
+    options = setting.options
+    if options.inactive == "preserved":
+        visible = torch.where(is_active, candidate, hidden, out=tape.visible[:, at])
+    else:
+        visible = tape.visible[:, at].copy_(candidate)
+    projected = torch.bmm(visible, operands.communication, out=tape.projected[:, at])
+    query, key, value = _split(projected, options)
+    attention = (query @ key.mT).mul_(1 / math.sqrt(options.communication_key_size))
+    attention = torch.softmax(attention, dim=-1, out=tape.weights[:, at])
+    if setting.keep.communication is not None:
+        attention = attention * setting.keep.communication[step]
+    read = tape.read[:, at]  # (M, B, C·value)
+    read.view(*read.shape[:2], options.communication_heads, -1).copy_((attention @ value).permute(2, 0, 1, 3))
+    if options.communication_output == "linear":
+        return torch.baddbmm(candidate, read, operands.communication_output)
+    output = tape.output[:, at]
+    if options.communication_output == "tanh":
+        torch.bmm(read, operands.communication_output, out=output)
+        return candidate + output.tanh_()
+    torch.matmul(read, operands.communication_output, out=output)
+    output += operands.communication_bias[:, None]
+    gate, content = output.chunk(2, dim=-1)
+    return torch.addcmul(candidate, gate.sigmoid_(), content.tanh_())
+
+
+def _split(projected: Tensor, options: LayerOptions) -> tuple[Tensor, ...]:
+    """Split (M, B, C·(key + key + value)) into query, key and value (B, C, M, ·)."""
+    size = options.communication_key_size
+    heads = projected.view(*projected.shape[:2], options.communication_heads, -1).permute(1, 2, 0, 3)
+    return heads.tensor_split((size, 2 * size), dim=-1)
+
+
+class _Backward:
+    """The derivative: one walk back over the steps, then one product per weight."""
+
+    def __init__(
+        self, setting: Setting, operands: Operands, outputs: Outputs, tape: Tape, gradients: Gradients
+    ) -> None:
+        self.setting, self.options, self.operands, self.tape = setting, setting.options, operands, tape
+        self.gradients = gradients
+        self.attention = outputs.attention.permute(2, 1, 0, 3, 4)  # (M, T, B, I, N)
+        self.active = outputs.active.permute(2, 1, 0)[..., None]  # (M, T, B, 1)
+        self.num_steps = operands.keys.shape[1]
+        new = torch.empty_like
+        self.gates = new(tape.gates)
+        self.recurrent = self.gates if self.options.cell == "lstm" else new(tape.gates)
+        self.scores = torch.empty(self.attention.shape, dtype=tape.hidden.dtype, device=tape.hidden.device)
+        self.attended = None if tape.attended is None else new(tape.attended)
+        self.query = None if tape.query is None else new(tape.query)
+        self.projected = None if tape.projected is None else new(tape.projected)
+        self.output = None
+        if tape.projected is not None:
+            self.output = new(tape.hidden) if tape.output is None else new(tape.output)
+
+    def run(self) -> Operands:
+        """Return the gradient of every operand."""
+        resets = self.setting.resets
+        features, last_hidden, last_memory = self.gradients
+        features = features.permute(2, 1, 0, 3)
+        hidden = last_hidden.transpose(0, 1)
+        memory = None if last_memory is None else last_memory.transpose(0, 1)
+        initial_hidden = torch.zeros_like(hidden)
+        initial_memory = None if memory is None else torch.zeros_like(memory)
+        for step in reversed(range(self.num_steps)):
+            hidden, memory = self._step(step, hidden + features[:, step], memory)
+            if resets is not None:
+                was_reset = resets[None, :, step, None]
+                initial_hidden += hidden * was_reset
+                hidden = hidden.masked_fill(was_reset, 0)
+                if memory is not None:
+                    initial_memory += memory * was_reset
+                    memory = memory.masked_fill(was_reset, 0)
+        return self._operands(hidden, memory, initial_hidden, initial_memory)
+
+    def _step(self, step: int, hidden: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of the state before ``step``, given those of the state after it."""
+        is_active = self.active[:, step]
+        kept = hidden.masked_fill(is_active, 0)
+        candidate = hidden.masked_fill(~is_active, 0)
+        if self.options.communication_heads:
+            visible = self._communicate(step, candidate)
+            candidate = candidate + visible.masked_fill(~is_active, 0)
+            if self.options.inactive == "preserved":
+                kept = kept + visible.masked_fill(is_active, 0)
+        if self.options.cell == "lstm":
+            memory = self._lstm(step, candidate, memory, is_active)
+            through_cell = self.gates[:, step]
+        else:
+            kept = kept + self._gru(step, candidate)
+            through_cell = self.recurrent[:, step]
+        hidden = torch.baddbmm(kept, through_cell, self.operands.cell_hidden.mT)
+        return hidden + self._attend(step), memory
+
+    def _communicate(self, step: int, candidate: Tensor) -> Tensor:
+        """Return the gradient of the visible states (M, B, d)."""
+        options, operands, tape = self.options, self.operands, self.tape
+        keep = self.setting.keep.communication
+        output = self.output[:, step]
+        if options.communication_output == "linear":
+            output.copy_(candidate)
+        elif options.communication_output == "tanh":
+            torch.addcmul(candidate, tape.output[:, step].square(), candidate, value=-1, out=output)
+        else:
+            gate, content = tape.output[:, step].chunk(2, dim=-1)
+            gate_gradient, content_gradient = output.chunk(2, dim=-1)
+            torch.mul(candidate * content, gate * (1 - gate), out=gate_gradient)
+            torch.mul(candidate * gate, 1 - content.square(), out=content_gradient)
+        read = torch.matmul(output, operands.communication_output.mT)  # (M, B, C·value)
+        read = read.view(*read.shape[:2], options.communication_heads, -1).permute(1, 2, 0, 3)
+        query, key, value = _split(tape.projected[:, step], options)
+        attention = tape.weights[:, step]
+        kept = attention if keep is None else attention * keep[step]
+        weights = read @ value.mT
+        if keep is not None:
+            weights *= keep[step]
+        scores = torch._softmax_backward_data(weights, attention, -1, attention.dtype)
+        scores = scores / math.sqrt(options.communication_key_size)
+        into_query, into_key, into_value = _split(self.projected[:, step], options)
+        into_query.copy_(scores @ key)
+        into_key.copy_(scores.mT @ query)
+        into_value.copy_(kept.mT @ read)
+        return torch.bmm(self.projected[:, step], operands.communication.mT)
+
+    def _lstm(self, step: int, candidate: Tensor, memory: Tensor, is_active: Tensor) -> Tensor:
+        """Write the gates' gradient; return that of the memory before the step."""
+        tape = self.tape
+        i, f, o, g = tape.gates[:, step].chunk(4, dim=-1)  # input, forget, output, new
+        squashed = tape.squashed[:, step]
+        new = torch.addcmul(
+            memory.masked_fill(~is_active, 0), candidate * o, torch.addcmul(_one(o), squashed, squashed, value=-1)
+        )
+        into_i, into_f, into_o, into_g = self.gates[:, step].chunk(4, dim=-1)
+        torch.mul(new, g, out=into_i)
+        torch.mul(new, tape.memory[:, step], out=into_f)
+        torch.mul(candidate, squashed, out=into_o)
+        sigmoids = tape.gates[:, step, :, : 3 * i.shape[-1]]
+        self.gates[:, step, :, : 3 * i.shape[-1]].mul_(torch.addcmul(sigmoids, sigmoids, sigmoids, value=-1))
+        torch.mul(new * i, torch.addcmul(_one(g), g, g, value=-1), out=into_g)
+        return torch.addcmul(memory.masked_fill(is_active, 0), new, f)
+
+    def _gru(self, step: int, candidate: Tensor) -> Tensor:
+        """Write the gates' gradient; return the part of the hidden state's that does not pass through them."""
+        tape = self.tape
+        r, z, n = tape.gates[:, step].chunk(3, dim=-1)  # reset, update, new
+        into_r, into_z, into_n = self.gates[:, step].chunk(3, dim=-1)
+        torch.mul(candidate * (1 - z), 1 - n.square(), out=into_n)
+        torch.mul(candidate * (tape.hidden[:, step] - n), z * (1 - z), out=into_z)
+        torch.mul(into_n * tape.inside[:, step], r * (1 - r), out=into_r)
+        self.recurrent[:, step].copy_(self.gates[:, step])
+        self.recurrent[:, step].chunk(3, dim=-1)[2].mul_(r)
+        return candidate * z
+
+    def _attend(self, step: int) -> Tensor:
+        """Return the gradient that the scores send to the hidden state (M, B, d)."""
+        options, operands = self.options, self.operands
+        keep, value = self.setting.keep.input, operands.values[:, step]
+        if operands.cell_input is None:
+            read = (self.gates[:, step, :, None] * value).sum(dim=-1, keepdim=True)  # (M, B, I, 1)
+        else:
+            torch.bmm(self.gates[:, step], operands.cell_input.mT, out=self.attended[:, step])
+            attended = self.attended[:, step].unflatten(-1, (1, options.input_heads, -1))
+            read = (attended * value).sum(dim=-1).transpose(2, 3)  # (M, B, I, N)
+        attention = self.attention[:, step]
+        if keep is not None:
+            read = read * keep[step]
+        if options.selection == "across_mechanisms":
+            scores = attention * (read - (attention * read).sum(dim=0))
+        else:
+            scores = attention * (read - (attention * read).sum(dim=-1, keepdim=True))
+        self.scores[:, step].copy_(scores)
+        key = operands.keys[:, step]
+        if operands.input_query is None:
+            return (scores * key).sum(dim=2)
+        query = (scores.transpose(2, 3)[..., None] * key).sum(dim=2) / math.sqrt(key.shape[-1])
+        self.query[:, step].copy_(query)
+        return torch.bmm(query.flatten(2), operands.input_query.mT)
+
+    def _operands(
+        self, hidden: Tensor, memory: Tensor | None, initial_hidden: Tensor, initial_memory: Tensor | None
+    ) -> Operands:
+        operands, tape = self.operands, self.tape
+        read = self.attention
+        if self.setting.keep.input is not None:
+            read = read * self.setting.keep.input.transpose(0, 1)
+        if operands.input_query is None:
+            keys = self.scores * tape.hidden[:, :, :, None]
+        else:
+            query = tape.query[:, :, :, None] / math.sqrt(operands.keys.shape[-1])
+            keys = _like(self.scores.transpose(3, 4)[..., None] * query, operands.keys)
+        if operands.cell_input is None:
+            values = read * self.gates[:, :, :, None]
+        else:
+            attended = self.attended.unflatten(-1, (1, self.options.input_heads, -1))
+            values = _like(read.transpose(3, 4)[..., None] * attended, operands.values)
+        bias = self.gates.sum(dim=(1, 2))
+        if self.options.cell == "gru":
+            size = tape.hidden.shape[-1]
+            bias = torch.cat([bias, self.recurrent[..., 2 * size :].sum(dim=(1, 2))], dim=-1)
+        communication = communication_output = communication_bias = None
+        if operands.communication is not None:
+            communication = _product(tape.visible, self.projected)
+            communication_output = _like(_product(tape.read, self.output), operands.communication_output)
+            if operands.communication_bias is not None:
+                communication_bias = self.output.sum(dim=(0, 1, 2))[None]
+        return Operands(
+            keys=keys,
+            values=values,
+            hidden=hidden.transpose(0, 1),
+            memory=None if memory is None else memory.transpose(0, 1),
+            initial_hidden=initial_hidden.transpose(0, 1),
+            initial_memory=None if initial_memory is None else initial_memory.transpose(0, 1),
+            input_query=None if operands.input_query is None else _product(tape.hidden, self.query.flatten(3)),
+            cell_input=None if operands.cell_input is None else _product(tape.attended, self.gates),
+            cell_hidden=_product(tape.hidden, self.recurrent),
+            cell_bias=bias,
+            communication=communication,
+            communication_output=communication_output,
+            communication_bias=communication_bias,
+        )
+
+
+def _one(like: Tensor) -> Tensor:
+    return like.new_ones(())
+
+
+def _product(rows: Tensor, gradients: Tensor) -> Tensor:
+    """Return a weight's gradient (M, input, output) from all steps' rows (M, T, B, input) and (M, T, B, output)."""
+    return torch.bmm(rows.flatten(1, 2).mT, gradients.flatten(1, 2))
+
+
+def _like(gradient: Tensor, operand: Tensor) -> Tensor:
+    """Sum over mechanisms where ``operand`` is shared by all."""
+    return gradient.sum(dim=0, keepdim=True) if operand.shape[0] < gradient.shape[0] else gradient
