@@ -56,13 +56,13 @@ class ATenLoop:
             hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, setting.resets, step)
             if memory is not None:
                 memory = _start(tape.memory[:, at], memory, operands.initial_memory, setting.resets, step)
-            attended, relevance, gates = _attend(setting, operands, tape, hidden, step, at)
+            attended, relevance = _attend(setting, operands, tape, hidden, step, at)
             chosen = select_active(relevance, options.num_active)
             is_active = chosen[..., None]  # (M, B, 1)
             if options.cell == "lstm":
-                candidate, memory = _lstm(operands, tape, hidden, memory, is_active, gates, at)
+                candidate, memory = _lstm(tape, memory, is_active, at)
             else:
-                candidate = _gru(operands, tape, hidden, gates, at)
+                candidate = _gru(tape, hidden, at)
             if options.communication_heads:
                 candidate = _communicate(setting, operands, tape, hidden, candidate, is_active, step, at)
                 if setting.record:
@@ -133,8 +133,8 @@ def _start(into: Tensor, state: Tensor, initial: Tensor, resets: Tensor | None, 
 
 def _attend(
     setting: Setting, operands: Operands, tape: Tape, hidden: Tensor, step: int, at: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return attention to the slots (M, B, I, N), relevance (M, B) and the gates' input part (M, B, gates)."""
+) -> tuple[Tensor, Tensor]:
+    """Write what the gates get from state and input; return attention (M, B, I, N) and relevance (M, B)."""
     options = setting.options
     key, value = operands.keys[:, step], operands.values[:, step]
     keep = None if setting.keep.input is None else setting.keep.input[step]
@@ -157,28 +157,35 @@ def _attend(
         relevance = scores[:, :, 0].logsumexp(-1) if options.input_heads == 1 else -attention[..., 0].mean(dim=-1)
         attention = attention[..., 1:]
     read = attention if keep is None else attention * keep
+    gates = tape.gates[:, at]
+    if tape.inside is None:
+        torch.bmm(hidden, operands.cell_hidden, out=gates).add_(operands.cell_bias[:, None])
+    else:
+        _start_gru(tape, hidden, at)
     if operands.cell_input is None:
-        gates = (read * value).sum(dim=2) if options.input_heads > 1 else read[..., 0] * value[:, :, 0]
-        return attention, relevance, gates
+        for head in range(options.input_heads):
+            gates.addcmul_(read[:, :, head], value[:, :, head])
+        return attention, relevance
     # (M, B, I, N) times (·, B, N, I, value)
     attended = (read.transpose(2, 3)[..., None] * value).sum(dim=2)  # (M, B, I, value)
     tape.attended[:, at].copy_(attended.flatten(2))
-    return attention, relevance, torch.bmm(tape.attended[:, at], operands.cell_input)
+    gates.baddbmm_(tape.attended[:, at], operands.cell_input)
+    return attention, relevance
 
 
-def _lstm(
-    operands: Operands,
-    tape: Tape,
-    hidden: Tensor,
-    memory: Tensor,
-    is_active: Tensor,
-    read: Tensor,
-    at: int,
-) -> tuple[Tensor, Tensor]:
+def _start_gru(operands: Operands, tape: Tape, hidden: Tensor, at: int) -> None:
+    """Write the state's part of the gates; the new gate's is scaled by the reset gate first."""
+    size = hidden.shape[-1]
+    recurrent = torch.bmm(hidden, operands.cell_hidden)
+    bias = operands.cell_bias[:, None]
+    torch.add(recurrent[..., 2 * size :], bias[..., 3 * size :], out=tape.inside[:, at])
+    recurrent[..., 2 * size :] = 0
+    torch.add(recurrent, bias[..., : 3 * size], out=tape.gates[:, at])
+
+
+def _lstm(tape: Tape, memory: Tensor, is_active: Tensor, at: int) -> tuple[Tensor, Tensor]:
     """Return the candidate (M, B, d) and the memory after the step."""
-    gates, size = tape.gates[:, at], hidden.shape[-1]
-    torch.baddbmm(operands.cell_bias[:, None], hidden, operands.cell_hidden, out=gates)
-    gates += read
+    gates, size = tape.gates[:, at], memory.shape[-1]
     gates[..., : 3 * size].sigmoid_()
     gates[..., 3 * size :].tanh_()
     i, f, o, g = gates.chunk(4, dim=-1)  # input, forget, output, new
@@ -187,16 +194,11 @@ def _lstm(
     return o * squashed, torch.where(is_active, new, memory)
 
 
-def _gru(operands: Operands, tape: Tape, hidden: Tensor, read: Tensor, at: int) -> Tensor:
+def _gru(tape: Tape, hidden: Tensor, at: int) -> Tensor:
     """Return the candidate (M, B, d)."""
     gates, size = tape.gates[:, at], hidden.shape[-1]
-    bias = operands.cell_bias[:, None]
-    recurrent = torch.bmm(hidden, operands.cell_hidden)
-    inside = torch.add(recurrent[..., 2 * size :], bias[..., 3 * size :], out=tape.inside[:, at])
-    torch.add(read, bias[..., : 3 * size], out=gates)
-    gates[..., : 2 * size] += recurrent[..., : 2 * size]
     r, z = gates[..., : 2 * size].sigmoid_().chunk(2, dim=-1)  # reset, update
-    n = gates[..., 2 * size :].addcmul_(r, inside).tanh_()  # new
+    n = gates[..., 2 * size :].addcmul_(r, tape.inside[:, at]).tanh_()  # new
     return torch.lerp(n, hidden, z)
 
 
@@ -258,6 +260,10 @@ class _Backward:
         self.gates = new(tape.gates)
         self.recurrent = self.gates if self.options.cell == "lstm" else new(tape.gates)
         self.scores = torch.empty(self.attention.shape, dtype=tape.hidden.dtype, device=tape.hidden.device)
+        # a new tensor of this size in every step would be mapped and unmapped each time
+        self.scratch = None
+        if operands.cell_input is None:
+            self.scratch = torch.empty_like(operands.values[:, 0], memory_format=torch.contiguous_format)
         self.attended = None if tape.attended is None else new(tape.attended)
         self.query = None if tape.query is None else new(tape.query)
         self.projected = None if tape.projected is None else new(tape.projected)
@@ -368,7 +374,8 @@ class _Backward:
         options, operands = self.options, self.operands
         keep, value = self.setting.keep.input, operands.values[:, step]
         if operands.cell_input is None:
-            read = (self.gates[:, step, :, None] * value).sum(dim=-1, keepdim=True)  # (M, B, I, 1)
+            torch.mul(self.gates[:, step, :, None], value, out=self.scratch)
+            read = self.scratch.sum(dim=-1, keepdim=True)  # (M, B, I, 1)
         else:
             torch.bmm(self.gates[:, step], operands.cell_input.mT, out=self.attended[:, step])
             attended = self.attended[:, step].unflatten(-1, (1, options.input_heads, -1))
@@ -400,15 +407,19 @@ class _Backward:
         else:
             query = tape.query[:, :, :, None] / math.sqrt(operands.keys.shape[-1])
             keys = _like(self.scores.transpose(3, 4)[..., None] * query, operands.keys)
-        if operands.cell_input is None:
-            values = read * self.gates[:, :, :, None]
-        else:
-            attended = self.attended.unflatten(-1, (1, self.options.input_heads, -1))
-            values = _like(read.transpose(3, 4)[..., None] * attended, operands.values)
+        cell_hidden = _product(tape.hidden, self.recurrent)
+        cell_input = None if tape.attended is None else _product(tape.attended, self.gates)
         bias = self.gates.sum(dim=(1, 2))
         if self.options.cell == "gru":
             size = tape.hidden.shape[-1]
             bias = torch.cat([bias, self.recurrent[..., 2 * size :].sum(dim=(1, 2))], dim=-1)
+        if operands.cell_input is None and self.options.input_heads == 1:
+            values = self.gates.mul_(read[..., 0])[:, :, :, None]  # in place: the largest tensor of all
+        elif operands.cell_input is None:
+            values = read * self.gates[:, :, :, None]
+        else:
+            attended = self.attended.unflatten(-1, (1, self.options.input_heads, -1))
+            values = _like(read.transpose(3, 4)[..., None] * attended, operands.values)
         communication = communication_output = communication_bias = None
         if operands.communication is not None:
             communication = _product(tape.visible, self.projected)
@@ -423,8 +434,8 @@ class _Backward:
             initial_hidden=initial_hidden.transpose(0, 1),
             initial_memory=None if initial_memory is None else initial_memory.transpose(0, 1),
             input_query=None if operands.input_query is None else _product(tape.hidden, self.query.flatten(3)),
-            cell_input=None if operands.cell_input is None else _product(tape.attended, self.gates),
-            cell_hidden=_product(tape.hidden, self.recurrent),
+            cell_input=cell_input,
+            cell_hidden=cell_hidden,
             cell_bias=bias,
             communication=communication,
             communication_output=communication_output,
