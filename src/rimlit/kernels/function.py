@@ -161,7 +161,7 @@ def _attend(
     if tape.inside is None:
         torch.bmm(hidden, operands.cell_hidden, out=gates).add_(operands.cell_bias[:, None])
     else:
-        _start_gru(tape, hidden, at)
+        _start_gru(operands, tape, hidden, at)
     if operands.cell_input is None:
         for head in range(options.input_heads):
             gates.addcmul_(read[:, :, head], value[:, :, head])
