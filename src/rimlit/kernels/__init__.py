@@ -7,7 +7,7 @@ as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compar
 
 import os
 
-from rimlit.kernels import eager, function, reference
+from rimlit.kernels import cpu, eager, function, reference
 from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import project
 
@@ -23,7 +23,7 @@ __all__ = [
     "run_layer",
 ]
 
-SCANS = {"eager": eager.scan, "function": function.scan}
+SCANS = {"eager": eager.scan, "function": function.scan, "cpu": cpu.scan}
 BACKENDS = ("auto", "reference", *SCANS)
 
 
@@ -53,4 +53,6 @@ def run_layer(backend: str, weights: LayerWeights, options: LayerOptions, inputs
     """Run one RIM layer over a sequence with the loop named ``backend`` (resolved)."""
     if backend == "reference":
         return reference.run(weights, options, inputs)
-    return SCANS[backend](project(weights, options, inputs), weights, options, inputs)
+    values_hold_cell = backend != "cpu" or cpu.values_hold_cell(weights, options, inputs)
+    projected = project(weights, options, inputs, values_hold_cell=values_hold_cell)
+    return SCANS[backend](projected, weights, options, inputs)

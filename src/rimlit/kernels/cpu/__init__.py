@@ -1,0 +1,292 @@
+"""The time loop in C++: only active mechanisms are computed, and threads own samples (``loop.cpp``)."""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rimlit.kernels.autograd import Gradients, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.cpu.build import load
+from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.projection import Projected
+
+OUTPUT_KINDS = {"linear": 0, "tanh": 1, "gated": 2}
+DTYPES = (torch.float32, torch.float64)
+
+_INTEGERS = (
+    "batch steps mechanisms active size input_heads slots input_key input_value heads key value key_groups "
+    "value_groups output_groups vocabulary threads is_gru across_mechanisms reads_candidates output_kind "
+    "keys_hold_query values_hold_cell is_differentiated is_double"
+).split()
+_POINTERS = (
+    "keys values hidden memory initial_hidden initial_memory input_query cell_input cell_hidden cell_bias "
+    "communication communication_output communication_bias tokens resets keep_input keep_communication features "
+    "last_hidden last_memory is_active attention activity gates old_memory squashed projected weights read output "
+    "place start from_features from_hidden from_memory into_keys into_values into_hidden into_memory "
+    "into_initial_hidden into_initial_memory into_query into_cell_input into_cell_hidden into_bias "
+    "into_communication into_output into_output_bias"
+).split()
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in _INTEGERS] + [(name, ctypes.c_void_p) for name in _POINTERS]
+
+
+class Tape(NamedTuple):
+    """What the derivative reads. Rows are (mechanism, sample) pairs that were computed, by step and thread."""
+
+    gates: Tensor  # (T, rows, 4·d), after their activation
+    old_memory: Tensor | None  # (T, rows, d)
+    squashed: Tensor | None  # (T, rows, d): tanh of the new memory
+    projected: Tensor | None  # (rows, C·(key + key + value)): once per state that was read
+    weights: Tensor | None  # (T, B, C, K, M)
+    read: Tensor | None  # (T, K·B, C·value)
+    output: Tensor | None  # (T, K·B, d or 2·d), after their activation
+    place: Tensor | None  # (T, B, M): the rows of ``projected`` that a step reads
+    start: Tensor | None  # (threads, T + 1): its first row that a step computed
+
+
+def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
+    """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
+    return differentiate(CPULoop(), projected, weights, options, inputs)
+
+
+def values_hold_cell(weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> bool:
+    """Return whether it is cheaper to multiply values by the cell's weights ahead than in the loop.
+
+    Ahead all mechanisms are computed, in one large product; in the loop the active ones, in products of few rows.
+    """
+    if inputs.tokens is not None or inputs.sequence.shape[2] > 1:
+        return True  # the loop decides nothing here: tokens are projected once, slots are mixed first
+    if options.project_in_bf16 or torch.is_autocast_enabled("cpu"):
+        return True
+    batch_size, _, _, input_size = inputs.sequence.shape
+    groups, _, value_size = weights.input_value.shape
+    num_mechanisms, _, num_gates = weights.cell_input.shape
+    computed = num_mechanisms if options.inactive == "candidate" else options.num_active
+    rows = batch_size * computed / num_mechanisms
+    small_products = 1 + 4 / rows  # a product of 8 rows takes about 1.4 times as long per row as one of 64
+    ahead = min(
+        value_size * (groups * input_size + num_mechanisms * num_gates), num_mechanisms * input_size * num_gates
+    )
+    in_loop = value_size * (groups * input_size + computed * num_gates * small_products)
+    return ahead <= in_loop
+
+
+class CPULoop:
+    """The recurrence and its derivative, by way of ``loop.cpp``."""
+
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
+        call = _Call(setting, operands)
+        batch_size, steps, mechanisms, size = call.batch, call.steps, call.mechanisms, call.size
+        new = operands.hidden.new_empty
+        record = setting.record and call.heads > 0
+        outputs = Outputs(
+            features=new(batch_size, steps, mechanisms, size),
+            hidden=new(batch_size, mechanisms, size),
+            memory=None if operands.memory is None else new(batch_size, mechanisms, size),
+            active=new(batch_size, steps, mechanisms, dtype=torch.bool),
+            attention=new(batch_size, steps, mechanisms, call.input_heads, call.slots),
+            communication=new(batch_size, steps, mechanisms, mechanisms).zero_() if record else None,
+        )
+        tape = call.empty_tape()
+        call.run("rimlit_forward", outputs, tape)
+        return outputs, tape if setting.is_differentiated else ()
+
+    def backward(
+        self,
+        setting: Setting,
+        operands: Operands,
+        outputs: Outputs,
+        tape: tuple[Tensor | None, ...],
+        gradients: Gradients,
+    ) -> Operands:
+        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
+        saved = Tape(*tape)
+        # the tape lies as the threads of the forward wrote it
+        call = _Call(setting, operands, None if saved.start is None else len(saved.start))
+        threads, tokens = call.threads, setting.tokens is not None
+        features, hidden, memory = (None if tensor is None else tensor.contiguous() for tensor in gradients)
+
+        def zeros(operand: Tensor | None, *, per_thread: bool) -> Tensor | None:
+            if operand is None:
+                return None
+            shape = (threads, *operand.shape) if per_thread else operand.shape
+            return operand.new_zeros(shape)
+
+        weights = operands.cell_hidden, operands.cell_input, operands.cell_bias, operands.input_query
+        talk = operands.communication, operands.communication_output, operands.communication_bias
+        found = Operands(
+            keys=zeros(operands.keys, per_thread=tokens),
+            values=zeros(operands.values, per_thread=tokens),
+            hidden=zeros(operands.hidden, per_thread=False),
+            memory=zeros(operands.memory, per_thread=False),
+            initial_hidden=zeros(operands.initial_hidden, per_thread=False),
+            initial_memory=zeros(operands.initial_memory, per_thread=False),
+            **dict(
+                zip(
+                    ("cell_hidden", "cell_input", "cell_bias", "input_query"),
+                    (zeros(weight, per_thread=True) for weight in weights),
+                    strict=True,
+                )
+            ),
+            **dict(
+                zip(
+                    ("communication", "communication_output", "communication_bias"),
+                    (zeros(weight, per_thread=True) for weight in talk),
+                    strict=True,
+                )
+            ),
+        )
+        call.run("rimlit_backward", outputs, saved, found, (features, hidden, memory))
+        shared = {"hidden", "memory", "initial_hidden", "initial_memory"} | (set() if tokens else {"keys", "values"})
+        return Operands(
+            **{
+                name: tensor if tensor is None or name in shared else tensor.sum(dim=0)
+                for name, tensor in found._asdict().items()
+            }
+        )
+
+
+class _Call:
+    """One call of the library: sizes, tensors in the layout it reads, and their addresses."""
+
+    def __init__(self, setting: Setting, operands: Operands, threads: int | None = None) -> None:
+        options = setting.options
+        self.setting = setting
+        self.operands = Operands(*(None if tensor is None else tensor.contiguous() for tensor in operands))
+        keys, values = self.operands.keys, self.operands.values
+        self.batch, self.mechanisms, self.size = operands.hidden.shape
+        folded_keys, folded_values = operands.input_query is None, operands.cell_input is None
+        self.steps = keys.shape[1] if setting.tokens is None else setting.tokens.shape[0]
+        self.input_heads = options.input_heads
+        self.slots = 1 if folded_keys else keys.shape[3]
+        self.heads = options.communication_heads
+        self.threads = max(1, min(torch.get_num_threads(), self.batch)) if threads is None else threads
+        self.value = 0
+        if operands.communication is not None:
+            self.value = operands.communication.shape[-1] // self.heads - 2 * options.communication_key_size
+        self.integers = {
+            "batch": self.batch,
+            "steps": self.steps,
+            "mechanisms": self.mechanisms,
+            "active": options.num_active,
+            "size": self.size,
+            "input_heads": self.input_heads,
+            "slots": self.slots,
+            "input_key": 0 if folded_keys else keys.shape[-1],
+            "input_value": 0 if folded_values else values.shape[-1],
+            "heads": self.heads,
+            "key": options.communication_key_size,
+            "value": self.value,
+            "key_groups": keys.shape[0],
+            "value_groups": values.shape[0],
+            "output_groups": 0 if operands.communication_output is None else operands.communication_output.shape[0],
+            "vocabulary": 0 if setting.tokens is None else keys.shape[1],
+            "threads": self.threads,
+            "is_gru": options.cell == "gru",
+            "across_mechanisms": options.selection == "across_mechanisms",
+            "reads_candidates": options.inactive == "candidate",
+            "output_kind": OUTPUT_KINDS[options.communication_output],
+            "keys_hold_query": folded_keys,
+            "values_hold_cell": folded_values,
+            "is_differentiated": setting.is_differentiated,
+            "is_double": operands.hidden.dtype == torch.float64,
+        }
+
+    def empty_tape(self) -> Tape:
+        """Return a tape of every step, or of one where no derivative is asked for."""
+        options, setting = self.setting.options, self.setting
+        steps = self.steps if setting.is_differentiated else 1
+        computed = self.batch * (self.mechanisms if options.inactive == "candidate" else options.num_active)
+        active = self.batch * options.num_active
+        new = self.operands.hidden.new_empty
+        is_lstm, heads, size = options.cell == "lstm", self.heads, self.size
+        output_size = {"linear": 0, "tanh": size, "gated": 2 * size}[options.communication_output]
+        projected = place = start = None
+        if heads and setting.is_differentiated:
+            # an inactive mechanism is projected again only after a step in which it was active
+            per_step = min(self.mechanisms, 2 * options.num_active)
+            if setting.resets is not None or options.inactive == "candidate":
+                per_step = self.mechanisms
+            per_sample = self.mechanisms + (steps - 1) * per_step
+            projected = new(self.batch * per_sample, options.communication_heads * self._head_size())
+            place = new(steps, self.batch, self.mechanisms, dtype=torch.int32)
+            start = new(self.threads, steps + 1, dtype=torch.int32)
+            firsts = [self.batch * index // self.threads for index in range(self.threads)]
+            start[:, 0] = torch.tensor(firsts, dtype=torch.int32) * per_sample
+        elif setting.is_differentiated:
+            start = new(self.threads, 1, dtype=torch.int32)
+        return Tape(
+            gates=new(steps, computed, 4 * size),
+            old_memory=new(steps, computed, size) if is_lstm else None,
+            squashed=new(steps, computed, size) if is_lstm else None,
+            projected=projected,
+            weights=new(steps, self.batch, heads, options.num_active, self.mechanisms) if heads else None,
+            read=new(steps, active, heads * self.value) if heads else None,
+            output=new(steps, active, output_size) if heads and output_size else None,
+            place=place,
+            start=start,
+        )
+
+    def _head_size(self) -> int:
+        return 2 * self.setting.options.communication_key_size + self.value
+
+    def run(
+        self,
+        function: str,
+        outputs: Outputs,
+        tape: Tape,
+        found: Operands | None = None,
+        gradients: tuple[Tensor | None, ...] = (None, None, None),
+    ) -> None:
+        """Call the library.
+
+        Raises:
+            MemoryError: It found no memory for its workspace.
+        """
+        setting = self.setting
+        tensors: dict[str, Tensor | None] = {
+            **self.operands._asdict(),
+            "tokens": None if setting.tokens is None else setting.tokens.contiguous(),
+            "resets": None if setting.resets is None else setting.resets.contiguous(),
+            "keep_input": _contiguous(setting.keep.input, self.operands.hidden.dtype),
+            "keep_communication": _contiguous(setting.keep.communication, self.operands.hidden.dtype),
+            "features": outputs.features,
+            "last_hidden": outputs.hidden,
+            "last_memory": outputs.memory,
+            "is_active": outputs.active,
+            "attention": outputs.attention,
+            "activity": outputs.communication,
+            **tape._asdict(),
+            **dict(zip(("from_features", "from_hidden", "from_memory"), gradients, strict=True)),
+        }
+        if found is not None:
+            tensors |= {
+                "into_keys": found.keys,
+                "into_values": found.values,
+                "into_hidden": found.hidden,
+                "into_memory": found.memory,
+                "into_initial_hidden": found.initial_hidden,
+                "into_initial_memory": found.initial_memory,
+                "into_query": found.input_query,
+                "into_cell_input": found.cell_input,
+                "into_cell_hidden": found.cell_hidden,
+                "into_bias": found.cell_bias,
+                "into_communication": found.communication,
+                "into_output": found.communication_output,
+                "into_output_bias": found.communication_bias,
+            }
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+        library, reason = load()
+        if library is None:
+            raise RuntimeError(f"backend='cpu' cannot run: {reason}.")
+        arguments = _Arguments(**self.integers, **pointers)
+        if getattr(library, function)(ctypes.byref(arguments)):
+            raise MemoryError("The C++ time loop found no memory for its workspace.")
+
+
+def _contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype).contiguous()

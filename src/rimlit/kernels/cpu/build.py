@@ -1,0 +1,89 @@
+"""Compile the C++ time loop once per machine, on first use or by ``python -m rimlit.kernels.cpu.build``."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("loop.cpp")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-pthread")
+BUILD_SECONDS = 300.0
+
+
+def library_path() -> Path:
+    """Return where this machine's library lies: another processor, torch or source is another file."""
+    root = os.environ.get("RIMLIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "rimlit"
+    key = "\0".join((torch.__version__, *FLAGS, *_extra_flags(), platform.machine(), _processor()))
+    digest = hashlib.sha256(SOURCE.read_bytes() + key.encode()).hexdigest()[:16]
+    return Path(root).expanduser() / f"cpu-{digest}" / "loop.so"
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library, built if need be, or None and the reason in one line."""
+    if os.environ.get("RIMLIT_BUILD") == "0":
+        return None, "RIMLIT_BUILD=0 forbids building"
+    try:
+        path = library_path()
+        if not path.exists():
+            _build(path)
+        return ctypes.CDLL(str(path)), f"built from C++ for this machine: {path.parent.name}"
+    except Exception as error:  # whatever goes wrong here, another loop does the work
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        log.warning("The C++ time loop cannot be built; the slower 'function' runs instead: %s", reason)
+        return None, f"C++ cannot be built: {reason}"
+
+
+def _build(path: Path) -> None:
+    """Build ``path``; of processes that start together one builds and the others wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the kernel lets go of this lock if the process that holds it is killed
+    with FileLock(path.with_suffix(".lock"), timeout=BUILD_SECONDS):
+        if path.exists():
+            return
+        log.warning("Building the C++ time loop, once for this machine (some ten seconds) …")
+        from torch.utils import cpp_extension
+
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            cpp_extension.load(
+                "loop",
+                [str(SOURCE)],
+                extra_cflags=[*FLAGS, *_extra_flags()],
+                extra_ldflags=["-pthread", *_extra_flags()],
+                build_directory=folder,
+                is_python_module=False,
+            )
+            # a build that is killed leaves no half-written library behind
+            os.replace(Path(folder) / "loop.so", path)
+
+
+def _extra_flags() -> list[str]:
+    return os.environ.get("RIMLIT_CXXFLAGS", "").split()
+
+
+def _processor() -> str:
+    """Return what -march=native depends on: one home folder may serve machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\0".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def main() -> None:
+    """Build the library and say where it lies, or why it cannot be built."""
+    library, reason = load()
+    print(f"C++ time loop: {reason if library is None else library_path()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1073 @@
+// The time loop of a RIM layer and its derivative on the CPU (Goyal et al. 2021, sec. 2, arXiv:1909.10893).
+//
+// Mechanisms couple only within a sample: every thread owns some samples for the whole loop and never waits.
+// Only rows that are computed exist: where inactive mechanisms keep their state, a step gathers the (mechanism,
+// sample) pairs that are active, sorted by mechanism, so that each weight meets its rows in one product of the
+// BLAS that torch carries. Keys and values of a mechanism are computed again only when its state has changed.
+//
+// The interface is plain C (struct Arguments, mirrored in cpu/__init__.py), so that nothing here depends on
+// torch's headers: it compiles in seconds and works with every version. Letters as in rimlit/types.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+using Int = int64_t;
+
+extern "C" {
+void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
+            const float*, const int*, const float*, float*, const int*);
+void dgemm_(const char*, const char*, const int*, const int*, const int*, const double*, const double*,
+            const int*, const double*, const int*, const double*, double*, const int*);
+// present where torch carries MKL: keeps a product on the thread that asks for it
+int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
+
+struct Arguments {
+    // sizes
+    Int batch, steps, mechanisms, active, size, input_heads, slots, input_key, input_value;
+    Int heads, key, value;  // of the communication; heads 0: none
+    Int key_groups, value_groups, output_groups, vocabulary, threads;
+    // choices
+    Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated
+    Int keys_hold_query, values_hold_cell, is_differentiated, is_double;
+    // operands
+    const void *keys, *values, *hidden, *memory, *initial_hidden, *initial_memory;
+    const void *input_query, *cell_input, *cell_hidden, *cell_bias;
+    const void *communication, *communication_output, *communication_bias;
+    // setting
+    const Int* tokens;  // (T, B)
+    const uint8_t* resets;  // (B, T)
+    const void *keep_input, *keep_communication;
+    // outputs
+    void *features, *last_hidden, *last_memory;
+    uint8_t* is_active;  // (B, T, M)
+    void *attention, *activity;
+    // tape
+    void *gates, *old_memory, *squashed, *projected, *weights, *read, *output;
+    int32_t *place, *start;
+    // gradients, of the outputs and (where threads add up) one per thread
+    const void *from_features, *from_hidden, *from_memory;
+    void *into_keys, *into_values, *into_hidden, *into_memory, *into_initial_hidden, *into_initial_memory;
+    void *into_query, *into_cell_input, *into_cell_hidden, *into_bias;
+    void *into_communication, *into_output, *into_output_bias;
+};
+}
+
+namespace {
+
+inline void gemm(const char* a, const char* b, const int* m, const int* n, const int* k, const float* alpha,
+                 const float* x, const int* ldx, const float* y, const int* ldy, const float* beta, float* z,
+                 const int* ldz) {
+    sgemm_(a, b, m, n, k, alpha, x, ldx, y, ldy, beta, z, ldz);
+}
+inline void gemm(const char* a, const char* b, const int* m, const int* n, const int* k, const double* alpha,
+                 const double* x, const int* ldx, const double* y, const int* ldy, const double* beta, double* z,
+                 const int* ldz) {
+    dgemm_(a, b, m, n, k, alpha, x, ldx, y, ldy, beta, z, ldz);
+}
+
+// out (rows, columns) = x (rows, inner) · weight (inner, columns) + beta · out; all row by row in memory
+template <typename T>
+void times(const T* x, Int ldx, const T* weight, Int ldw, T* out, Int ldo, Int rows, Int inner, Int columns,
+           T beta) {
+    if (rows == 0 || columns == 0) return;
+    const int m = columns, n = rows, k = inner, lda = ldw, ldb = ldx, ldc = ldo;
+    const T one = 1;
+    gemm("N", "N", &m, &n, &k, &one, weight, &lda, x, &ldb, &beta, out, &ldc);
+}
+
+// out (rows, columns) = x (rows, inner) · weightᵀ, weight (columns, inner)
+template <typename T>
+void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, T* out, Int ldo, Int rows, Int inner,
+                      Int columns, T beta) {
+    if (rows == 0 || columns == 0) return;
+    const int m = columns, n = rows, k = inner, lda = ldw, ldb = ldx, ldc = ldo;
+    const T one = 1;
+    gemm("T", "N", &m, &n, &k, &one, weight, &lda, x, &ldb, &beta, out, &ldc);
+}
+
+// out (columns_x, columns_y) += xᵀ · y over rows
+template <typename T>
+void add_product(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x,
+                 Int columns_y) {
+    if (rows == 0 || columns_x == 0 || columns_y == 0) return;
+    const int m = columns_y, n = columns_x, k = rows, lda = ldy, ldb = ldx, ldc = ldo;
+    const T one = 1;
+    gemm("N", "T", &m, &n, &k, &one, y, &lda, x, &ldb, &one, out, &ldc);
+}
+
+template <typename T>
+inline T dot(const T* a, const T* b, Int count) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (Int i = 0; i < count; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+template <typename T>
+inline void add_scaled(T* out, const T* x, T factor, Int count) {
+#pragma omp simd
+    for (Int i = 0; i < count; ++i) out[i] += factor * x[i];
+}
+
+// e^x without a branch, so that the loops around it become vector code; NaN stays NaN
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float magic = 12582912.0f;  // adding it rounds to an integer that its lowest bits hold
+    const float shifted = x * 1.44269504f + magic;
+    const float n = shifted - magic;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t bits, base;
+    std::memcpy(&bits, &shifted, 4);
+    std::memcpy(&base, &magic, 4);
+    bits = static_cast<int32_t>(static_cast<uint32_t>(bits - base + 127) << 23);
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+inline double exponential(double x) {
+    x = x < -708.0 ? -708.0 : x;
+    x = x > 709.0 ? 709.0 : x;
+    const double magic = 6755399441055744.0;
+    const double shifted = x * 1.4426950408889634 + magic;
+    const double n = shifted - magic;
+    const double r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
+    double p = 1.0 / 6227020800.0;
+    p = p * r + 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+    p = p * r + 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    int64_t bits, base;
+    std::memcpy(&bits, &shifted, 8);
+    std::memcpy(&base, &magic, 8);
+    bits = static_cast<int64_t>(static_cast<uint64_t>(bits - base + 1023) << 52);
+    double power;
+    std::memcpy(&power, &bits, 8);
+    return p * power;
+}
+template <typename T>
+inline T sigmoid(T x) {
+    return T(1) / (T(1) + exponential(-x));
+}
+template <typename T>
+inline T hyperbolic(T x) {
+    return T(1) - T(2) / (exponential(T(2) * x) + T(1));
+}
+template <typename T>
+inline void sigmoid_all(T* x, Int count) {
+#pragma omp simd
+    for (Int i = 0; i < count; ++i) x[i] = sigmoid(x[i]);
+}
+template <typename T>
+inline void tanh_all(T* x, Int count) {
+#pragma omp simd
+    for (Int i = 0; i < count; ++i) x[i] = hyperbolic(x[i]);
+}
+
+// softmax in place; a NaN makes all of them NaN
+template <typename T>
+inline void softmax(T* x, Int count, Int stride, bool with_null) {
+    T top = with_null ? T(0) : x[0];
+    for (Int i = 0; i < count; ++i) top = x[i * stride] > top ? x[i * stride] : top;
+    T sum = with_null ? std::exp(-top) : T(0);
+    for (Int i = 0; i < count; ++i) {
+        x[i * stride] = std::exp(x[i * stride] - top);
+        sum += x[i * stride];
+    }
+    for (Int i = 0; i < count; ++i) x[i * stride] /= sum;
+}
+
+// memory that is not set to zero and is kept between calls
+template <typename T>
+class Buffer {
+public:
+    T* take(Int count) {
+        if (count > size_) {
+            data_.reset(new T[count]);
+            size_ = count;
+        }
+        return data_.get();
+    }
+
+private:
+    std::unique_ptr<T[]> data_;
+    Int size_ = 0;
+};
+
+template <typename T>
+struct Workspace {
+    std::vector<Buffer<T>> buffers;
+    std::vector<Buffer<Int>> indices;
+};
+
+// Workspaces that no call uses now. Calls in several threads each take their own.
+template <typename T>
+struct Pool {
+    std::mutex mutex;
+    std::vector<std::unique_ptr<Workspace<T>>> idle;
+
+    std::unique_ptr<Workspace<T>> take() {
+        // a fork may have copied a locked mutex: then go without the pool
+        std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+        if (lock && !idle.empty()) {
+            auto workspace = std::move(idle.back());
+            idle.pop_back();
+            return workspace;
+        }
+        return std::make_unique<Workspace<T>>();
+    }
+    void give(std::unique_ptr<Workspace<T>> workspace) {
+        std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+        if (lock && idle.size() < 64) idle.push_back(std::move(workspace));
+    }
+};
+template <typename T>
+Pool<T>& pool() {
+    static auto* instance = new Pool<T>;  // never destroyed: threads may outlive static objects
+    return *instance;
+}
+
+// One thread's samples [first, first + count) for the whole loop.
+template <typename T>
+class Shard {
+public:
+    Shard(const Arguments& arguments, Int index, Workspace<T>& workspace)
+        : a(arguments), index(index), w(workspace) {
+        first = a.batch * index / a.threads;
+        count = a.batch * (index + 1) / a.threads - first;
+        M = a.mechanisms, K = a.active, d = a.size, I = a.input_heads, N = a.slots;
+        G = 4 * d;                                  // gates on the tape: the GRU's last quarter is what r scales
+        gates = (a.is_gru ? 3 : 4) * d;             // gates of the weights
+        V = a.values_hold_cell ? 0 : I * a.input_value;
+        head = 2 * a.key + a.value;
+        P = a.heads * head;
+        R = a.heads * a.value;
+        O = a.output_kind == 2 ? 2 * d : d;
+        computed = a.reads_candidates ? M : K;      // mechanisms computed per sample and step
+        w.buffers.resize(std::max<size_t>(w.buffers.size(), kBuffers));
+        w.indices.resize(std::max<size_t>(w.indices.size(), kIndices));
+        chosen = w.indices[0].take(M * count);
+        offset = w.indices[1].take(M + 1);
+        active_offset = w.indices[2].take(M + 1);
+        row_sample = w.indices[3].take(M * count);
+        row_of = w.indices[4].take(M * count);
+        active_row_of = w.indices[5].take(M * count);
+        place = w.indices[6].take(M * count);
+        touched = w.indices[7].take(M * count);
+    }
+
+    void forward();
+    void backward();
+
+private:
+    static constexpr size_t kBuffers = 24, kIndices = 8;
+    const Arguments& a;
+    Int index;
+    Workspace<T>& w;
+    Int first, count, M, K, d, I, N, G, gates, V, head, P, R, O, computed;
+    Int *chosen;                   // (count, M): is active
+    Int *offset, *active_offset;   // rows of each mechanism, sorted by mechanism, then sample
+    Int *row_sample, *row_of, *active_row_of, *place, *touched;
+
+    const T* data(const void* pointer) const { return static_cast<const T*>(pointer); }
+    T* data(void* pointer) const { return static_cast<T*>(pointer); }
+
+    // the state (M, d) of local sample s before step t, after a reset
+    const T* before(Int t, Int s) const {
+        const Int b = first + s;
+        if (a.resets && a.resets[b * a.steps + t]) return data(a.initial_hidden) + b * M * d;
+        if (t == 0) return data(a.hidden) + b * M * d;
+        return data(static_cast<const void*>(a.features)) + (b * a.steps + t - 1) * M * d;
+    }
+    bool is_reset(Int t, Int s) const { return a.resets && a.resets[(first + s) * a.steps + t]; }
+    Int input_row(Int t, Int s) const {
+        const Int row = t * a.batch + first + s;
+        return a.tokens ? a.tokens[row] : row;
+    }
+    Int input_rows() const { return a.vocabulary ? a.vocabulary : a.steps * a.batch; }
+    // offset of key n = 0, head i = 0 of mechanism m for an input row
+    Int key_at(Int m, Int row) const {
+        if (a.keys_hold_query) return (m * input_rows() + row) * I * d;
+        return ((a.key_groups > 1 ? m : 0) * input_rows() + row) * N * I * a.input_key;
+    }
+    Int value_at(Int m, Int row) const {
+        if (a.values_hold_cell) return (m * input_rows() + row) * I * gates;
+        return ((a.value_groups > 1 ? m : 0) * input_rows() + row) * N * I * a.input_value;
+    }
+    T* attention(Int t, Int s, Int m) const {
+        return data(a.attention) + (((first + s) * a.steps + t) * M + m) * I * N;
+    }
+    T kept_input(Int t, Int m, Int s, Int i, Int n) const {
+        if (!a.keep_input) return T(1);
+        return data(a.keep_input)[(((t * M + m) * a.batch + first + s) * I + i) * N + n];
+    }
+    const T* kept_communication(Int t, Int s, Int c, Int m) const {
+        if (!a.keep_communication) return nullptr;
+        return data(a.keep_communication) + (((t * a.batch + first + s) * a.heads + c) * M + m) * M;
+    }
+    // rows of this shard on the tape at step t, `per_sample` rows of `width` for each sample
+    template <typename U>
+    U* tape(U* base, Int t, Int per_sample, Int width) const {
+        const Int step = a.is_differentiated ? t : 0;
+        return base + (step * a.batch + first) * per_sample * width;
+    }
+    T* tape(void* base, Int t, Int per_sample, Int width) const { return tape(data(base), t, per_sample, width); }
+    // this thread's own sum of a weight's gradient
+    T* own(void* base, Int numbers) const { return data(base) + index * numbers; }
+
+    void list_rows();
+    void score(Int t);
+    void attended(Int t, Int m, Int s, T* out);
+    void update(Int t, T* memory);
+    void add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into);
+    void candidate(Int t, Int row, const T* hidden, T* out) const;
+    const T* mechanism_weight(const void* base, Int m, Int numbers, Int groups) const {
+        return data(base) + (groups > 1 ? m : 0) * numbers;
+    }
+};
+
+// rows: all computed (mechanism, sample) pairs sorted by mechanism; active rows: those that are active
+template <typename T>
+void Shard<T>::list_rows() {
+    Int row = 0, active_row = 0;
+    for (Int m = 0; m < M; ++m) {
+        offset[m] = row;
+        active_offset[m] = active_row;
+        for (Int s = 0; s < count; ++s) {
+            const bool is_active = chosen[s * M + m];
+            active_row_of[s * M + m] = is_active ? active_row++ : -1;
+            row_of[s * M + m] = is_active || a.reads_candidates ? row : -1;
+            if (is_active || a.reads_candidates) row_sample[row++] = s;
+        }
+    }
+    offset[M] = row;
+    active_offset[M] = active_row;
+}
+
+// Attention to the slots, relevance and the K active mechanisms of step t.
+template <typename T>
+void Shard<T>::score(Int t) {
+    T* relevance = w.buffers[0].take(M);
+    T* query = nullptr;
+    const Int width = I * a.input_key;
+    if (!a.keys_hold_query) {
+        query = w.buffers[1].take(M * count * width);
+        T* rows = w.buffers[2].take(count * d);
+        for (Int m = 0; m < M; ++m) {
+            for (Int s = 0; s < count; ++s) std::memcpy(rows + s * d, before(t, s) + m * d, d * sizeof(T));
+            times(rows, d, data(a.input_query) + m * d * width, width, query + m * count * width, width, count, d,
+                  width, T(0));
+        }
+    }
+    const T scale = a.keys_hold_query ? T(1) : T(1) / std::sqrt(T(a.input_key));
+    for (Int s = 0; s < count; ++s) {
+        const T* hidden = before(t, s);
+        const Int row = input_row(t, s);
+        for (Int m = 0; m < M; ++m) {
+            T* scores = attention(t, s, m);
+            const T* keys = data(a.keys) + key_at(m, row);
+            for (Int i = 0; i < I; ++i)
+                for (Int n = 0; n < N; ++n)
+                    scores[i * N + n] =
+                        a.keys_hold_query
+                            ? dot(hidden + m * d, keys + i * d, d)
+                            : scale * dot(query + (m * count + s) * width + i * a.input_key,
+                                          keys + (n * I + i) * a.input_key, a.input_key);
+            if (a.across_mechanisms) continue;
+            T mean_null = 0;
+            for (Int i = 0; i < I; ++i) {
+                T* slots = scores + i * N;
+                if (N == 1) {
+                    if (I == 1) relevance[m] = slots[0];
+                    const T raw = slots[0];
+                    slots[0] = T(1) / (T(1) + std::exp(-raw));
+                    mean_null += T(1) / (T(1) + std::exp(raw));
+                } else {
+                    T top = slots[0], sum = 0;
+                    for (Int n = 1; n < N; ++n) top = slots[n] > top ? slots[n] : top;
+                    for (Int n = 0; n < N; ++n) sum += std::exp(slots[n] - top);
+                    if (I == 1) relevance[m] = top + std::log(sum);
+                    softmax(slots, N, 1, true);
+                    T mass = 0;
+                    for (Int n = 0; n < N; ++n) mass += slots[n];
+                    mean_null += T(1) - mass;
+                }
+            }
+            if (I > 1) relevance[m] = -mean_null / I;
+        }
+        if (a.across_mechanisms) {
+            std::fill(relevance, relevance + M, T(0));
+            for (Int e = 0; e < I * N; ++e) softmax(attention(t, s, 0) + e, M, I * N, false);
+            for (Int m = 0; m < M; ++m) {
+                for (Int e = 0; e < I * N; ++e) relevance[m] += attention(t, s, m)[e];
+                relevance[m] /= I;
+            }
+        }
+        // the K most relevant; ties go to the lowest index, NaN counts least
+        uint8_t* is_active = a.is_active + ((first + s) * a.steps + t) * M;
+        std::fill(chosen + s * M, chosen + (s + 1) * M, Int(0));
+        for (Int k = 0; k < K; ++k) {
+            Int best = -1;
+            for (Int m = 0; m < M; ++m) {
+                if (chosen[s * M + m]) continue;
+                if (best < 0 || relevance[m] > relevance[best] ||
+                    (std::isnan(relevance[best]) && !std::isnan(relevance[m]) && !(relevance[m] == -INFINITY)))
+                    best = m;
+            }
+            chosen[s * M + best] = 1;
+        }
+        for (Int m = 0; m < M; ++m) is_active[m] = static_cast<uint8_t>(chosen[s * M + m]);
+    }
+    list_rows();
+}
+
+// What mechanism m of sample s reads from the slots: (I·value)
+template <typename T>
+void Shard<T>::attended(Int t, Int m, Int s, T* out) {
+    const T* values = data(a.values) + value_at(m, input_row(t, s));
+    const T* weights = attention(t, s, m);
+    const Int width = a.input_value;
+    for (Int i = 0; i < I; ++i) {
+        T* into = out + i * width;
+        for (Int n = 0; n < N; ++n) {
+            const T factor = weights[i * N + n] * kept_input(t, m, s, i, n);
+            const T* value = values + (n * I + i) * width;
+            if (n == 0) {
+#pragma omp simd
+                for (Int v = 0; v < width; ++v) into[v] = factor * value[v];
+            } else {
+                add_scaled(into, value, factor, width);
+            }
+        }
+    }
+}
+
+// The hidden state that a computed row's cell proposes, from its gates on the tape.
+template <typename T>
+void Shard<T>::candidate(Int t, Int row, const T* hidden, T* out) const {
+    const T* g = tape(a.gates, t, computed, G) + row * G;
+    if (a.is_gru) {
+#pragma omp simd
+        for (Int j = 0; j < d; ++j) out[j] = g[2 * d + j] + g[d + j] * (hidden[j] - g[2 * d + j]);
+    } else {
+        const T* squashed = tape(a.squashed, t, computed, d) + row * d;
+#pragma omp simd
+        for (Int j = 0; j < d; ++j) out[j] = g[2 * d + j] * squashed[j];
+    }
+}
+
+// Gates, memory and candidate of all computed rows; `memory` (count, M, d) takes the active ones' new memory.
+template <typename T>
+void Shard<T>::update(Int t, T* memory) {
+    T* all = tape(a.gates, t, computed, G);
+    T* read = w.buffers[3].take(count * std::max<Int>(V, 1));
+    T* hidden = w.buffers[4].take(count * d);
+    const Int numbers = a.is_gru ? 3 * d : 4 * d;
+    for (Int m = 0; m < M; ++m) {
+        const Int rows = offset[m + 1] - offset[m];
+        if (rows == 0) continue;
+        T* g = all + offset[m] * G;
+        const T* bias = data(a.cell_bias) + m * G;
+        for (Int r = 0; r < rows; ++r) {
+            const Int s = row_sample[offset[m] + r];
+            std::memcpy(hidden + r * d, before(t, s) + m * d, d * sizeof(T));
+            std::memcpy(g + r * G, bias, G * sizeof(T));
+            if (V) {
+                attended(t, m, s, read + r * V);
+            } else {
+                const T* values = data(a.values) + value_at(m, input_row(t, s));
+                for (Int i = 0; i < I; ++i)
+                    add_scaled(g + r * G, values + i * gates, attention(t, s, m)[i] * kept_input(t, m, s, i, 0),
+                               gates);
+            }
+        }
+        const T* weight = data(a.cell_hidden) + m * d * numbers;
+        if (a.is_gru) {
+            times(hidden, d, weight, numbers, g, G, rows, d, 2 * d, T(1));
+            times(hidden, d, weight + 2 * d, numbers, g + 3 * d, G, rows, d, d, T(1));
+        } else {
+            times(hidden, d, weight, numbers, g, G, rows, d, numbers, T(1));
+        }
+        if (V) times(read, V, data(a.cell_input) + m * V * gates, gates, g, G, rows, V, gates, T(1));
+        for (Int r = 0; r < rows; ++r) {
+            const Int row = offset[m] + r, s = row_sample[row];
+            T* x = g + r * G;
+            if (a.is_gru) {
+                sigmoid_all(x, 2 * d);
+#pragma omp simd
+                for (Int j = 0; j < d; ++j) x[2 * d + j] = hyperbolic(x[2 * d + j] + x[j] * x[3 * d + j]);
+            } else {
+                sigmoid_all(x, 3 * d);
+                tanh_all(x + 3 * d, d);
+                T* kept = memory + (s * M + m) * d;
+                T* old = tape(a.old_memory, t, computed, d) + row * d;
+                T* squashed = tape(a.squashed, t, computed, d) + row * d;
+                std::memcpy(old, kept, d * sizeof(T));
+                T* fresh = w.buffers[5].take(d);
+#pragma omp simd
+                for (Int j = 0; j < d; ++j) {
+                    fresh[j] = x[d + j] * old[j] + x[j] * x[3 * d + j];
+                    squashed[j] = hyperbolic(fresh[j]);
+                }
+                if (chosen[s * M + m]) std::memcpy(kept, fresh, d * sizeof(T));
+            }
+        }
+    }
+}
+
+template <typename T>
+void Shard<T>::forward() {
+    T* memory = w.buffers[6].take(count * M * d);
+    T* proposed = w.buffers[7].take(M * count * d);  // by touched row
+    T* loose = w.buffers[8].take(a.is_differentiated ? 1 : M * count * std::max<Int>(P, 1));  // P by (m, s)
+    T* fresh = w.buffers[9].take(count * std::max<Int>(P, 1));
+    T* output = w.buffers[10].take(K * count * std::max<Int>(O, 1));
+    T* out_rows = w.buffers[11].take(K * count * d);
+    if (!a.is_gru)
+        std::memcpy(memory, data(a.memory) + first * M * d, count * M * d * sizeof(T));
+    std::fill(place, place + M * count, Int(-1));  // where a state's keys and values are; -1: it has changed
+    T* projected = a.heads ? data(a.projected) : nullptr;
+    // the caller has set where this shard's rows of the tape of projections begin
+    Int next = a.is_differentiated && a.heads ? a.start[index * (a.steps + 1)] : 0;
+    for (Int t = 0; t < a.steps; ++t) {
+        for (Int s = 0; s < count; ++s)
+            if (is_reset(t, s)) {
+                if (!a.is_gru)
+                    std::memcpy(memory + s * M * d, data(a.initial_memory) + (first + s) * M * d,
+                                M * d * sizeof(T));
+                std::fill(place + s * M, place + (s + 1) * M, Int(-1));
+            }
+        score(t);
+        update(t, memory);
+        T* features = data(a.features);
+        // candidates of active rows, by active row
+        for (Int m = 0; m < M; ++m)
+            for (Int row = offset[m]; row < offset[m + 1]; ++row) {
+                const Int s = row_sample[row], active_row = active_row_of[s * M + m];
+                if (active_row >= 0) candidate(t, row, before(t, s) + m * d, out_rows + active_row * d);
+            }
+        if (a.heads) {
+            if (a.is_differentiated) a.start[index * (a.steps + 1) + t] = static_cast<int32_t>(next);
+            for (Int m = 0; m < M; ++m) {
+                Int rows = 0;
+                for (Int s = 0; s < count; ++s) {
+                    const Int at = s * M + m;
+                    if (row_of[at] >= 0)
+                        candidate(t, row_of[at], before(t, s) + m * d, proposed + rows * d);
+                    else if (place[at] < 0)
+                        std::memcpy(proposed + rows * d, before(t, s) + m * d, d * sizeof(T));
+                    else
+                        continue;
+                    touched[rows++] = s;
+                }
+                T* into = a.is_differentiated ? projected + next * P : fresh;
+                times(proposed, d, data(a.communication) + m * d * P, P, into, P, rows, d, P, T(0));
+                for (Int r = 0; r < rows; ++r) {
+                    const Int at = touched[r] * M + m;
+                    if (a.is_differentiated) {
+                        place[at] = next + r;
+                    } else {
+                        place[at] = at;
+                        std::memcpy(loose + at * P, fresh + r * P, P * sizeof(T));
+                    }
+                }
+                if (a.is_differentiated) next += rows;
+            }
+            const T* all = a.is_differentiated ? projected : loose;
+            const T scale = T(1) / std::sqrt(T(a.key));
+            T* read = tape(a.read, t, K, R);
+            T* weights = tape(a.weights, t, a.heads * K * M, 1);
+            for (Int s = 0; s < count; ++s) {
+                Int order = 0;
+                for (Int m = 0; m < M; ++m) {
+                    const Int row = active_row_of[s * M + m];
+                    if (row < 0) continue;
+                    for (Int c = 0; c < a.heads; ++c) {
+                        T* x = weights + ((s * a.heads + c) * K + order) * M;
+                        const T* query = all + place[s * M + m] * P + c * head;
+                        for (Int n = 0; n < M; ++n)
+                            x[n] = scale * dot(query, all + place[s * M + n] * P + c * head + a.key, a.key);
+                        softmax(x, M, 1, false);
+                        const T* keep = kept_communication(t, s, c, m);
+                        T* into = read + row * R + c * a.value;
+                        std::fill(into, into + a.value, T(0));
+                        for (Int n = 0; n < M; ++n)
+                            add_scaled(into, all + place[s * M + n] * P + c * head + 2 * a.key,
+                                       keep ? x[n] * keep[n] : x[n], a.value);
+                        if (a.activity) {
+                            T* mean = data(a.activity) + (((first + s) * a.steps + t) * M + m) * M;
+                            for (Int n = 0; n < M; ++n) mean[n] += x[n] / a.heads;
+                        }
+                    }
+                    ++order;
+                }
+            }
+            T* o = a.output_kind ? tape(a.output, t, K, O) : output;
+            for (Int m = 0; m < M; ++m) {
+                const Int begin = active_offset[m], rows = active_offset[m + 1] - begin;
+                times(read + begin * R, R, mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
+                      o + begin * O, O, rows, R, O, T(0));
+            }
+            for (Int row = 0; row < active_offset[M]; ++row) {
+                T *x = o + row * O, *into = out_rows + row * d;
+                if (a.output_kind == 1) tanh_all(x, d);
+                if (a.output_kind == 2) {
+                    add_scaled(x, data(a.communication_bias), T(1), O);
+                    sigmoid_all(x, d);
+                    tanh_all(x + d, d);
+#pragma omp simd
+                    for (Int j = 0; j < d; ++j) into[j] += x[j] * x[d + j];
+                } else {
+                    add_scaled(into, x, T(1), d);
+                }
+            }
+            if (a.is_differentiated) {
+                int32_t* saved = a.place + (t * a.batch + first) * M;
+                for (Int at = 0; at < M * count; ++at) saved[at] = static_cast<int32_t>(place[at]);
+            }
+            for (Int at = 0; at < M * count; ++at)
+                if (chosen[at] || a.reads_candidates) place[at] = -1;  // its state changes now
+        }
+        for (Int s = 0; s < count; ++s) {
+            T* into = features + ((first + s) * a.steps + t) * M * d;
+            const T* old = before(t, s);
+            for (Int m = 0; m < M; ++m) {
+                const Int row = active_row_of[s * M + m];
+                std::memcpy(into + m * d, row >= 0 ? out_rows + row * d : old + m * d, d * sizeof(T));
+            }
+        }
+    }
+    if (a.is_differentiated && a.heads) a.start[index * (a.steps + 1) + a.steps] = static_cast<int32_t>(next);
+    for (Int s = 0; s < count; ++s)
+        std::memcpy(data(a.last_hidden) + (first + s) * M * d,
+                    data(a.features) + ((first + s) * a.steps + a.steps - 1) * M * d, M * d * sizeof(T));
+    if (!a.is_gru) std::memcpy(data(a.last_memory) + first * M * d, memory, count * M * d * sizeof(T));
+}
+
+// Rows of a weight's two factors, gathered over steps: few large products add up its gradient.
+template <typename T>
+class Log {
+public:
+    void open(Buffer<T>& buffer, Int left_width, Int right_width, Int least) {
+        left_ = left_width, right_ = right_width, rows_ = 0;
+        capacity_ = std::max<Int>(least, 128);
+        memory_ = buffer.take(capacity_ * (left_ + right_));
+    }
+    bool is_full(Int more) const { return rows_ + more > capacity_; }
+    T* left(Int row = 0) { return memory_ + row * left_; }
+    T* right(Int row = 0) { return memory_ + capacity_ * left_ + row * right_; }
+    Int rows() const { return rows_; }
+    void add(Int more) { rows_ += more; }
+    void clear() { rows_ = 0; }
+
+private:
+    Int left_ = 0, right_ = 0, rows_ = 0, capacity_ = 0;
+    T* memory_ = nullptr;
+};
+
+// The gradient that one sample's gates (or attended values) of mechanism m send to attention and values.
+template <typename T>
+void Shard<T>::add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into) {
+    const Int at = value_at(m, input_row(t, s));
+    const T *values = data(a.values) + at, *weights = attention(t, s, m);
+    const Int width = V ? a.input_value : gates;
+    T* into_values = a.into_values ? own(a.into_values, a.tokens ? M * a.vocabulary * I * gates : 0) + at : nullptr;
+    for (Int i = 0; i < I; ++i)
+        for (Int n = 0; n < N; ++n) {
+            const Int e = (n * I + i) * width;
+            const T* from = gradient + (V ? i * width : 0);
+            const T keep = kept_input(t, m, s, i, n);
+            into[i * N + n] = keep * dot(from, values + e, width);
+            if (into_values) add_scaled(into_values + e, from, weights[i * N + n] * keep, width);
+        }
+}
+
+template <typename T>
+void Shard<T>::backward() {
+    const Int numbers = gates, block = M * d;
+    T* hidden = w.buffers[0].take(count * block);        // gradient of the state after the step, then before it
+    T* memory = w.buffers[1].take(count * block);
+    T* pending = w.buffers[2].take(count * M * std::max<Int>(P, 1));  // of projections, until their step
+    T* rows_out = w.buffers[3].take(K * count * std::max<Int>(O, 1));
+    T* rows_read = w.buffers[4].take(K * count * std::max<Int>(R, 1));
+    T* rows_candidate = w.buffers[5].take(K * count * d);
+    T* rows_visible = w.buffers[6].take(M * count * d);
+    T* attention_gradient = w.buffers[7].take(count * M * I * N);
+    T* scratch = w.buffers[8].take(M);
+    T* rows_attended = w.buffers[9].take(count * std::max<Int>(V, 1));
+    T* rows_hidden = w.buffers[10].take(count * d);
+    const Int query_width = a.keys_hold_query ? 0 : I * a.input_key;
+    T* rows_query = w.buffers[11].take(count * std::max<Int>(query_width, 1));
+
+    // left and right factors of every weight's gradient
+    const size_t base = kBuffers;
+    w.buffers.resize(std::max<size_t>(w.buffers.size(), base + 4 * M));
+    std::vector<Log<T>> cell(M), talk(M), out(M), ask(M);
+    for (Int m = 0; m < M; ++m) {
+        cell[m].open(w.buffers[base + 4 * m], V + d, G, count);
+        if (a.heads) talk[m].open(w.buffers[base + 4 * m + 1], d, P, count);
+        if (a.heads) out[m].open(w.buffers[base + 4 * m + 2], R, O, count);
+        if (query_width) ask[m].open(w.buffers[base + 4 * m + 3], d, query_width, count);
+    }
+    auto flush_cell = [&](Int m) {
+        Log<T>& log = cell[m];
+        const T *left = log.left(), *right = log.right();
+        if (V)
+            add_product(left, V + d, right, G, own(a.into_cell_input, M * V * numbers) + m * V * numbers, numbers,
+                        log.rows(), V, numbers);
+        T* into = own(a.into_cell_hidden, M * d * numbers) + m * d * numbers;
+        add_product(left + V, V + d, right, G, into, numbers, log.rows(), d, a.is_gru ? 2 * d : numbers);
+        if (a.is_gru) add_product(left + V, V + d, right + 3 * d, G, into + 2 * d, numbers, log.rows(), d, d);
+        log.clear();
+    };
+    auto flush_talk = [&](Int m) {
+        add_product(talk[m].left(), d, talk[m].right(), P, own(a.into_communication, M * d * P) + m * d * P, P,
+                    talk[m].rows(), d, P);
+        talk[m].clear();
+    };
+    auto flush_out = [&](Int m) {
+        T* into = own(a.into_output, a.output_groups * R * O) + (a.output_groups > 1 ? m : 0) * R * O;
+        add_product(out[m].left(), R, out[m].right(), O, into, O, out[m].rows(), R, O);
+        out[m].clear();
+    };
+    auto flush_ask = [&](Int m) {
+        add_product(ask[m].left(), d, ask[m].right(), query_width,
+                    own(a.into_query, M * d * query_width) + m * d * query_width, query_width, ask[m].rows(), d,
+                    query_width);
+        ask[m].clear();
+    };
+
+    std::memcpy(hidden, data(a.from_hidden) + first * block, count * block * sizeof(T));
+    if (!a.is_gru) std::memcpy(memory, data(a.from_memory) + first * block, count * block * sizeof(T));
+    if (a.heads) std::fill(pending, pending + count * M * P, T(0));
+    const T* projected = a.heads ? data(a.projected) : nullptr;
+
+    for (Int t = a.steps - 1; t >= 0; --t) {
+        for (Int s = 0; s < count; ++s) {
+            const Int b = first + s;
+            add_scaled(hidden + s * block, data(a.from_features) + (b * a.steps + t) * block, T(1), block);
+            for (Int m = 0; m < M; ++m) chosen[s * M + m] = a.is_active[(b * a.steps + t) * M + m];
+        }
+        list_rows();
+        const Int active_rows = active_offset[M];
+
+        // the new states of active mechanisms were their candidates and what these read
+        for (Int s = 0; s < count; ++s)
+            for (Int m = 0; m < M; ++m) {
+                const Int row = active_row_of[s * M + m];
+                if (row < 0) continue;
+                T* from = hidden + s * block + m * d;
+                std::memcpy(rows_candidate + row * d, from, d * sizeof(T));
+                std::fill(from, from + d, T(0));
+            }
+        if (a.heads) {
+            const T* output = a.output_kind ? tape(a.output, t, K, O) : nullptr;
+            for (Int row = 0; row < active_rows; ++row) {
+                T* into = rows_out + row * O;
+                const T *from = rows_candidate + row * d, *o = output + row * O;
+                if (a.output_kind == 0) {
+                    std::memcpy(into, from, d * sizeof(T));
+                } else if (a.output_kind == 1) {
+#pragma omp simd
+                    for (Int j = 0; j < d; ++j) into[j] = from[j] * (T(1) - o[j] * o[j]);
+                } else {
+#pragma omp simd
+                    for (Int j = 0; j < d; ++j) {
+                        into[j] = from[j] * o[d + j] * o[j] * (T(1) - o[j]);
+                        into[d + j] = from[j] * o[j] * (T(1) - o[d + j] * o[d + j]);
+                    }
+                    add_scaled(own(a.into_output_bias, O), into, T(1), O);
+                }
+            }
+            const T* read = tape(a.read, t, K, R);
+            for (Int m = 0; m < M; ++m) {
+                const Int begin = active_offset[m], rows = active_offset[m + 1] - begin;
+                if (rows == 0) continue;
+                times_transposed(rows_out + begin * O, O,
+                                 mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
+                                 rows_read + begin * R, R, rows, O, R, T(0));
+                if (out[m].is_full(rows)) flush_out(m);
+                std::memcpy(out[m].left(out[m].rows()), read + begin * R, rows * R * sizeof(T));
+                std::memcpy(out[m].right(out[m].rows()), rows_out + begin * O, rows * O * sizeof(T));
+                out[m].add(rows);
+            }
+
+            const int32_t* saved = a.place + (t * a.batch + first) * M;
+            const T* weights = tape(a.weights, t, a.heads * K * M, 1);
+            const T scale = T(1) / std::sqrt(T(a.key));
+            for (Int s = 0; s < count; ++s) {
+                Int order = 0;
+                for (Int m = 0; m < M; ++m) {
+                    const Int row = active_row_of[s * M + m];
+                    if (row < 0) continue;
+                    for (Int c = 0; c < a.heads; ++c) {
+                        const T* x = weights + ((s * a.heads + c) * K + order) * M;
+                        const T* from = rows_read + row * R + c * a.value;
+                        const T* keep = kept_communication(t, s, c, m);
+                        T sum = 0;
+                        for (Int n = 0; n < M; ++n) {
+                            const T factor = keep ? keep[n] : T(1);
+                            scratch[n] =
+                                factor * dot(from, projected + saved[s * M + n] * P + c * head + 2 * a.key, a.value);
+                            sum += scratch[n] * x[n];
+                            add_scaled(pending + (s * M + n) * P + c * head + 2 * a.key, from, x[n] * factor,
+                                       a.value);
+                        }
+                        const T* query = projected + saved[s * M + m] * P + c * head;
+                        T* into_query = pending + (s * M + m) * P + c * head;
+                        for (Int n = 0; n < M; ++n) {
+                            const T score = scale * x[n] * (scratch[n] - sum);
+                            add_scaled(into_query, projected + saved[s * M + n] * P + c * head + a.key, score,
+                                       a.key);
+                            add_scaled(pending + (s * M + n) * P + c * head + a.key, query, score, a.key);
+                        }
+                    }
+                    ++order;
+                }
+            }
+
+            // projections that were computed in this step
+            const Int begin = a.start[index * (a.steps + 1) + t];
+            for (Int m = 0; m < M; ++m) {
+                if (talk[m].is_full(count)) flush_talk(m);
+                T *left = talk[m].left(talk[m].rows()), *right = talk[m].right(talk[m].rows());
+                Int rows = 0;
+                for (Int s = 0; s < count; ++s) {
+                    const Int at = s * M + m;
+                    if (saved[at] < begin) continue;
+                    const T* old = before(t, s) + m * d;
+                    if (row_of[at] >= 0)
+                        candidate(t, row_of[at], old, left + rows * d);
+                    else
+                        std::memcpy(left + rows * d, old, d * sizeof(T));
+                    T* from = pending + at * P;
+                    std::memcpy(right + rows * P, from, P * sizeof(T));
+                    std::fill(from, from + P, T(0));
+                    touched[rows++] = s;
+                }
+                times_transposed(right, P, data(a.communication) + m * d * P, P, rows_visible, d, rows, P, d, T(0));
+                for (Int r = 0; r < rows; ++r) {
+                    const Int s = touched[r], row = active_row_of[s * M + m];
+                    if (row >= 0)
+                        add_scaled(rows_candidate + row * d, rows_visible + r * d, T(1), d);
+                    else if (!a.reads_candidates)  // candidates of inactive mechanisms are read without gradient
+                        add_scaled(hidden + s * block + m * d, rows_visible + r * d, T(1), d);
+                }
+                talk[m].add(rows);
+            }
+        }
+
+        // the cells of active mechanisms
+        std::fill(attention_gradient, attention_gradient + count * M * I * N, T(0));
+        for (Int m = 0; m < M; ++m) {
+            const Int begin = active_offset[m], rows = active_offset[m + 1] - begin;
+            if (rows == 0) continue;
+            if (cell[m].is_full(rows)) flush_cell(m);
+            T *left = cell[m].left(cell[m].rows()), *right = cell[m].right(cell[m].rows());
+            T* bias = own(a.into_bias, M * G) + m * G;
+            Int r = 0;
+            for (Int s = 0; s < count; ++s) {
+                const Int row = row_of[s * M + m];
+                if (active_row_of[s * M + m] < 0) continue;
+                touched[r] = s;
+                const T *old = before(t, s) + m * d, *from = rows_candidate + (begin + r) * d;
+                const T* x = tape(a.gates, t, computed, G) + row * G;
+                T *g = right + r * G, *into = hidden + s * block + m * d;
+                if (V) attended(t, m, s, left + r * (V + d));
+                std::memcpy(left + r * (V + d) + V, old, d * sizeof(T));
+                if (a.is_gru) {
+#pragma omp simd
+                    for (Int j = 0; j < d; ++j) {
+                        const T reset = x[j], keep = x[d + j], fresh = x[2 * d + j];
+                        const T into_fresh = from[j] * (T(1) - keep) * (T(1) - fresh * fresh);
+                        g[j] = into_fresh * x[3 * d + j] * reset * (T(1) - reset);
+                        g[d + j] = from[j] * (old[j] - fresh) * keep * (T(1) - keep);
+                        g[2 * d + j] = into_fresh;
+                        g[3 * d + j] = into_fresh * reset;
+                        into[j] = from[j] * keep;
+                    }
+                } else {
+                    const T* old_memory = tape(a.old_memory, t, computed, d) + row * d;
+                    const T* squashed = tape(a.squashed, t, computed, d) + row * d;
+                    T* into_memory = memory + s * block + m * d;
+#pragma omp simd
+                    for (Int j = 0; j < d; ++j) {
+                        const T i = x[j], f = x[d + j], o = x[2 * d + j], n = x[3 * d + j];
+                        const T through = into_memory[j] + from[j] * o * (T(1) - squashed[j] * squashed[j]);
+                        g[j] = through * n * i * (T(1) - i);
+                        g[d + j] = through * old_memory[j] * f * (T(1) - f);
+                        g[2 * d + j] = from[j] * squashed[j] * o * (T(1) - o);
+                        g[3 * d + j] = through * i * (T(1) - n * n);
+                        into_memory[j] = through * f;
+                    }
+                }
+                add_scaled(bias, g, T(1), G);
+                ++r;
+            }
+            const T* weight = data(a.cell_hidden) + m * d * numbers;
+            times_transposed(right, G, weight, numbers, rows_hidden, d, rows, a.is_gru ? 2 * d : numbers, d, T(0));
+            if (a.is_gru)
+                times_transposed(right + 3 * d, G, weight + 2 * d, numbers, rows_hidden, d, rows, d, d, T(1));
+            if (V)
+                times_transposed(right, G, data(a.cell_input) + m * V * numbers, numbers, rows_attended, V, rows,
+                                 numbers, V, T(0));
+            for (r = 0; r < rows; ++r) {
+                const Int s = touched[r];
+                add_scaled(hidden + s * block + m * d, rows_hidden + r * d, T(1), d);
+                add_attention_gradient(t, m, s, V ? rows_attended + r * V : right + r * G,
+                                       attention_gradient + (s * M + m) * I * N);
+            }
+            cell[m].add(rows);
+        }
+
+        // the scores
+        for (Int s = 0; s < count; ++s) {
+            T* gradient = attention_gradient + s * M * I * N;
+            const T* x = attention(t, s, 0);
+            if (a.across_mechanisms) {
+                for (Int e = 0; e < I * N; ++e) {
+                    T sum = 0;
+                    for (Int m = 0; m < M; ++m) sum += x[m * I * N + e] * gradient[m * I * N + e];
+                    for (Int m = 0; m < M; ++m) gradient[m * I * N + e] = x[m * I * N + e] * (gradient[m * I * N + e] - sum);
+                }
+            } else {
+                for (Int e = 0; e < M * I; ++e) {
+                    if (!chosen[s * M + e / I]) continue;
+                    const T sum = dot(x + e * N, gradient + e * N, N);
+                    for (Int n = 0; n < N; ++n) gradient[e * N + n] = x[e * N + n] * (gradient[e * N + n] - sum);
+                }
+            }
+        }
+        for (Int m = 0; m < M; ++m) {
+            Int rows = 0;
+            for (Int s = 0; s < count; ++s)
+                if (chosen[s * M + m] || a.across_mechanisms) touched[rows++] = s;
+            if (a.keys_hold_query) {
+                for (Int r = 0; r < rows; ++r) {
+                    const Int s = touched[r], at = key_at(m, input_row(t, s));
+                    const T *old = before(t, s) + m * d, *gradient = attention_gradient + (s * M + m) * I;
+                    T* into = a.into_keys ? own(a.into_keys, a.tokens ? M * a.vocabulary * I * d : 0) + at : nullptr;
+                    for (Int i = 0; i < I; ++i) {
+                        add_scaled(hidden + s * block + m * d, data(a.keys) + at + i * d, gradient[i], d);
+                        if (into) add_scaled(into + i * d, old, gradient[i], d);
+                    }
+                }
+                continue;
+            }
+            if (ask[m].is_full(rows)) flush_ask(m);
+            T *left = ask[m].left(ask[m].rows()), *right = ask[m].right(ask[m].rows());
+            const T* weight = data(a.input_query) + m * d * query_width;
+            const T scale = T(1) / std::sqrt(T(a.input_key));
+            for (Int r = 0; r < rows; ++r)
+                std::memcpy(left + r * d, before(t, touched[r]) + m * d, d * sizeof(T));
+            times(left, d, weight, query_width, rows_query, query_width, rows, d, query_width, T(0));
+            for (Int r = 0; r < rows; ++r) {
+                const Int s = touched[r], at = key_at(m, input_row(t, s));
+                const T* gradient = attention_gradient + (s * M + m) * I * N;
+                T *into = right + r * query_width, *into_keys = a.into_keys ? data(a.into_keys) + at : nullptr;
+                std::fill(into, into + query_width, T(0));
+                for (Int i = 0; i < I; ++i)
+                    for (Int n = 0; n < N; ++n) {
+                        const Int e = (n * I + i) * a.input_key;
+                        const T score = scale * gradient[i * N + n];
+                        add_scaled(into + i * a.input_key, data(a.keys) + at + e, score, a.input_key);
+                        if (into_keys)
+                            add_scaled(into_keys + e, rows_query + r * query_width + i * a.input_key, score,
+                                       a.input_key);
+                    }
+            }
+            times_transposed(right, query_width, weight, query_width, rows_hidden, d, rows, query_width, d, T(0));
+            for (Int r = 0; r < rows; ++r)
+                add_scaled(hidden + touched[r] * block + m * d, rows_hidden + r * d, T(1), d);
+            ask[m].add(rows);
+        }
+
+        for (Int s = 0; s < count; ++s) {
+            if (!is_reset(t, s)) continue;
+            const Int b = first + s;
+            add_scaled(data(a.into_initial_hidden) + b * block, hidden + s * block, T(1), block);
+            std::fill(hidden + s * block, hidden + (s + 1) * block, T(0));
+            if (a.is_gru) continue;
+            add_scaled(data(a.into_initial_memory) + b * block, memory + s * block, T(1), block);
+            std::fill(memory + s * block, memory + (s + 1) * block, T(0));
+        }
+    }
+    for (Int m = 0; m < M; ++m) {
+        flush_cell(m);
+        if (a.heads) flush_talk(m), flush_out(m);
+        if (query_width) flush_ask(m);
+    }
+    std::memcpy(data(a.into_hidden) + first * block, hidden, count * block * sizeof(T));
+    if (!a.is_gru) std::memcpy(data(a.into_memory) + first * block, memory, count * block * sizeof(T));
+}
+
+template <typename T>
+void run_shard(const Arguments& a, Int index, bool is_backward) {
+    // this thread computes its products itself
+    const int threads = MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0;
+    auto workspace = pool<T>().take();
+    {
+        Shard<T> shard(a, index, *workspace);
+        is_backward ? shard.backward() : shard.forward();
+    }
+    pool<T>().give(std::move(workspace));
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(threads);
+}
+
+void run_one(const Arguments& a, Int index, bool is_backward, std::exception_ptr& failure) {
+    try {
+        a.is_double ? run_shard<double>(a, index, is_backward) : run_shard<float>(a, index, is_backward);
+    } catch (...) {
+        failure = std::current_exception();
+    }
+}
+
+// Threads are started for the call: a pool of them would not survive a fork. Returns 0, or 1 without memory.
+int run(const Arguments& a, bool is_backward) {
+    std::vector<std::exception_ptr> failures(a.threads);
+    std::vector<std::thread> helpers;
+    Int started = 1;
+    try {
+        for (; started < a.threads; ++started)
+            helpers.emplace_back(run_one, std::cref(a), started, is_backward, std::ref(failures[started]));
+    } catch (...) {  // no more threads to be had: this one does their work too
+    }
+    run_one(a, 0, is_backward, failures[0]);
+    for (Int rest = started; rest < a.threads; ++rest) run_one(a, rest, is_backward, failures[rest]);
+    for (auto& helper : helpers) helper.join();
+    for (const auto& failure : failures)
+        if (failure) return 1;
+    return 0;
+}
+
+}  // namespace
+
+extern "C" {
+int rimlit_forward(const Arguments* arguments) { return run(*arguments, false); }
+int rimlit_backward(const Arguments* arguments) { return run(*arguments, true); }
+Int rimlit_arguments_size() { return sizeof(Arguments); }
+}
