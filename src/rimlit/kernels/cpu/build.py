@@ -15,6 +15,7 @@ from filelock import FileLock
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("loop.cpp")
+SOURCES = (SOURCE, SOURCE.with_name("product.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-pthread")
 BUILD_SECONDS = 300.0
 
@@ -23,7 +24,7 @@ def library_path() -> Path:
     """Return where this machine's library lies: another processor, torch or source is another file."""
     root = os.environ.get("RIMLIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "rimlit"
     key = "\0".join((torch.__version__, *FLAGS, *_extra_flags(), platform.machine(), _processor()))
-    digest = hashlib.sha256(SOURCE.read_bytes() + key.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES) + key.encode()).hexdigest()[:16]
     return Path(root).expanduser() / f"cpu-{digest}" / "loop.so"
 
 

@@ -18,13 +18,9 @@
 #include <thread>
 #include <vector>
 
-using Int = int64_t;
+#include "product.h"
 
 extern "C" {
-void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
-            const float*, const int*, const float*, float*, const int*);
-void dgemm_(const char*, const char*, const int*, const int*, const int*, const double*, const double*,
-            const int*, const double*, const int*, const double*, double*, const int*);
 // present where torch carries MKL: keeps a product on the thread that asks for it
 int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 
@@ -61,45 +57,29 @@ struct Arguments {
 
 namespace {
 
-inline void gemm(const char* a, const char* b, const int* m, const int* n, const int* k, const float* alpha,
-                 const float* x, const int* ldx, const float* y, const int* ldy, const float* beta, float* z,
-                 const int* ldz) {
-    sgemm_(a, b, m, n, k, alpha, x, ldx, y, ldy, beta, z, ldz);
-}
-inline void gemm(const char* a, const char* b, const int* m, const int* n, const int* k, const double* alpha,
-                 const double* x, const int* ldx, const double* y, const int* ldy, const double* beta, double* z,
-                 const int* ldz) {
-    dgemm_(a, b, m, n, k, alpha, x, ldx, y, ldy, beta, z, ldz);
-}
-
-// out (rows, columns) = x (rows, inner) · weight (inner, columns) + beta · out; all row by row in memory
+// out (rows, columns) = x · weight, or added to it; all row by row in memory
 template <typename T>
 void times(const T* x, Int ldx, const T* weight, Int ldw, T* out, Int ldo, Int rows, Int inner, Int columns,
-           T beta) {
-    if (rows == 0 || columns == 0) return;
-    const int m = columns, n = rows, k = inner, lda = ldw, ldb = ldx, ldc = ldo;
-    const T one = 1;
-    gemm("N", "N", &m, &n, &k, &one, weight, &lda, x, &ldb, &beta, out, &ldc);
+           bool add) {
+    product::multiply(x, ldx, 1, weight, ldw, out, ldo, rows, inner, columns, add);
 }
 
-// out (rows, columns) = x (rows, inner) · weightᵀ, weight (columns, inner)
+// out (rows, columns) = x · weightᵀ, weight (columns, inner); from its transpose where that has been made
 template <typename T>
-void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, T* out, Int ldo, Int rows, Int inner,
-                      Int columns, T beta) {
+void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const T* transposed, T* out, Int rows,
+                      Int inner, Int columns, bool add) {
     if (rows == 0 || columns == 0) return;
-    const int m = columns, n = rows, k = inner, lda = ldw, ldb = ldx, ldc = ldo;
-    const T one = 1;
-    gemm("T", "N", &m, &n, &k, &one, weight, &lda, x, &ldb, &beta, out, &ldc);
+    if (transposed)
+        product::multiply(x, ldx, 1, transposed, columns, out, columns, rows, inner, columns, add);
+    else
+        product::blas("T", "N", columns, rows, inner, weight, ldw, x, ldx, add, out, columns);
 }
 
 // out (columns_x, columns_y) += xᵀ · y over rows
 template <typename T>
 void add_product(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x,
                  Int columns_y) {
-    if (rows == 0 || columns_x == 0 || columns_y == 0) return;
-    const int m = columns_y, n = columns_x, k = rows, lda = ldy, ldb = ldx, ldc = ldo;
-    const T one = 1;
-    gemm("N", "T", &m, &n, &k, &one, y, &lda, x, &ldb, &one, out, &ldc);
+    if (rows) product::multiply(x, 1, ldx, y, ldy, out, ldo, columns_x, rows, columns_y, true);
 }
 
 template <typename T>
@@ -251,6 +231,18 @@ Pool<T>& pool() {
     return *instance;
 }
 
+// Weights turned round once per backward call, for the products that lead back through them; null: not made.
+template <typename T>
+struct Transposed {
+    const T *cell_input = nullptr, *cell_hidden = nullptr, *communication = nullptr, *output = nullptr,
+            *input_query = nullptr;
+};
+
+template <typename T>
+const T* flipped(const T* all, Int mechanism, Int numbers) {
+    return all ? all + mechanism * numbers : nullptr;
+}
+
 // One thread's samples [first, first + count) for the whole loop.
 template <typename T>
 class Shard {
@@ -281,7 +273,7 @@ public:
     }
 
     void forward();
-    void backward();
+    void backward(const Transposed<T>& transposed);
 
 private:
     static constexpr size_t kBuffers = 24, kIndices = 8;
@@ -380,7 +372,7 @@ void Shard<T>::score(Int t) {
         for (Int m = 0; m < M; ++m) {
             for (Int s = 0; s < count; ++s) std::memcpy(rows + s * d, before(t, s) + m * d, d * sizeof(T));
             times(rows, d, data(a.input_query) + m * d * width, width, query + m * count * width, width, count, d,
-                  width, T(0));
+                  width, false);
         }
     }
     const T scale = a.keys_hold_query ? T(1) : T(1) / std::sqrt(T(a.input_key));
@@ -507,12 +499,12 @@ void Shard<T>::update(Int t, T* memory) {
         }
         const T* weight = data(a.cell_hidden) + m * d * numbers;
         if (a.is_gru) {
-            times(hidden, d, weight, numbers, g, G, rows, d, 2 * d, T(1));
-            times(hidden, d, weight + 2 * d, numbers, g + 3 * d, G, rows, d, d, T(1));
+            times(hidden, d, weight, numbers, g, G, rows, d, 2 * d, true);
+            times(hidden, d, weight + 2 * d, numbers, g + 3 * d, G, rows, d, d, true);
         } else {
-            times(hidden, d, weight, numbers, g, G, rows, d, numbers, T(1));
+            times(hidden, d, weight, numbers, g, G, rows, d, numbers, true);
         }
-        if (V) times(read, V, data(a.cell_input) + m * V * gates, gates, g, G, rows, V, gates, T(1));
+        if (V) times(read, V, data(a.cell_input) + m * V * gates, gates, g, G, rows, V, gates, true);
         for (Int r = 0; r < rows; ++r) {
             const Int row = offset[m] + r, s = row_sample[row];
             T* x = g + r * G;
@@ -585,7 +577,7 @@ void Shard<T>::forward() {
                     touched[rows++] = s;
                 }
                 T* into = a.is_differentiated ? projected + next * P : fresh;
-                times(proposed, d, data(a.communication) + m * d * P, P, into, P, rows, d, P, T(0));
+                times(proposed, d, data(a.communication) + m * d * P, P, into, P, rows, d, P, false);
                 for (Int r = 0; r < rows; ++r) {
                     const Int at = touched[r] * M + m;
                     if (a.is_differentiated) {
@@ -630,7 +622,7 @@ void Shard<T>::forward() {
             for (Int m = 0; m < M; ++m) {
                 const Int begin = active_offset[m], rows = active_offset[m + 1] - begin;
                 times(read + begin * R, R, mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
-                      o + begin * O, O, rows, R, O, T(0));
+                      o + begin * O, O, rows, R, O, false);
             }
             for (Int row = 0; row < active_offset[M]; ++row) {
                 T *x = o + row * O, *into = out_rows + row * d;
@@ -707,7 +699,7 @@ void Shard<T>::add_attention_gradient(Int t, Int m, Int s, const T* gradient, T*
 }
 
 template <typename T>
-void Shard<T>::backward() {
+void Shard<T>::backward(const Transposed<T>& transposed) {
     const Int numbers = gates, block = M * d;
     T* hidden = w.buffers[0].take(count * block);        // gradient of the state after the step, then before it
     T* memory = w.buffers[1].take(count * block);
@@ -809,7 +801,8 @@ void Shard<T>::backward() {
                 if (rows == 0) continue;
                 times_transposed(rows_out + begin * O, O,
                                  mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
-                                 rows_read + begin * R, R, rows, O, R, T(0));
+                                 flipped(transposed.output, a.output_groups > 1 ? m : 0, R * O),
+                                 rows_read + begin * R, rows, O, R, false);
                 if (out[m].is_full(rows)) flush_out(m);
                 std::memcpy(out[m].left(out[m].rows()), read + begin * R, rows * R * sizeof(T));
                 std::memcpy(out[m].right(out[m].rows()), rows_out + begin * O, rows * O * sizeof(T));
@@ -869,7 +862,8 @@ void Shard<T>::backward() {
                     std::fill(from, from + P, T(0));
                     touched[rows++] = s;
                 }
-                times_transposed(right, P, data(a.communication) + m * d * P, P, rows_visible, d, rows, P, d, T(0));
+                times_transposed(right, P, data(a.communication) + m * d * P, P,
+                                 flipped(transposed.communication, m, d * P), rows_visible, rows, P, d, false);
                 for (Int r = 0; r < rows; ++r) {
                     const Int s = touched[r], row = active_row_of[s * M + m];
                     if (row >= 0)
@@ -929,12 +923,16 @@ void Shard<T>::backward() {
                 ++r;
             }
             const T* weight = data(a.cell_hidden) + m * d * numbers;
-            times_transposed(right, G, weight, numbers, rows_hidden, d, rows, a.is_gru ? 2 * d : numbers, d, T(0));
+            const T* turned = flipped(transposed.cell_hidden, m, d * numbers);
+            times_transposed(right, G, weight, numbers, turned, rows_hidden, rows, a.is_gru ? 2 * d : numbers, d,
+                             false);
             if (a.is_gru)
-                times_transposed(right + 3 * d, G, weight + 2 * d, numbers, rows_hidden, d, rows, d, d, T(1));
+                times_transposed(right + 3 * d, G, weight + 2 * d, numbers, turned ? turned + 2 * d * d : nullptr,
+                                 rows_hidden, rows, d, d, true);
             if (V)
-                times_transposed(right, G, data(a.cell_input) + m * V * numbers, numbers, rows_attended, V, rows,
-                                 numbers, V, T(0));
+                times_transposed(right, G, data(a.cell_input) + m * V * numbers, numbers,
+                                 flipped(transposed.cell_input, m, V * numbers), rows_attended, rows, numbers, V,
+                                 false);
             for (r = 0; r < rows; ++r) {
                 const Int s = touched[r];
                 add_scaled(hidden + s * block + m * d, rows_hidden + r * d, T(1), d);
@@ -984,7 +982,7 @@ void Shard<T>::backward() {
             const T scale = T(1) / std::sqrt(T(a.input_key));
             for (Int r = 0; r < rows; ++r)
                 std::memcpy(left + r * d, before(t, touched[r]) + m * d, d * sizeof(T));
-            times(left, d, weight, query_width, rows_query, query_width, rows, d, query_width, T(0));
+            times(left, d, weight, query_width, rows_query, query_width, rows, d, query_width, false);
             for (Int r = 0; r < rows; ++r) {
                 const Int s = touched[r], at = key_at(m, input_row(t, s));
                 const T* gradient = attention_gradient + (s * M + m) * I * N;
@@ -1000,7 +998,9 @@ void Shard<T>::backward() {
                                        a.input_key);
                     }
             }
-            times_transposed(right, query_width, weight, query_width, rows_hidden, d, rows, query_width, d, T(0));
+            times_transposed(right, query_width, weight, query_width,
+                             flipped(transposed.input_query, m, d * query_width), rows_hidden, rows, query_width, d,
+                             false);
             for (Int r = 0; r < rows; ++r)
                 add_scaled(hidden + touched[r] * block + m * d, rows_hidden + r * d, T(1), d);
             ask[m].add(rows);
@@ -1026,48 +1026,91 @@ void Shard<T>::backward() {
 }
 
 template <typename T>
-void run_shard(const Arguments& a, Int index, bool is_backward) {
+const T* turn(const void* weight, Int groups, Int rows, Int columns, Buffer<T>& buffer) {
+    if (!weight || groups * rows * columns == 0) return nullptr;
+    T* into = buffer.take(groups * rows * columns);
+    for (Int group = 0; group < groups; ++group)
+        product::transpose(static_cast<const T*>(weight) + group * rows * columns, rows, columns,
+                           into + group * rows * columns);
+    return into;
+}
+
+template <typename T>
+Transposed<T> turn_all(const Arguments& a, Workspace<T>& w) {
+    Transposed<T> result;
+    // each weight is turned once and then meets this many rows
+    if (a.batch * a.steps * a.active < 32 * a.mechanisms) return result;
+    w.buffers.resize(std::max<size_t>(w.buffers.size(), 5));
+    const Int gates = (a.is_gru ? 3 : 4) * a.size, M = a.mechanisms;
+    if (!a.values_hold_cell)
+        result.cell_input = turn(a.cell_input, M, a.input_heads * a.input_value, gates, w.buffers[0]);
+    result.cell_hidden = turn(a.cell_hidden, M, a.size, gates, w.buffers[1]);
+    result.communication = turn(a.communication, M, a.size, a.heads * (2 * a.key + a.value), w.buffers[2]);
+    result.output = turn(a.communication_output, a.output_groups, a.heads * a.value,
+                         (a.output_kind == 2 ? 2 : 1) * a.size, w.buffers[3]);
+    if (!a.keys_hold_query)
+        result.input_query = turn(a.input_query, M, a.size, a.input_heads * a.input_key, w.buffers[4]);
+    return result;
+}
+
+template <typename T>
+void run_shard(const Arguments& a, Int index, bool is_backward, const Transposed<T>& transposed) {
     // this thread computes its products itself
     const int threads = MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0;
     auto workspace = pool<T>().take();
     {
         Shard<T> shard(a, index, *workspace);
-        is_backward ? shard.backward() : shard.forward();
+        if (is_backward)
+            shard.backward(transposed);
+        else
+            shard.forward();
     }
     pool<T>().give(std::move(workspace));
     if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(threads);
 }
 
-void run_one(const Arguments& a, Int index, bool is_backward, std::exception_ptr& failure) {
-    try {
-        a.is_double ? run_shard<double>(a, index, is_backward) : run_shard<float>(a, index, is_backward);
-    } catch (...) {
-        failure = std::current_exception();
-    }
-}
-
-// Threads are started for the call: a pool of them would not survive a fork. Returns 0, or 1 without memory.
-int run(const Arguments& a, bool is_backward) {
+// Threads are started for the call: a pool of them would not survive a fork.
+template <typename T>
+void run(const Arguments& a, bool is_backward) {
+    auto workspace = pool<T>().take();
+    const Transposed<T> transposed = is_backward ? turn_all<T>(a, *workspace) : Transposed<T>();
     std::vector<std::exception_ptr> failures(a.threads);
+    auto work = [&](Int index) {
+        try {
+            run_shard<T>(a, index, is_backward, transposed);
+        } catch (...) {
+            failures[index] = std::current_exception();
+        }
+    };
     std::vector<std::thread> helpers;
+    helpers.reserve(a.threads);
     Int started = 1;
     try {
-        for (; started < a.threads; ++started)
-            helpers.emplace_back(run_one, std::cref(a), started, is_backward, std::ref(failures[started]));
+        for (; started < a.threads; ++started) helpers.emplace_back(work, started);
     } catch (...) {  // no more threads to be had: this one does their work too
     }
-    run_one(a, 0, is_backward, failures[0]);
-    for (Int rest = started; rest < a.threads; ++rest) run_one(a, rest, is_backward, failures[rest]);
+    work(0);
+    for (Int rest = started; rest < a.threads; ++rest) work(rest);
     for (auto& helper : helpers) helper.join();
+    pool<T>().give(std::move(workspace));
     for (const auto& failure : failures)
-        if (failure) return 1;
-    return 0;
+        if (failure) std::rethrow_exception(failure);
+}
+
+// Returns 0, or 1 where memory was lacking.
+int run_any(const Arguments& a, bool is_backward) {
+    try {
+        a.is_double ? run<double>(a, is_backward) : run<float>(a, is_backward);
+        return 0;
+    } catch (...) {
+        return 1;
+    }
 }
 
 }  // namespace
 
 extern "C" {
-int rimlit_forward(const Arguments* arguments) { return run(*arguments, false); }
-int rimlit_backward(const Arguments* arguments) { return run(*arguments, true); }
+int rimlit_forward(const Arguments* arguments) { return run_any(*arguments, false); }
+int rimlit_backward(const Arguments* arguments) { return run_any(*arguments, true); }
 Int rimlit_arguments_size() { return sizeof(Arguments); }
 }
