@@ -13,6 +13,7 @@ from tests.conftest import random_tensor
 from tests.laws.backbone_cases import SMALL
 
 D, M, SIZE = 3, 4, 3
+CPU = torch.device("cpu")
 
 CASES: dict[str, dict[str, Any]] = {
     f"{preset}_{cell}_{slots or 'no'}_slots_{heads}_heads": {
@@ -178,19 +179,19 @@ def test_gradients_are_those_of_finite_differences(backend: str, cell: str, slot
 
 
 def test_auto_takes_a_loop_that_exists_and_says_why() -> None:
-    name, reason = resolve_backend("auto")
+    name, reason = resolve_backend("auto", CPU, torch.float32)
     assert name in BACKENDS
     assert name != "auto"
     assert reason
 
 
 def test_a_loop_that_is_asked_for_is_taken() -> None:
-    assert resolve_backend("reference") == ("reference", "asked for")
+    assert resolve_backend("reference", CPU, torch.float32) == ("reference", "asked for")
 
 
 def test_the_environment_wins_over_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RIMLIT_BACKEND", "reference")
-    assert resolve_backend("eager") == ("reference", "RIMLIT_BACKEND")
+    assert resolve_backend("eager", CPU, torch.float32) == ("reference", "RIMLIT_BACKEND")
     monkeypatch.setenv("RIMLIT_BACKEND", "quick")
     with pytest.raises(ValueError, match=r"RIMLIT_BACKEND must be one of auto, .*; got RIMLIT_BACKEND='quick'\."):
-        resolve_backend("eager")
+        resolve_backend("eager", CPU, torch.float32)

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rimlit.types import State, map_state, replace_state
 
@@ -42,6 +43,35 @@ class Backbone(nn.Module, ABC):
         Returns:
             Features (B, T, output_size) and the state after the last step.
         """
+
+    def forward_tokens(
+        self, tokens: Tensor, table: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over the rows of ``table`` that ``tokens`` name.
+
+        Args:
+            tokens: (B, T) integers from 0 to V − 1.
+            table: (V, input_size): an embedding.
+            state: As in :meth:`forward`.
+            resets: As in :meth:`forward`.
+
+        Returns:
+            What :meth:`forward` returns for ``table[tokens]``; a backbone may get there on a shorter way.
+        """
+        return self(functional.embedding(tokens, table), state, resets)
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step.
+
+        Args:
+            inputs: (B, input_size), or (B, N, input_size) where the backbone reads N slots.
+            state: State to go on from.
+
+        Returns:
+            Features (B, output_size) and the state after the step, as a sequence of one step gives them.
+        """
+        features, state = self(inputs.unsqueeze(1), state)
+        return features.squeeze(1), state
 
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence; by default all."""
@@ -84,6 +114,20 @@ def require_input(
         )
     if resets is not None:
         _require_resets(inputs, resets)
+
+
+def require_tokens(backbone: Backbone, tokens: Tensor, table: Tensor, resets: Tensor | None = None) -> None:
+    """Raise a ValueError if ``tokens``, ``table`` or ``resets`` do not have the shape ``backbone`` reads."""
+    if tokens.dim() != 2 or 0 in tokens.shape or tokens.is_floating_point():
+        raise ValueError(
+            f"tokens must be non-empty integers, (B, T); got {tokens.dtype} of shape {tuple(tokens.shape)}."
+        )
+    if table.dim() != 2 or table.shape[1] != backbone.input_size:
+        raise ValueError(
+            f"table must be (V, input_size); got shape {tuple(table.shape)}, input_size={backbone.input_size}."
+        )
+    if resets is not None:
+        _require_resets(tokens, resets)
 
 
 def _require_resets(inputs: Tensor, resets: Tensor) -> None:

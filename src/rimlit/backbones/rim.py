@@ -15,6 +15,7 @@ from rimlit.backbones.base import (
     require_dropout,
     require_input,
     require_positive,
+    require_tokens,
 )
 from rimlit.kernels import (
     BACKENDS,
@@ -23,6 +24,7 @@ from rimlit.kernels import (
     LayerInputs,
     LayerOptions,
     LayerWeights,
+    cpu,
     resolve_backend,
     run_layer,
 )
@@ -92,8 +94,13 @@ class RIM(Backbone):
             the first mechanisms always win it and the others may never wake up: learn them unless you
             reproduce the paper.
         forget_bias: What is added to the LSTM's forget gates' bias at the start.
-        backend: Time loop: ``auto``, ``eager`` or ``reference``; the environment variable
-            ``RIMLIT_BACKEND`` overrides it.
+        backend: Time loop: ``auto`` (the fastest that runs where the weights are), ``cpu`` (C++, built on
+            first use), ``function`` (one autograd.Function), ``eager`` (autograd; ``torch.compile``) or
+            ``reference``; the environment variable ``RIMLIT_BACKEND`` overrides it.
+        checkpoint_every: Steps after which only the state is kept for the backward, at least 1: what lies
+            between is computed again, exactly. Long sequences then take a fraction of the memory.
+        project_in_bf16: Whether the products before the loop are computed in bfloat16, as under autocast;
+            the recurrence, scores and selection stay in the weights' type.
 
     Raises:
         ValueError: An argument is out of its range or unknown.
@@ -136,6 +143,8 @@ class RIM(Backbone):
         learn_initial_state: bool = False,
         forget_bias: float = 0.0,
         backend: str = "auto",
+        checkpoint_every: int | None = None,
+        project_in_bf16: bool = False,
     ) -> None:
         super().__init__()
         _require_known(preset=(preset, tuple(PRESETS)))
@@ -168,6 +177,8 @@ class RIM(Backbone):
             )
         if input_value_size is not None:
             require_positive(input_value_size=input_value_size)
+        if checkpoint_every is not None:
+            require_positive(checkpoint_every=checkpoint_every)
         require_dropout(input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout)
         _require_known(
             cell=(cell, ("lstm", "gru")),
@@ -182,6 +193,7 @@ class RIM(Backbone):
         self.input_size = input_size
         self.output_size = hidden_size
         self.backend = backend
+        self.checkpoint_every = checkpoint_every
         self.num_mechanisms = num_mechanisms
         self.num_active = num_active
         self.dropout = dropout
@@ -196,7 +208,7 @@ class RIM(Backbone):
             communication_key_size=communication_key_size,
             inactive=inactive,
             communication_output=communication_output,
-            project_in_bf16=False,
+            project_in_bf16=project_in_bf16,
         )
         self.layers = nn.ModuleList(
             RIMLayer(
@@ -237,24 +249,53 @@ class RIM(Backbone):
             Features (B, T, hidden_size), mechanism by mechanism, and the state after the last step.
         """
         require_input(self, inputs, resets, allow_slots=True)
-        backend = self._announce_backend()
-        state, initial = self.starting_state(inputs, state)
         sequence = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)  # (B, T, N, D)
+        return self._run(sequence, None, state, resets)
+
+    def forward_tokens(
+        self, tokens: Tensor, table: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over ``table[tokens]``; see :meth:`Backbone.forward_tokens`.
+
+        What does not depend on the state is computed once per row of the table and not per token, wherever
+        the batch holds more tokens than the table has rows.
+        """
+        require_tokens(self, tokens, table, resets)
+        if tokens.numel() <= table.shape[0]:
+            return self(functional.embedding(tokens, table), state, resets)
+        return self._run(table[None, :, None], tokens, state, resets)
+
+    def stepper(self, batch_size: int = 1) -> "Stepper":
+        """Return what runs single steps fastest, without a graph, on the weights as they are now.
+
+        Args:
+            batch_size: Samples of every step, at least 1.
+        """
+        require_positive(batch_size=batch_size)
+        return Stepper(self, batch_size)
+
+    def _run(
+        self, sequence: Tensor, tokens: Tensor | None, state: State | None, resets: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Run over ``sequence`` (B, T, N, D), or over the rows ``tokens`` (B, T) of a table (1, V, 1, D)."""
+        backend = self._announce_backend()
+        state, initial = self.starting_state(sequence if tokens is None else tokens, state)
         states, activities = [], []
-        features = sequence.flatten(2)
+        features = sequence
         for index, layer in enumerate(self._layers):
             if index > 0:
-                sequence = functional.dropout(features, self.dropout, self.training).unsqueeze(2)
+                sequence, tokens = functional.dropout(features, self.dropout, self.training).unsqueeze(2), None
+            num_steps = (sequence if tokens is None else tokens).shape[1]
             layer_inputs = LayerInputs(
                 sequence,
-                None,
+                tokens,
                 map_state(lambda tensor, at=index: tensor[:, at], state),
                 map_state(lambda tensor, at=index: tensor[:, at], initial),
                 resets,
-                layer.draw_keep(sequence),
+                layer.draw_keep(state[0].shape[0], num_steps, sequence.shape[2]),
                 bool(self._activity_hooks),
             )
-            result = run_layer(backend, layer.weights(), layer.options, layer_inputs)
+            result = run_layer(backend, layer.weights(), layer.options, layer_inputs, self.checkpoint_every)
             features = result.features.flatten(2)
             states.append(result.state)
             if result.activity is not None:
@@ -286,7 +327,8 @@ class RIM(Backbone):
 
     def resolve_backend(self) -> tuple[str, str]:
         """Return the time loop that a forward takes now, and why."""
-        return resolve_backend(self.backend)
+        weight = self._layers[0].cell_bias
+        return resolve_backend(self.backend, weight.device, weight.dtype)
 
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence.
@@ -314,6 +356,60 @@ class RIM(Backbone):
             f"{self.input_size}, {self.output_size}, num_mechanisms={self.num_mechanisms}, "
             f"num_active={self.num_active}, backend={self.backend!r}"
         )
+
+
+class Stepper:
+    """Single steps of a RIM: no graph, no dropout, no activity, and what can be folded is folded ahead.
+
+    It reads the RIM's weights as they are: build another after a step of the optimiser. Where the C++ loop does
+    not run, it steps the RIM itself.
+
+    Args:
+        rim: The RIM to step.
+        batch_size: Samples of every step.
+
+    Example:
+        >>> rim = RIM(10, 60).eval()
+        >>> step, state = rim.stepper(), rim.initial_state(1)
+        >>> features, state = step(torch.ones(1, 10), state)
+        >>> features.shape
+        torch.Size([1, 60])
+    """
+
+    def __init__(self, rim: RIM, batch_size: int) -> None:
+        self.rim = rim
+        self.batch_size = batch_size
+        self._steps = []
+        if rim.resolve_backend()[0] == "cpu":
+            self._steps = [cpu.Stepper(layer.weights(), layer.options, batch_size) for layer in rim._layers]
+
+    def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step on ``inputs`` (B, input_size); see :meth:`Backbone.step`.
+
+        Raises:
+            ValueError: ``inputs`` or ``state`` do not have the shape that the stepper was built for.
+        """
+        rim = self.rim
+        if inputs.shape != (self.batch_size, rim.input_size):
+            raise ValueError(
+                f"inputs must be (batch_size, input_size) = ({self.batch_size}, {rim.input_size}); "
+                f"got shape {tuple(inputs.shape)}."
+            )
+        if not self._steps:
+            with torch.no_grad():
+                return rim.step(inputs, state)
+        hiddens, memories = [], []
+        for index, step in enumerate(self._steps):
+            memory = state.memory[:, index].contiguous() if rim.state_type is LSTMState else None
+            features, hidden, memory = step(inputs.contiguous(), state.hidden[:, index].contiguous(), memory)
+            inputs = features.flatten(1)
+            hiddens.append(hidden)
+            memories.append(memory)
+        if len(hiddens) == 1:
+            parts = [part.unsqueeze(1) for part in (hidden, memory) if part is not None]
+        else:
+            parts = [torch.stack(part, dim=1) for part in (hiddens, memories) if part[0] is not None]
+        return inputs, rim.state_type(*parts)
 
 
 class RIMLayer(nn.Module):
@@ -387,9 +483,8 @@ class RIMLayer(nn.Module):
         )
         return sum(w.numel() for w in own if w is not None and w.shape[0] == self.options.num_mechanisms)
 
-    def draw_keep(self, sequence: Tensor) -> Keep:
-        """Draw the dropout factors for ``sequence`` (B, T, N, D)."""
-        batch_size, num_steps, num_slots, _ = sequence.shape
+    def draw_keep(self, batch_size: int, num_steps: int, num_slots: int) -> Keep:
+        """Draw the dropout factors of a sequence."""
         num_mechanisms, heads = self.options.num_mechanisms, self.options.communication_heads
         ones = self.cell_bias.detach().new_ones
         input_keep = communication_keep = None

@@ -24,7 +24,7 @@ from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
-from rimlit.kernels import resolve_backend
+from rimlit.kernels import overriding_backend
 from rimlit.spec import find_class, trust
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED, read_checkpoint
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
     if os.environ.get("RIMLIT_TRUST"):
         sys.path.append(os.getcwd())  # a console script does not see modules beside the user; last: shadow nothing
     try:
-        resolve_backend("auto")
+        overriding_backend()
     except ValueError as error:  # RIMLIT_BACKEND
         raise ConfigError(str(error)) from error
     arguments = _resolve_configs(arguments)

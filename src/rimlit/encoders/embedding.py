@@ -27,6 +27,11 @@ class Embedding(nn.Module):
         self.table = nn.Embedding(vocabulary_size, output_size)
         self.dropout = nn.Dropout(dropout)
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout acts now, so that equal tokens have different vectors."""
+        return self.training and self.dropout.p > 0
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, T) to vectors (B, T, output_size)."""
         vectors: Tensor = self.dropout(self.table(tokens))

@@ -7,8 +7,11 @@ as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compar
 
 import os
 
+import torch
+from torch.utils.checkpoint import checkpoint
+
 from rimlit.kernels import cpu, eager, function, reference
-from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights, join_results
 from rimlit.kernels.projection import project
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "LayerOptions",
     "LayerResult",
     "LayerWeights",
+    "overriding_backend",
     "resolve_backend",
     "run_layer",
 ]
@@ -27,30 +31,89 @@ SCANS = {"eager": eager.scan, "function": function.scan, "cpu": cpu.scan}
 BACKENDS = ("auto", "reference", *SCANS)
 
 
-def resolve_backend(requested: str) -> tuple[str, str]:
-    """Choose the loop that runs and say why.
-
-    Args:
-        requested: One of ``BACKENDS``; the environment variable ``RIMLIT_BACKEND`` overrides it.
-
-    Returns:
-        The loop's name and the reason for it, in words.
+def overriding_backend() -> str | None:
+    """Return the loop that the environment variable ``RIMLIT_BACKEND`` asks for, if it does.
 
     Raises:
         ValueError: The name is not known.
     """
     override = os.environ.get("RIMLIT_BACKEND")
+    if override and override not in BACKENDS:
+        raise ValueError(f"RIMLIT_BACKEND must be one of {', '.join(BACKENDS)}; got RIMLIT_BACKEND={override!r}.")
+    return override or None
+
+
+def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Choose the loop that runs and say why.
+
+    Args:
+        requested: One of ``BACKENDS``; the environment variable ``RIMLIT_BACKEND`` overrides it.
+        device: Where the weights are.
+        dtype: Their type.
+
+    Returns:
+        The loop's name and the reason for it, in words.
+
+    Raises:
+        ValueError: The name is not known, or the loop does not run there.
+    """
+    override = overriding_backend()
     name, reason = (override, "RIMLIT_BACKEND") if override else (requested, "asked for")
+    source = "RIMLIT_BACKEND" if override else "backend"
     if name not in BACKENDS:
-        source = "RIMLIT_BACKEND" if override else "backend"
-        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {source}={name!r}.")
-    if name == "auto":
-        return "function", "auto takes the fastest loop this version has"
-    return name, reason
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got backend={name!r}.")
+    fits_cpu = device.type == "cpu" and dtype in cpu.DTYPES
+    if name == "cpu":
+        if not fits_cpu:
+            raise ValueError(
+                f"{source}='cpu' runs float32 and float64 on the CPU; got weights of {dtype} on {device}."
+            )
+        library, reason = cpu.load()
+        return ("cpu", reason) if library is not None else ("function", reason)
+    if name != "auto":
+        return name, reason
+    if torch.compiler.is_compiling():
+        return "eager", "torch.compile sees through it"
+    if fits_cpu:
+        library, reason = cpu.load()
+        if library is not None:
+            return "cpu", reason
+        return "function", reason
+    return "function", f"{dtype} on {device.type}: one autograd.Function"
 
 
-def run_layer(backend: str, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
-    """Run one RIM layer over a sequence with the loop named ``backend`` (resolved)."""
+def run_layer(
+    backend: str,
+    weights: LayerWeights,
+    options: LayerOptions,
+    inputs: LayerInputs,
+    checkpoint_every: int | None = None,
+) -> LayerResult:
+    """Run one RIM layer over a sequence.
+
+    Args:
+        backend: The time loop, resolved.
+        weights: The layer's parameters.
+        options: The layer's choices.
+        inputs: What it runs on.
+        checkpoint_every: Steps whose intermediate results are computed again in the backward instead of kept.
+    """
+    num_steps = inputs.num_steps
+    if checkpoint_every is None or checkpoint_every >= num_steps or not torch.is_grad_enabled():
+        return _run_steps(backend, weights, options, inputs)
+    parts = []
+    for first in range(0, num_steps, checkpoint_every):
+        part = inputs.steps(first, first + checkpoint_every)
+        # all randomness was drawn before: there is no generator to keep
+        result = checkpoint(
+            _run_steps, backend, weights, options, part, use_reentrant=False, preserve_rng_state=False
+        )
+        inputs = inputs._replace(state=result.state)
+        parts.append(result)
+    return join_results(parts)
+
+
+def _run_steps(backend: str, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     if backend == "reference":
         return reference.run(weights, options, inputs)
     values_hold_cell = backend != "cpu" or cpu.values_hold_cell(weights, options, inputs)

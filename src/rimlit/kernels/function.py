@@ -448,7 +448,7 @@ def _one(like: Tensor) -> Tensor:
 
 
 def _product(rows: Tensor, gradients: Tensor) -> Tensor:
-    """Return a weight's gradient (M, input, output) from all steps' rows (M, T, B, input) and (M, T, B, output)."""
+    """Return a weight's gradient (M, input, output) from the rows (M, T, B, ·) of all steps."""
     return torch.bmm(rows.flatten(1, 2).mT, gradients.flatten(1, 2))
 
 

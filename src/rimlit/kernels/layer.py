@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from rimlit.types import State
@@ -61,6 +62,19 @@ class LayerInputs(NamedTuple):
     keep: Keep
     record: bool  # whether to return the activity
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of the sequence."""
+        return (self.sequence if self.tokens is None else self.tokens).shape[1]
+
+    def steps(self, first: int, end: int) -> "LayerInputs":
+        """Return the steps from ``first`` to before ``end``, from the same state."""
+        keep = Keep(*(None if factors is None else factors[first:end] for factors in self.keep))
+        resets = None if self.resets is None else self.resets[:, first:end]
+        if self.tokens is not None:
+            return self._replace(tokens=self.tokens[:, first:end], resets=resets, keep=keep)
+        return self._replace(sequence=self.sequence[:, first:end], resets=resets, keep=keep)
+
 
 class Activity(NamedTuple):
     """What the mechanisms of one layer did, detached. Heads are averaged, before dropout."""
@@ -77,3 +91,14 @@ class LayerResult(NamedTuple):
     features: Tensor  # (B, T, M, d)
     state: State  # tensors (B, M, d)
     activity: Activity | None
+
+
+def join_results(parts: list[LayerResult]) -> LayerResult:
+    """Join what consecutive steps returned."""
+    activities = [part.activity for part in parts if part.activity is not None]
+    activity = None
+    if activities:
+        activity = Activity(
+            *(None if fields[0] is None else torch.cat(fields, dim=1) for fields in zip(*activities, strict=True))
+        )
+    return LayerResult(torch.cat([part.features for part in parts], dim=1), parts[-1].state, activity)

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 import rimlit
 from rimlit.backbones import Backbone, BackboneFactory
 from rimlit.data import DataModule
+from rimlit.encoders import Embedding
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import LinearHead
 from rimlit.spec import Recorded, Spec, build, find_class, non_default_arguments, to_spec
@@ -112,7 +113,10 @@ class Task(Recorded, L.LightningModule, ABC):
         Returns:
             Outputs (B, T, output_size) and the backbone's state after the last step.
         """
-        features, state = self.backbone(self.encoder(inputs), state, resets)
+        if isinstance(self.encoder, Embedding) and not self.encoder.drops:
+            features, state = self.backbone.forward_tokens(inputs, self.encoder.table.weight, state, resets)
+        else:
+            features, state = self.backbone(self.encoder(inputs), state, resets)
         return self.head(features), state
 
     def shared_step(self, batch: Any, stage: Stage, group: int = 0) -> Tensor:

@@ -1,32 +1,40 @@
 """The time loop in C++: only active mechanisms are computed, and threads own samples (``loop.cpp``)."""
 
 import ctypes
-from typing import NamedTuple
+import functools
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rimlit.kernels.autograd import Gradients, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.cpu.build import load
-from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.layer import Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected
 
 OUTPUT_KINDS = {"linear": 0, "tanh": 1, "gated": 2}
+_NO_MEMORY = "The C++ time loop found no memory for its workspace."
 DTYPES = (torch.float32, torch.float64)
 
+# fmt: off
 _INTEGERS = (
-    "batch steps mechanisms active size input_heads slots input_key input_value heads key value key_groups "
-    "value_groups output_groups vocabulary threads is_gru across_mechanisms reads_candidates output_kind "
-    "keys_hold_query values_hold_cell is_differentiated is_double"
-).split()
+    "batch", "steps", "mechanisms", "active", "size", "input_heads", "slots", "input_key", "input_value",
+    "heads", "key", "value", "key_groups", "value_groups", "output_groups", "vocabulary", "threads", "is_gru",
+    "across_mechanisms", "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
+    "is_differentiated", "is_double",
+)
 _POINTERS = (
-    "keys values hidden memory initial_hidden initial_memory input_query cell_input cell_hidden cell_bias "
-    "communication communication_output communication_bias tokens resets keep_input keep_communication features "
-    "last_hidden last_memory is_active attention activity gates old_memory squashed projected weights read output "
-    "place start from_features from_hidden from_memory into_keys into_values into_hidden into_memory "
-    "into_initial_hidden into_initial_memory into_query into_cell_input into_cell_hidden into_bias "
-    "into_communication into_output into_output_bias"
-).split()
+    "keys", "values", "hidden", "memory", "initial_hidden", "initial_memory", "input_query", "cell_input",
+    "cell_hidden", "cell_bias", "communication", "communication_output", "communication_bias", "tokens",
+    "resets", "keep_input", "keep_communication", "features", "last_hidden", "last_memory", "is_active",
+    "attention", "activity", "gates", "old_memory", "squashed", "projected", "weights", "read", "output",
+    "place", "start", "from_features", "from_hidden", "from_memory", "into_keys", "into_values",
+    "into_hidden", "into_memory", "into_initial_hidden", "into_initial_memory", "into_query",
+    "into_cell_input", "into_cell_hidden", "into_bias", "into_communication", "into_output",
+    "into_output_bias",
+)
+# fmt: on
 
 
 class _Arguments(ctypes.Structure):
@@ -72,6 +80,17 @@ def values_hold_cell(weights: LayerWeights, options: LayerOptions, inputs: Layer
     )
     in_loop = value_size * (groups * input_size + computed * num_gates * small_products)
     return ahead <= in_loop
+
+
+class _StepArguments(ctypes.Structure):
+    _fields_ = (
+        [("loop", ctypes.c_void_p)]
+        + [(name, ctypes.c_int64) for name in ("input_size", "key_size", "key_groups")]
+        + [
+            (name, ctypes.c_void_p)
+            for name in ("input", "key", "query", "folded_key", "folded_value", "value", "keys", "values")
+        ]
+    )
 
 
 class CPULoop:
@@ -141,7 +160,9 @@ class CPULoop:
             ),
         )
         call.run("rimlit_backward", outputs, saved, found, (features, hidden, memory))
-        shared = {"hidden", "memory", "initial_hidden", "initial_memory"} | (set() if tokens else {"keys", "values"})
+        shared = {"hidden", "memory", "initial_hidden", "initial_memory"} | (
+            set() if tokens else {"keys", "values"}
+        )
         return Operands(
             **{
                 name: tensor if tensor is None or name in shared else tensor.sum(dim=0)
@@ -183,7 +204,9 @@ class _Call:
             "value": self.value,
             "key_groups": keys.shape[0],
             "value_groups": values.shape[0],
-            "output_groups": 0 if operands.communication_output is None else operands.communication_output.shape[0],
+            "output_groups": 0
+            if operands.communication_output is None
+            else operands.communication_output.shape[0],
             "vocabulary": 0 if setting.tokens is None else keys.shape[1],
             "threads": self.threads,
             "is_gru": options.cell == "gru",
@@ -234,19 +257,26 @@ class _Call:
     def _head_size(self) -> int:
         return 2 * self.setting.options.communication_key_size + self.value
 
-    def run(
-        self,
-        function: str,
-        outputs: Outputs,
-        tape: Tape,
-        found: Operands | None = None,
-        gradients: tuple[Tensor | None, ...] = (None, None, None),
-    ) -> None:
-        """Call the library.
+    def run(self, function: str, *arguments: Any) -> None:
+        """Call a function of the library on :meth:`arguments`.
 
         Raises:
             MemoryError: It found no memory for its workspace.
         """
+        library, reason = load()
+        if library is None:
+            raise RuntimeError(f"backend='cpu' cannot run: {reason}.")
+        if getattr(library, function)(ctypes.byref(self.arguments(*arguments))):
+            raise MemoryError(_NO_MEMORY)
+
+    def arguments(
+        self,
+        outputs: Outputs,
+        tape: Tape,
+        found: Operands | None = None,
+        gradients: tuple[Tensor | None, ...] = (None, None, None),
+    ) -> _Arguments:
+        """Return sizes and addresses as the library reads them; this object keeps its tensors alive."""
         setting = self.setting
         tensors: dict[str, Tensor | None] = {
             **self.operands._asdict(),
@@ -280,13 +310,115 @@ class _Call:
                 "into_output_bias": found.communication_bias,
             }
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-        library, reason = load()
-        if library is None:
-            raise RuntimeError(f"backend='cpu' cannot run: {reason}.")
-        arguments = _Arguments(**self.integers, **pointers)
-        if getattr(library, function)(ctypes.byref(arguments)):
-            raise MemoryError("The C++ time loop found no memory for its workspace.")
+        self.alive = tensors
+        return _Arguments(**self.integers, **pointers)
 
 
 def _contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
+
+
+class Stepper:
+    """One layer, one step at a time, from an input (B, D), without a graph and with what can be folded ahead.
+
+    Holds the weights it was built from: build another once they have changed.
+
+    Args:
+        weights: The layer's parameters.
+        options: The layer's choices.
+        batch_size: Samples of every step.
+    """
+
+    def __init__(self, weights: LayerWeights, options: LayerOptions, batch_size: int) -> None:
+        library, reason = load()
+        if library is None:
+            raise RuntimeError(f"A stepper needs the C++ loop: {reason}.")
+        self._step = library.rimlit_step
+        heads, mechanisms = options.input_heads, options.num_mechanisms
+        key_groups, input_size, keys_size = weights.input_key.shape
+        value_groups, _, values_size = weights.input_value.shape
+        _, size, num_gates = weights.cell_hidden.shape
+        folded_key = folded_value = None
+        if (
+            mechanisms * input_size * size
+            <= key_groups * input_size * keys_size // heads + mechanisms * size * keys_size // heads
+        ):
+            folded_key = _fold(weights.input_key, weights.input_query.mT / math.sqrt(keys_size // heads), heads)
+        in_loop = value_groups * input_size * values_size + options.num_active * values_size * num_gates
+        if mechanisms * input_size * heads * num_gates <= in_loop:
+            folded_value = _fold(weights.input_value, weights.cell_input, heads)
+        new = weights.cell_hidden.new_empty
+        state = new(batch_size, mechanisms, size)
+        folded_values = folded_value is not None
+        value_shape = (mechanisms, 1, batch_size, heads, num_gates)
+        if not folded_values:
+            value_shape = (value_groups, 1, batch_size, 1, heads, values_size // heads)
+        operands = Operands(
+            keys=new(mechanisms, 1, batch_size, heads, size),
+            values=new(value_shape),
+            hidden=state,
+            memory=state if options.cell == "lstm" else None,
+            initial_hidden=state,
+            initial_memory=None,
+            input_query=None,
+            cell_input=None if folded_values else weights.cell_input.detach(),
+            cell_hidden=weights.cell_hidden.detach(),
+            cell_bias=weights.cell_bias.detach(),
+            communication=None if weights.communication is None else weights.communication.detach(),
+            communication_output=None
+            if weights.communication_output is None
+            else weights.communication_output.detach(),
+            communication_bias=None if weights.communication_bias is None else weights.communication_bias.detach(),
+        )
+        setting = Setting(options, None, None, Keep(None, None), record=False, is_differentiated=False)
+        call = _Call(setting, operands, threads=1)
+        tape = call.empty_tape()
+        outputs = Outputs(
+            state,
+            state,
+            None,
+            new(batch_size, 1, mechanisms, dtype=torch.bool),
+            new(batch_size, 1, mechanisms, heads, 1),
+            None,
+        )
+        self._arguments = call.arguments(outputs, tape)
+        self._step_arguments = _StepArguments(
+            loop=ctypes.addressof(self._arguments),
+            input_size=input_size,
+            key_size=keys_size // heads,
+            key_groups=key_groups,
+            key=weights.input_key.data_ptr(),
+            query=weights.input_query.data_ptr(),
+            folded_key=None if folded_key is None else folded_key.data_ptr(),
+            folded_value=None if folded_value is None else folded_value.data_ptr(),
+            value=weights.input_value.data_ptr(),
+            keys=operands.keys.data_ptr(),
+            values=operands.values.data_ptr(),
+        )
+        self._reference = ctypes.byref(self._step_arguments)
+        self._alive = call, tape, outputs, weights, folded_key, folded_value
+        self._new = functools.partial(torch.empty, (batch_size, mechanisms, size), dtype=state.dtype)
+        self._is_lstm = options.cell == "lstm"
+
+    def __call__(
+        self, inputs: Tensor, hidden: Tensor, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return features, hidden state and memory (B, M, d) after a step on contiguous ``inputs`` (B, D)."""
+        arguments = self._arguments
+        features, last = self._new(), self._new()
+        self._step_arguments.input = inputs.data_ptr()
+        arguments.hidden = hidden.data_ptr()
+        arguments.features, arguments.last_hidden = features.data_ptr(), last.data_ptr()
+        last_memory = None
+        if memory is not None:
+            last_memory = self._new()
+            arguments.memory, arguments.last_memory = memory.data_ptr(), last_memory.data_ptr()
+        if self._step(self._reference):
+            raise MemoryError(_NO_MEMORY)
+        return features, last, last_memory
+
+
+def _fold(first: Tensor, second: Tensor, heads: int) -> Tensor:
+    """Return (M, D, I·output) from (1 or M, D, I·inner) and (M, I·inner, output), head by head."""
+    chains = [torch.matmul(a, b) for a, b in zip(first.chunk(heads, -1), second.chunk(heads, 1), strict=True)]
+    return torch.cat(chains, dim=-1).detach().contiguous()

@@ -53,6 +53,16 @@ struct Arguments {
     void *into_query, *into_cell_input, *into_cell_hidden, *into_bias;
     void *into_communication, *into_output, *into_output_bias;
 };
+
+// One step from the raw input (B, D): its projections are computed here, then the loop runs on them.
+struct StepArguments {
+    const Arguments* loop;
+    Int input_size, key_size, key_groups;
+    const void *input, *key, *query;         // (B, D), (1 or M, D, I·key), (M, d, I·key)
+    const void *folded_key, *folded_value;   // (M, D, I·d), (M, D, I·gates), where they are the cheaper
+    const void* value;                       // (1 or M, D, I·value)
+    void *keys, *values;                     // as the loop reads them
+};
 }
 
 namespace {
@@ -1097,6 +1107,42 @@ void run(const Arguments& a, bool is_backward) {
         if (failure) std::rethrow_exception(failure);
 }
 
+template <typename T>
+void project(const StepArguments& step) {
+    const Arguments& a = *step.loop;
+    const T* x = static_cast<const T*>(step.input);
+    const Int B = a.batch, D = step.input_size, I = a.input_heads, d = a.size;
+    T *keys = static_cast<T*>(step.keys), *values = static_cast<T*>(step.values);
+    const auto multiply = [&](const void* weight, Int groups, Int columns, T* into) {
+        for (Int g = 0; g < groups; ++g)
+            times(x, D, static_cast<const T*>(weight) + g * D * columns, columns, into + g * B * columns, columns, B,
+                  D, columns, false);
+    };
+    if (step.folded_key) {
+        multiply(step.folded_key, a.mechanisms, I * d, keys);
+    } else {
+        const Int width = I * step.key_size;
+        auto workspace = pool<T>().take();
+        workspace->buffers.resize(std::max<size_t>(workspace->buffers.size(), 1));
+        T* between = workspace->buffers[0].take(step.key_groups * B * width);
+        multiply(step.key, step.key_groups, width, between);
+        const T scale = T(1) / std::sqrt(T(step.key_size));
+        for (Int m = 0; m < a.mechanisms; ++m)
+            for (Int b = 0; b < B; ++b)
+                for (Int i = 0; i < I; ++i) {
+                    const T* key = between + ((step.key_groups > 1 ? m : 0) * B + b) * width + i * step.key_size;
+                    const T* query = static_cast<const T*>(step.query) + m * d * width + i * step.key_size;
+                    T* into = keys + ((m * B + b) * I + i) * d;
+                    for (Int j = 0; j < d; ++j) into[j] = scale * dot(query + j * width, key, step.key_size);
+                }
+        pool<T>().give(std::move(workspace));
+    }
+    if (step.folded_value)
+        multiply(step.folded_value, a.mechanisms, I * (a.is_gru ? 3 : 4) * d, values);
+    else
+        multiply(step.value, a.value_groups, I * a.input_value, values);
+}
+
 // Returns 0, or 1 where memory was lacking.
 int run_any(const Arguments& a, bool is_backward) {
     try {
@@ -1112,5 +1158,15 @@ int run_any(const Arguments& a, bool is_backward) {
 extern "C" {
 int rimlit_forward(const Arguments* arguments) { return run_any(*arguments, false); }
 int rimlit_backward(const Arguments* arguments) { return run_any(*arguments, true); }
+int rimlit_step(const StepArguments* arguments) {
+    const int threads = MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0;
+    try {
+        arguments->loop->is_double ? project<double>(*arguments) : project<float>(*arguments);
+    } catch (...) {
+        return 1;
+    }
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(threads);
+    return run_any(*arguments->loop, false);
+}
 Int rimlit_arguments_size() { return sizeof(Arguments); }
 }

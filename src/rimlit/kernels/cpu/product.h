@@ -78,11 +78,34 @@ inline void panel(const T* x, Int row_stride, Int inner_stride, const T* y, Int 
         if (rows) panel<T, C, R - 1>(x, row_stride, inner_stride, y, ldy, out, ldo, rows, inner, add);
 }
 
+// one row: the matrix streams through in the order it lies in memory, eight of its rows at a time
+template <typename T>
+void multiply_row(const T* x, Int stride, const T* y, Int ldy, T* out, Int inner, Int columns, bool add) {
+    if (!add) std::memset(out, 0, columns * sizeof(T));
+    Int k = 0;
+    for (; k + 8 <= inner; k += 8) {
+        const T* row = y + k * ldy;
+        T f[8];
+        for (int i = 0; i < 8; ++i) f[i] = x[(k + i) * stride];
+#pragma omp simd
+        for (Int c = 0; c < columns; ++c)
+            out[c] += ((f[0] * row[c] + f[1] * row[ldy + c]) + (f[2] * row[2 * ldy + c] + f[3] * row[3 * ldy + c])) +
+                      ((f[4] * row[4 * ldy + c] + f[5] * row[5 * ldy + c]) +
+                       (f[6] * row[6 * ldy + c] + f[7] * row[7 * ldy + c]));
+    }
+    for (; k < inner; ++k) {
+        const T factor = x[k * stride], *row = y + k * ldy;
+#pragma omp simd
+        for (Int c = 0; c < columns; ++c) out[c] += factor * row[c];
+    }
+}
+
 template <typename T>
 void multiply(const T* x, Int row_stride, Int inner_stride, const T* y, Int ldy, T* out, Int ldo, Int rows,
               Int inner, Int columns, bool add) {
     constexpr Int L = Vector<T>::lanes;
     if (rows == 0 || columns == 0) return;
+    if (rows == 1) return multiply_row(x, inner_stride, y, ldy, out, inner, columns, add);
     if (!kBytes || columns < L) {
         const bool is_transposed = inner_stride != 1;
         blas("N", is_transposed ? "T" : "N", columns, rows, inner, y, ldy, x, is_transposed ? inner_stride : row_stride,
