@@ -49,6 +49,10 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"dropped": True},
     "dropout_everywhere": {"dropped": True, "input_heads": 2, "slots": 3, "num_layers": 2, "resets": True},
     "dropout_official_gru": {"dropped": True, "preset": "official", "cell": "gru", "input_heads": 2},
+    "tokens": {"tokens": True},
+    "tokens_gru_official": {"tokens": True, "cell": "gru", "preset": "official", "resets": True},
+    "tokens_two_heads": {"tokens": True, "input_heads": 2, "dropped": True, "num_layers": 2},
+    "tokens_separate_projections": {"tokens": True, "share_input_projection": False},
     "wide_values": {"input_value_size": 40, "steps": 2, "batch": 1},  # the other order of the folded products
 }
 
@@ -62,9 +66,9 @@ class Run(NamedTuple):
 
 def run(backend: str, case: dict[str, Any], dtype: torch.dtype) -> Run:
     """Run forward and backward from states, inputs and weights that depend on the case only."""
-    case = {"slots": None, "batch": 3, "steps": 4, "resets": False, "dropped": False, **case}
-    slots, batch, steps, has_resets, dropped = (
-        case.pop(name) for name in ("slots", "batch", "steps", "resets", "dropped")
+    case = {"slots": None, "batch": 3, "steps": 4, "resets": False, "dropped": False, "tokens": False, **case}
+    slots, batch, steps, has_resets, dropped, has_tokens = (
+        case.pop(name) for name in ("slots", "batch", "steps", "resets", "dropped", "tokens")
     )
     dropout = 0.4 if dropped else 0.0
     arguments = {
@@ -83,6 +87,9 @@ def run(backend: str, case: dict[str, Any], dtype: torch.dtype) -> Run:
         for parameter in rim.parameters():
             parameter.mul_(1.5)
     shape = (batch, steps, D) if slots is None else (batch, steps, slots, D)
+    if has_tokens:
+        shape = (5, D)  # fewer than the 3 · 4 tokens, so that the table is projected
+        tokens = torch.arange(batch * steps).view(batch, steps) ** 2 % 5
     inputs = random_tensor(*shape, seed=1, dtype=dtype).requires_grad_()
     state = map_state(
         lambda tensor: random_tensor(*tensor.shape, seed=2, dtype=dtype).requires_grad_(), rim.initial_state(batch)
@@ -90,7 +97,10 @@ def run(backend: str, case: dict[str, Any], dtype: torch.dtype) -> Run:
     resets = (random_tensor(batch, steps, seed=6) > 0.5) if has_resets else None
     torch.manual_seed(6)  # the same dropout factors for all loops
     with rim.record_activity() as activities:
-        features, last = rim(inputs, state, resets)
+        if has_tokens:
+            features, last = rim.forward_tokens(tokens, inputs, state, resets)
+        else:
+            features, last = rim(inputs, state, resets)
     loss = (features * random_tensor(*features.shape, seed=3, dtype=dtype)).sum()
     loss = loss + sum((tensor * random_tensor(*tensor.shape, seed=4, dtype=dtype)).sum() for tensor in last)
     named = {
@@ -178,6 +188,81 @@ def test_gradients_are_those_of_finite_differences(backend: str, cell: str, slot
     assert torch.autograd.gradcheck(function, (inputs, *parameters, *state), fast_mode=True)
 
 
+@pytest.mark.parametrize("backend", ["function", "cpu"])
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_what_is_kept_for_the_backward_serves_twice(preset: str, slots: int, backend: str) -> None:
+    rim = RIM(D, M * SIZE, num_mechanisms=M, num_active=2, preset=preset, backend=backend, **SMALL)
+    features, _ = rim(random_tensor(2, 4, slots, D))
+    first = torch.autograd.grad(features.sum(), list(rim.parameters()), retain_graph=True)
+    second = torch.autograd.grad(features.sum(), list(rim.parameters()))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["function", "cpu"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_derivative_can_be_differentiated_again(backend: str, slots: int) -> None:
+    gradients = {}
+    for name in ("eager", backend):
+        torch.manual_seed(0)
+        rim = RIM(D, M * SIZE, num_mechanisms=M, num_active=2, learn_initial_state=True, backend=name, **SMALL)
+        rim = rim.double().eval()
+        inputs = random_tensor(2, 3, slots, D, dtype=torch.float64).requires_grad_()
+        features, _ = rim(inputs)
+        (slope,) = torch.autograd.grad(features.square().sum(), inputs, create_graph=True)
+        gradients[name] = torch.autograd.grad(slope.square().sum(), list(rim.parameters()))
+    for a, b in zip(gradients["eager"], gradients[backend], strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(
+    "case", ["resets", "tokens_two_heads", "dropout_everywhere", "official_gru_no_slots_1_heads"]
+)
+def test_steps_that_are_computed_again_change_nothing(case: str, every: int, backend: str) -> None:
+    kept = run(backend, CASES[case], torch.float64)
+    assert_agree(
+        run(backend, CASES[case] | {"checkpoint_every": every}, torch.float64), kept, rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("backend", SCANS)
+def test_steps_that_are_computed_again_are_not_kept(backend: str) -> None:
+    def saved(checkpoint_every: int | None) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        rim = RIM(8, 32, num_mechanisms=4, num_active=2, backend=backend, checkpoint_every=checkpoint_every)
+        inputs = torch.ones(4, 64, 8)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features, _ = rim.eval()(inputs)
+        weights = sum(parameter.nbytes for parameter in rim.parameters())
+        return sum(sizes.values()) - weights - inputs.nbytes - features.nbytes
+
+    assert saved(8) < saved(None) / 4
+
+
+@pytest.mark.parametrize("backend", SCANS)
+def test_projections_in_bf16_stay_near_and_leave_the_recurrence_in_the_weights_type(backend: str) -> None:
+    torch.manual_seed(0)
+    exact = RIM(16, 32, num_mechanisms=4, num_active=4, backend=backend).eval()
+    near = RIM(16, 32, num_mechanisms=4, num_active=4, backend=backend, project_in_bf16=True).eval()
+    near.load_state_dict(exact.state_dict())
+    inputs = random_tensor(2, 5, 16)
+    expected, _ = exact(inputs)
+    features, state = near(inputs)
+    assert features.dtype == state.hidden.dtype == torch.float32
+    assert not torch.equal(features, expected)
+    torch.testing.assert_close(features, expected, rtol=0.05, atol=0.01)
+    features.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in near.parameters())
+
+
 def test_auto_takes_a_loop_that_exists_and_says_why() -> None:
     name, reason = resolve_backend("auto", CPU, torch.float32)
     assert name in BACKENDS
@@ -187,6 +272,14 @@ def test_auto_takes_a_loop_that_exists_and_says_why() -> None:
 
 def test_a_loop_that_is_asked_for_is_taken() -> None:
     assert resolve_backend("reference", CPU, torch.float32) == ("reference", "asked for")
+
+
+def test_the_c_loop_refuses_what_it_cannot_run() -> None:
+    with pytest.raises(ValueError, match=r"backend='cpu' runs float32 and float64 on the CPU; got .*bfloat16"):
+        resolve_backend("cpu", CPU, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"backend='cpu' runs .* on the CPU; got .* on meta"):
+        resolve_backend("cpu", torch.device("meta"), torch.float32)
+    assert resolve_backend("auto", CPU, torch.bfloat16)[0] == "function"
 
 
 def test_the_environment_wins_over_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

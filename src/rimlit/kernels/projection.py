@@ -41,7 +41,7 @@ def project(
         options: The layer's choices.
         inputs: What the layer runs on.
         values_hold_cell: Whether a single slot's values are multiplied by the cell's weights ahead, for all
-            mechanisms, or in the loop, for the active ones.
+            mechanisms, or in the loop, for the active ones. Tokens' always are, several slots' never.
     """
     sequence = inputs.sequence
     batch_size, num_steps, num_slots, input_size = sequence.shape
@@ -65,7 +65,7 @@ def project(
             )
         ]
         keys = _join(chains).view(folded)
-    if num_slots > 1 or not values_hold_cell:
+    if num_slots > 1 or not (values_hold_cell or inputs.tokens is not None):
         values = _times(rows, weights.input_value)
         values = values.reshape(*slots, values.shape[-1] // heads)
         values_hold_cell = False
@@ -78,9 +78,9 @@ def project(
             )
         ]
         values = _join(chains).view(folded)
-    if inputs.tokens is None:
-        return Projected(keys, values, num_slots == 1, values_hold_cell)
-    return Projected(keys.squeeze(2), values.squeeze(2), True, True, inputs.tokens.t())
+    if inputs.tokens is not None:
+        return Projected(keys.squeeze(2), values.squeeze(2), True, True, inputs.tokens.t())
+    return Projected(keys, values, num_slots == 1, values_hold_cell)
 
 
 def expand_tokens(projected: Projected) -> Projected:

@@ -65,8 +65,6 @@ def values_hold_cell(weights: LayerWeights, options: LayerOptions, inputs: Layer
 
     Ahead all mechanisms are computed, in one large product; in the loop the active ones, in products of few rows.
     """
-    if inputs.tokens is not None or inputs.sequence.shape[2] > 1:
-        return True  # the loop decides nothing here: tokens are projected once, slots are mixed first
     if options.project_in_bf16 or torch.is_autocast_enabled("cpu"):
         return True
     batch_size, _, _, input_size = inputs.sequence.shape

@@ -1,0 +1,221 @@
+"""The C++ loop where C++ goes wrong: odd sizes, changing sizes, threads, forks, bad numbers, builds."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rimlit import RIM
+from rimlit.kernels import cpu, resolve_backend
+from tests.conftest import random_tensor
+from tests.kernels.test_backends import CASES, assert_agree, run
+
+pytestmark = pytest.mark.skipif(cpu.load()[0] is None, reason="the C++ loop cannot be built here")
+
+# sizes that are no multiple of a vector, smaller than one, just above one, and around the tiles of product.h
+ODD = [
+    {"input_size": 1, "size": 1, "num_mechanisms": 1, "num_active": 1, "batch": 1, "steps": 1},
+    {"input_size": 7, "size": 5, "num_mechanisms": 3, "num_active": 2, "batch": 9, "steps": 6},
+    {"input_size": 33, "size": 17, "num_mechanisms": 5, "num_active": 1, "batch": 2, "steps": 11},
+    {"input_size": 16, "size": 32, "num_mechanisms": 6, "num_active": 4, "batch": 35, "steps": 3},
+    {"input_size": 50, "size": 49, "num_mechanisms": 2, "num_active": 2, "batch": 17, "steps": 5},
+    {"input_size": 3, "size": 8, "num_mechanisms": 16, "num_active": 3, "batch": 3, "steps": 40},
+    {"input_size": 20, "size": 13, "num_mechanisms": 4, "num_active": 3, "batch": 150, "steps": 2},
+]
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("values_hold_cell", [True, False])
+def test_threads_and_where_values_are_multiplied_change_nothing(
+    count: int, values_hold_cell: bool, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(count)
+    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: values_hold_cell)
+    for case in CASES.values():
+        assert_agree(run("cpu", case, torch.float64), run("eager", case, torch.float64), rtol=1e-9, atol=1e-11)
+
+
+def gradients_of(backend: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    options = dict(options)
+    input_size, size, batch, steps = (options.pop(name) for name in ("input_size", "size", "batch", "steps"))
+    torch.manual_seed(0)
+    rim = RIM(input_size, size * options["num_mechanisms"], backend=backend, learn_initial_state=True, **options)
+    rim = rim.to(dtype).eval()
+    features, _ = rim(random_tensor(batch, steps, input_size, dtype=dtype))
+    return features, list(torch.autograd.grad(features.square().sum(), list(rim.parameters())))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_odd_sizes_one_after_the_other_agree(count: int, threads: Any) -> None:
+    threads(count)
+    for preset in ("paper", "official"):
+        for cell in ("lstm", "gru"):
+            for sizes in [*ODD, *reversed(ODD)]:  # a workspace that is used again has grown and is too large
+                options = {**sizes, "preset": preset, "cell": cell}
+                features, gradients = gradients_of("cpu", torch.float64, options)
+                expected, expected_gradients = gradients_of("eager", torch.float64, options)
+                torch.testing.assert_close(features, expected, rtol=1e-9, atol=1e-11)
+                for gradient, other in zip(gradients, expected_gradients, strict=True):
+                    torch.testing.assert_close(gradient, other, rtol=1e-8, atol=1e-9)
+
+
+def test_single_precision_is_as_near_to_double_as_the_eager_loop() -> None:
+    options = {**ODD[3], "steps": 20}
+    _, exact = gradients_of("eager", torch.float64, options)
+
+    def error(backend: str) -> float:
+        _, gradients = gradients_of(backend, torch.float32, options)
+        return max(
+            ((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(gradients, exact, strict=True)
+        )
+
+    assert error("cpu") < 3 * error("eager") + 1e-6
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_bad_number_spoils_its_own_sample_only(bad: float, slots: int) -> None:
+    rim = RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu").eval()
+    inputs = random_tensor(3, 5, slots, 4)
+    expected, _ = rim(inputs)
+    inputs[1, 2, 0, 1] = bad
+    with rim.record_activity() as activities:
+        features, _ = rim(inputs)
+    # close, not equal: which rows a product holds decides how its sums are ordered
+    torch.testing.assert_close(features[[0, 2]], expected[[0, 2]], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(features[1, :2], expected[1, :2], rtol=1e-5, atol=1e-6)
+    assert (activities[0].active.sum(dim=-1) == 2).all()
+    features.sum().backward()  # and nothing is read outside its tensor
+
+
+class Rolled(Dataset[Tensor]):
+    """Each item is what a RIM makes of it, computed in the worker."""
+
+    def __init__(self, rim: RIM) -> None:
+        self.rim = rim
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return features_of(self.rim, index)
+
+
+def features_of(rim: RIM, index: int) -> Tensor:
+    features, _ = rim(random_tensor(5, 3, 4, seed=index))
+    return features.detach()
+
+
+def test_it_runs_in_workers_that_were_forked_after_it_had_run(threads: Any) -> None:
+    threads(2)
+    rim = RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu").eval()
+    expected = [features_of(rim, index) for index in range(4)]
+    loader = DataLoader(Rolled(rim), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for features, other in zip(loader, expected, strict=True):
+        torch.testing.assert_close(features, other, rtol=1e-6, atol=1e-7)
+
+
+RUN = """
+import sys, torch
+torch.set_num_threads(2)
+from rimlit import RIM
+rim = RIM(5, 12, num_mechanisms=3, num_active=2)
+features, _ = rim(torch.ones(4, 6, 5))
+features.sum().backward()
+print(*rim.resolve_backend(), sep="|")
+"""
+
+
+def start(code: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_without_a_working_compiler_another_loop_runs_and_one_line_says_why(tmp_path: Path) -> None:
+    process = start(RUN, RIMLIT_CACHE=str(tmp_path), RIMLIT_CXXFLAGS="--no-such-flag")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.startswith("function|C++ cannot be built")
+    assert errors.count("the slower 'function' runs instead") == 1
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = start(RUN, RIMLIT_CACHE=str(tmp_path / "file"))
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.startswith("function|")
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
+    processes = [start(RUN, RIMLIT_CACHE=str(tmp_path)) for _ in range(3)]
+    results = [process.communicate(timeout=300) for process in processes]
+    assert [output.split("|")[0] for output, _ in results] == ["cpu"] * 3
+    assert sum(errors.count("Building the C++ time loop") for _, errors in results) == 1
+    assert len(list(tmp_path.glob("*/loop.so"))) == 1
+
+
+@pytest.mark.slow
+def test_it_touches_no_memory_that_is_not_its_own(tmp_path: Path) -> None:
+    library = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if not os.path.isabs(library):
+        pytest.skip("the compiler has no AddressSanitizer")
+    code = """
+import torch
+from tests.kernels.test_cpu import ODD, gradients_of
+from tests.kernels.test_backends import CASES, run
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for sizes in ODD + ODD[::-1]:
+        gradients_of("cpu", torch.float32, sizes)
+    for case in CASES.values():
+        run("cpu", case, torch.float64)
+from rimlit.kernels import cpu
+print(cpu.load()[1])
+"""
+    process = start(
+        code,
+        RIMLIT_CACHE=str(tmp_path),
+        RIMLIT_CXXFLAGS="-fsanitize=address -fno-omit-frame-pointer -O1",
+        LD_PRELOAD=library,
+        ASAN_OPTIONS="detect_leaks=0",
+        PYTHONPATH=os.pathsep.join([os.getcwd(), *sys.path]),
+    )
+    output, errors = process.communicate(timeout=600)
+    assert "AddressSanitizer" not in errors, errors[:4000]
+    assert process.returncode == 0, errors[-2000:]
+    assert output.startswith("built from C++")
+
+
+def test_building_can_be_forbidden() -> None:
+    output, errors = start(RUN, RIMLIT_BUILD="0").communicate(timeout=60)
+    assert output.startswith("function|RIMLIT_BUILD=0"), errors
+
+
+def test_auto_takes_it_on_the_cpu() -> None:
+    assert resolve_backend("auto", torch.device("cpu"), torch.float32)[0] == "cpu"
