@@ -1,5 +1,6 @@
 """Recurrent Independent Mechanisms: competition, preservation, permutation, gradients, records, refusals."""
 
+import copy
 import logging
 import os
 import subprocess
@@ -453,3 +454,92 @@ def test_active_counts_add_up_over_a_carried_state() -> None:
         _, state, activity = activity_of(rim, inputs[:, begin:end], state)
         parts.append(activity.active)
     assert torch.equal(torch.cat(parts, dim=1), whole.active)
+
+
+# Steps
+
+
+STEPPED = {
+    "wide": {},
+    "gru": {"cell": "gru"},
+    "official": {"preset": "official"},
+    "official_gru": {"preset": "official", "cell": "gru"},
+    "heads": {"input_heads": 2, "share_input_projection": False},
+    "across": {"selection": "across_mechanisms"},
+    "silent": {"communication": False},
+    "tanh": {"communication_output": "tanh"},
+    "two_layers": {"num_layers": 2},
+}
+
+
+@pytest.mark.parametrize("input_size", [1, 40])  # where folding pays and where it does not
+@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("options", STEPPED.values(), ids=STEPPED)
+def test_a_stepper_gives_what_a_sequence_gives(options: dict[str, Any], backend: str, input_size: int) -> None:
+    rim = RIM(input_size, 30, num_mechanisms=5, num_active=2, learn_initial_state=True, backend=backend, **options)
+    rim = rim.double().eval()
+    inputs = random_tensor(3, 4, input_size, dtype=torch.float64)
+    expected, last = rim(inputs)
+    stepper, state = rim.stepper(3), rim.initial_state(3)
+    for step in range(4):
+        features, state = stepper(inputs[:, step], state)
+        torch.testing.assert_close(features, expected[:, step], rtol=1e-10, atol=1e-12)
+        assert not features.requires_grad
+    for part, other in zip(state, last, strict=True):
+        torch.testing.assert_close(part, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_step_reads_the_weights_as_they_are() -> None:
+    rim, inputs = RIM(2, 12, num_mechanisms=3, num_active=2).eval(), random_tensor(1, 2)
+    with torch.no_grad():
+        before, _ = rim.step(inputs, rim.initial_state(1))
+        for parameter in rim.parameters():
+            parameter.mul_(2)
+        after, _ = rim.step(inputs, rim.initial_state(1))
+        copied, _ = copy.deepcopy(rim).step(inputs, rim.initial_state(1))
+    expected, _ = rim(inputs[:, None])
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, expected[:, 0])
+    assert torch.equal(copied, after)
+
+
+def test_a_stepper_refuses_shapes_it_was_not_built_for() -> None:
+    rim = RIM(2, 12, num_mechanisms=3, num_active=2).eval()
+    stepper = rim.stepper(2)
+    with pytest.raises(
+        ValueError, match=r"inputs must be \(batch_size, input_size\) = \(2, 2\); got shape \(1, 2\)"
+    ):
+        stepper(torch.ones(1, 2), rim.initial_state(1))
+    with pytest.raises(ValueError, match=r"state must be 2 tensors .* = \(2, 1, 3, 4\); got \(1, 1, 3, 4\)"):
+        stepper(torch.ones(2, 2), rim.initial_state(1))
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1; got batch_size=0"):
+        rim.stepper(0)
+
+
+def test_a_state_of_another_shape_or_cell_is_refused() -> None:
+    rim = RIM(2, 12, num_mechanisms=3, num_active=2)
+    other = RIM(2, 12, num_mechanisms=3, num_active=2, cell="gru")
+    for state in (rim.initial_state(1), other.initial_state(2)):
+        with pytest.raises(
+            ValueError, match=r"state must be 2 tensors \(B, num_layers, M, d\) = \(2, 1, 3, 4\); got"
+        ):
+            rim(torch.ones(2, 3, 2), state)
+
+
+@pytest.mark.parametrize("backend", SCANS)
+def test_tokens_outside_the_table_are_refused(backend: str) -> None:
+    rim = RIM(2, 12, num_mechanisms=3, num_active=2, backend=backend)
+    with pytest.raises(IndexError):
+        rim.forward_tokens(torch.tensor([[0, 1, 3, 0]]), torch.ones(3, 2))
+    with pytest.raises(IndexError):
+        rim.forward_tokens(torch.tensor([[0, 1, -1, 0]]), torch.ones(3, 2))
+
+
+def test_tokens_and_tables_of_a_wrong_kind_are_refused() -> None:
+    rim = RIM(2, 12, num_mechanisms=3, num_active=2)
+    with pytest.raises(ValueError, match=r"tokens must be non-empty integers, \(B, T\); got torch.float32"):
+        rim.forward_tokens(torch.ones(2, 3), torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"table must be \(V, input_size\); got shape \(3, 5\), input_size=2"):
+        rim.forward_tokens(torch.ones(2, 3, dtype=torch.long), torch.ones(3, 5))
+    with pytest.raises(ValueError, match=r"checkpoint_every must be at least 1; got checkpoint_every=0"):
+        RIM(2, 12, num_mechanisms=3, num_active=2, checkpoint_every=0)

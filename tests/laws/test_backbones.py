@@ -67,10 +67,35 @@ def test_step_by_step_equals_the_whole_sequence(cls: type[Backbone], arguments: 
     whole, last = backbone(inputs, start)
     state, pieces = start, []
     for step in range(STEPS):
-        features, state = backbone(inputs[:, step : step + 1], state)
+        features, state = backbone.step(inputs[:, step], state)
         pieces.append(features)
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.stack(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
     assert_same_state(state, last, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():  # where a backbone may take another way
+        state, pieces = start, []
+        for step in range(STEPS):
+            features, state = backbone.step(inputs[:, step], state)
+            pieces.append(features)
+    torch.testing.assert_close(torch.stack(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
+    assert_same_state(state, last, rtol=1e-10, atol=1e-12)
+
+
+@every_backbone
+@pytest.mark.parametrize("vocabulary_size", [4, 40])  # fewer and more rows than tokens
+def test_tokens_of_a_table_equal_their_vectors(
+    vocabulary_size: int, cls: type[Backbone], arguments: dict[str, Any]
+) -> None:
+    backbone = exact(cls, arguments)
+    tokens = torch.arange(BATCH * STEPS).view(BATCH, STEPS) ** 2 % vocabulary_size
+    table = random_tensor(vocabulary_size, INPUT_SIZE, dtype=torch.float64).requires_grad_()
+    resets = tokens % 3 == 1
+    features, state = backbone.forward_tokens(tokens, table, some_state(backbone), resets)
+    expected, last = backbone(table[tokens], some_state(backbone), resets)
+    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-12)
+    assert_same_state(state, last, rtol=1e-10, atol=1e-12)
+    (gradient,) = torch.autograd.grad(features.square().sum(), table)
+    (other,) = torch.autograd.grad(expected.square().sum(), table)
+    torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-11)
 
 
 @every_backbone

@@ -229,6 +229,7 @@ class RIM(Backbone):
         self.initial = LearnedState(
             (num_layers, num_mechanisms, size), self.state_type._fields, learn=learn_initial_state
         )
+        self._stepper: tuple[Any, Stepper] | None = None
         self._activity_hooks: list[ActivityHook] = []
         self._announced_backend: str | None = None
 
@@ -265,6 +266,18 @@ class RIM(Backbone):
             return self(functional.embedding(tokens, table), state, resets)
         return self._run(table[None, :, None], tokens, state, resets)
 
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step; see :meth:`Backbone.step`. Without a graph it takes the way of :meth:`stepper`."""
+        drops = self.training and any(layer.input_dropout or layer.communication_dropout for layer in self._layers)
+        drops = drops or (self.training and self.dropout > 0)
+        if inputs.dim() != 2 or torch.is_grad_enabled() or drops or self._activity_hooks:
+            return super().step(inputs, state)
+        # an optimiser's step changes the version, a move to another place the address
+        key = (len(inputs), *((weight.data_ptr(), weight._version) for weight in self.parameters()))
+        if self._stepper is None or self._stepper[0] != key:
+            self._stepper = key, self.stepper(len(inputs))
+        return self._stepper[1](inputs, state)
+
     def stepper(self, batch_size: int = 1) -> "Stepper":
         """Return what runs single steps fastest, without a graph, on the weights as they are now.
 
@@ -279,6 +292,8 @@ class RIM(Backbone):
     ) -> tuple[Tensor, State]:
         """Run over ``sequence`` (B, T, N, D), or over the rows ``tokens`` (B, T) of a table (1, V, 1, D)."""
         backend = self._announce_backend()
+        if state is not None:
+            state = self._fitting(state, len(sequence if tokens is None else tokens))
         state, initial = self.starting_state(sequence if tokens is None else tokens, state)
         states, activities = [], []
         features = sequence
@@ -304,6 +319,17 @@ class RIM(Backbone):
             hook(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
         return features, state
+
+    def _fitting(self, state: State, batch_size: int) -> State:
+        """Return a given state in the weights' type; raise a ValueError if its shape is not this RIM's."""
+        shape = (batch_size, len(self.layers), self.num_mechanisms, self.output_size // self.num_mechanisms)
+        shapes = [tuple(part.shape) for part in state]
+        if shapes != [shape] * len(self.state_type._fields):
+            raise ValueError(
+                f"state must be {len(self.state_type._fields)} tensors (B, num_layers, M, d) = {shape}; "
+                f"got {', '.join(map(str, shapes))}."
+            )
+        return map_state(lambda part: part.to(self._layers[0].cell_bias.dtype), state)
 
     @contextmanager
     def record_activity(self) -> Iterator[list[Activity]]:
@@ -350,6 +376,10 @@ class RIM(Backbone):
             self._announced_backend = name
         return name
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what holds addresses: a copy builds its own."""
+        return {**self.__dict__, "_stepper": None}
+
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""
         return (
@@ -379,6 +409,7 @@ class Stepper:
     def __init__(self, rim: RIM, batch_size: int) -> None:
         self.rim = rim
         self.batch_size = batch_size
+        self._dtype = rim._layers[0].cell_bias.dtype
         self._steps = []
         if rim.resolve_backend()[0] == "cpu":
             self._steps = [cpu.Stepper(layer.weights(), layer.options, batch_size) for layer in rim._layers]
@@ -397,7 +428,9 @@ class Stepper:
             )
         if not self._steps:
             with torch.no_grad():
-                return rim.step(inputs, state)
+                return Backbone.step(rim, inputs, state)
+        state = rim._fitting(state, self.batch_size)
+        inputs = inputs.detach().to(self._dtype)
         hiddens, memories = [], []
         for index, step in enumerate(self._steps):
             memory = state.memory[:, index].contiguous() if rim.state_type is LSTMState else None

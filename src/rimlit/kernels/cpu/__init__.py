@@ -97,6 +97,8 @@ class CPULoop:
     def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
         """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
         call = _Call(setting, operands)
+        if setting.tokens is not None:
+            _require_range(setting.tokens, operands.keys.shape[1])
         batch_size, steps, mechanisms, size = call.batch, call.steps, call.mechanisms, call.size
         new = operands.hidden.new_empty
         record = setting.record and call.heads > 0
@@ -278,7 +280,7 @@ class _Call:
         setting = self.setting
         tensors: dict[str, Tensor | None] = {
             **self.operands._asdict(),
-            "tokens": None if setting.tokens is None else setting.tokens.contiguous(),
+            "tokens": _contiguous(setting.tokens, torch.int64),
             "resets": None if setting.resets is None else setting.resets.contiguous(),
             "keep_input": _contiguous(setting.keep.input, self.operands.hidden.dtype),
             "keep_communication": _contiguous(setting.keep.communication, self.operands.hidden.dtype),
@@ -310,6 +312,13 @@ class _Call:
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         self.alive = tensors
         return _Arguments(**self.integers, **pointers)
+
+
+def _require_range(tokens: Tensor, vocabulary_size: int) -> None:
+    least, greatest = (int(bound) for bound in torch.aminmax(tokens))
+    if least < 0 or greatest >= vocabulary_size:
+        wrong = least if least < 0 else greatest
+        raise IndexError(f"tokens must be from 0 to {vocabulary_size - 1}, the table's rows; got {wrong}.")
 
 
 def _contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
