@@ -200,3 +200,12 @@ def test_a_value_out_of_its_range_is_refused_with_its_key(arguments: dict[str, A
 
 def test_a_test_span_named_twice_is_tested_once() -> None:
     assert make_data(test_spans=[9, 5, 9]).group_names("test") == ["span_9", "span_5"]
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2, 3], [2, 9, 30, 5]])  # of one span, and of several
+def test_a_batch_that_is_made_at_once_holds_the_same_samples(indices: list[int]) -> None:
+    samples = dataset(make_data(min_train_span=1), "train")
+    for (inputs, targets), index in zip(samples.__getitems__(indices), indices, strict=True):
+        expected_inputs, expected_targets = samples[index]
+        assert torch.equal(inputs, expected_inputs)
+        assert torch.equal(targets, expected_targets)

@@ -53,6 +53,7 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.size = size
         self.samples_per_span = samples_per_span
+        self._span = (-1, 0)  # group and its span
 
     def __len__(self) -> int:
         """Return the number of samples of a finite set."""
@@ -62,32 +63,47 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def span_of(self, index: int) -> int:
         """Return the blank span of sample ``index``, steps."""
-        least, greatest = self.spans
-        return int(self._generator(0, index // self.samples_per_span).integers(least, greatest + 1))
+        group = index // self.samples_per_span
+        if self._span[0] != group:  # neighbours ask for the same one
+            least, greatest = self.spans
+            self._span = group, int(self._generator(0, group).integers(least, greatest + 1))
+        return self._span[1]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, each (span + 2·recall_length,)."""
-        symbols = self._generator(1, index).integers(1, self.num_symbols + 1, self.recall_length)
-        return copying_sequence(torch.from_numpy(symbols), self.span_of(index), self.num_symbols + 1)
+        symbols = torch.from_numpy(self._symbols(index))
+        return copying_sequence(symbols, self.span_of(index), self.num_symbols + 1)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Return the samples of a batch, which the loader asks for at once; made together where spans agree."""
+        spans = {self.span_of(index) for index in indices}
+        if len(spans) > 1:
+            return [self[index] for index in indices]
+        symbols = torch.from_numpy(np.stack([self._symbols(index) for index in indices]))
+        inputs, targets = copying_sequence(symbols, spans.pop(), self.num_symbols + 1)
+        return list(zip(inputs, targets, strict=True))
+
+    def _symbols(self, index: int) -> np.ndarray:
+        return self._generator(1, index).integers(1, self.num_symbols + 1, self.recall_length)
 
     def _generator(self, purpose: int, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), purpose, index))
 
 
 def copying_sequence(symbols: Tensor, span: int, marker: int) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets, each (span + 2·len(symbols),), for ``symbols`` (R,).
+    """Return inputs and targets, each (…, span + 2·R), for ``symbols`` (…, R).
 
     Example:
         >>> inputs, targets = copying_sequence(torch.tensor([3, 5]), span=3, marker=9)
         >>> inputs.tolist(), targets.tolist()
         ([3, 5, 0, 0, 9, 0, 0], [0, 0, 0, 0, 0, 3, 5])
     """
-    length = len(symbols)
-    inputs = torch.full((span + 2 * length,), BLANK)
-    inputs[:length] = symbols
-    inputs[length + span - 1] = marker
+    length = symbols.shape[-1]
+    inputs = torch.full((*symbols.shape[:-1], span + 2 * length), BLANK)
+    inputs[..., :length] = symbols
+    inputs[..., length + span - 1] = marker
     targets = torch.full_like(inputs, BLANK)
-    targets[length + span :] = symbols
+    targets[..., length + span :] = symbols
     return inputs, targets
 
 
