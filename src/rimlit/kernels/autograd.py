@@ -5,7 +5,7 @@ Autograd would keep a graph of some fifty nodes per step and add up every weight
 in few large products.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, Laye
 from rimlit.kernels.projection import Projected
 from rimlit.types import GRUState, LSTMState
 
+MaybeTensor: TypeAlias = Any
+"""A tensor, or None in layers without that part: the options say which, once, and not a type at every use."""
+
 
 class Operands(NamedTuple):
     """Every tensor that a loop is differentiated by; shapes as in Projected, LayerWeights and LayerInputs."""
@@ -22,24 +25,24 @@ class Operands(NamedTuple):
     keys: Tensor
     values: Tensor
     hidden: Tensor  # (B, M, d)
-    memory: Tensor | None  # None for a GRU
+    memory: MaybeTensor  # None for a GRU
     initial_hidden: Tensor
-    initial_memory: Tensor | None
-    input_query: Tensor | None  # None where the keys hold it
-    cell_input: Tensor | None  # None where the values hold it
+    initial_memory: MaybeTensor
+    input_query: MaybeTensor  # None where the keys hold it
+    cell_input: MaybeTensor  # None where the values hold it
     cell_hidden: Tensor
     cell_bias: Tensor
-    communication: Tensor | None
-    communication_output: Tensor | None
-    communication_bias: Tensor | None
+    communication: MaybeTensor
+    communication_output: MaybeTensor
+    communication_bias: MaybeTensor
 
 
 class Setting(NamedTuple):
     """All that a loop reads and is not differentiated by."""
 
     options: LayerOptions
-    tokens: Tensor | None  # (T, B): rows of keys and values that the steps read
-    resets: Tensor | None  # (B, T) bool
+    tokens: MaybeTensor  # (T, B): rows of keys and values that the steps read
+    resets: MaybeTensor  # (B, T) bool
     keep: Keep
     record: bool
     is_differentiated: bool
@@ -50,20 +53,20 @@ class Outputs(NamedTuple):
 
     features: Tensor  # (B, T, M, d)
     hidden: Tensor  # (B, M, d)
-    memory: Tensor | None
+    memory: MaybeTensor
     active: Tensor  # (B, T, M) bool
     attention: Tensor  # (B, T, M, I, N)
-    communication: Tensor | None  # (B, T, M, M), only where it is recorded
+    communication: MaybeTensor  # (B, T, M, M), only where it is recorded
 
 
-Gradients = tuple[Tensor, Tensor, Tensor | None]
+Gradients = tuple[Tensor, Tensor, MaybeTensor]
 """Gradients of features, hidden and memory."""
 
 
 class Loop(Protocol):
     """A recurrence and its derivative."""
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
         """Return the outputs and the tape that :meth:`backward` reads."""
 
     def backward(
@@ -71,7 +74,7 @@ class Loop(Protocol):
         setting: Setting,
         operands: Operands,
         outputs: Outputs,
-        tape: tuple[Tensor | None, ...],
+        tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
         """Return the gradient of every operand. Neither the tape nor ``gradients`` may be changed."""
@@ -119,7 +122,7 @@ def _activity(outputs: Outputs) -> Activity:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
         outputs, tape = loop.forward(setting, Operands(*tensors))  # type: ignore[arg-type]
         ctx.loop, ctx.setting = loop, setting
         ctx.save_for_backward(*tensors, *outputs, *tape)
@@ -127,7 +130,7 @@ class _Scan(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[MaybeTensor, ...]:
         saved = ctx.saved_tensors
         first, second = len(Operands._fields), len(Operands._fields) + len(Outputs._fields)
         operands, outputs, tape = Operands(*saved[:first]), Outputs(*saved[first:second]), saved[second:]
@@ -139,8 +142,8 @@ class _Scan(torch.autograd.Function):
 
 
 def _differentiable_gradients(
-    setting: Setting, operands: Operands, gradients: tuple[Tensor, ...], wanted: tuple[bool, ...]
-) -> list[Tensor | None]:
+    setting: Setting, operands: Operands, gradients: tuple[MaybeTensor, ...], wanted: tuple[bool, ...]
+) -> list[MaybeTensor]:
     """Return the gradients by way of the eager loop, so that they can be differentiated again."""
     projected = Projected(
         operands.keys,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import Gradients, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens
 from rimlit.nn import select_active
@@ -25,23 +25,23 @@ class Tape(NamedTuple):
     """What the derivative reads, for every step; one step long and overwritten where none is asked for."""
 
     hidden: Tensor  # (M, T, B, d): the state before each step, after resets
-    memory: Tensor | None
-    query: Tensor | None  # (M, T, B, I, key)
-    attended: Tensor | None  # (M, T, B, I·value)
+    memory: MaybeTensor
+    query: MaybeTensor  # (M, T, B, I, key)
+    attended: MaybeTensor  # (M, T, B, I·value)
     gates: Tensor  # (M, T, B, gates), after their activation
-    inside: Tensor | None  # (M, T, B, d): what the GRU's reset gate scales
-    squashed: Tensor | None  # (M, T, B, d): tanh of the LSTM's new memory
-    visible: Tensor | None  # (M, T, B, d): the states that are read
-    projected: Tensor | None  # (M, T, B, C·(key + key + value))
-    weights: Tensor | None  # (B, T, C, M, M): communication attention
-    read: Tensor | None  # (M, T, B, C·value)
-    output: Tensor | None  # (M, T, B, d or 2·d): tanh, or gate and content, after their activation
+    inside: MaybeTensor  # (M, T, B, d): what the GRU's reset gate scales
+    squashed: MaybeTensor  # (M, T, B, d): tanh of the LSTM's new memory
+    visible: MaybeTensor  # (M, T, B, d): the states that are read
+    projected: MaybeTensor  # (M, T, B, C·(key + key + value))
+    weights: MaybeTensor  # (B, T, C, M, M): communication attention
+    read: MaybeTensor  # (M, T, B, C·value)
+    output: MaybeTensor  # (M, T, B, d or 2·d): tanh, or gate and content, after their activation
 
 
 class ATenLoop:
     """The recurrence and its derivative."""
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
         """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
         options = setting.options
         batch_size, num_mechanisms, size = operands.hidden.shape
@@ -85,7 +85,7 @@ class ATenLoop:
         setting: Setting,
         operands: Operands,
         outputs: Outputs,
-        tape: tuple[Tensor | None, ...],
+        tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
@@ -101,7 +101,7 @@ def _empty_tape(setting: Setting, operands: Operands, num_steps: int) -> Tape:
     read_size = projected_size - 2 * heads * options.communication_key_size
     output_sizes = {"linear": None, "tanh": size, "gated": 2 * size}
 
-    def empty(*sizes: int | None) -> Tensor | None:
+    def empty(*sizes: int | None) -> MaybeTensor:
         if None in sizes:
             return None
         return operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, *sizes)
@@ -124,7 +124,7 @@ def _empty_tape(setting: Setting, operands: Operands, num_steps: int) -> Tape:
     )
 
 
-def _start(into: Tensor, state: Tensor, initial: Tensor, resets: Tensor | None, step: int) -> Tensor:
+def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, step: int) -> Tensor:
     """Write the state (M, B, d) that a step starts from into the tape."""
     if resets is None:
         return into.copy_(state)
@@ -291,7 +291,7 @@ class _Backward:
                     memory = memory.masked_fill(was_reset, 0)
         return self._operands(hidden, memory, initial_hidden, initial_memory)
 
-    def _step(self, step: int, hidden: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _step(self, step: int, hidden: Tensor, memory: MaybeTensor) -> tuple[Tensor, MaybeTensor]:
         """Return the gradients of the state before ``step``, given those of the state after it."""
         is_active = self.active[:, step]
         kept = hidden.masked_fill(is_active, 0)
@@ -396,7 +396,7 @@ class _Backward:
         return torch.bmm(query.flatten(2), operands.input_query.mT)
 
     def _operands(
-        self, hidden: Tensor, memory: Tensor | None, initial_hidden: Tensor, initial_memory: Tensor | None
+        self, hidden: Tensor, memory: MaybeTensor, initial_hidden: Tensor, initial_memory: MaybeTensor
     ) -> Operands:
         operands, tape = self.operands, self.tape
         read = self.attention

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import Gradients, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.cpu.build import load
 from rimlit.kernels.layer import Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected
@@ -45,14 +45,14 @@ class Tape(NamedTuple):
     """What the derivative reads. Rows are (mechanism, sample) pairs that were computed, by step and thread."""
 
     gates: Tensor  # (T, rows, 4·d), after their activation
-    old_memory: Tensor | None  # (T, rows, d)
-    squashed: Tensor | None  # (T, rows, d): tanh of the new memory
-    projected: Tensor | None  # (rows, C·(key + key + value)): once per state that was read
-    weights: Tensor | None  # (T, B, C, K, M)
-    read: Tensor | None  # (T, K·B, C·value)
-    output: Tensor | None  # (T, K·B, d or 2·d), after their activation
-    place: Tensor | None  # (T, B, M): the rows of ``projected`` that a step reads
-    start: Tensor | None  # (threads, T + 1): its first row that a step computed
+    old_memory: MaybeTensor  # (T, rows, d)
+    squashed: MaybeTensor  # (T, rows, d): tanh of the new memory
+    projected: MaybeTensor  # (rows, C·(key + key + value)): once per state that was read
+    weights: MaybeTensor  # (T, B, C, K, M)
+    read: MaybeTensor  # (T, K·B, C·value)
+    output: MaybeTensor  # (T, K·B, d or 2·d), after their activation
+    place: MaybeTensor  # (T, B, M): the rows of ``projected`` that a step reads
+    start: MaybeTensor  # (threads, T + 1): its first row that a step computed
 
 
 def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
@@ -94,7 +94,7 @@ class _StepArguments(ctypes.Structure):
 class CPULoop:
     """The recurrence and its derivative, by way of ``loop.cpp``."""
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
         """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
         call = _Call(setting, operands)
         if setting.tokens is not None:
@@ -119,7 +119,7 @@ class CPULoop:
         setting: Setting,
         operands: Operands,
         outputs: Outputs,
-        tape: tuple[Tensor | None, ...],
+        tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
@@ -129,7 +129,7 @@ class CPULoop:
         threads, tokens = call.threads, setting.tokens is not None
         features, hidden, memory = (None if tensor is None else tensor.contiguous() for tensor in gradients)
 
-        def zeros(operand: Tensor | None, *, per_thread: bool) -> Tensor | None:
+        def zeros(operand: MaybeTensor, *, per_thread: bool) -> MaybeTensor:
             if operand is None:
                 return None
             shape = (threads, *operand.shape) if per_thread else operand.shape
@@ -274,11 +274,11 @@ class _Call:
         outputs: Outputs,
         tape: Tape,
         found: Operands | None = None,
-        gradients: tuple[Tensor | None, ...] = (None, None, None),
+        gradients: tuple[MaybeTensor, ...] = (None, None, None),
     ) -> _Arguments:
         """Return sizes and addresses as the library reads them; this object keeps its tensors alive."""
         setting = self.setting
-        tensors: dict[str, Tensor | None] = {
+        tensors: dict[str, MaybeTensor] = {
             **self.operands._asdict(),
             "tokens": _contiguous(setting.tokens, torch.int64),
             "resets": None if setting.resets is None else setting.resets.contiguous(),
@@ -321,7 +321,7 @@ def _require_range(tokens: Tensor, vocabulary_size: int) -> None:
         raise IndexError(f"tokens must be from 0 to {vocabulary_size - 1}, the table's rows; got {wrong}.")
 
 
-def _contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _contiguous(tensor: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
     return None if tensor is None else tensor.to(dtype).contiguous()
 
 
@@ -407,9 +407,7 @@ class Stepper:
         self._new = functools.partial(torch.empty, (batch_size, mechanisms, size), dtype=state.dtype)
         self._is_lstm = options.cell == "lstm"
 
-    def __call__(
-        self, inputs: Tensor, hidden: Tensor, memory: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, inputs: Tensor, hidden: Tensor, memory: MaybeTensor) -> tuple[Tensor, Tensor, MaybeTensor]:
         """Return features, hidden state and memory (B, M, d) after a step on contiguous ``inputs`` (B, D)."""
         arguments = self._arguments
         features, last = self._new(), self._new()
