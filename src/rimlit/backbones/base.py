@@ -58,7 +58,8 @@ class Backbone(nn.Module, ABC):
         Returns:
             What :meth:`forward` returns for ``table[tokens]``; a backbone may get there on a shorter way.
         """
-        return self(functional.embedding(tokens, table), state, resets)
+        features, state = self(functional.embedding(tokens, table), state, resets)
+        return features, state
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step.

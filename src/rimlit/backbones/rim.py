@@ -263,7 +263,7 @@ class RIM(Backbone):
         """
         require_tokens(self, tokens, table, resets)
         if tokens.numel() <= table.shape[0]:
-            return self(functional.embedding(tokens, table), state, resets)
+            return super().forward_tokens(tokens, table, state, resets)
         return self._run(table[None, :, None], tokens, state, resets)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:

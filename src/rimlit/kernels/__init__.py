@@ -11,6 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from rimlit.kernels import cpu, eager, function, reference
+from rimlit.kernels.cpu.build import load as load_cpu
 from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights, join_results
 from rimlit.kernels.projection import project
 
@@ -68,14 +69,14 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) ->
             raise ValueError(
                 f"{source}='cpu' runs float32 and float64 on the CPU; got weights of {dtype} on {device}."
             )
-        library, reason = cpu.load()
+        library, reason = load_cpu()
         return ("cpu", reason) if library is not None else ("function", reason)
     if name != "auto":
         return name, reason
     if torch.compiler.is_compiling():
         return "eager", "torch.compile sees through it"
     if fits_cpu:
-        library, reason = cpu.load()
+        library, reason = load_cpu()
         if library is not None:
             return "cpu", reason
         return "function", reason

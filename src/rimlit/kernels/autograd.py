@@ -13,7 +13,7 @@ from torch import Tensor
 from rimlit.kernels import eager
 from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected
-from rimlit.types import GRUState, LSTMState
+from rimlit.types import GRUState, LSTMState, State
 
 MaybeTensor: TypeAlias = Any
 """A tensor, or None in layers without that part: the options say which, once, and not a type at every use."""
@@ -123,7 +123,7 @@ def _activity(outputs: Outputs) -> Activity:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
-        outputs, tape = loop.forward(setting, Operands(*tensors))  # type: ignore[arg-type]
+        outputs, tape = loop.forward(setting, Operands(*tensors))
         ctx.loop, ctx.setting = loop, setting
         ctx.save_for_backward(*tensors, *outputs, *tape)
         ctx.mark_non_differentiable(*(tensor for tensor in outputs[3:] if tensor is not None))
@@ -154,8 +154,8 @@ def _differentiable_gradients(
     )
     weights = LayerWeights(
         input_query=operands.input_query,
-        input_key=None,
-        input_value=None,
+        input_key=operands.keys,  # has done its work: the keys and values are there
+        input_value=operands.values,
         cell_input=operands.cell_input,
         cell_hidden=operands.cell_hidden,
         cell_bias=operands.cell_bias,
@@ -163,9 +163,9 @@ def _differentiable_gradients(
         communication_output=operands.communication_output,
         communication_bias=operands.communication_bias,
     )
-    if operands.memory is None or operands.initial_memory is None:
-        state, initial = GRUState(operands.hidden), GRUState(operands.initial_hidden)
-    else:
+    state: State = GRUState(operands.hidden)
+    initial: State = GRUState(operands.initial_hidden)
+    if operands.memory is not None:
         state = LSTMState(operands.hidden, operands.memory)
         initial = LSTMState(operands.initial_hidden, operands.initial_memory)
     inputs = LayerInputs(operands.keys, None, state, initial, setting.resets, setting.keep, record=False)

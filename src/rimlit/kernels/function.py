@@ -5,7 +5,6 @@ product and the gradient of every weight is one batched product over all steps.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,29 +12,13 @@ from torch import Tensor
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens
+from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
 from rimlit.nn import select_active
 
 
 def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
     return differentiate(ATenLoop(), expand_tokens(projected), weights, options, inputs)
-
-
-class Tape(NamedTuple):
-    """What the derivative reads, for every step; one step long and overwritten where none is asked for."""
-
-    hidden: Tensor  # (M, T, B, d): the state before each step, after resets
-    memory: MaybeTensor
-    query: MaybeTensor  # (M, T, B, I, key)
-    attended: MaybeTensor  # (M, T, B, I·value)
-    gates: Tensor  # (M, T, B, gates), after their activation
-    inside: MaybeTensor  # (M, T, B, d): what the GRU's reset gate scales
-    squashed: MaybeTensor  # (M, T, B, d): tanh of the LSTM's new memory
-    visible: MaybeTensor  # (M, T, B, d): the states that are read
-    projected: MaybeTensor  # (M, T, B, C·(key + key + value))
-    weights: MaybeTensor  # (B, T, C, M, M): communication attention
-    read: MaybeTensor  # (M, T, B, C·value)
-    output: MaybeTensor  # (M, T, B, d or 2·d): tanh, or gate and content, after their activation
 
 
 class ATenLoop:
@@ -46,11 +29,11 @@ class ATenLoop:
         options = setting.options
         batch_size, num_mechanisms, size = operands.hidden.shape
         num_steps = operands.keys.shape[1]
-        tape = _empty_tape(setting, operands, num_steps if setting.is_differentiated else 1)
+        tape = empty_tape(setting, operands, num_steps if setting.is_differentiated else 1)
         features = operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, size)
         active, attention, communication = [], [], []
         hidden = operands.hidden.transpose(0, 1)
-        memory = None if operands.memory is None else operands.memory.transpose(0, 1)
+        memory: MaybeTensor = None if operands.memory is None else operands.memory.transpose(0, 1)
         for step in range(num_steps):
             at = step if setting.is_differentiated else 0
             hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, setting.resets, step)
@@ -92,38 +75,6 @@ class ATenLoop:
         return _Backward(setting, operands, outputs, Tape(*tape), gradients).run()
 
 
-def _empty_tape(setting: Setting, operands: Operands, num_steps: int) -> Tape:
-    options = setting.options
-    batch_size, num_mechanisms, size = operands.hidden.shape
-    is_lstm = options.cell == "lstm"
-    heads = options.communication_heads
-    projected_size = operands.communication.shape[-1] if operands.communication is not None else 0
-    read_size = projected_size - 2 * heads * options.communication_key_size
-    output_sizes = {"linear": None, "tanh": size, "gated": 2 * size}
-
-    def empty(*sizes: int | None) -> MaybeTensor:
-        if None in sizes:
-            return None
-        return operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, *sizes)
-
-    return Tape(
-        hidden=empty(size),
-        memory=empty(size) if is_lstm else None,
-        query=None if operands.input_query is None else empty(options.input_heads, operands.keys.shape[-1]),
-        attended=None if operands.cell_input is None else empty(operands.cell_input.shape[1]),
-        gates=empty((4 if is_lstm else 3) * size),
-        inside=None if is_lstm else empty(size),
-        squashed=empty(size) if is_lstm else None,
-        visible=empty(size) if heads else None,
-        projected=empty(projected_size) if heads else None,
-        weights=operands.hidden.new_empty(batch_size, num_steps, heads, num_mechanisms, num_mechanisms)
-        if heads
-        else None,
-        read=empty(read_size) if heads else None,
-        output=empty(output_sizes[options.communication_output]) if heads else None,
-    )
-
-
 def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, step: int) -> Tensor:
     """Write the state (M, B, d) that a step starts from into the tape."""
     if resets is None:
@@ -142,7 +93,7 @@ def _attend(
         scores = (hidden[:, :, None] * key).sum(dim=-1, keepdim=True)  # (M, B, I, 1)
     else:
         query = torch.bmm(hidden, operands.input_query, out=tape.query[:, at].flatten(2))
-        query = query.unflatten(-1, (options.input_heads, -1)) / math.sqrt(key.shape[-1])
+        query = query.view(*query.shape[:2], options.input_heads, -1) / math.sqrt(key.shape[-1])
         scores = (query[:, :, None] * key).sum(dim=-1).transpose(2, 3)  # (M, B, I, N)
     if options.selection == "across_mechanisms":
         attention = scores.softmax(dim=0)
@@ -228,7 +179,7 @@ def _communicate(
     read.view(*read.shape[:2], options.communication_heads, -1).copy_((attention @ value).permute(2, 0, 1, 3))
     if options.communication_output == "linear":
         return torch.baddbmm(candidate, read, operands.communication_output)
-    output = tape.output[:, at]
+    output: Tensor = tape.output[:, at]
     if options.communication_output == "tanh":
         torch.bmm(read, operands.communication_output, out=output)
         return candidate + output.tanh_()
@@ -246,7 +197,7 @@ def _split(projected: Tensor, options: LayerOptions) -> tuple[Tensor, ...]:
 
 
 class _Backward:
-    """The derivative: one walk back over the steps, then one product per weight."""
+    """The derivative: one walk back over the steps; the products that follow are in :mod:`rimlit.kernels.tape`."""
 
     def __init__(
         self, setting: Setting, operands: Operands, outputs: Outputs, tape: Tape, gradients: Gradients
@@ -261,13 +212,13 @@ class _Backward:
         self.recurrent = self.gates if self.options.cell == "lstm" else new(tape.gates)
         self.scores = torch.empty(self.attention.shape, dtype=tape.hidden.dtype, device=tape.hidden.device)
         # a new tensor of this size in every step would be mapped and unmapped each time
-        self.scratch = None
+        self.scratch: MaybeTensor = None
         if operands.cell_input is None:
             self.scratch = torch.empty_like(operands.values[:, 0], memory_format=torch.contiguous_format)
-        self.attended = None if tape.attended is None else new(tape.attended)
-        self.query = None if tape.query is None else new(tape.query)
-        self.projected = None if tape.projected is None else new(tape.projected)
-        self.output = None
+        self.attended: MaybeTensor = None if tape.attended is None else new(tape.attended)
+        self.query: MaybeTensor = None if tape.query is None else new(tape.query)
+        self.projected: MaybeTensor = None if tape.projected is None else new(tape.projected)
+        self.output: MaybeTensor = None
         if tape.projected is not None:
             self.output = new(tape.hidden) if tape.output is None else new(tape.output)
 
@@ -289,7 +240,20 @@ class _Backward:
                 if memory is not None:
                     initial_memory += memory * was_reset
                     memory = memory.masked_fill(was_reset, 0)
-        return self._operands(hidden, memory, initial_hidden, initial_memory)
+        walk = WalkBack(
+            gates=self.gates,
+            recurrent=self.recurrent,
+            scores=self.scores,
+            attended=self.attended,
+            query=self.query,
+            projected=self.projected,
+            output=self.output,
+            hidden=hidden,
+            memory=memory,
+            initial_hidden=initial_hidden,
+            initial_memory=initial_memory,
+        )
+        return operand_gradients(self.setting, self.operands, self.tape, self.attention, walk)
 
     def _step(self, step: int, hidden: Tensor, memory: MaybeTensor) -> tuple[Tensor, MaybeTensor]:
         """Return the gradients of the state before ``step``, given those of the state after it."""
@@ -388,70 +352,14 @@ class _Backward:
         else:
             scores = attention * (read - (attention * read).sum(dim=-1, keepdim=True))
         self.scores[:, step].copy_(scores)
-        key = operands.keys[:, step]
+        key: Tensor = operands.keys[:, step]
         if operands.input_query is None:
-            return (scores * key).sum(dim=2)
+            through: Tensor = (scores * key).sum(dim=2)
+            return through
         query = (scores.transpose(2, 3)[..., None] * key).sum(dim=2) / math.sqrt(key.shape[-1])
         self.query[:, step].copy_(query)
         return torch.bmm(query.flatten(2), operands.input_query.mT)
 
-    def _operands(
-        self, hidden: Tensor, memory: MaybeTensor, initial_hidden: Tensor, initial_memory: MaybeTensor
-    ) -> Operands:
-        operands, tape = self.operands, self.tape
-        read = self.attention
-        if self.setting.keep.input is not None:
-            read = read * self.setting.keep.input.transpose(0, 1)
-        if operands.input_query is None:
-            keys = self.scores * tape.hidden[:, :, :, None]
-        else:
-            query = tape.query[:, :, :, None] / math.sqrt(operands.keys.shape[-1])
-            keys = _like(self.scores.transpose(3, 4)[..., None] * query, operands.keys)
-        cell_hidden = _product(tape.hidden, self.recurrent)
-        cell_input = None if tape.attended is None else _product(tape.attended, self.gates)
-        bias = self.gates.sum(dim=(1, 2))
-        if self.options.cell == "gru":
-            size = tape.hidden.shape[-1]
-            bias = torch.cat([bias, self.recurrent[..., 2 * size :].sum(dim=(1, 2))], dim=-1)
-        if operands.cell_input is None and self.options.input_heads == 1:
-            values = self.gates.mul_(read[..., 0])[:, :, :, None]  # in place: the largest tensor of all
-        elif operands.cell_input is None:
-            values = read * self.gates[:, :, :, None]
-        else:
-            attended = self.attended.unflatten(-1, (1, self.options.input_heads, -1))
-            values = _like(read.transpose(3, 4)[..., None] * attended, operands.values)
-        communication = communication_output = communication_bias = None
-        if operands.communication is not None:
-            communication = _product(tape.visible, self.projected)
-            communication_output = _like(_product(tape.read, self.output), operands.communication_output)
-            if operands.communication_bias is not None:
-                communication_bias = self.output.sum(dim=(0, 1, 2))[None]
-        return Operands(
-            keys=keys,
-            values=values,
-            hidden=hidden.transpose(0, 1),
-            memory=None if memory is None else memory.transpose(0, 1),
-            initial_hidden=initial_hidden.transpose(0, 1),
-            initial_memory=None if initial_memory is None else initial_memory.transpose(0, 1),
-            input_query=None if operands.input_query is None else _product(tape.hidden, self.query.flatten(3)),
-            cell_input=cell_input,
-            cell_hidden=cell_hidden,
-            cell_bias=bias,
-            communication=communication,
-            communication_output=communication_output,
-            communication_bias=communication_bias,
-        )
-
 
 def _one(like: Tensor) -> Tensor:
     return like.new_ones(())
-
-
-def _product(rows: Tensor, gradients: Tensor) -> Tensor:
-    """Return a weight's gradient (M, input, output) from the rows (M, T, B, ·) of all steps."""
-    return torch.bmm(rows.flatten(1, 2).mT, gradients.flatten(1, 2))
-
-
-def _like(gradient: Tensor, operand: Tensor) -> Tensor:
-    """Sum over mechanisms where ``operand`` is shared by all."""
-    return gradient.sum(dim=0, keepdim=True) if operand.shape[0] < gradient.shape[0] else gradient

@@ -98,7 +98,11 @@ def join_results(parts: list[LayerResult]) -> LayerResult:
     activities = [part.activity for part in parts if part.activity is not None]
     activity = None
     if activities:
+        communication = [part.communication for part in activities if part.communication is not None]
         activity = Activity(
-            *(None if fields[0] is None else torch.cat(fields, dim=1) for fields in zip(*activities, strict=True))
+            torch.cat([part.active for part in activities], dim=1),
+            torch.cat([part.null_attention for part in activities], dim=1),
+            torch.cat([part.slot_attention for part in activities], dim=1),
+            torch.cat(communication, dim=1) if communication else None,
         )
     return LayerResult(torch.cat([part.features for part in parts], dim=1), parts[-1].state, activity)

@@ -126,49 +126,20 @@ class CPULoop:
         saved = Tape(*tape)
         # the tape lies as the threads of the forward wrote it
         call = _Call(setting, operands, None if saved.start is None else len(saved.start))
-        threads, tokens = call.threads, setting.tokens is not None
         features, hidden, memory = (None if tensor is None else tensor.contiguous() for tensor in gradients)
-
-        def zeros(operand: MaybeTensor, *, per_thread: bool) -> MaybeTensor:
-            if operand is None:
-                return None
-            shape = (threads, *operand.shape) if per_thread else operand.shape
-            return operand.new_zeros(shape)
-
-        weights = operands.cell_hidden, operands.cell_input, operands.cell_bias, operands.input_query
-        talk = operands.communication, operands.communication_output, operands.communication_bias
-        found = Operands(
-            keys=zeros(operands.keys, per_thread=tokens),
-            values=zeros(operands.values, per_thread=tokens),
-            hidden=zeros(operands.hidden, per_thread=False),
-            memory=zeros(operands.memory, per_thread=False),
-            initial_hidden=zeros(operands.initial_hidden, per_thread=False),
-            initial_memory=zeros(operands.initial_memory, per_thread=False),
-            **dict(
-                zip(
-                    ("cell_hidden", "cell_input", "cell_bias", "input_query"),
-                    (zeros(weight, per_thread=True) for weight in weights),
-                    strict=True,
-                )
-            ),
-            **dict(
-                zip(
-                    ("communication", "communication_output", "communication_bias"),
-                    (zeros(weight, per_thread=True) for weight in talk),
-                    strict=True,
-                )
-            ),
-        )
-        call.run("rimlit_backward", outputs, saved, found, (features, hidden, memory))
-        shared = {"hidden", "memory", "initial_hidden", "initial_memory"} | (
-            set() if tokens else {"keys", "values"}
-        )
-        return Operands(
-            **{
-                name: tensor if tensor is None or name in shared else tensor.sum(dim=0)
-                for name, tensor in found._asdict().items()
-            }
-        )
+        # samples belong to one thread each; what all threads add to, each adds up for itself
+        apart = {"hidden", "memory", "initial_hidden", "initial_memory"}
+        if setting.tokens is None:
+            apart |= {"keys", "values"}
+        found: dict[str, MaybeTensor] = {}
+        for name, operand in operands._asdict().items():
+            shape = () if operand is None else operand.shape if name in apart else (call.threads, *operand.shape)
+            found[name] = None if operand is None else operand.new_zeros(shape)
+        call.run("rimlit_backward", outputs, saved, Operands(**found), (features, hidden, memory))
+        for name, tensor in found.items():
+            if tensor is not None and name not in apart:
+                found[name] = tensor[0] if call.threads == 1 else tensor.sum(dim=0)
+        return Operands(**found)
 
 
 class _Call:
@@ -177,7 +148,8 @@ class _Call:
     def __init__(self, setting: Setting, operands: Operands, threads: int | None = None) -> None:
         options = setting.options
         self.setting = setting
-        self.operands = Operands(*(None if tensor is None else tensor.contiguous() for tensor in operands))
+        contiguous: list[MaybeTensor] = [None if tensor is None else tensor.contiguous() for tensor in operands]
+        self.operands = Operands(*contiguous)
         keys, values = self.operands.keys, self.operands.values
         self.batch, self.mechanisms, self.size = operands.hidden.shape
         folded_keys, folded_values = operands.input_query is None, operands.cell_input is None
@@ -357,7 +329,7 @@ class Stepper:
         new = weights.cell_hidden.new_empty
         state = new(batch_size, mechanisms, size)
         folded_values = folded_value is not None
-        value_shape = (mechanisms, 1, batch_size, heads, num_gates)
+        value_shape: tuple[int, ...] = (mechanisms, 1, batch_size, heads, num_gates)
         if not folded_values:
             value_shape = (value_groups, 1, batch_size, 1, heads, values_size // heads)
         operands = Operands(
