@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml
 	# torch first and alone: whichever build is at hand (CPU or CUDA) then serves the rest
 	$(BIN)/python -m pip install "$(TORCH)"
 	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m rimlit.kernels.cpu.build
 	@touch $@
 
 train: setup ## Train a RIM on the copying task; ARGS go to rimlit fit
@@ -55,7 +56,7 @@ types: setup ## Check types
 links: setup ## Check that every relative link in the documentation leads somewhere
 	$(BIN)/python docs/check_links.py
 
-docs: setup ## Rewrite the README's tables from benchmarks/results, then check links
+docs: setup ## Rewrite the tables of README and docs from benchmarks/results, then check links
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python docs/check_links.py
 
@@ -67,8 +68,9 @@ notebooks: setup ## Execute every notebook, in a folder that is thrown away
 	bin=$$(pwd)/$(BIN); cp notebooks/*.ipynb "$$folder"; cd "$$folder"; \
 	for notebook in *.ipynb; do "$$bin/jupyter-execute" --timeout=600 "$$notebook"; done
 
-bench: setup ## Measure the time of a layer; ARGS go to the script
-	$(BIN)/python benchmarks/layer.py $(ARGS)
+bench: setup ## Measure layers and whole training steps, on a machine with nothing else to do; then make docs
+	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json
+	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 
 wheel: setup ## Build the wheel and the source archive into dist/
 	rm -rf dist
