@@ -212,8 +212,8 @@ print(cpu.load()[1])
     assert output.startswith("built from C++")
 
 
-def test_building_can_be_forbidden() -> None:
-    output, errors = start(RUN, RIMLIT_BUILD="0").communicate(timeout=60)
+def test_building_can_be_forbidden(tmp_path: Path) -> None:
+    output, errors = start(RUN, RIMLIT_BUILD="0", RIMLIT_CACHE=str(tmp_path)).communicate(timeout=60)
     assert output.startswith("function|RIMLIT_BUILD=0"), errors
 
 

@@ -300,3 +300,20 @@ def test_a_size_or_dropout_out_of_its_range_is_refused_with_its_key(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_task(**arguments)
+
+
+def test_equal_tokens_share_their_projection_unless_dropout_tells_them_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = LanguageModelingTask(SMALL_RIM, vocabulary_size=5, level="byte", embedding_size=8, dropout=0.5)
+    ways = []
+    monkeypatch.setattr(
+        task.backbone,
+        "_run",
+        lambda sequence, tokens, *rest: ways.append(tokens is not None) or run(sequence, tokens, *rest),
+    )
+    run = type(task.backbone)._run.__get__(task.backbone)
+    tokens = torch.zeros(2, 6, dtype=torch.long)
+    task.train()(tokens)
+    task.eval()(tokens)
+    assert ways == [False, True]

@@ -31,11 +31,11 @@ def library_path() -> Path:
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """Return the library, built if need be, or None and the reason in one line."""
-    if os.environ.get("RIMLIT_BUILD") == "0":
-        return None, "RIMLIT_BUILD=0 forbids building"
     try:
         path = library_path()
         if not path.exists():
+            if os.environ.get("RIMLIT_BUILD") == "0":
+                return None, "RIMLIT_BUILD=0 forbids building the C++ loop"
             _build(path)
         return ctypes.CDLL(str(path)), f"built from C++ for this machine: {path.parent.name}"
     except Exception as error:  # whatever goes wrong here, another loop does the work
