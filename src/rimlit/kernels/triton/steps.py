@@ -19,8 +19,8 @@ def _tanh(x):
 @triton.jit
 def _start_next(state, kept, initial, resets, step, num_steps, batch_size, m, samples, columns, mask, size):
     """Write the state that the next step starts from: ``kept``, or the initial one where that step is reset."""
-    if resets is not None:  # known to the compiler, which could not compile what follows
-        if step + 1 < num_steps:  # noqa: SIM102
+    if resets is not None:  # noqa: SIM102 (known when compiled, where the next is not)
+        if step + 1 < num_steps:
             is_reset = tl.load(resets + (step + 1) * batch_size + samples, mask=samples < batch_size, other=0) != 0
             first = initial + (m * batch_size + samples)[:, None] * size + columns[None, :]
             kept = tl.where(is_reset[:, None], tl.load(first, mask=mask, other=0.0), kept)
@@ -115,7 +115,7 @@ def update(
     all_before = (everyone[:, None] * num_states + old) * batch_size + samples[None, :]
     all_rows = (everyone[:, None] * num_steps + step) * batch_size + samples[None, :]
     relevance = tl.zeros((mechanism_tile, batch_tile), dtype)
-    for head in tl.static_range(heads):
+    for head in range(heads):
         scores = tl.zeros((mechanism_tile, batch_tile), dtype)
         for start in range(0, size, score_tile):
             k = start + tl.arange(0, score_tile)
@@ -334,7 +334,7 @@ def communicate(
         bias = communication_bias + columns[None, :]
         first += tl.load(bias, mask=in_row, other=0.0)
         second += tl.load(bias + size, mask=in_row, other=0.0)
-    for head in tl.static_range(heads):
+    for head in range(heads):
         start = head * head_size
         query = projected + taped[:, None] * (heads * head_size) + start + k[None, :]
         query = tl.load(query, mask=in_batch[:, None] & (k < key_size)[None, :], other=0.0)
@@ -635,7 +635,7 @@ def back_to_gates(
     tl.store(into_gates + gate + size, into_second, mask=in_tile)
     tl.store(into_hidden + own[:, None] * size + columns[None, :], kept, mask=in_tile)
 
-    for head in tl.static_range(heads):
+    for head in range(heads):
         value = values + (row * heads + head)[:, None] * num_gates + columns[None, :]
         share = into_first * tl.load(value, mask=in_tile, other=0.0)
         share += into_second * tl.load(value + size, mask=in_tile, other=0.0)
@@ -698,7 +698,7 @@ def back_to_state(
     tiles = tl.arange(0, share_tile)
     everyone = tl.arange(0, mechanism_tile).to(tl.int64)
     is_present = (everyone < num_mechanisms)[:, None] & in_batch[None, :]
-    for head in tl.static_range(heads):
+    for head in range(heads):
         if across_mechanisms:  # the scores compete: the gradient of one holds those of all
             others = (everyone[:, None] * batch_size + samples[None, :]) * heads + head
             mask = is_present[:, :, None] & (tiles < num_tiles)[None, None, :]
