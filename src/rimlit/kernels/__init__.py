@@ -2,7 +2,8 @@
 
 A fast loop is a ``scan``: it takes what :func:`rimlit.kernels.projection.project` computed for all steps at
 once and walks the recurrence. To add one, write ``kernels/<name>.py`` with a ``scan`` of the same signature
-as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compare it with the reference.
+as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compare it with the reference. One that
+does not run on every CPU is entered in ``ALL_SCANS`` alone and brings its own tests.
 """
 
 import os
@@ -28,7 +29,7 @@ __all__ = [
     "run_layer",
 ]
 
-SCANS = {"eager": eager.scan, "function": function.scan, "cpu": cpu.scan}  # those that run on the CPU
+SCANS = {"eager": eager.scan, "function": function.scan, "cpu": cpu.scan}
 ALL_SCANS = SCANS | {"triton": triton.scan}
 BACKENDS = ("auto", "reference", *ALL_SCANS)
 
