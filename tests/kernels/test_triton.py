@@ -45,6 +45,8 @@ TILES: dict[str, Any] = {
     "communication_value_size": 19,
 }
 
+TOLERANCE = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-11}}
+
 
 def interpret(marks: str) -> None:
     finished = subprocess.run(
@@ -84,16 +86,16 @@ def test_the_kernels_agree_in_everything(case: str) -> None:
 
 @interpreted
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "dtype"),
     [
-        {"communication_output": "tanh", "selection": "across_mechanisms", "input_heads": 2},
-        pytest.param({"preset": "official", "cell": "gru"}, marks=pytest.mark.slow),
+        ({"communication_output": "tanh", "selection": "across_mechanisms", "input_heads": 2}, torch.float32),
+        pytest.param({"preset": "official", "cell": "gru"}, torch.float64, marks=pytest.mark.slow),
     ],
     ids=["lstm", "official_gru"],
 )
-def test_sizes_need_not_fill_the_tiles(changes: dict[str, Any]) -> None:
-    expected = run("function", TILES | changes, torch.float64)
-    assert_agree(run("triton", TILES | changes, torch.float64), expected, rtol=1e-9, atol=1e-11)
+def test_sizes_need_not_fill_the_tiles(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    expected = run("function", TILES | changes, dtype)
+    assert_agree(run("triton", TILES | changes, dtype), expected, **TOLERANCE[dtype])
 
 
 @interpreted
@@ -234,13 +236,12 @@ class CompiledSteps:
 def test_the_kernels_agree_on_a_gpu_launched_recorded_and_replayed(case: str, dtype: torch.dtype) -> None:
     device = torch.device("cuda")
     arguments = TILES if case == "tiles" else CASES[case]
-    tolerance = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
     expected = run("function", arguments, dtype, device)
     graphs.clear()
-    assert_agree(run("triton", arguments, dtype, device), expected, **tolerance)
+    assert_agree(run("triton", arguments, dtype, device), expected, **TOLERANCE[dtype])
     assert not any(graphs._graphs.values())
     for _ in range(2):
-        assert_agree(run("triton", arguments, dtype, device), expected, **tolerance)
+        assert_agree(run("triton", arguments, dtype, device), expected, **TOLERANCE[dtype])
         assert all(graphs._graphs.values())
     graphs.clear()
 

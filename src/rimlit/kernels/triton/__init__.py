@@ -28,7 +28,7 @@ from rimlit.kernels.triton import graphs
 DTYPES = (torch.float32, torch.float64)
 
 BATCH_TILE = 16  # samples of a program: what the units that multiply matrices take at least
-WIDEST_TILE = 32  # features of a program, and the depth of its products' parts
+WIDEST_TILE = {torch.float32: 32, torch.float64: 16}  # features of a program; depth of its products' parts
 LARGEST_BLOCK = 4096  # numbers in a block of three dimensions: 32 in each thread of four warps
 
 
@@ -110,7 +110,7 @@ class _Launch:
         options = setting.options
         self.num_mechanisms, self.num_steps, self.batch_size, self.heads, self.size = operands.keys.shape
         self.num_gates = operands.cell_hidden.shape[-1]
-        self.feature_tile = _tile(self.size)
+        self.widest = WIDEST_TILE[operands.hidden.dtype]
         self.mechanism_tile = _power_of_two(self.num_mechanisms)
         self.resets = None if setting.resets is None else setting.resets.t().contiguous().view(torch.uint8)
         self.across_mechanisms = options.selection == "across_mechanisms"
@@ -127,9 +127,13 @@ class _Launch:
             self.key_tile = _power_of_two(self.key_size)
             self.value_tile = max(16, _power_of_two(self.value_size))  # a dimension of a product of matrices
 
+    def tile(self, size: int) -> int:
+        """Return how many of ``size`` numbers a program takes at a time."""
+        return min(self.widest, max(16, _power_of_two(size)))
+
     def grid(self, num_features: int) -> tuple[int, int, int]:
         """Return a grid over mechanisms, samples and ``num_features``."""
-        return self.num_mechanisms, -(-self.batch_size // BATCH_TILE), -(-num_features // _tile(num_features))
+        return self.num_mechanisms, -(-self.batch_size // BATCH_TILE), -(-num_features // self.tile(num_features))
 
     def pairs(self) -> dict[str, Any]:
         """Return what the kernels of pairs of mechanisms take alike."""
@@ -147,10 +151,6 @@ class _Launch:
 
 def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
-
-
-def _tile(size: int) -> int:
-    return min(WIDEST_TILE, max(16, _power_of_two(size)))
 
 
 def _warps(block: int) -> int:
@@ -210,8 +210,8 @@ def _forward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
             mechanism_tile=launch.mechanism_tile,
             score_tile=score_tile,
             batch_tile=BATCH_TILE,
-            depth=_tile(size),
-            feature_tile=launch.feature_tile,
+            depth=launch.tile(size),
+            feature_tile=launch.tile(size),
             num_warps=_warps(launch.mechanism_tile * score_tile * BATCH_TILE),
         )
         if not launch.communicates:
@@ -226,8 +226,8 @@ def _forward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
             size=size,
             projected_size=launch.projected_size,
             batch_tile=BATCH_TILE,
-            depth=_tile(size),
-            feature_tile=_tile(launch.projected_size),
+            depth=launch.tile(size),
+            feature_tile=launch.tile(launch.projected_size),
         )
         steps.communicate[launch.grid(size)](
             tape.projected,
@@ -250,7 +250,7 @@ def _forward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
             is_output_shared=launch.is_output_shared,
             kind=launch.kind,
             batch_tile=BATCH_TILE,
-            feature_tile=launch.feature_tile,
+            feature_tile=launch.tile(size),
             num_warps=_warps(launch.mechanism_tile * BATCH_TILE * max(launch.key_tile, launch.value_tile)),
         )
     is_active = active.view(torch.bool).permute(2, 1, 0)  # (B, T, M)
@@ -325,8 +325,8 @@ def _backward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
                 is_output_shared=launch.is_output_shared,
                 kind=launch.kind,
                 batch_tile=BATCH_TILE,
-                depth=_tile(size),
-                feature_tile=_tile(launch.read_size),
+                depth=launch.tile(size),
+                feature_tile=launch.tile(launch.read_size),
             )
             # few samples a program: it owns all mechanisms
             block = launch.mechanism_tile * max(launch.key_tile, launch.value_tile)
@@ -370,8 +370,8 @@ def _backward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
             reads_candidates=launch.reads_candidates,
             num_tiles=num_tiles,
             batch_tile=BATCH_TILE,
-            depth=_tile(launch.projected_size) if launch.communicates else 16,
-            feature_tile=launch.feature_tile,
+            depth=launch.tile(launch.projected_size) if launch.communicates else 16,
+            feature_tile=launch.tile(size),
         )
         steps.back_to_state[grid](
             into_hidden,
@@ -395,8 +395,8 @@ def _backward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
             share_tile=_power_of_two(num_tiles),
             mechanism_tile=launch.mechanism_tile,
             batch_tile=BATCH_TILE,
-            depth=_tile(launch.num_gates),
-            feature_tile=launch.feature_tile,
+            depth=launch.tile(launch.num_gates),
+            feature_tile=launch.tile(size),
         )
     walk = WalkBack(
         gates=into_gates,

@@ -17,6 +17,15 @@ def _tanh(x):
 
 
 @triton.jit
+def _add_product(result, rows, weights):
+    if result.dtype == tl.float64:  # Triton 3.6 and 3.7 fail to compile some products of doubles
+        result += tl.sum(rows[:, :, None] * weights[None, :, :], axis=1)
+    else:
+        result = tl.dot(rows, weights, result, "ieee", out_dtype=tl.float32)  # not TF32: it has 10 bits
+    return result
+
+
+@triton.jit
 def _start_next(state, kept, initial, resets, step, num_steps, batch_size, m, samples, columns, mask, size):
     """Write the state that the next step starts from: ``kept``, or the initial one where that step is reset."""
     if resets is not None:  # noqa: SIM102 (known when compiled, where the next is not)
@@ -164,13 +173,11 @@ def update(
         state = tl.load(hidden + before[:, None] * size + k[None, :], mask=state_mask, other=0.0)
         weight = cell_hidden + (m * size + k)[:, None] * num_gates + columns[None, :]
         mask = (k < size)[:, None] & in_row[None, :]
-        first = tl.dot(state, tl.load(weight, mask=mask, other=0.0), first, "ieee", out_dtype=dtype)
-        second = tl.dot(state, tl.load(weight + size, mask=mask, other=0.0), second, "ieee", out_dtype=dtype)
-        third = tl.dot(state, tl.load(weight + 2 * size, mask=mask, other=0.0), third, "ieee", out_dtype=dtype)
+        first = _add_product(first, state, tl.load(weight, mask=mask, other=0.0))
+        second = _add_product(second, state, tl.load(weight + size, mask=mask, other=0.0))
+        third = _add_product(third, state, tl.load(weight + 2 * size, mask=mask, other=0.0))
         if memory is not None:
-            fourth = tl.dot(
-                state, tl.load(weight + 3 * size, mask=mask, other=0.0), fourth, "ieee", out_dtype=dtype
-            )
+            fourth = _add_product(fourth, state, tl.load(weight + 3 * size, mask=mask, other=0.0))
 
     state = tl.load(hidden + before[:, None] * size + columns[None, :], mask=in_tile, other=0.0)
     gate = gates + taped[:, None] * num_gates + columns[None, :]
@@ -261,7 +268,7 @@ def project(
         )
         weight = communication + (m * size + k)[:, None] * projected_size + columns[None, :]
         weight = tl.load(weight, mask=(k < size)[:, None] & in_row, other=0.0)
-        result = tl.dot(state, weight, result, "ieee", out_dtype=dtype)
+        result = _add_product(result, state, weight)
     tl.store(projected + taped[:, None] * projected_size + columns[None, :], result, mask=in_batch & in_row)
 
 
@@ -361,11 +368,9 @@ def communicate(
         matrix = (group * heads + head) * value_size + v
         matrix = communication_output + matrix[:, None] * output_size + columns[None, :]
         mask = (v < value_size)[:, None] & in_row
-        first = tl.dot(gathered, tl.load(matrix, mask=mask, other=0.0), first, "ieee", out_dtype=dtype)
+        first = _add_product(first, gathered, tl.load(matrix, mask=mask, other=0.0))
         if kind == "gated":
-            second = tl.dot(
-                gathered, tl.load(matrix + size, mask=mask, other=0.0), second, "ieee", out_dtype=dtype
-            )
+            second = _add_product(second, gathered, tl.load(matrix + size, mask=mask, other=0.0))
 
     candidate = tl.load(visible + taped[:, None] * size + columns[None, :], mask=in_tile, other=0.0)
     own_output = taped[:, None] * output_size + columns[None, :]
@@ -453,14 +458,14 @@ def back_to_read(
             if is_first:
                 tl.store(into_output + position + size, into_content, mask=mask)
             part = tl.load(matrix + size, mask=matrix_mask, other=0.0)
-            result = tl.dot(into_content, part, result, "ieee", out_dtype=dtype)
+            result = _add_product(result, into_content, part)
         elif kind == "tanh":
             value = tl.load(output + position, mask=mask, other=0.0)
             gradient = gradient * (1 - value * value)
         if is_first:
             tl.store(into_output + position, gradient, mask=mask)
         part = tl.load(matrix, mask=matrix_mask, other=0.0)
-        result = tl.dot(gradient, part, result, "ieee", out_dtype=dtype)
+        result = _add_product(result, gradient, part)
     target = into_read + own[:, None] * read_size + columns[None, :]
     tl.store(target, result, mask=in_batch[:, None] & in_row[None, :])
 
@@ -591,7 +596,7 @@ def back_to_gates(
             # transposed: rows are what was projected to
             weight = communication + (m * size + columns)[None, :] * projected_size + k[:, None]
             weight = tl.load(weight, mask=in_depth[:, None] & (columns < size)[None, :], other=0.0)
-            seen = tl.dot(part, weight, seen, "ieee", out_dtype=dtype)
+            seen = _add_product(seen, part, weight)
         candidate += tl.where(is_active, seen, 0.0)
         if not reads_candidates:
             kept += tl.where(is_active, 0.0, seen)
@@ -675,7 +680,6 @@ def back_to_state(
     feature_tile: tl.constexpr,
 ):
     """Write the scores' gradients, and turn ``into_hidden`` to the state after the step before."""
-    dtype = into_hidden.dtype.element_ty
     m = tl.program_id(0).to(tl.int64)
     samples = tl.program_id(1) * batch_tile + tl.arange(0, batch_tile)
     columns = tl.program_id(2) * feature_tile + tl.arange(0, feature_tile)
@@ -693,7 +697,7 @@ def back_to_state(
         # transposed: rows are gates
         weight = cell_hidden + (m * size + columns)[None, :] * num_gates + k[:, None]
         weight = tl.load(weight, mask=in_depth[:, None] & (columns < size)[None, :], other=0.0)
-        gradient = tl.dot(part, weight, gradient, "ieee", out_dtype=dtype)
+        gradient = _add_product(gradient, part, weight)
 
     tiles = tl.arange(0, share_tile)
     everyone = tl.arange(0, mechanism_tile).to(tl.int64)
