@@ -64,7 +64,7 @@ class Run(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-def run(backend: str, case: dict[str, Any], dtype: torch.dtype) -> Run:
+def run(backend: str, case: dict[str, Any], dtype: torch.dtype, device: torch.device = CPU) -> Run:
     """Run forward and backward from states, inputs and weights that depend on the case only."""
     case = {"slots": None, "batch": 3, "steps": 4, "resets": False, "dropped": False, "tokens": False, **case}
     slots, batch, steps, has_resets, dropped, has_tokens = (
@@ -72,6 +72,7 @@ def run(backend: str, case: dict[str, Any], dtype: torch.dtype) -> Run:
     )
     dropout = 0.4 if dropped else 0.0
     arguments = {
+        "hidden_size": M * SIZE,
         "num_mechanisms": M,
         "num_active": 2,
         "learn_initial_state": True,
@@ -82,27 +83,29 @@ def run(backend: str, case: dict[str, Any], dtype: torch.dtype) -> Run:
         **case,
     }
     torch.manual_seed(5)
-    rim = RIM(D, M * SIZE, backend=backend, **arguments).to(dtype).train()
+    rim = RIM(D, backend=backend, **arguments).to(device, dtype).train()
     with torch.no_grad():
         for parameter in rim.parameters():
             parameter.mul_(1.5)
     shape = (batch, steps, D) if slots is None else (batch, steps, slots, D)
     if has_tokens:
         shape = (5, D)  # fewer than the 3 · 4 tokens, so that the table is projected
-        tokens = torch.arange(batch * steps).view(batch, steps) ** 2 % 5
-    inputs = random_tensor(*shape, seed=1, dtype=dtype).requires_grad_()
-    state = map_state(
-        lambda tensor: random_tensor(*tensor.shape, seed=2, dtype=dtype).requires_grad_(), rim.initial_state(batch)
-    )
-    resets = (random_tensor(batch, steps, seed=6) > 0.5) if has_resets else None
+        tokens = torch.arange(batch * steps, device=device).view(batch, steps) ** 2 % 5
+
+    def numbers(*shape: int, seed: int) -> Tensor:
+        return random_tensor(*shape, seed=seed, dtype=dtype).to(device)
+
+    inputs = numbers(*shape, seed=1).requires_grad_()
+    state = map_state(lambda tensor: numbers(*tensor.shape, seed=2).requires_grad_(), rim.initial_state(batch))
+    resets = (numbers(batch, steps, seed=6) > 0.5) if has_resets else None
     torch.manual_seed(6)  # the same dropout factors for all loops
     with rim.record_activity() as activities:
         if has_tokens:
             features, last = rim.forward_tokens(tokens, inputs, state, resets)
         else:
             features, last = rim(inputs, state, resets)
-    loss = (features * random_tensor(*features.shape, seed=3, dtype=dtype)).sum()
-    loss = loss + sum((tensor * random_tensor(*tensor.shape, seed=4, dtype=dtype)).sum() for tensor in last)
+    loss = (features * numbers(*features.shape, seed=3)).sum()
+    loss = loss + sum((tensor * numbers(*tensor.shape, seed=4)).sum() for tensor in last)
     named = {
         **dict(rim.named_parameters()),
         "inputs": inputs,

@@ -2,7 +2,8 @@
 
 A fast loop is a ``scan``: it takes what :func:`rimlit.kernels.projection.project` computed for all steps at
 once and walks the recurrence. To add one, write ``kernels/<name>.py`` with a ``scan`` of the same signature
-as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compare it with the reference.
+as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compare it with the reference. One that
+does not run on every CPU is entered in ``ALL_SCANS`` alone and brings its own tests.
 """
 
 import os
@@ -10,7 +11,7 @@ import os
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from rimlit.kernels import cpu, eager, function, reference
+from rimlit.kernels import cpu, eager, function, reference, triton
 from rimlit.kernels.cpu.build import load as load_cpu
 from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights, join_results
 from rimlit.kernels.projection import project
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 SCANS = {"eager": eager.scan, "function": function.scan, "cpu": cpu.scan}
-BACKENDS = ("auto", "reference", *SCANS)
+ALL_SCANS = SCANS | {"triton": triton.scan}
+BACKENDS = ("auto", "reference", *ALL_SCANS)
 
 
 def overriding_backend() -> str | None:
@@ -71,6 +73,15 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) ->
             )
         library, reason = load_cpu()
         return ("cpu", reason) if library is not None else ("function", reason)
+    if name == "triton":
+        kernels, reason = triton.load()
+        is_interpreted = kernels is not None and kernels.IS_INTERPRETED
+        if dtype not in triton.DTYPES or not (device.type == "cuda" or is_interpreted):
+            raise ValueError(
+                f"{source}='triton' runs float32 and float64 on CUDA devices, or anywhere with TRITON_INTERPRET=1 "
+                f"set before the start; got weights of {dtype} on {device}."
+            )
+        return ("triton", reason) if kernels is not None else ("function", reason)
     if name != "auto":
         return name, reason
     if torch.compiler.is_compiling():
@@ -119,4 +130,4 @@ def _run_steps(backend: str, weights: LayerWeights, options: LayerOptions, input
         return reference.run(weights, options, inputs)
     values_hold_cell = backend != "cpu" or cpu.values_hold_cell(weights, options, inputs)
     projected = project(weights, options, inputs, values_hold_cell=values_hold_cell)
-    return SCANS[backend](projected, weights, options, inputs)
+    return ALL_SCANS[backend](projected, weights, options, inputs)

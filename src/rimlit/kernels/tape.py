@@ -46,8 +46,8 @@ class WalkBack(NamedTuple):
     initial_memory: MaybeTensor
 
 
-def empty_tape(setting: Setting, operands: Operands, num_steps: int) -> Tape:
-    """Return a tape of ``num_steps`` that holds nothing yet."""
+def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states: int | None = None) -> Tape:
+    """Return a tape of ``num_steps`` steps that holds nothing yet, with as many states or ``num_states``."""
     options = setting.options
     batch_size, num_mechanisms, size = operands.hidden.shape
     is_lstm = options.cell == "lstm"
@@ -56,12 +56,14 @@ def empty_tape(setting: Setting, operands: Operands, num_steps: int) -> Tape:
     read_size = projected_size - 2 * heads * options.communication_key_size
     output_sizes = {"tanh": size, "gated": 2 * size}
 
-    def rows(*sizes: int) -> Tensor:
-        return operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, *sizes)
+    num_states = num_states or num_steps
+
+    def rows(*sizes: int, steps: int = num_steps) -> Tensor:
+        return operands.hidden.new_empty(num_mechanisms, steps, batch_size, *sizes)
 
     return Tape(
-        hidden=rows(size),
-        memory=rows(size) if is_lstm else None,
+        hidden=rows(size, steps=num_states),
+        memory=rows(size, steps=num_states) if is_lstm else None,
         query=None if operands.input_query is None else rows(options.input_heads, operands.keys.shape[-1]),
         attended=None if operands.cell_input is None else rows(operands.cell_input.shape[1]),
         gates=rows((4 if is_lstm else 3) * size),
@@ -109,7 +111,7 @@ def operand_gradients(
         bias = torch.cat([bias, walk.recurrent[..., 2 * size :].sum(dim=(1, 2))], dim=-1)
     if tape.attended is not None and walk.attended is not None:
         cell_input = _product(tape.attended, walk.gates)
-        attended = walk.attended.unflatten(-1, (1, heads, -1))
+        attended = walk.attended.view(*walk.attended.shape[:3], 1, heads, -1)
         values = _like(read.transpose(3, 4)[..., None] * attended, operands.values)
     elif heads == 1:
         values = walk.gates.mul_(read[..., 0])[:, :, :, None]  # in place: the largest tensor of all

@@ -1,0 +1,311 @@
+"""The Triton loop: in the interpreter without a GPU, compiled for one that is not there, and on one.
+
+The interpreter has to be chosen before Triton is imported, and would stay chosen for every other test. So the
+tests marked ``interpreted`` run in a process of their own, which the first two tests start.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rimlit import RIM
+from rimlit.kernels import resolve_backend, triton
+from rimlit.kernels.triton import graphs
+from tests.conftest import random_tensor
+from tests.kernels.test_backends import CASES, CPU, assert_agree, run
+from tests.laws.backbone_cases import SMALL
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="runs in the process that starts the interpreter")
+compiled = pytest.mark.skipif(IS_INTERPRETED or not HAS_TRITON, reason="Triton interprets or is not installed")
+
+ONE_SLOT = {name: case for name, case in CASES.items() if case.get("slots") in (None, 1)}
+TELLING = ("resets", "across_mechanisms", "dropout_official_gru", "tokens_two_heads")
+# more than one tile of samples, of features, of depth and of scores, none of them full
+TILES: dict[str, Any] = {
+    "num_mechanisms": 3,
+    "hidden_size": 3 * 37,
+    "batch": 17,
+    "steps": 2,
+    "resets": True,
+    "input_key_size": 5,
+    "input_value_size": 7,
+    "communication_heads": 3,
+    "communication_key_size": 17,
+    "communication_value_size": 19,
+}
+
+TOLERANCE = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-11}}
+
+
+def interpret(marks: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks, __file__],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-2000:]
+    assert " passed" in finished.stdout
+
+
+@compiled
+def test_the_telling_tests_pass_in_the_interpreter() -> None:
+    interpret("not slow and not gpu")
+
+
+@compiled
+@pytest.mark.slow
+def test_the_other_tests_pass_in_the_interpreter() -> None:
+    interpret("slow and not gpu")
+
+
+# In the interpreter
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=() if name in TELLING else pytest.mark.slow) for name in ONE_SLOT]
+)
+def test_the_kernels_agree_in_everything(case: str) -> None:
+    expected = run("function", CASES[case], torch.float64)
+    assert_agree(run("triton", CASES[case], torch.float64), expected, rtol=1e-9, atol=1e-11)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("changes", "dtype"),
+    [
+        ({"communication_output": "tanh", "selection": "across_mechanisms", "input_heads": 2}, torch.float32),
+        pytest.param({"preset": "official", "cell": "gru"}, torch.float64, marks=pytest.mark.slow),
+    ],
+    ids=["lstm", "official_gru"],
+)
+def test_sizes_need_not_fill_the_tiles(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    expected = run("function", TILES | changes, dtype)
+    assert_agree(run("triton", TILES | changes, dtype), expected, **TOLERANCE[dtype])
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["paper_lstm_no_slots_1_heads", "official_gru_no_slots_2_heads", "dropout"])
+def test_the_kernels_agree_in_single_precision(case: str) -> None:
+    expected = run("function", CASES[case], torch.float32)
+    assert_agree(run("triton", CASES[case], torch.float32), expected, rtol=1e-3, atol=1e-4)
+
+
+@interpreted
+@pytest.mark.slow
+def test_several_slots_take_the_other_loop() -> None:
+    case = CASES["official_gru_3_slots_2_heads"]
+    assert_agree(run("triton", case, torch.float64), run("function", case, torch.float64), rtol=0, atol=0)
+
+
+@interpreted
+@pytest.mark.parametrize("record", [False, True])
+def test_nothing_changes_where_nothing_is_differentiated(record: bool) -> None:
+    rim = make_rim().eval()
+    inputs = random_tensor(2, 3, 3, dtype=torch.float64)
+    features, state = rim(inputs)
+    activities = []
+    with torch.no_grad():
+        if record:
+            with rim.record_activity() as activities:
+                again, last = rim(inputs)
+        else:
+            again, last = rim(inputs)
+    assert len(activities) == record
+    assert torch.equal(again, features)
+    assert all(torch.equal(a, b) for a, b in zip(last, state, strict=True))
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_ties_go_to_the_lowest_index_and_nan_is_least() -> None:
+    masks = []
+    for backend in ("function", "triton"):
+        rim = make_rim(backend=backend, learn_initial_state=False).eval()
+        state = rim.initial_state(3)  # zeros: all scores tie
+        state.hidden[1, 0, 0] = torch.nan  # the first mechanism's in one sample, all mechanisms' after it
+        with torch.no_grad(), rim.record_activity() as activities:
+            rim(random_tensor(3, 2, 3, dtype=torch.float64), state)
+        masks.append(activities[0].active)
+    assert masks[0][:, 0].tolist() == [
+        [True, True, False, False],
+        [False, True, True, False],
+        [True, True, False, False],
+    ]
+    assert torch.equal(masks[1], masks[0])
+
+
+@interpreted
+@pytest.mark.slow
+def test_what_is_kept_for_the_backward_serves_twice() -> None:
+    rim = make_rim()
+    features, _ = rim(random_tensor(2, 3, 3, dtype=torch.float64))
+    first = torch.autograd.grad(features.sum(), list(rim.parameters()), retain_graph=True)
+    second = torch.autograd.grad(features.sum(), list(rim.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def make_rim(backend: str = "triton", **arguments: Any) -> RIM:
+    torch.manual_seed(0)
+    arguments = {"num_mechanisms": 4, "num_active": 2, "learn_initial_state": True, **SMALL, **arguments}
+    return RIM(3, 12, backend=backend, **arguments).double()
+
+
+# Compiled
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 announces another default
+@pytest.mark.parametrize(
+    ("dtype", "case"),
+    [
+        (torch.float32, {"resets": True}),
+        (torch.float32, {"preset": "official", "cell": "gru", "dropped": True, "input_heads": 2}),
+        (torch.float64, {"communication_output": "tanh", "selection": "across_mechanisms"}),
+        (torch.float32, {"communication": False, "num_mechanisms": 1, "num_active": 1}),
+    ],
+    ids=["lstm", "official_gru", "double", "silent"],
+)
+def test_the_kernels_compile_for_a_gpu_that_is_not_there(
+    dtype: torch.dtype, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    steps, _ = triton.load()
+    launched = CompiledSteps(steps)
+    monkeypatch.setattr(triton, "load", lambda: (launched, "compiled"))
+    monkeypatch.setattr("rimlit.backbones.rim.resolve_backend", lambda *_: ("triton", "for this test"))
+    run("triton", {"steps": 2, **case}, dtype)
+    number = 3 if case.get("communication") is False else 7
+    assert len(launched.names) == number
+
+
+class CompiledSteps:
+    """Kernels that are compiled with the arguments they are launched with, and not run."""
+
+    def __init__(self, steps: Any) -> None:
+        self.steps, self.names = steps, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.steps, name)
+        return type(
+            "Kernel", (), {"__getitem__": lambda _, grid: lambda *a, **k: self.compile(name, kernel, a, k)}
+        )()
+
+    def compile(self, name: str, kernel: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        import triton as compiler
+        from triton.backends.compiler import GPUTarget
+
+        if name in self.names:
+            return
+        self.names.add(name)
+        types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.uint8: "*u8"}
+        options = {"num_warps": named.pop("num_warps", 4)}
+        arguments = dict(zip(kernel.arg_names, positional, strict=False)) | named
+        signature, constants = {}, {}
+        for parameter in kernel.params:
+            value = arguments[parameter.name]
+            if parameter.is_constexpr or value is None:
+                signature[parameter.name], constants[parameter.name] = "constexpr", value
+            else:
+                signature[parameter.name] = types[value.dtype] if isinstance(value, Tensor) else "i32"
+        source = compiler.compiler.ASTSource(kernel, signature, constants)
+        assert compiler.compile(source, target=GPUTarget("cuda", 80, 32), options=options).asm["cubin"]
+
+
+@pytest.mark.gpu
+@compiled
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize("case", [*ONE_SLOT, "tiles"])
+def test_the_kernels_agree_on_a_gpu_launched_recorded_and_replayed(case: str, dtype: torch.dtype) -> None:
+    device = torch.device("cuda")
+    arguments = TILES if case == "tiles" else CASES[case]
+    expected = run("function", arguments, dtype, device)
+    graphs.clear()
+    assert_agree(run("triton", arguments, dtype, device), expected, **TOLERANCE[dtype])
+    assert not any(graphs._graphs.values())
+    for _ in range(2):
+        assert_agree(run("triton", arguments, dtype, device), expected, **TOLERANCE[dtype])
+        assert all(graphs._graphs.values())
+    graphs.clear()
+
+
+# What is recorded and what is asked for: without Triton and without a GPU
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    made: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+    monkeypatch.setattr(graphs, "_Graph", lambda *arguments: made.append(arguments) or f"graph {len(made)}")
+    graphs.clear()
+    yield made
+    graphs.clear()
+
+
+def test_a_graph_is_recorded_when_a_shape_comes_back(recorded: list[Any]) -> None:
+    def find(*sizes: int) -> Any:
+        return graphs._find(max, "plan", (torch.ones(sizes), None))
+
+    assert [find(2), find(3), find(2), find(2)] == [None, None, "graph 1", "graph 1"]
+    assert find(3) == "graph 2"
+    for size in range(4, 4 + graphs.MAX_GRAPHS):
+        find(size)
+    assert len(graphs._graphs) == graphs.MAX_GRAPHS
+    assert find(2) is None  # made room, and counts as new
+
+
+def test_what_cannot_be_recorded_is_launched(recorded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        recorded.append("tried")
+        raise RuntimeError("a stream that forbids it")
+
+    monkeypatch.setattr(graphs, "_Graph", fail)
+    assert [graphs._find(max, "plan", (torch.ones(2),)) for _ in range(4)] == [None] * 4
+    assert recorded == ["tried"]
+
+
+def test_the_loop_is_refused_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "load", lambda: (None, "Triton is missing"))
+    with pytest.raises(ValueError, match=r"backend='triton' runs .* on CUDA devices, .*; got .*float32 on cpu\."):
+        resolve_backend("triton", CPU, torch.float32)
+    cuda = torch.device("cuda")
+    with pytest.raises(
+        ValueError, match=r"backend='triton' runs float32 and float64 .*; got .*bfloat16 on cuda\."
+    ):
+        resolve_backend("triton", cuda, torch.bfloat16)
+    assert resolve_backend("triton", cuda, torch.float32) == ("function", "Triton is missing")
+
+
+@compiled
+def test_the_loop_is_taken_on_a_gpu_if_asked_for_and_not_by_auto() -> None:
+    cuda = torch.device("cuda")
+    assert resolve_backend("triton", cuda, torch.float32)[0] == "triton"
+    assert resolve_backend("auto", cuda, torch.float32)[0] == "function"
+    with pytest.raises(ValueError, match=r"got weights of torch\.float32 on cpu"):
+        resolve_backend("triton", CPU, torch.float32)
+
+
+def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "rimlit.kernels.triton.steps", raising=False)
+    monkeypatch.delattr(triton, "steps", raising=False)
+    steps, reason = triton.load.__wrapped__()
+    assert steps is None
+    assert reason.startswith("Triton cannot be imported (pip install 'rimlit[gpu]'): ")
