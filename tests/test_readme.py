@@ -71,8 +71,7 @@ def test_every_rimlit_command_runs_in_the_order_of_the_readme(
             if stop.code:
                 pytest.fail(f"{command} exits {stop.code}: {capsys.readouterr().err}")
     assert (tmp_path / "runs/parity/run-seed0/results.json").is_file()
-    # the fit of the next section has set the run that predicted aside
-    assert "def " in (tmp_path / "runs/language/rim-seed0.1/predictions.jsonl").read_text()
+    assert "def " in (tmp_path / "runs/language/rim-seed0/predictions.jsonl").read_text()
 
 
 def test_every_other_command_is_one_that_exists() -> None:

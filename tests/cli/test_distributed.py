@@ -73,7 +73,7 @@ def test_two_processes_leave_one_run_whose_scores_one_process_confirms(
 def test_another_run_of_two_processes_sets_the_first_aside_whole(folder: Path) -> None:
     options = (*COPYING, *UNTRACKED, "--test_after_fit=false", "--trainer.max_steps=2")
     in_two_processes(folder, "fit", *options)
-    in_two_processes(folder, "fit", *options)
+    in_two_processes(folder, "fit", *options, "--resume=never")
     runs = folder / "runs/copying"
     assert sorted(path.name for path in runs.iterdir()) == ["rim-seed0", "rim-seed0.1"]
     for run in runs.iterdir():

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from rimlit.tasks import CopyingTask, LanguageModelingTask, Task
+from rimlit.training import Checkpointer
 from tests.cli.running import (
     COPYING,
     LANGUAGE,
@@ -131,9 +134,16 @@ def test_a_name_and_a_seed_choose_the_folder(folder: Path) -> None:
     assert read_json(folder / "runs/copying/rim-seed3/results.json")["seed"] == 3
 
 
-def test_another_fit_sets_the_earlier_run_aside_and_loses_nothing(copying: Path) -> None:
+def test_a_new_start_sets_the_earlier_run_aside_and_loses_nothing(copying: Path) -> None:
     before = {path.relative_to(copying): path.read_bytes() for path in copying.rglob("*") if path.is_file()}
-    options = (*COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=1")
+    options = (
+        *COPYING,
+        *UNTRACKED,
+        FIGURELESS,
+        "--test_after_fit=false",
+        "--trainer.max_steps=1",
+        "--resume=never",
+    )
     succeed("fit", *options)
     aside = copying.with_name("rim-seed0.1")
     assert {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()} == before
@@ -239,9 +249,39 @@ def test_fit_goes_on_from_the_last_step_in_the_same_folder_and_mlflow_run(copyin
     assert [row["step"] for row in later[: len(rows)]] == [row["step"] for row in rows]
     steps = [int(row["step"]) for row in later if row["train/loss"]]
     assert steps == list(range(6))
-    assert read_json(copying / "run_state.json") == state
+    assert read_json(copying / "run_state.json") == {**state, "step": 6}
     history = MlflowClient(store).get_metric_history(state["mlflow_run_id"], "train/loss")
     assert {metric.step for metric in history} == set(steps)
+
+
+def test_the_same_command_starts_goes_on_and_says_that_it_is_done(folder: Path) -> None:
+    command = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=3")
+    run = folder / "runs/copying/rim-seed0"
+
+    def stop(callback: Checkpointer, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "on_train_epoch_start", stop, raising=False)
+        stopped = rimlit(*command)
+    assert stopped.code == 143
+    assert "Stopped by SIGTERM after step 0" in stopped.err
+    state = read_json(run / "run_state.json")
+    assert (state["status"], state["step"], state["checkpoint"]) == ("stopped", 0, "checkpoints/last.ckpt")
+    succeed(*command)
+    state = read_json(run / "run_state.json")
+    assert (state["status"], state["step"], state["reason"]) == ("finished", 3, None)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "is done, 3 steps" in succeed(*command).out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    succeed(*command, "--trainer.max_steps=5")
+    assert read_json(run / "run_state.json")["step"] == 5
+
+
+def test_going_on_with_other_settings_is_refused_by_name(copying: Path) -> None:
+    answer = rimlit("fit", *COPYING, *UNTRACKED, FIGURELESS, "--trainer.max_steps=9", "--data.batch_size=3")
+    assert answer.code == 2
+    assert "data.init_args.batch_size" in answer.err and "got 3. Give the same" in answer.err
 
 
 # Predictions

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
@@ -30,12 +30,14 @@ from rimlit.spec import find_class, trust
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
 from rimlit.training.activity import MechanismActivity
-from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
+from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, newest_checkpoint
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunFolder, RunRecorder
 from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_rank_zero
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_KEYS = ("best", "last")
 
@@ -63,7 +65,10 @@ def run(arguments: list[str]) -> None:
     # Lightning starts the other processes of a node with this command line
     sys.argv[1:] = arguments
     with trusted_imports():
-        RimlitCLI(command, checkpoint)
+        try:
+            RimlitCLI(command, checkpoint)
+        except AlreadyDone as done:
+            print(done)
 
 
 class RimlitCLI(LightningCLI):
@@ -102,6 +107,12 @@ class RimlitCLI(LightningCLI):
         """Add rimlit's own settings and hand the data module's sizes to the task."""
         parser.add_argument(
             "--name", type=str | None, default=None, help="Name of the run; by default the config's and the seed."
+        )
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto", "never"],
+            default="auto",
+            help="What fit does where there is a run of this name: go on with it, or set it aside and start anew.",
         )
         parser.add_argument(
             "--test_after_fit",
@@ -146,11 +157,49 @@ class RimlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.folder = self._choose_folder(config)
         config.trainer.default_root_dir = str(self.folder.path)
+        self._going_on_from = self._find_start(config) if self.subcommand == "fit" else None
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
         if self.subcommand != "fit" and config.ckpt_path in (None, *CHECKPOINT_KEYS) and kept.is_file():
             self.checkpoint = read_checkpoint(kept)
         if (steps := config.trainer.accumulate_grad_batches) < 1:
             raise ConfigError(f"trainer.accumulate_grad_batches must be at least 1; got {steps}.")
+
+    def _find_start(self, config: Namespace) -> str | None:
+        """Return the checkpoint that fit goes on from, None for a new run."""
+        if config.ckpt_path is not None:
+            return self._checkpoint_path(config.ckpt_path)
+        if config.resume == "never" or config.trainer.fast_dev_run:
+            return None
+        # all processes look before the first checkpoint of a new run can be there
+        path, passed_over = newest_checkpoint(self.folder.checkpoints)
+        for damaged in passed_over:
+            log.warning("Passed over: %s", damaged)
+        if path is None:
+            return None
+        self._require_same_settings()
+        state = self.folder.read_state()
+        if state.get("status") == "finished" and 0 <= config.trainer.max_steps <= state["step"]:
+            raise AlreadyDone(
+                f"{self.folder.path} is done, {state['step']} steps. Test it with rimlit test --ckpt_path "
+                f"{self.folder.checkpoints / 'best.ckpt'}, train on with more --trainer.max_steps, or start anew "
+                "with --resume never, which sets it aside."
+            )
+        log.info("Going on with %s from %s.", self.folder.path, path.name)
+        return str(path)
+
+    def _require_same_settings(self) -> None:
+        """Refuse to go on with a run that was started with another task, data or seed."""
+        path = self.folder.path / "config.yaml"
+        if not path.is_file():
+            return
+        before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(), self._resolved_config()))
+        fixed = ("data.", "model.", "seed_everything", "trainer.accumulate_grad_batches", "trainer.precision")
+        for key in sorted(before.keys() | now.keys()):
+            if key.startswith(fixed) and before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{self.folder.path} was started with {key}={before.get(key)!r}; got {now.get(key)!r}. Give "
+                    "the same, another --name, or --resume never, which sets the earlier run aside."
+                )
 
     def _choose_folder(self, config: Namespace) -> RunFolder:
         if config.trainer.default_root_dir is not None:
@@ -221,8 +270,7 @@ class RimlitCLI(LightningCLI):
             raise ConfigError(f"trainer: {error}") from error
 
     def _default_loggers(self) -> list[Logger]:
-        config = self.config[self.subcommand]
-        is_new = self.subcommand == "fit" and config.ckpt_path is None
+        is_new = self.subcommand == "fit" and self._going_on_from is None
         state = {} if is_new else self.folder.read_state()
         tracker = MLflowTracker(
             experiment_name(self.model), self.folder.path.name, run_id=state.get("mlflow_run_id")
@@ -248,7 +296,7 @@ class RimlitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Keep an earlier run of the same name from being mixed with this one."""
-        if self.config[self.subcommand].ckpt_path is None and is_rank_zero() and not self._is_trial:
+        if self._going_on_from is None and is_rank_zero() and not self._is_trial:
             self.folder.set_aside_earlier_run()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -265,15 +313,14 @@ class RimlitCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        kwargs["ckpt_path"] = self._checkpoint_path(kwargs.get("ckpt_path"))
+        is_fit = subcommand == "fit"
+        kwargs["ckpt_path"] = self._going_on_from if is_fit else self._checkpoint_path(kwargs.get("ckpt_path"))
         kwargs["weights_only"] = True
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False
         return kwargs
 
     def _checkpoint_path(self, given: Any) -> str | None:
-        if given is None and self.subcommand == "fit":
-            return None
         if given is None or given in CHECKPOINT_KEYS:
             path = self.folder.checkpoints / f"{given or 'best'}.ckpt"
             if not path.is_file():
@@ -303,6 +350,19 @@ class RimlitCLI(LightningCLI):
         """Print the table."""
         if self.trainer.is_global_zero:
             print_report(self.trainer, self.model, self.folder, "val")
+
+
+class AlreadyDone(Exception):  # noqa: N818, no error
+    """The run that fit was asked for has been trained."""
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted names."""
+    if isinstance(settings, dict) and settings:
+        return {
+            key: value for part, inner in settings.items() for key, value in _flat(inner, f"{name}.{part}").items()
+        }
+    return {name.lstrip("."): settings}
 
 
 def experiment_name(task: Task) -> str:

@@ -11,11 +11,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 import rimlit
 from rimlit.backbones import RIM, Backbone
 from rimlit.data import DataModule
+from rimlit.errors import StoppedError
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
 from rimlit.training.tracking import MLflowTracker
@@ -63,7 +65,7 @@ class RunFolder:
             number += 1
         self.path.rename(aside)
         log.info(
-            "An earlier run in %s now lies in %s; go on with it by --name %s --ckpt_path last.",
+            "An earlier run in %s now lies in %s; go on with it by --name %s.",
             self.path,
             aside,
             aside.name,
@@ -76,7 +78,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 class RunRecorder(L.Callback):
@@ -126,6 +130,23 @@ class RunRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
+        self._write_status(trainer, "running")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write down why the run ended."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            status = "stopped" if isinstance(exception, StoppedError | KeyboardInterrupt) else "failed"
+            self._write_status(trainer, status, str(exception) or type(exception).__name__)
+
+    @rank_zero_only
+    def _write_status(self, trainer: L.Trainer, status: str, reason: str | None = None) -> None:
+        last = self.folder.checkpoints / "last.ckpt"
+        self.folder.write_state(
+            status=status,
+            step=trainer.global_step,
+            checkpoint="checkpoints/last.ckpt" if last.is_file() else None,
+            reason=reason,
+        )
 
     def _seconds(self) -> float:
         now = 0.0 if self._started is None else time.monotonic() - self._started
@@ -141,6 +162,7 @@ class RunRecorder(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write down the training."""
+        self._write_status(trainer, "finished")
         if trainer.is_global_zero and isinstance(pl_module, Task):
             self.folder.write_results(
                 command=self.command,
