@@ -1,22 +1,54 @@
 """Errors a user can mend, each with the exit code of the command line.
 
-Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint.
+Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint, 5 not finite, 6 storage,
+130 interrupted, 143 terminated.
 """
 
 
-class ConfigError(ValueError):
+class RimlitError(Exception):
+    """Base of what the command line answers with one message and an exit code."""
+
+    exit_code = 1
+
+
+class ConfigError(RimlitError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
 
     exit_code = 2
 
 
-class DataError(ValueError):
+class DataError(RimlitError, ValueError):
     """The data cannot be found, read or used."""
 
     exit_code = 3
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RimlitError, ValueError):
     """A checkpoint cannot be found or is not one that can be used."""
 
     exit_code = 4
+
+
+class NonFiniteError(RimlitError, ArithmeticError):
+    """A loss, a gradient or a weight is NaN or infinite."""
+
+    exit_code = 5
+
+
+class StorageError(RimlitError, OSError):
+    """A folder cannot be written or has too little space."""
+
+    exit_code = 6
+
+
+class StoppedError(RimlitError):
+    """A signal asked the run to stop; it was saved and can go on.
+
+    Args:
+        message: What happened.
+        exit_code: 130 for SIGINT, 143 for SIGTERM and SIGUSR1.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -61,6 +61,13 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
     return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
 
 
+def flat_state(state: State) -> list[Tensor]:
+    """Return the tensors of ``state`` in the order in which :func:`map_state` visits them."""
+    if isinstance(state, Tensor):
+        return [state]
+    return [tensor for part in state for tensor in flat_state(part)]
+
+
 def detach_state(state: State) -> State:
     """Return ``state`` cut from the graph that computed it."""
     return map_state(Tensor.detach, state)

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 import rimlit
 from rimlit.backbones import LSTM, RIM
+from rimlit.checkpoints import read_checkpoint
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.tasks import CopyingTask, LanguageModelingTask, Task
-from rimlit.tasks.base import read_checkpoint
 from rimlit.training.schedules import WarmupCosine
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 

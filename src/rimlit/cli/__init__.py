@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from rimlit import __version__
 from rimlit.cli.configs import list_configs, read_config
-from rimlit.errors import CheckpointError, ConfigError, DataError
+from rimlit.errors import ConfigError, RimlitError
 
 SUBCOMMANDS = {
     "fit": "train a task, then test the best checkpoint",
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(arguments)
-    except (ConfigError, DataError, CheckpointError) as error:
+    except RimlitError as error:
         if os.environ.get("RIMLIT_DEBUG"):
             traceback.print_exc()
         print(f"rimlit: error: {error}", file=sys.stderr)

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
@@ -27,8 +28,10 @@ from rimlit.errors import CheckpointError, ConfigError
 from rimlit.kernels import overriding_backend
 from rimlit.spec import find_class, trust
 from rimlit.tasks import Task
-from rimlit.tasks.base import LINKED, read_checkpoint
+from rimlit.tasks.base import LINKED
 from rimlit.training.activity import MechanismActivity
+from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
+from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunFolder, RunRecorder
@@ -45,9 +48,6 @@ def run(arguments: list[str]) -> None:
     """
     _quieten()
     set_parsing_settings(add_print_completion_argument=True)
-    if arguments[0] != "fit":
-        # of the best score of a training that does not go on
-        warnings.filterwarnings("ignore", message="The dirpath has changed from")
     command = " ".join(["rimlit", *arguments])
     arguments = _take_trust(arguments)
     if os.environ.get("RIMLIT_TRUST"):
@@ -200,25 +200,20 @@ class RimlitCLI(LightningCLI):
         logger = config.get("logger")
         if logger is None or logger is True:
             config["logger"] = False if self._is_trial else self._default_loggers()
-        own: list[Callback] = [MechanismActivity(figure=not self._is_trial), PredictionFile()]
+        own: list[Callback] = [MechanismActivity(figure=not self._is_trial), PredictionFile(), FiniteGuard()]
         if config.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
         if not self._is_trial:
             if config.get("enable_checkpointing") is not False:
-                own.append(
-                    ModelCheckpoint(
-                        self.folder.checkpoints,
-                        filename="best",
-                        monitor=self.model.monitor,
-                        save_last=True,
-                        auto_insert_metric_name=False,
-                        enable_version_counter=False,
-                    )
-                )
+                seed = int(self.config[self.subcommand].seed_everything)
+                own.append(Checkpointer(self.folder.checkpoints, monitor=self.model.monitor, seed=seed))
             own.append(RunRecorder(self.folder, self.command, self._resolved_config()))
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         names = {type(callback) for callback in given}
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        config["plugins"] = [*plugins, VerifiedCheckpointIO()]
         config["callbacks"] = [*(callback for callback in own if type(callback) not in names), *given]
         try:
             return super().instantiate_trainer(**kwargs)

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from rimlit.data.sampling import index_sampler
+from rimlit.data.sampling import FiniteStartingAt, IndexSampler, StartingAt, index_sampler
 from rimlit.errors import ConfigError
 from rimlit.spec import Recorded, Spec
 from rimlit.types import SequenceBatch
@@ -44,6 +44,11 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self._start = (0, 0)
+
+    def start_training_at(self, epoch: int, batch: int) -> None:
+        """Let the next training loader begin at a batch of an epoch, to go on with a run."""
+        self._start = epoch, batch
 
     @abstractmethod
     def datasets(self, split: Split) -> Mapping[str, Dataset[Any]]:
@@ -78,7 +83,23 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the training stream."""
-        return self._loaders("train")[0]
+        loader = self._loaders("train")[0]
+        (epoch, batch), self._start = self._start, (0, 0)
+        batches: Any = loader.batch_sampler
+        sampler: Any = loader.sampler if loader.batch_size is None else batches.sampler
+        if isinstance(sampler, IndexSampler):
+            sampler.set_epoch(epoch)  # workers draw before Lightning would say so
+        is_endless = isinstance(sampler, IndexSampler) and sampler.size is None
+        start = (StartingAt if is_endless else FiniteStartingAt)(sampler, batch * (loader.batch_size or 1))
+        return TrainingLoader(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=start,
+            num_workers=loader.num_workers,
+            persistent_workers=loader.persistent_workers,
+            collate_fn=loader.collate_fn,
+            drop_last=loader.drop_last,
+        )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return a loader for each validation group."""
@@ -109,6 +130,21 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
             collate_fn=collate if batch_size is not None else None,
             **options,
         )
+
+
+class TrainingLoader(DataLoader[Any]):
+    """A loader that Lightning takes for one that can go on in the middle of an epoch, which it does.
+
+    Its place is kept by :class:`rimlit.training.Checkpointer`, which counts what was trained on and not what
+    workers have fetched ahead.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing."""
 
 
 def require_at_least(least: int, **values: int) -> None:

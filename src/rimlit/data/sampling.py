@@ -69,3 +69,39 @@ def index_sampler(size: int | None, *, shuffle: bool = False, seed: int = 0) -> 
     """Return the sampler for ``size``: an endless one has no length, which is how Lightning knows it."""
     sampler = IndexSampler if size is None else FiniteIndexSampler
     return sampler(size, shuffle=shuffle, seed=seed)
+
+
+class StartingAt(Sampler[int]):
+    """Deal what another sampler deals, but leave out the first of its items the first time.
+
+    Args:
+        sampler: The other sampler.
+        first: Items to leave out, at least 0.
+
+    Example:
+        >>> sampler = StartingAt(IndexSampler(4), 3)
+        >>> list(sampler), list(sampler), len(FiniteStartingAt(FiniteIndexSampler(4), 3))
+        ([3], [0, 1, 2, 3], 4)
+    """
+
+    def __init__(self, sampler: Sampler[int], first: int) -> None:
+        self.sampler = sampler
+        self.first = first
+
+    def set_epoch(self, epoch: int) -> None:
+        """Hand the epoch on."""
+        if isinstance(self.sampler, IndexSampler):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the items."""
+        first, self.first = self.first, 0
+        return itertools.islice(iter(self.sampler), first, None)
+
+
+class FiniteStartingAt(StartingAt):
+    """A :class:`StartingAt` whose length is known: the other sampler's, because an epoch is as long as ever."""
+
+    def __len__(self) -> int:
+        """Return the number of items of a whole epoch."""
+        return len(self.sampler)  # type: ignore[arg-type]

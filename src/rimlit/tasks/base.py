@@ -3,12 +3,11 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -16,6 +15,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import rimlit
 from rimlit.backbones import Backbone, BackboneFactory
+from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
 from rimlit.encoders import Embedding
 from rimlit.errors import CheckpointError, ConfigError
@@ -288,26 +288,3 @@ class Task(Recorded, L.LightningModule, ABC):
             raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is no {cls.__name__}.")
         task: Self = super(Task, named).load_from_checkpoint(checkpoint_path, weights_only=True, **kwargs)
         return task.eval()
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that rimlit wrote, with ``weights_only=True``.
-
-    Raises:
-        CheckpointError: The path is a URL, is missing, cannot be read, or is no checkpoint of rimlit.
-    """
-    if "://" in str(path):
-        raise CheckpointError(f"Checkpoints are local files; got {path}.")
-    if not Path(path).is_file():
-        raise CheckpointError(f"No checkpoint at {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds
-        # torch's text recommends weights_only=False, which would run whatever the file holds
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds more than "
-            "tensors and plain values."
-        ) from error
-    if not isinstance(checkpoint, Mapping) or "rimlit" not in checkpoint:
-        raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
-    return dict(checkpoint)

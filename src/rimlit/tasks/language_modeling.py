@@ -4,18 +4,19 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
+from rimlit.data.sampling import rank_and_world_size
 from rimlit.data.text import Prompt, Text
 from rimlit.encoders import Embedding
 from rimlit.errors import ConfigError
 from rimlit.heads import LinearHead, TiedHead
 from rimlit.metrics import IGNORED, BitsPerCharacter, CrossEntropy, Perplexity
 from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Stage, Task
-from rimlit.types import SequenceBatch, State, detach_state
+from rimlit.types import SequenceBatch, State, detach_state, flat_state, map_state
 
 
 class LanguageModelingTask(Task):
@@ -106,6 +107,28 @@ class LanguageModelingTask(Task):
         outputs, state = self(batch.inputs, self._carried)
         self._carried = detach_state(state)
         return self.log_step(outputs, batch, stage, group)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the carried state of every process."""
+        super().on_save_checkpoint(checkpoint)
+        carried = None if self._carried is None else [part.cpu() for part in flat_state(self._carried)]
+        everyone: list[list[Tensor] | None] = [carried]
+        if distributed.is_available() and distributed.is_initialized():
+            everyone = [None] * distributed.get_world_size()
+            distributed.all_gather_object(everyone, carried)
+        checkpoint["rimlit"]["carried"] = everyone
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the carried state up, unless the rows of text are dealt to another number of processes now."""
+        super().on_load_checkpoint(checkpoint)
+        everyone = checkpoint.get("rimlit", {}).get("carried")
+        rank, world_size = rank_and_world_size()
+        if everyone is None or len(everyone) != world_size or everyone[rank] is None:
+            self._carried = None
+            return
+        parts = iter([part.to(self.device) for part in everyone[rank]])
+        like = self.backbone.initial_state(len(everyone[rank][0]))
+        self._carried = map_state(lambda _: next(parts), like)
 
     def loss(self, outputs: Tensor, batch: SequenceBatch) -> Tensor:
         """Return the mean cross-entropy over unpadded tokens, nats."""

@@ -1,6 +1,8 @@
 """What surrounds a task while it runs: callbacks, loggers, schedules, the run's folder."""
 
 from rimlit.training.activity import MechanismActivity
+from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
+from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunRecorder
@@ -8,11 +10,14 @@ from rimlit.training.schedules import WarmupCosine
 from rimlit.training.tracking import LocalMetrics, MLflowTracker
 
 __all__ = [
+    "Checkpointer",
+    "FiniteGuard",
     "LocalMetrics",
     "MLflowTracker",
     "MechanismActivity",
     "PredictionFile",
     "ProgressBar",
     "RunRecorder",
+    "VerifiedCheckpointIO",
     "WarmupCosine",
 ]

@@ -140,9 +140,7 @@ class RunRecorder(L.Callback):
         self._seconds_before = state_dict["seconds"]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step and write down the training."""
-        if trainer.checkpoint_callbacks:
-            trainer.save_checkpoint(self.folder.checkpoints / "last.ckpt")
+        """Write down the training."""
         if trainer.is_global_zero and isinstance(pl_module, Task):
             self.folder.write_results(
                 command=self.command,

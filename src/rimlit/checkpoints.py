@@ -1,0 +1,160 @@
+"""Checkpoint files: written whole or not at all, with a digest that is checked when they are read.
+
+A file is what ``torch.save`` writes, a zip archive, with the SHA-256 of all before it as the archive's comment:
+one file, which ``torch.load`` opens as it is. A flipped bit in a weight would otherwise load without a word.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rimlit.errors import CheckpointError, NonFiniteError, StorageError
+
+_PREFIX = b"sha256:"
+_COMMENT_SIZE = len(_PREFIX) + 64
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write ``checkpoint`` to ``path``; what was there before stays until all of it is on the disk.
+
+    Raises:
+        NonFiniteError: A tensor in it holds NaN or infinity.
+        StorageError: The folder cannot be written or has too little space.
+    """
+    for name, tensor in _tensors(checkpoint):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NonFiniteError(f"{path} is not written: {name} holds NaN or infinity. Earlier checkpoints stay.")
+    path = Path(path)
+    # in the same folder: os.replace is atomic within one file system only
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w+b") as file:
+            torch.save(checkpoint, file)
+            _append_digest(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        needed = sum(tensor.nbytes for _, tensor in _tensors(checkpoint))
+        raise storage_error(path, needed, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def storage_error(path: Path, needed: int, error: Exception) -> StorageError:
+    """Return the error for a file that cannot be written: where, how much it needs, how much is free."""
+    try:
+        free = f"{shutil.disk_usage(path.parent).free:,} are free"
+    except OSError:
+        free = "the folder is not there"
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return StorageError(f"{path} cannot be written ({reason}): it needs about {needed:,} bytes, {free}.")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that rimlit wrote, with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: The path is a URL, is missing, is damaged, or is no checkpoint of rimlit.
+    """
+    if "://" in str(path):
+        raise CheckpointError(f"Checkpoints are local files; got {path}.")
+    if not Path(path).is_file():
+        raise CheckpointError(f"No checkpoint at {path}.")
+    verify(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds
+        # torch's text recommends weights_only=False, which would run whatever the file holds
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds more than "
+            "tensors and plain values."
+        ) from error
+    if not isinstance(checkpoint, Mapping) or "rimlit" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
+    return dict(checkpoint)
+
+
+def verify(path: str | Path) -> None:
+    """Compare a file with the digest it carries, or, where another program wrote it, with the archive's own sums.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - _COMMENT_SIZE))
+        comment = file.read()
+        if comment.startswith(_PREFIX):
+            file.seek(0)
+            if _digest(file, size - _COMMENT_SIZE - 2) != comment[len(_PREFIX) :].decode(errors="replace"):
+                raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one it was written with.")
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint (no whole zip archive): it is damaged, or something else."
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the sum of {damaged} is not the one it was written with.")
+
+
+def has_digest(path: str | Path) -> bool:
+    """Return whether a file carries a digest, as those that rimlit wrote do."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _COMMENT_SIZE))
+        return file.read().startswith(_PREFIX)
+
+
+def _append_digest(file: Any) -> None:
+    """Put the digest of all but the length of the comment, the archive's last two bytes, into that comment."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    digest = _digest(file, end - 2)
+    file.seek(end - 2)
+    file.write(_COMMENT_SIZE.to_bytes(2, "little") + _PREFIX + digest.encode())
+
+
+def _digest(file: Any, count: int) -> str:
+    digest = hashlib.sha256()
+    while count > 0 and (block := file.read(min(count, 1 << 20))):
+        digest.update(block)
+        count -= len(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor inside nested mappings and sequences with the way to it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _tensors(inner, f"{name}.{index}")

@@ -1,0 +1,224 @@
+"""When a run is saved, and how it goes on from there as if it had never stopped.
+
+Lightning saves in the middle of its bookkeeping: a run that goes on from such a file trains some steps twice, in
+another order and with other random numbers. Here a checkpoint is written at one instant only, when everything
+about the last batch is done and nothing of the next one is: at the next batch's start.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
+
+from rimlit.checkpoints import read_checkpoint, write_checkpoint
+from rimlit.data import DataModule
+from rimlit.errors import CheckpointError
+from rimlit.training.signals import SignalFlag
+
+log = logging.getLogger(__name__)
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Lightning's way to :mod:`rimlit.checkpoints`: whole files only, a digest, nothing but plain data."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; see :func:`rimlit.checkpoints.write_checkpoint`."""
+        write_checkpoint(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, always with ``weights_only=True``."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpointer(Checkpoint):
+    """Keep ``last.ckpt`` and ``best.ckpt`` in a folder, each such that a run goes on from it exactly.
+
+    A run that goes on has the losses, metrics and weights of one that never stopped, bit for bit on a CPU: the
+    position in the data, the loop's counters and the recurrent state are restored, and random numbers are drawn
+    anew for every batch from the run's seed, the process and the number of the batch.
+
+    Args:
+        folder: Where the files are kept.
+        monitor: Metric that decides which is best; lower is better.
+        seed: The run's seed.
+        interval: Seconds between two saves of ``last``, at least 0; it is also saved after each validation.
+        clock: What tells the time.
+
+    Raises:
+        StoppedError: A signal asked the run to stop (see :class:`SignalFlag`); ``last`` has been saved.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        monitor: str = "val/loss",
+        seed: int = 0,
+        interval: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = Path(folder)
+        self.monitor = monitor
+        self.seed = seed
+        self.interval = interval
+        self.best_score: float | None = None
+        self._clock = clock
+        self._saved_at = clock()
+        self._due: set[str] = set()
+        self._restored: dict[str, Any] | None = None
+        self._is_between_batches = False
+        self._has_ended = False
+        self._signals = SignalFlag()
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation."""
+        return self.folder / "best.ckpt"
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the data module where its training stream goes on."""
+        self._has_ended = False
+        self._saved_at = self._clock()
+        data = getattr(trainer, "datamodule", None)
+        if self._restored is not None and isinstance(data, DataModule):
+            data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals, after Lightning has set its own handlers."""
+        self._signals.listen()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen no more."""
+        self._signals.listen_no_more()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save what is due, then draw this batch's random numbers from its number."""
+        loop = trainer.fit_loop.epoch_loop
+        if self._restored is not None:
+            loop._batches_that_stepped = self._restored["batches_that_stepped"]
+            self._restored = None
+        done = loop.batch_progress.current.ready - 1  # Lightning has counted the batch that starts
+        self._is_between_batches = True
+        if "best" in self._due:
+            self._save(trainer, "best")
+        if done % trainer.accumulate_grad_batches == 0:  # no gradient is waiting for its update
+            is_late, signum = self._agree(trainer)
+            if "last" in self._due or is_late or signum:
+                self._save(trainer, "last")
+            if signum:
+                raise self._signals.error(signum, trainer.global_step, self.last)
+        self._is_between_batches = False
+        seed_batch(self.seed, trainer.global_rank, loop.batch_progress.total.ready - 1)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what is to be saved; it is at the start of the next batch, or at the end of the training."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._due.add("last")
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None or not score.isfinite():
+            return
+        if self.best_score is None or score.item() < self.best_score:
+            self.best_score = score.item()
+            self._due.add("best")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step."""
+        self._has_ended = True
+        for name in sorted(self._due | {"last"}):
+            self._save(trainer, name)
+
+    def _agree(self, trainer: L.Trainer) -> tuple[bool, int]:
+        """Return whether it is time to save, and the signal that any process got, 0 for none: the same in all."""
+        is_late, signum = self._clock() - self._saved_at >= self.interval, self._signals.received
+        if trainer.world_size == 1:
+            return is_late, signum
+        both = torch.tensor([is_late, signum], dtype=torch.int64, device=trainer.strategy.root_device)
+        distributed.all_reduce(both, distributed.ReduceOp.MAX)
+        return bool(both[0]), int(both[1])
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        self._due.discard(name)
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+        self._saved_at = self._clock()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the loop's counters as a run that never stopped would hold them here."""
+        loops = checkpoint["loops"]["fit_loop"]
+        progress, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            if self._is_between_batches:
+                counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
+        if self._has_ended and progress["is_last_batch"]:
+            # the next epoch has trained on nothing: Lightning would count an empty one
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            progress["is_last_batch"] = False
+        elif self._has_ended:
+            # the number of steps cut the epoch short; with more steps it would go on
+            for counts in (epochs["total"], epochs["current"]):
+                counts["processed"] = counts["completed"] = counts["started"] - 1
+        loop = trainer.fit_loop.epoch_loop
+        checkpoint["rimlit_position"] = {
+            "epoch": epochs["current"]["processed"],
+            "batches_in_epoch": progress["current"]["completed"],
+            "batches_that_stepped": loop._batches_that_stepped,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember where the run goes on."""
+        self._restored = checkpoint.get("rimlit_position")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score so far."""
+        self.best_score = state_dict["best_score"]
+
+
+def seed_batch(seed: int, rank: int, batch: int) -> None:
+    """Seed torch's and Python's global random numbers, for what draws from them inside a step (dropout)."""
+    mixed = hash((seed, rank, batch)) % 2**63
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint in ``folder``, and what was passed over for being damaged, and why."""
+    files = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    passed_over = []
+    for path in files:
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return path, passed_over
+    return None, passed_over
