@@ -34,15 +34,15 @@ TELLING = ("resets", "across_mechanisms", "dropout_official_gru", "tokens_two_he
 # more than one tile of samples, of features, of depth and of scores, none of them full
 TILES: dict[str, Any] = {
     "num_mechanisms": 3,
-    "hidden_size": 3 * 37,
+    "hidden_size": 3 * 33,
     "batch": 17,
     "steps": 2,
     "resets": True,
     "input_key_size": 5,
     "input_value_size": 7,
-    "communication_heads": 3,
-    "communication_key_size": 17,
-    "communication_value_size": 19,
+    "communication_heads": 2,
+    "communication_key_size": 9,
+    "communication_value_size": 17,
 }
 
 TOLERANCE = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-11}}

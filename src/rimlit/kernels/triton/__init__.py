@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels import function
-from rimlit.kernels.autograd import Gradients, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.layer import Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
 from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
@@ -64,18 +64,18 @@ class _Plan(NamedTuple):
 class TritonLoop:
     """The recurrence and its derivative, by way of ``steps.py``."""
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
         """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
         results = graphs.run(_forward, *_pack(setting, operands))
         count = len(Outputs._fields)
-        return Outputs(*results[:count]), results[count:]  # type: ignore[arg-type]
+        return Outputs(*results[:count]), results[count:]
 
     def backward(
         self,
         setting: Setting,
         operands: Operands,
         outputs: Outputs,
-        tape: tuple[Tensor | None, ...],
+        tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
@@ -88,10 +88,10 @@ class TritonLoop:
             outputs.attention.permute(2, 1, 0, 3, 4),
         )
         results = graphs.run(_backward, *_pack(setting, operands, *mechanisms_first, *tape))
-        return Operands(*results)  # type: ignore[arg-type]
+        return Operands(*results)
 
 
-def _pack(setting: Setting, operands: Operands, *more: Tensor | None) -> tuple[_Plan, graphs.Tensors]:
+def _pack(setting: Setting, operands: Operands, *more: MaybeTensor) -> tuple[_Plan, graphs.Tensors]:
     plan = _Plan(setting.options, setting.record, setting.is_differentiated)
     return plan, (*operands, setting.resets, *setting.keep, *more)
 
@@ -100,7 +100,7 @@ def _unpack(plan: _Plan, tensors: graphs.Tensors) -> tuple[Setting, Operands, gr
     count = len(Operands._fields)
     resets, *keep = tensors[count : count + 3]
     setting = Setting(plan.options, None, resets, Keep(*keep), plan.record, plan.is_differentiated)
-    return setting, Operands(*tensors[:count]), tensors[count + 3 :]  # type: ignore[arg-type]
+    return setting, Operands(*tensors[:count]), tensors[count + 3 :]
 
 
 class _Launch:
@@ -117,7 +117,7 @@ class _Launch:
         self.reads_candidates = options.inactive == "candidate"
         self.communicates = operands.communication is not None
         self.kind = options.communication_output
-        if operands.communication is not None and operands.communication_output is not None:
+        if self.communicates:
             self.communication_heads = options.communication_heads
             self.key_size = options.communication_key_size
             self.projected_size = operands.communication.shape[-1]
@@ -174,7 +174,7 @@ def _forward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
     attention = new(launch.num_mechanisms, num_steps, batch_size, launch.heads)
     initial_hidden = _start(tape.hidden, operands.hidden, operands.initial_hidden, setting.resets)
     initial_memory = None
-    if tape.memory is not None and operands.memory is not None and operands.initial_memory is not None:
+    if tape.memory is not None:
         initial_memory = _start(tape.memory, operands.memory, operands.initial_memory, setting.resets)
     score_tile = min(_power_of_two(size), max(8, LARGEST_BLOCK // (launch.mechanism_tile * BATCH_TILE)))
     for step in range(num_steps):
@@ -255,7 +255,7 @@ def _forward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
         )
     is_active = active.view(torch.bool).permute(2, 1, 0)  # (B, T, M)
     communication = None
-    if plan.record and tape.weights is not None:
+    if plan.record and launch.communicates:
         communication = tape.weights.mean(dim=2) * is_active[..., None]
     last = num_steps if is_taped else num_steps % 2
     outputs = Outputs(
@@ -269,7 +269,7 @@ def _forward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
     return (*outputs, *tape) if plan.is_differentiated else tuple(outputs)
 
 
-def _start(states: Tensor, state: Tensor, initial: Tensor, resets: Tensor | None) -> Tensor:
+def _start(states: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor) -> Tensor:
     """Write the state that the first step starts from; return ``initial`` (M, B, d)."""
     initial, state = initial.transpose(0, 1).contiguous(), state.transpose(0, 1)
     if resets is not None:
@@ -284,10 +284,7 @@ def _backward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
     assert steps is not None
     setting, operands, rest = _unpack(plan, tensors)
     from_features, from_hidden, from_memory, is_active, attention, *taped = rest
-    assert (
-        from_features is not None and from_hidden is not None and is_active is not None and attention is not None
-    )
-    tape = Tape(*taped)  # type: ignore[arg-type]
+    tape = Tape(*taped)
     launch = _Launch(setting, operands)
     num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
     active = is_active.view(torch.uint8)
@@ -301,7 +298,6 @@ def _backward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
     into_scores = torch.empty_like(attention)
     into_projected = into_output = into_read = None
     if launch.communicates:
-        assert tape.projected is not None
         into_projected = torch.empty_like(tape.projected)
         into_output = tape.gates.new_empty(*tape.gates.shape[:3], launch.output_size)
         into_read = tape.gates.new_empty(launch.num_mechanisms, batch_size, launch.read_size)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from rimlit.kernels.autograd import MaybeTensor
 
 log = logging.getLogger(__name__)
 
-Tensors = tuple[Tensor | None, ...]
+Tensors = tuple[MaybeTensor, ...]
 Function = Callable[[Any, Tensors], Tensors]
 
 MAX_GRAPHS = 16  # the one that was longest unused makes room
@@ -75,7 +76,7 @@ def _find(function: Function, plan: Hashable, tensors: Tensors) -> "_Graph | Non
     return graph
 
 
-def _kind(tensor: Tensor | None) -> Hashable:
+def _kind(tensor: MaybeTensor) -> Hashable:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
@@ -100,7 +101,7 @@ class _Graph:
     def __call__(self, tensors: Tensors) -> Tensors:
         with torch.no_grad():
             for kept, tensor in zip(self.inputs, tensors, strict=True):
-                if kept is not None and tensor is not None:
+                if kept is not None:
                     kept.copy_(tensor)
             self.graph.replay()
             return tuple(None if result is None else result.clone() for result in self.results)
