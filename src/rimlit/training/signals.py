@@ -46,6 +46,6 @@ class SignalFlag:
         """Return what ends the run."""
         name = signal.Signals(signum).name
         return StoppedError(
-            f"Stopped by {name} after step {step}; {saved} holds it. Go on with --ckpt_path last.",
+            f"Stopped by {name} after step {step}; {saved} holds it. The same command goes on.",
             EXIT_CODES[signal.Signals(signum)],
         )
