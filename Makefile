@@ -32,10 +32,10 @@ train: setup ## Train a RIM on the copying task; ARGS go to rimlit fit
 	$(BIN)/rimlit fit --config configs/copying/rim.yaml $(ARGS)
 
 test: setup ## Run the fast tests; ARGS go to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 slow: setup ## Run the slow tests: every YAML, the README's commands, training to a score
-	$(BIN)/python -m pytest -m 'slow and not gpu and not network' $(ARGS)
+	$(BIN)/python -m pytest -n auto -m 'slow and not gpu and not network' $(ARGS)
 
 readme: setup ## Run the README's fenced commands at a small size
 	$(BIN)/python -m pytest -m 'not gpu and not network' tests/test_readme.py $(ARGS)

@@ -19,6 +19,8 @@ MODULES = sorted(
 
 
 def examples_of(name: str) -> list[doctest.DocTest]:
+    if ".triton." in name:
+        pytest.importorskip("triton", reason="an extra, and only on Linux")
     module = importlib.import_module(name)
     return [test for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples]
 

@@ -45,7 +45,7 @@ def test_an_earlier_run_is_set_aside_under_the_next_free_number(
             folder.set_aside_earlier_run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.1", "mine.2"]
     assert [RunFolder(tmp_path / f"mine.{number}").read_state()["number"] for number in (1, 2)] == [1, 2]
-    assert "mine.2" in caplog.text and "--ckpt_path last" in caplog.text
+    assert "--name mine.2" in caplog.text
 
 
 def test_the_recorder_writes_config_counts_floor_and_scores(
