@@ -26,10 +26,11 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Write ``checkpoint`` to ``path``; what was there before stays until all of it is on the disk.
 
     Raises:
-        NonFiniteError: A tensor in it holds NaN or infinity.
+        NonFiniteError: A weight or the optimiser's state holds NaN or infinity.
         StorageError: The folder cannot be written or has too little space.
     """
-    for name, tensor in _tensors(checkpoint):
+    learned = {key: checkpoint.get(key) for key in ("state_dict", "optimizer_states")}
+    for name, tensor in _tensors(learned):
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise NonFiniteError(f"{path} is not written: {name} holds NaN or infinity. Earlier checkpoints stay.")
     path = Path(path)
@@ -45,7 +46,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error):
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         needed = sum(tensor.nbytes for _, tensor in _tensors(checkpoint))
         raise storage_error(path, needed, error) from error

@@ -121,3 +121,24 @@ def test_a_write_that_fails_leaves_the_earlier_file_and_nothing_else(
         write_checkpoint({"rimlit": {}, "weight": torch.zeros(3)}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert torch.equal(read_checkpoint(path)["weight"], torch.ones(3))
+
+
+def test_infinity_that_is_no_weight_is_saved(tmp_path: Path) -> None:
+    # what EarlyStopping starts with
+    write_checkpoint({"rimlit": {}, "callbacks": {"best_score": torch.tensor(torch.inf)}}, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt")["callbacks"]["best_score"] == torch.inf
+    with pytest.raises(
+        NonFiniteError, match=r"last\.ckpt is not written: state_dict\.weight holds NaN or infinity"
+    ):
+        write_checkpoint({"state_dict": {"weight": torch.tensor(torch.inf)}}, tmp_path / "last.ckpt")
+
+
+def test_a_signal_in_the_last_step_ends_the_run_too(tmp_path: Path) -> None:
+    class Late(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="after step 6"):
+        train(tmp_path, Late())
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 6

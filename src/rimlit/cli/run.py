@@ -171,21 +171,22 @@ class RimlitCLI(LightningCLI):
         if config.resume == "never" or config.trainer.fast_dev_run:
             return None
         # all processes look before the first checkpoint of a new run can be there
-        path, passed_over = newest_checkpoint(self.folder.checkpoints)
-        for damaged in passed_over:
+        newest = newest_checkpoint(self.folder.checkpoints)
+        for damaged in newest.passed_over:
             log.warning("Passed over: %s", damaged)
-        if path is None:
+        if newest.path is None:
             return None
         self._require_same_settings()
-        state = self.folder.read_state()
-        if state.get("status") == "finished" and 0 <= config.trainer.max_steps <= state["step"]:
+        is_trained = self.folder.read_state().get("status") == "finished"
+        is_tested = "test" in self.folder.read_results() or not config.test_after_fit
+        if is_trained and is_tested and 0 <= config.trainer.max_steps <= newest.step:
             raise AlreadyDone(
-                f"{self.folder.path} is done, {state['step']} steps. Test it with rimlit test --ckpt_path "
+                f"{self.folder.path} is done, {newest.step} steps. Test it with rimlit test --ckpt_path "
                 f"{self.folder.checkpoints / 'best.ckpt'}, train on with more --trainer.max_steps, or start anew "
                 "with --resume never, which sets it aside."
             )
-        log.info("Going on with %s from %s.", self.folder.path, path.name)
-        return str(path)
+        log.info("Going on with %s from %s.", self.folder.path, newest.path.name)
+        return str(newest.path)
 
     def _require_same_settings(self) -> None:
         """Refuse to go on with a run that was started with another task, data or seed."""
@@ -194,7 +195,8 @@ class RimlitCLI(LightningCLI):
             return
         before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(), self._resolved_config()))
         fixed = ("data.", "model.", "seed_everything", "trainer.accumulate_grad_batches", "trainer.precision")
-        for key in sorted(before.keys() | now.keys()):
+        free = ("data.init_args.num_workers", "data.init_args.path")  # where it runs, not what
+        for key in sorted((before.keys() | now.keys()) - set(free)):
             if key.startswith(fixed) and before.get(key) != now.get(key):
                 raise ConfigError(
                     f"{self.folder.path} was started with {key}={before.get(key)!r}; got {now.get(key)!r}. Give "

@@ -85,6 +85,8 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         """Return the loader of the training stream."""
         loader = self._loaders("train")[0]
         (epoch, batch), self._start = self._start, (0, 0)
+        if loader.batch_size is None and loader.batch_sampler is not None:
+            return loader  # batches are the subclass's own: it goes on from the start of an epoch
         batches: Any = loader.batch_sampler
         sampler: Any = loader.sampler if loader.batch_size is None else batches.sampler
         if isinstance(sampler, IndexSampler):
@@ -99,6 +101,12 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
             persistent_workers=loader.persistent_workers,
             collate_fn=loader.collate_fn,
             drop_last=loader.drop_last,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=loader.generator,
+            prefetch_factor=loader.prefetch_factor,
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:

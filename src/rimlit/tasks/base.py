@@ -113,7 +113,8 @@ class Task(Recorded, L.LightningModule, ABC):
         Returns:
             Outputs (B, T, output_size) and the backbone's state after the last step.
         """
-        if isinstance(self.encoder, Embedding) and not self.encoder.drops:
+        # not for a subclass: its forward may do more than look up
+        if type(self.encoder) is Embedding and not self.encoder.drops:
             features, state = self.backbone.forward_tokens(inputs, self.encoder.table.weight, state, resets)
         else:
             features, state = self.backbone(self.encoder(inputs), state, resets)

@@ -6,13 +6,15 @@ about the last batch is done and nothing of the next one is: at the next batch's
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
@@ -21,7 +23,7 @@ from torch import distributed
 
 from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.data import DataModule
-from rimlit.errors import CheckpointError
+from rimlit.errors import CheckpointError, RimlitError, StorageError
 from rimlit.training.signals import SignalFlag
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ class Checkpointer(Checkpoint):
 
     A run that goes on has the losses, metrics and weights of one that never stopped, bit for bit on a CPU: the
     position in the data, the loop's counters and the recurrent state are restored, and random numbers are drawn
-    anew for every batch from the run's seed, the process and the number of the batch.
+    anew for every batch from the run's seed, the process and the number of the batch. Only ``best`` may be written
+    while gradients wait for their update (accumulation); a run that went on from it would lose those.
 
     Args:
         folder: Where the files are kept.
@@ -99,6 +102,9 @@ class Checkpointer(Checkpoint):
         """Tell the data module where its training stream goes on."""
         self._has_ended = False
         self._saved_at = self._clock()
+        if trainer.is_global_zero:
+            for left in self.folder.glob(".*.ckpt.*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
         data = getattr(trainer, "datamodule", None)
         if self._restored is not None and isinstance(data, DataModule):
             data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
@@ -137,11 +143,12 @@ class Checkpointer(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._due.add("last")
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is None or not score.isfinite():
-            return
-        if self.best_score is None or score.item() < self.best_score:
-            self.best_score = score.item()
+        metric = trainer.callback_metrics.get(self.monitor)
+        score = None if metric is None else float(metric)
+        if trainer.world_size > 1:  # processes that decide differently would wait for each other for ever
+            score = trainer.strategy.broadcast(score)
+        if score is not None and math.isfinite(score) and (self.best_score is None or score < self.best_score):
+            self.best_score = score
             self._due.add("best")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -149,6 +156,8 @@ class Checkpointer(Checkpoint):
         self._has_ended = True
         for name in sorted(self._due | {"last"}):
             self._save(trainer, name)
+        if signum := self._agree(trainer)[1]:
+            raise self._signals.error(signum, trainer.global_step, self.last)
 
     def _agree(self, trainer: L.Trainer) -> tuple[bool, int]:
         """Return whether it is time to save, and the signal that any process got, 0 for none: the same in all."""
@@ -161,7 +170,20 @@ class Checkpointer(Checkpoint):
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         self._due.discard(name)
-        trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+        failure: RimlitError | None = None
+        try:
+            trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+        except RimlitError as error:
+            failure = error
+        if trainer.world_size > 1:
+            if failure is not None:
+                trainer.strategy.barrier()  # where the others wait
+            failed = torch.tensor(failure is not None, dtype=torch.int32, device=trainer.strategy.root_device)
+            distributed.all_reduce(failed, distributed.ReduceOp.MAX)
+            if failed and failure is None:
+                failure = StorageError(f"Another process could not save {name}.ckpt; it says why.")
+        if failure is not None:
+            raise failure
         self._saved_at = self._clock()
 
     def on_save_checkpoint(
@@ -204,21 +226,31 @@ class Checkpointer(Checkpoint):
 
 
 def seed_batch(seed: int, rank: int, batch: int) -> None:
-    """Seed torch's and Python's global random numbers, for what draws from them inside a step (dropout)."""
+    """Seed the global random numbers of torch, NumPy and Python, for what draws from them inside a step."""
     mixed = hash((seed, rank, batch)) % 2**63
     torch.manual_seed(mixed)
+    np.random.seed(mixed % 2**32)
     random.seed(mixed)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest whole checkpoint in ``folder``, and what was passed over for being damaged, and why."""
-    files = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+class Newest(NamedTuple):
+    """The checkpoint of the most steps in a folder."""
+
+    path: Path | None
+    step: int
+    passed_over: list[str]  # what is damaged, and how
+
+
+def newest_checkpoint(folder: Path) -> Newest:
+    """Return the whole checkpoint of the most steps in ``folder``, ``last`` before others of as many."""
+    found: list[tuple[int, bool, Path]] = []
     passed_over = []
-    for path in files:
+    for path in sorted(folder.glob("*.ckpt")):
         try:
-            read_checkpoint(path)
+            found.append((int(read_checkpoint(path)["global_step"]), path.stem == "last", path))
         except CheckpointError as error:
             passed_over.append(str(error))
-        else:
-            return path, passed_over
-    return None, passed_over
+    if not found:
+        return Newest(None, 0, passed_over)
+    step, _, path = max(found)
+    return Newest(path, step, passed_over)

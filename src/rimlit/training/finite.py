@@ -45,6 +45,8 @@ class FiniteGuard(L.Callback):
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         is_bad = ~norm.isfinite()
+        if self._loss is not None:
+            is_bad = is_bad | ~self._loss.isfinite()
         if trainer.world_size > 1:  # averaged gradients agree; parameters of FSDP do not
             flag = is_bad.to(torch.int32)
             distributed.all_reduce(flag, distributed.ReduceOp.MAX)
@@ -69,7 +71,7 @@ class FiniteGuard(L.Callback):
 
     def _describe(self, trainer: L.Trainer, task: L.LightningModule, optimizer: Optimizer, norm: Tensor) -> str:
         named = [name for name, weight in task.named_parameters() if not weight.isfinite().all()]
-        what = f"weight {named[0]} is" if named else "gradient is"
+        what = f"weight {named[0]} is" if named else "gradient is" if not norm.isfinite() else "loss is"
         loss = "unknown" if self._loss is None else f"{self._loss.item():g}"
         rates = ", ".join(f"{group['lr']:g}" for group in optimizer.param_groups)
         return (

@@ -3,6 +3,8 @@
 import ctypes
 import functools
 import math
+import threading
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +54,8 @@ class Tape(NamedTuple):
     read: MaybeTensor  # (T, K·B, C·value)
     output: MaybeTensor  # (T, K·B, d or 2·d), after their activation
     place: MaybeTensor  # (T, B, M): the rows of ``projected`` that a step reads
-    start: MaybeTensor  # (threads, T + 1): its first row that a step computed
+    start: MaybeTensor  # (B, T + 1): its first row that a step computed, for each thread
+    threads: Tensor  # (1,): how many wrote this
 
 
 def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
@@ -125,7 +128,7 @@ class CPULoop:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
         saved = Tape(*tape)
         # the tape lies as the threads of the forward wrote it
-        call = _Call(setting, operands, None if saved.start is None else len(saved.start))
+        call = _Call(setting, operands, int(saved.threads))
         features, hidden, memory = (None if tensor is None else tensor.contiguous() for tensor in gradients)
         # samples belong to one thread each; what all threads add to, each adds up for itself
         apart = {"hidden", "memory", "initial_hidden", "initial_memory"}
@@ -209,11 +212,10 @@ class _Call:
             per_sample = self.mechanisms + (steps - 1) * per_step
             projected = new(self.batch * per_sample, options.communication_heads * self._head_size())
             place = new(steps, self.batch, self.mechanisms, dtype=torch.int32)
-            start = new(self.threads, steps + 1, dtype=torch.int32)
+            # as many rows as there can be threads: a tape that is computed again has the same shape
+            start = new(self.batch, steps + 1, dtype=torch.int32)
             firsts = [self.batch * index // self.threads for index in range(self.threads)]
-            start[:, 0] = torch.tensor(firsts, dtype=torch.int32) * per_sample
-        elif setting.is_differentiated:
-            start = new(self.threads, 1, dtype=torch.int32)
+            start[: self.threads, 0] = torch.tensor(firsts, dtype=torch.int32) * per_sample
         return Tape(
             gates=new(steps, computed, 4 * size),
             old_memory=new(steps, computed, size) if is_lstm else None,
@@ -224,6 +226,7 @@ class _Call:
             output=new(steps, active, output_size) if heads and output_size else None,
             place=place,
             start=start,
+            threads=torch.tensor([self.threads]),
         )
 
     def _head_size(self) -> int:
@@ -262,7 +265,7 @@ class _Call:
             "is_active": outputs.active,
             "attention": outputs.attention,
             "activity": outputs.communication,
-            **tape._asdict(),
+            **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
             **dict(zip(("from_features", "from_hidden", "from_memory"), gradients, strict=True)),
         }
         if found is not None:
@@ -281,9 +284,16 @@ class _Call:
                 "into_output": found.communication_output,
                 "into_output_bias": found.communication_bias,
             }
+        _require_cpu(tensors)
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         self.alive = tensors
         return _Arguments(**self.integers, **pointers)
+
+
+def _require_cpu(tensors: Mapping[str, MaybeTensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device.type != "cpu":
+            raise ValueError(f"backend='cpu' reads tensors on the CPU; got {name} on {tensor.device}.")
 
 
 def _require_range(tokens: Tensor, vocabulary_size: int) -> None:
@@ -300,15 +310,17 @@ def _contiguous(tensor: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
 class Stepper:
     """One layer, one step at a time, from an input (B, D), without a graph and with what can be folded ahead.
 
-    Holds the weights it was built from: build another once they have changed.
-
     Args:
         weights: The layer's parameters.
         options: The layer's choices.
         batch_size: Samples of every step.
+        fold: Whether products of weights are formed now where that is cheaper: they do not follow the weights.
     """
 
-    def __init__(self, weights: LayerWeights, options: LayerOptions, batch_size: int) -> None:
+    def __init__(self, weights: LayerWeights, options: LayerOptions, batch_size: int, *, fold: bool) -> None:
+        # what the library reads by address must live as long as this object, whatever becomes of the parameters
+        held = [None if weight is None else weight.detach().contiguous() for weight in weights]
+        weights = LayerWeights(*held)  # type: ignore[arg-type]
         library, reason = load()
         if library is None:
             raise RuntimeError(f"A stepper needs the C++ loop: {reason}.")
@@ -318,13 +330,11 @@ class Stepper:
         value_groups, _, values_size = weights.input_value.shape
         _, size, num_gates = weights.cell_hidden.shape
         folded_key = folded_value = None
-        if (
-            mechanisms * input_size * size
-            <= key_groups * input_size * keys_size // heads + mechanisms * size * keys_size // heads
-        ):
+        two_products = (key_groups * input_size + mechanisms * size) * keys_size // heads
+        if fold and mechanisms * input_size * size <= two_products:
             folded_key = _fold(weights.input_key, weights.input_query.mT / math.sqrt(keys_size // heads), heads)
         in_loop = value_groups * input_size * values_size + options.num_active * values_size * num_gates
-        if mechanisms * input_size * heads * num_gates <= in_loop:
+        if fold and mechanisms * input_size * heads * num_gates <= in_loop:
             folded_value = _fold(weights.input_value, weights.cell_input, heads)
         new = weights.cell_hidden.new_empty
         state = new(batch_size, mechanisms, size)
@@ -340,14 +350,12 @@ class Stepper:
             initial_hidden=state,
             initial_memory=None,
             input_query=None,
-            cell_input=None if folded_values else weights.cell_input.detach(),
-            cell_hidden=weights.cell_hidden.detach(),
-            cell_bias=weights.cell_bias.detach(),
-            communication=None if weights.communication is None else weights.communication.detach(),
-            communication_output=None
-            if weights.communication_output is None
-            else weights.communication_output.detach(),
-            communication_bias=None if weights.communication_bias is None else weights.communication_bias.detach(),
+            cell_input=None if folded_values else weights.cell_input,
+            cell_hidden=weights.cell_hidden,
+            cell_bias=weights.cell_bias,
+            communication=weights.communication,
+            communication_output=weights.communication_output,
+            communication_bias=weights.communication_bias,
         )
         setting = Setting(options, None, None, Keep(None, None), record=False, is_differentiated=False)
         call = _Call(setting, operands, threads=1)
@@ -376,21 +384,24 @@ class Stepper:
         )
         self._reference = ctypes.byref(self._step_arguments)
         self._alive = call, tape, outputs, weights, folded_key, folded_value
-        self._new = functools.partial(torch.empty, (batch_size, mechanisms, size), dtype=state.dtype)
+        self._new = functools.partial(torch.empty, (batch_size, mechanisms, size), dtype=state.dtype, device="cpu")
+        self._lock = threading.Lock()  # one set of addresses, and the library runs without Python's lock
         self._is_lstm = options.cell == "lstm"
 
     def __call__(self, inputs: Tensor, hidden: Tensor, memory: MaybeTensor) -> tuple[Tensor, Tensor, MaybeTensor]:
         """Return features, hidden state and memory (B, M, d) after a step on contiguous ``inputs`` (B, D)."""
         arguments = self._arguments
+        _require_cpu({"inputs": inputs, "hidden": hidden, "memory": memory})
         features, last = self._new(), self._new()
-        self._step_arguments.input = inputs.data_ptr()
-        arguments.hidden = hidden.data_ptr()
-        arguments.features, arguments.last_hidden = features.data_ptr(), last.data_ptr()
-        last_memory = None
-        if memory is not None:
-            last_memory = self._new()
-            arguments.memory, arguments.last_memory = memory.data_ptr(), last_memory.data_ptr()
-        if self._step(self._reference):
+        last_memory = None if memory is None else self._new()
+        with self._lock:
+            self._step_arguments.input = inputs.data_ptr()
+            arguments.hidden = hidden.data_ptr()
+            arguments.features, arguments.last_hidden = features.data_ptr(), last.data_ptr()
+            if memory is not None and last_memory is not None:
+                arguments.memory, arguments.last_memory = memory.data_ptr(), last_memory.data_ptr()
+            failed = self._step(self._reference)
+        if failed:
             raise MemoryError(_NO_MEMORY)
         return features, last, last_memory
 

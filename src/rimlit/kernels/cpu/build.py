@@ -40,8 +40,8 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         return ctypes.CDLL(str(path)), f"built from C++ for this machine: {path.parent.name}"
     except Exception as error:  # whatever goes wrong here, another loop does the work
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        log.warning("The C++ time loop cannot be built; the slower 'function' runs instead: %s", reason)
-        return None, f"C++ cannot be built: {reason}"
+        log.warning("The C++ time loop cannot be used; the slower 'function' runs instead: %s", reason)
+        return None, f"C++ cannot be used: {reason}"
 
 
 def _build(path: Path) -> None:

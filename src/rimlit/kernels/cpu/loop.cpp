@@ -697,14 +697,14 @@ void Shard<T>::add_attention_gradient(Int t, Int m, Int s, const T* gradient, T*
     const Int at = value_at(m, input_row(t, s));
     const T *values = data(a.values) + at, *weights = attention(t, s, m);
     const Int width = V ? a.input_value : gates;
-    T* into_values = a.into_values ? own(a.into_values, a.tokens ? M * a.vocabulary * I * gates : 0) + at : nullptr;
+    T* into_values = own(a.into_values, a.tokens ? M * a.vocabulary * I * gates : 0) + at;
     for (Int i = 0; i < I; ++i)
         for (Int n = 0; n < N; ++n) {
             const Int e = (n * I + i) * width;
             const T* from = gradient + (V ? i * width : 0);
             const T keep = kept_input(t, m, s, i, n);
             into[i * N + n] = keep * dot(from, values + e, width);
-            if (into_values) add_scaled(into_values + e, from, weights[i * N + n] * keep, width);
+            add_scaled(into_values + e, from, weights[i * N + n] * keep, width);
         }
 }
 
@@ -978,10 +978,10 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                 for (Int r = 0; r < rows; ++r) {
                     const Int s = touched[r], at = key_at(m, input_row(t, s));
                     const T *old = before(t, s) + m * d, *gradient = attention_gradient + (s * M + m) * I;
-                    T* into = a.into_keys ? own(a.into_keys, a.tokens ? M * a.vocabulary * I * d : 0) + at : nullptr;
+                    T* into = own(a.into_keys, a.tokens ? M * a.vocabulary * I * d : 0) + at;
                     for (Int i = 0; i < I; ++i) {
                         add_scaled(hidden + s * block + m * d, data(a.keys) + at + i * d, gradient[i], d);
-                        if (into) add_scaled(into + i * d, old, gradient[i], d);
+                        add_scaled(into + i * d, old, gradient[i], d);
                     }
                 }
                 continue;
@@ -996,16 +996,15 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
             for (Int r = 0; r < rows; ++r) {
                 const Int s = touched[r], at = key_at(m, input_row(t, s));
                 const T* gradient = attention_gradient + (s * M + m) * I * N;
-                T *into = right + r * query_width, *into_keys = a.into_keys ? data(a.into_keys) + at : nullptr;
+                T *into = right + r * query_width, *into_keys = data(a.into_keys) + at;
                 std::fill(into, into + query_width, T(0));
                 for (Int i = 0; i < I; ++i)
                     for (Int n = 0; n < N; ++n) {
                         const Int e = (n * I + i) * a.input_key;
                         const T score = scale * gradient[i * N + n];
                         add_scaled(into + i * a.input_key, data(a.keys) + at + e, score, a.input_key);
-                        if (into_keys)
-                            add_scaled(into_keys + e, rows_query + r * query_width + i * a.input_key, score,
-                                       a.input_key);
+                        add_scaled(into_keys + e, rows_query + r * query_width + i * a.input_key, score,
+                                   a.input_key);
                     }
             }
             times_transposed(right, query_width, weight, query_width,
@@ -1063,10 +1062,22 @@ Transposed<T> turn_all(const Arguments& a, Workspace<T>& w) {
     return result;
 }
 
+// While it lives, products that this thread asks of MKL run on this thread.
+class OwnThread {
+public:
+    OwnThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+    ~OwnThread() {
+        if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+    }
+    OwnThread(const OwnThread&) = delete;
+
+private:
+    int before_;
+};
+
 template <typename T>
 void run_shard(const Arguments& a, Int index, bool is_backward, const Transposed<T>& transposed) {
-    // this thread computes its products itself
-    const int threads = MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0;
+    const OwnThread own_thread;
     auto workspace = pool<T>().take();
     {
         Shard<T> shard(a, index, *workspace);
@@ -1076,7 +1087,6 @@ void run_shard(const Arguments& a, Int index, bool is_backward, const Transposed
             shard.forward();
     }
     pool<T>().give(std::move(workspace));
-    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(threads);
 }
 
 // Threads are started for the call: a pool of them would not survive a fork.
@@ -1159,13 +1169,12 @@ extern "C" {
 int rimlit_forward(const Arguments* arguments) { return run_any(*arguments, false); }
 int rimlit_backward(const Arguments* arguments) { return run_any(*arguments, true); }
 int rimlit_step(const StepArguments* arguments) {
-    const int threads = MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0;
+    const OwnThread own_thread;
     try {
         arguments->loop->is_double ? project<double>(*arguments) : project<float>(*arguments);
     } catch (...) {
         return 1;
     }
-    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(threads);
     return run_any(*arguments->loop, false);
 }
 Int rimlit_arguments_size() { return sizeof(Arguments); }
