@@ -5,7 +5,6 @@ python benchmarks/record.py runs/copying/rim-seed0            → benchmarks/res
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -19,8 +18,12 @@ def record(run: Path) -> Path:
         raise SystemExit(f"{run} is not finished: its results.json lacks {', '.join(sorted(missing))}.")
     if result["commit"] == "unknown" or result["commit"].endswith("+"):
         raise SystemExit(f"{run} was not run from a clean commit; got commit={result['commit']}.")
-    name = re.sub(r"-seed0$", "", run.name)  # other seeds keep theirs
-    path = RESULTS / run.parent.name / f"{name}.json"
+    folder = RESULTS / run.parent.name
+    # other seeds than 0 stand apart: the command line shows one recorded run per config
+    is_first = run.name.endswith("-seed0") or "-seed" not in run.name
+    path = (
+        folder / f"{run.name.removesuffix('-seed0')}.json" if is_first else folder / "seeds" / f"{run.name}.json"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path

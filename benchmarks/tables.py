@@ -44,6 +44,17 @@ def promise() -> str:
     )
 
 
+def seeds_of(dataset: str, name: str) -> list[Result]:
+    """Return a config's recorded runs of all seeds, those of the same size and budget."""
+    first = load(dataset, name)
+    others = [
+        json.loads(path.read_text()) for path in sorted((RESULTS / dataset / "seeds").glob(f"{name}-seed*.json"))
+    ]
+    if first is None:
+        return []
+    return [run for run in (first, *others) if all(run[key] == first[key] for key in ("parameters", "steps"))]
+
+
 def copying() -> str:
     """A row per model and metric, a column per span."""
     results = {name: result for name in NAMES if (result := load("copying", name))}
@@ -62,6 +73,12 @@ def copying() -> str:
         for name, result in results.items():
             scores = [f"{result['test'][f'span_{span}/{metric}']:.{digits}f}" for span in spans]
             rows.append([f"{NAMES[name]}, {result['parameters']:,} parameters", metric.replace("_", " "), *scores])
+        seeds = seeds_of("copying", "rim")
+        if len(seeds) > 1:
+            names = ", ".join(str(seed["seed"]) for seed in seeds)
+            scores = [[seed["test"][f"span_{span}/{metric}"] for seed in seeds] for span in spans]
+            cells = [f"{sum(own) / len(own):.3f} ({min(own):.3f} to {max(own):.3f})" for own in scores]
+            rows.append([f"RIM, mean of seeds {names}", metric.replace("_", " "), *cells])
         floor = next(iter(results.values()))["floor"][metric]
         rows.append(
             ["floor: format known, symbols guessed", metric.replace("_", " "), *[f"{floor:.3f}"] * len(spans)]
