@@ -267,7 +267,7 @@ def goals() -> str:
             f"{one[cpu]['milliseconds'] / two[cpu]['milliseconds']:.2f}",
         ],
     ]
-    return table(["", "at least", "aim", "measured"], rows)
+    return table(["", "must", "aim", "measured"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

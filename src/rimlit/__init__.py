@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from rimlit.backbones import GRU, LSTM, RIM, Backbone
     from rimlit.data import DataModule
     from rimlit.spec import trust
-    from rimlit.tasks import Task
+    from rimlit.tasks import Task, load_checkpoint
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "RIM", "Backbone", "DataModule", "Task", "__version__", "trust"]
+__all__ = ["GRU", "LSTM", "RIM", "Backbone", "DataModule", "Task", "__version__", "load_checkpoint", "trust"]
 
 _HOMES = {
     "GRU": "rimlit.backbones",
@@ -23,6 +23,7 @@ _HOMES = {
     "Backbone": "rimlit.backbones",
     "DataModule": "rimlit.data",
     "Task": "rimlit.tasks",
+    "load_checkpoint": "rimlit.tasks",
     "trust": "rimlit.spec",
 }
 

@@ -5,6 +5,7 @@ one file, which ``torch.load`` opens as it is. A flipped bit in a weight would o
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -55,10 +56,23 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def try_folder(folder: Path, needed: int) -> None:
+    """Raise a StorageError if a file of ``needed`` bytes could not be written to ``folder`` now."""
+    path = folder / ".tried"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+        path.unlink()
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise storage_error(folder, needed, error) from error
+
+
 def storage_error(path: Path, needed: int, error: Exception) -> StorageError:
     """Return the error for a file that cannot be written: where, how much it needs, how much is free."""
     try:
-        free = f"{shutil.disk_usage(path.parent).free:,} are free"
+        free = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,} are free"
     except OSError:
         free = "the folder is not there"
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

@@ -64,6 +64,7 @@ def nothing_is_left(folder: Path) -> bool:
         ("--trainer.precision=7", ["trainer.precision must be one of", "'bf16-mixed'", "got 7."]),
         ("--trainer.accelerator=tpuu", ["trainer: ", "accelerator='tpuu'", "cpu"]),
         ("--trainer.strategy=dpp", ["trainer: ", "strategy='dpp'", "ddp"]),
+        ("--trainer.precision=16-mixed", ["trainer.precision='16-mixed' needs a GPU", "bf16-mixed"]),
         # values out of range
         (f"{RIM}.num_active=7", ["num_active must be between 1 and num_mechanisms; got num_active=7", "=3."]),
         (f"{RIM}.hidden_size=25", ["hidden_size must be divisible by num_mechanisms; got hidden_size=25"]),
@@ -98,6 +99,7 @@ def test_a_setting_that_only_the_optimizer_can_judge_is_one_message_too(folder: 
         ("data: {init_args: {batch_size: 0}}", ["batch_size must be at least 1; got batch_size=0."]),
         ("model: {init_args: {recall_length: 12}}", ["model.recall_length comes from the data module", "=12."]),
         ("model: [1, 2\ntrainer: {", ["config='own.yaml' is not valid YAML", "line 2"]),
+        ("data: {}\nmodel: {}\ndata: {}\n", ["config='own.yaml'", "the key 'data' stands twice", "line 3"]),
         ("- 1\n- 2\n", ["config='own.yaml' must hold keys such as model, data and trainer; got [1, 2]."]),
         ("", ["config='own.yaml' must hold keys", "got None."]),
     ],

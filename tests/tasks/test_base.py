@@ -79,6 +79,7 @@ def test_a_checkpoint_alone_gives_the_trained_task_back(
     assert torch.equal(loaded(TOKENS)[0], task(TOKENS)[0])
     assert loaded.hparams == task.hparams
     assert not torch.equal(make_copying_task().eval()(TOKENS)[0], task(TOKENS)[0])
+    assert torch.equal(rimlit.load_checkpoint(path)(TOKENS)[0], task(TOKENS)[0])
 
 
 def test_a_checkpoint_holds_plain_data_and_what_made_it(trained: tuple[CopyingTask, Path]) -> None:

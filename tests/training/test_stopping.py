@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -105,6 +106,18 @@ def test_a_folder_that_cannot_be_written_is_one_error_with_what_is_free(tmp_path
     ) as error:
         write_checkpoint({"weight": torch.ones(3)}, tmp_path / "file" / "last.ckpt")
     assert error.value.exit_code == 6
+
+
+def test_a_folder_is_tried_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    steps: list[Any] = []
+    with pytest.raises(StorageError, match=r"file/run cannot be written \(.*\): it needs about [\d,]+ bytes"):
+        train(tmp_path / "file" / "run", At(0, steps.append))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(StorageError, match=r"No space left on device\): it needs about [\d,]+ bytes, 10 are free"):
+        train(tmp_path / "run", At(0, steps.append))
+    assert steps == []
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_the_earlier_file_and_nothing_else(

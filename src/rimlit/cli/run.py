@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -161,6 +162,12 @@ class RimlitCLI(LightningCLI):
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
         if self.subcommand != "fit" and config.ckpt_path in (None, *CHECKPOINT_KEYS) and kept.is_file():
             self.checkpoint = read_checkpoint(kept)
+        has_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+        if str(config.trainer.precision) in ("16", "16-mixed") and not has_gpu:
+            raise ConfigError(
+                f"trainer.precision={config.trainer.precision!r} needs a GPU; on a CPU Lightning would train in "
+                "bfloat16 instead: ask for bf16-mixed."
+            )
         if (steps := config.trainer.accumulate_grad_batches) < 1:
             raise ConfigError(f"trainer.accumulate_grad_batches must be at least 1; got {steps}.")
 
@@ -408,13 +415,29 @@ def _resolve_configs(arguments: list[str]) -> list[str]:
 def _readable(path: Path) -> Path:
     """Refuse a config that is no YAML while its name is known: the parser sees only its text."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()).replace('"<unicode string>"', "it")
         raise ConfigError(f"config={str(path)!r} is not valid YAML: {reason}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config={str(path)!r} must hold keys such as model, data and trainer; got {content!r}.")
     return path
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuse a key that stands twice: YAML would take the second without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _value_of(arguments: list[str], option: str) -> str | None:

@@ -289,3 +289,8 @@ class Task(Recorded, L.LightningModule, ABC):
             raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is no {cls.__name__}.")
         task: Self = super(Task, named).load_from_checkpoint(checkpoint_path, weights_only=True, **kwargs)
         return task.eval()
+
+
+def load_checkpoint(path: str | Path, **kwargs: Any) -> Task:
+    """Load the task that a checkpoint names, in evaluation mode; see :meth:`Task.load_from_checkpoint`."""
+    return Task.load_from_checkpoint(path, **kwargs)

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
-from rimlit.checkpoints import read_checkpoint, write_checkpoint
+from rimlit.checkpoints import read_checkpoint, try_folder, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, RimlitError, StorageError
 from rimlit.training.signals import SignalFlag
@@ -99,9 +99,18 @@ class Checkpointer(Checkpoint):
         return self.folder / "best.ckpt"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the data module where its training stream goes on."""
+        """Try the folder before any work is done, and tell the data module where its training stream goes on."""
         self._has_ended = False
         self._saved_at = self._clock()
+        failure: RimlitError | None = None
+        if trainer.is_global_zero:
+            # weights and what an optimiser keeps of them
+            needed = 3 * sum(parameter.nbytes for parameter in pl_module.parameters())
+            try:
+                try_folder(self.folder, needed)
+            except StorageError as error:
+                failure = error
+        _raise_together(trainer, failure)
         if trainer.is_global_zero:
             for left in self.folder.glob(".*.ckpt.*.tmp"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
@@ -175,15 +184,9 @@ class Checkpointer(Checkpoint):
             trainer.save_checkpoint(self.folder / f"{name}.ckpt")
         except RimlitError as error:
             failure = error
-        if trainer.world_size > 1:
-            if failure is not None:
-                trainer.strategy.barrier()  # where the others wait
-            failed = torch.tensor(failure is not None, dtype=torch.int32, device=trainer.strategy.root_device)
-            distributed.all_reduce(failed, distributed.ReduceOp.MAX)
-            if failed and failure is None:
-                failure = StorageError(f"Another process could not save {name}.ckpt; it says why.")
-        if failure is not None:
-            raise failure
+        if failure is not None and trainer.world_size > 1:
+            trainer.strategy.barrier()  # where the others wait
+        _raise_together(trainer, failure)
         self._saved_at = self._clock()
 
     def on_save_checkpoint(
@@ -223,6 +226,17 @@ class Checkpointer(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score so far."""
         self.best_score = state_dict["best_score"]
+
+
+def _raise_together(trainer: L.Trainer, failure: RimlitError | None) -> None:
+    """Raise in every process if one failed: the others would wait for it."""
+    if trainer.world_size > 1:
+        failed = torch.tensor(failure is not None, dtype=torch.int32, device=trainer.strategy.root_device)
+        distributed.all_reduce(failed, distributed.ReduceOp.MAX)
+        if failed and failure is None:
+            failure = StorageError("Another process cannot save the run; it says why.")
+    if failure is not None:
+        raise failure
 
 
 def seed_batch(seed: int, rank: int, batch: int) -> None:
