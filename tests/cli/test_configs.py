@@ -1,13 +1,19 @@
 """Laws over every shipped config."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
 import yaml
 
+from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.configs import config_names, configs_folder
-from tests.cli.running import QUIET, UNTRACKED, read_json, succeed
+from rimlit.training import Checkpointer
+from tests.cli.running import QUIET, UNTRACKED, read_json, rimlit, succeed
 
 NAMES = [name for name in config_names() if not name.startswith("trainer/")]
 PAIRS = sorted(
@@ -94,6 +100,28 @@ def test_a_config_runs_a_few_steps(texts: Path, name: str) -> None:
     results = read_json(texts / "runs" / dataset / f"{prefix}{stem}-seed0" / "results.json")
     assert results["steps"] == 2
     assert results["test"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_s_run_goes_on_exactly_where_it_was_stopped(texts: Path, name: str) -> None:
+    command = ("fit", "--config", name, "--config=trainer/quick", "--trainer.max_steps=4", *small(name), *QUIET)
+    options = (*UNTRACKED, "--trainer.log_every_n_steps=1", "--test_after_fit=false")
+    succeed(*command, *options, "--name=whole")
+
+    def stop(callback: Checkpointer, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "on_train_batch_end", stop, raising=False)
+        assert rimlit(*command, *options, "--name=parts").code == 143
+    succeed(*command, *options, "--name=parts")
+    runs = texts / "runs" / name.split("/")[-2]
+    whole, parts = (read_checkpoint(runs / run / "checkpoints/last.ckpt") for run in ("whole", "parts"))
+    assert whole["global_step"] == parts["global_step"] == 4
+    for key, tensor in whole["state_dict"].items():
+        assert torch.equal(parts["state_dict"][key], tensor), key
 
 
 @pytest.mark.parametrize("dataset", PAIRS)
