@@ -13,6 +13,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
+from rimlit.heads import AttentionHead
 from rimlit.tasks import CopyingTask, LanguageModelingTask, Task
 from rimlit.training import Checkpointer
 from tests.cli.running import (
@@ -86,6 +87,16 @@ def test_fit_leaves_a_folder_that_says_all_about_the_run(
     wanted = {"train/loss", "val/cross_entropy", "floor/cross_entropy", "mechanisms/usage_0", "mechanisms/dead"}
     assert wanted <= columns
     assert read_json(run / "run_state.json")["mlflow_run_id"]
+
+
+def test_a_head_is_named_in_a_config_like_a_backbone(folder: Path) -> None:
+    (folder / "head.yaml").write_text(
+        "model: {init_args: {head: {class_path: rimlit.heads.AttentionHead, init_args: {num_heads: 2}}}}\n"
+    )
+    succeed("fit", *COPYING, "--config=head.yaml", *UNTRACKED, "--trainer.max_steps=1", "--test_after_fit=false")
+    task = Task.load_from_checkpoint(folder / "runs/copying/rim-seed0/checkpoints/last.ckpt")
+    assert isinstance(task.head, AttentionHead)
+    assert (task.head.num_heads, task.head.num_mechanisms, task.head.input_size) == (2, 3, 24)
 
 
 def test_the_test_after_fit_scores_every_span_and_prints_it_beside_the_floor(trained_copying: Path) -> None:

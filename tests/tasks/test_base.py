@@ -17,6 +17,7 @@ import rimlit
 from rimlit.backbones import LSTM, RIM
 from rimlit.checkpoints import read_checkpoint
 from rimlit.errors import CheckpointError, ConfigError
+from rimlit.heads import AttentionHead
 from rimlit.tasks import CopyingTask, LanguageModelingTask, Task
 from rimlit.training.schedules import WarmupCosine
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
@@ -192,7 +193,7 @@ def test_a_backbone_comes_as_partial_or_as_dict_and_is_kept_as_plain_data(factor
     assert task.hparams["backbone"]["init_args"] == {"hidden_size": 12}
 
 
-@pytest.mark.parametrize("name", ["backbone", "optimizer", "scheduler"])
+@pytest.mark.parametrize("name", ["backbone", "head", "optimizer", "scheduler"])
 @pytest.mark.parametrize("factory", [lambda size: LSTM(size, 12), 7j, print])
 def test_a_factory_that_no_checkpoint_could_hold_is_refused_by_name(name: str, factory: Any) -> None:
     with pytest.raises(
@@ -275,6 +276,32 @@ def test_a_plateau_is_judged_by_validation_once_an_epoch(tmp_path: Path) -> None
     assert (config.interval, config.monitor) == ("epoch", "val/cross_entropy")
     assert config.scheduler.num_bad_epochs == 0
     assert config.scheduler.last_epoch == 3
+
+
+@pytest.mark.parametrize("backbone", [SMALL_RIM, SMALL_LSTM], ids=["RIM", "LSTM"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        partial(AttentionHead, num_heads=2, query="features"),
+        {"class_path": "rimlit.heads.SumHead", "init_args": {"hidden_size": 5}},
+    ],
+)
+def test_a_head_is_chosen_like_a_backbone_and_comes_back_from_a_checkpoint(
+    tmp_path: Path, head: Any, backbone: Any
+) -> None:
+    task = make_copying_task(backbone=backbone, head=head)
+    assert task.head.num_mechanisms == (3 if backbone is SMALL_RIM else 1)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(task, make_copying())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = Task.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert type(loaded.head) is type(task.head)
+    assert torch.equal(loaded(TOKENS)[0], task.eval()(TOKENS)[0])
+
+
+def test_a_head_that_is_none_is_refused_with_what_it_must_be() -> None:
+    with pytest.raises(ConfigError, match=r"rimlit\.backbones\.RIM' must be a subclass of rimlit\.heads\.Head"):
+        make_copying_task(head={"class_path": "rimlit.backbones.RIM"})
 
 
 # Logs

@@ -14,7 +14,7 @@ from rimlit.backbones import Backbone
 from rimlit.data import Text
 from rimlit.data.text import ContiguousText
 from rimlit.errors import ConfigError
-from rimlit.heads import TiedHead
+from rimlit.heads import SumHead, TiedHead
 from rimlit.metrics import IGNORED
 from rimlit.tasks import LanguageModelingTask, Task
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_trainer, quiet
@@ -215,6 +215,17 @@ def test_a_checkpoint_alone_gives_the_trained_model_back(
     if tie_embeddings:
         assert isinstance(loaded.head, TiedHead)
         assert loaded.head.table is loaded.encoder.table
+
+
+# Heads
+
+
+def test_tied_embeddings_leave_no_head_to_choose() -> None:
+    with pytest.raises(
+        ConfigError, match=r"got tie_embeddings=True and head=rimlit\.heads\.SumHead\. Remove one\."
+    ):
+        make_task(tie_embeddings=True, head=SumHead)
+    assert isinstance(make_task(head=SumHead).head, SumHead)
 
 
 # Sampling

@@ -20,6 +20,8 @@ class Backbone(nn.Module, ABC):
 
     input_size: int
     output_size: int
+    num_mechanisms: int = 1
+    """Equal parts into which the features fall, mechanism by mechanism."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from rimlit.backbones import Backbone
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError, DataError
+from rimlit.heads import Head
 from rimlit.spec import check_trusted, subclasses
 from rimlit.tasks import Task
 
@@ -112,6 +113,7 @@ BASES = {
     "model": Task,
     "data": DataModule,
     "backbone": Backbone,
+    "head": Head,
     "optimizer": Optimizer,
     "scheduler": LRScheduler,
     "callbacks": Callback,

@@ -1,6 +1,9 @@
 """Heads: from a backbone's features to a task's outputs."""
 
+from rimlit.heads.attention import AttentionHead
+from rimlit.heads.base import Head, HeadFactory
 from rimlit.heads.linear import LinearHead
+from rimlit.heads.sum import SumHead
 from rimlit.heads.tied import TiedHead
 
-__all__ = ["LinearHead", "TiedHead"]
+__all__ = ["AttentionHead", "Head", "HeadFactory", "LinearHead", "SumHead", "TiedHead"]

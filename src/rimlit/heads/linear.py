@@ -2,13 +2,17 @@
 
 from torch import Tensor, nn
 
+from rimlit.backbones.base import require_dropout
+from rimlit.heads.base import Head
 
-class LinearHead(nn.Module):
-    """Drop features, then map them linearly.
+
+class LinearHead(Head):
+    """Drop features, then map them linearly: the paper's concatenation of all mechanisms.
 
     Args:
         input_size: Features of the backbone.
         output_size: Outputs of each step.
+        num_mechanisms: Not used: all features are read alike.
         dropout: Dropout on the features, 0 to 1.
 
     Example:
@@ -17,8 +21,11 @@ class LinearHead(nn.Module):
         torch.Size([2, 5, 3])
     """
 
-    def __init__(self, input_size: int, output_size: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
+    def __init__(
+        self, input_size: int, output_size: int, num_mechanisms: int = 1, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__(input_size, output_size, num_mechanisms)
+        require_dropout(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(input_size, output_size)
 

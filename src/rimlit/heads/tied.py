@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from rimlit.backbones.base import require_dropout
+from rimlit.heads.base import Head
 
-class TiedHead(nn.Module):
+
+class TiedHead(Head):
     """Score tokens by their embedding, after a linear map where the widths differ.
 
     Args:
@@ -18,7 +21,8 @@ class TiedHead(nn.Module):
     """
 
     def __init__(self, input_size: int, table: nn.Embedding, *, dropout: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(input_size, table.num_embeddings)
+        require_dropout(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         width = table.embedding_dim
         self.narrow = nn.Identity() if width == input_size else nn.Linear(input_size, width)

@@ -19,7 +19,7 @@ from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
 from rimlit.encoders import Embedding
 from rimlit.errors import CheckpointError, ConfigError
-from rimlit.heads import LinearHead
+from rimlit.heads import Head, HeadFactory, LinearHead
 from rimlit.spec import Recorded, Spec, build, find_class, non_default_arguments, to_spec
 from rimlit.types import State
 
@@ -34,14 +34,15 @@ LINKED = ("vocabulary_size", "input_size", "output_size", "recall_length", "leve
 class Task(Recorded, L.LightningModule, ABC):
     """Base of all tasks. A subclass gives :meth:`loss` and :meth:`metrics`.
 
-    Optimiser and scheduler are factories, as the backbone is: a class, a ``functools.partial`` of one, or a
+    Head, optimiser and scheduler are factories, as the backbone is: a class, a ``functools.partial`` of one, or a
     dict of ``class_path`` and ``init_args``. The scheduler advances with every optimiser step.
 
     Args:
         encoder: Maps a batch's inputs to what the backbone reads; its ``output_size`` is the input size.
         backbone: Factory of the backbone, called with the encoder's output size.
         output_size: Outputs of each step.
-        head: Factory of the head, called with the backbone's and the task's output size.
+        head: Factory of the head, called with the backbone's and the task's output size and the backbone's
+            number of mechanisms; by default :class:`rimlit.heads.LinearHead`, of all features.
         optimizer: Factory, called with the parameters; by default Adam at 7e-4 (paper, table 3).
         scheduler: Factory, called with the optimiser; none by default.
 
@@ -69,7 +70,7 @@ class Task(Recorded, L.LightningModule, ABC):
         backbone: BackboneFactory,
         output_size: int,
         *,
-        head: Callable[[int, int], nn.Module] = LinearHead,
+        head: HeadFactory | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -78,7 +79,8 @@ class Task(Recorded, L.LightningModule, ABC):
         self.save_hyperparameters(self.spec["init_args"], logger=False)
         self.encoder = encoder
         self.backbone: Backbone = build(to_spec(backbone, "backbone"), Backbone, encoder.output_size)
-        self.head = head(self.backbone.output_size, output_size)
+        sizes = (self.backbone.output_size, output_size, self.backbone.num_mechanisms)
+        self.head: Head = build(to_spec(LinearHead if head is None else head, "head"), Head, *sizes)
         self._optimizer = to_spec(Adam if optimizer is None else optimizer, "optimizer")
         if optimizer is None:
             self._optimizer["init_args"]["lr"] = 7e-4
@@ -118,7 +120,8 @@ class Task(Recorded, L.LightningModule, ABC):
             features, state = self.backbone.forward_tokens(inputs, self.encoder.table.weight, state, resets)
         else:
             features, state = self.backbone(self.encoder(inputs), state, resets)
-        return self.head(features), state
+        outputs: Tensor = self.head(features)
+        return outputs, state
 
     def shared_step(self, batch: Any, stage: Stage, group: int = 0) -> Tensor:
         """Run a batch of any stage: forward, loss, metrics, logs."""

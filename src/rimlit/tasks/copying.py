@@ -8,6 +8,7 @@ from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
 from rimlit.encoders import Embedding
+from rimlit.heads import HeadFactory
 from rimlit.metrics import IGNORED, CrossEntropy, SequenceAccuracy, SymbolAccuracy
 from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
 from rimlit.types import SequenceBatch
@@ -24,6 +25,7 @@ class CopyingTask(Task):
         vocabulary_size: Token ids; from the data module.
         recall_length: Symbols to emit; from the data module.
         embedding_size: Features of each token's embedding, at least 1.
+        head: Factory of the head; by default a linear map of all features.
         optimizer: Factory, called with the parameters; by default Adam at 7e-4.
         scheduler: Factory, called with the optimiser; none by default.
 
@@ -51,6 +53,7 @@ class CopyingTask(Task):
         recall_length: int,
         *,
         embedding_size: int = 64,
+        head: HeadFactory | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -58,6 +61,7 @@ class CopyingTask(Task):
             Embedding(vocabulary_size, embedding_size),
             backbone,
             vocabulary_size,
+            head=head,
             optimizer=optimizer,
             scheduler=scheduler,
         )

@@ -1,6 +1,7 @@
 """Language modelling: predict the next token, state carried from chunk to chunk."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from rimlit.data.sampling import rank_and_world_size
 from rimlit.data.text import Prompt, Text
 from rimlit.encoders import Embedding
 from rimlit.errors import ConfigError
-from rimlit.heads import LinearHead, TiedHead
+from rimlit.heads import HeadFactory, LinearHead, TiedHead
 from rimlit.metrics import IGNORED, BitsPerCharacter, CrossEntropy, Perplexity
+from rimlit.spec import to_spec
 from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Stage, Task
 from rimlit.types import SequenceBatch, State, detach_state, flat_state, map_state
 
@@ -33,7 +35,9 @@ class LanguageModelingTask(Task):
             bits per character are logged too (a byte counts as a character).
         embedding_size: Features of each token's embedding, at least 1.
         tie_embeddings: Whether the head scores tokens by their embedding.
-        dropout: Dropout on embeddings and on the backbone's features, 0 to 1.
+        dropout: Dropout on embeddings and on the backbone's features, 0 to 1; a head that is given has one of its
+            own for the features.
+        head: Factory of the head; by default a linear map of all features. Not with ``tie_embeddings``.
         carry_state: Whether training carries the state over chunks; evaluation always does.
         num_tokens: Tokens with which prediction continues a prompt, at least 1.
         temperature: Divides the scores before sampling; 0 takes the most likely token.
@@ -67,6 +71,7 @@ class LanguageModelingTask(Task):
         embedding_size: int = 128,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
+        head: HeadFactory | None = None,
         carry_state: bool = True,
         num_tokens: int = 400,
         temperature: float = 1.0,
@@ -81,15 +86,17 @@ class LanguageModelingTask(Task):
             raise ConfigError(f"temperature must be at least 0; got temperature={temperature}.")
         if top_k is not None and top_k < 1:
             raise ConfigError(f"top_k must be at least 1 or null; got top_k={top_k}.")
+        if tie_embeddings and head is not None:
+            raise ConfigError(
+                "tie_embeddings scores tokens by their embedding and leaves no head to choose; got "
+                f"tie_embeddings={tie_embeddings} and head={to_spec(head, 'head')['class_path']}. Remove one."
+            )
         encoder = Embedding(vocabulary_size, embedding_size, dropout=dropout)
-
-        def head(input_size: int, output_size: int) -> torch.nn.Module:
-            if tie_embeddings:
-                return TiedHead(input_size, encoder.table, dropout=dropout)
-            return LinearHead(input_size, output_size, dropout=dropout)
-
+        if head is None:
+            head = partial(LinearHead, dropout=dropout)
         super().__init__(encoder, backbone, vocabulary_size, head=head, optimizer=optimizer, scheduler=scheduler)
         if tie_embeddings:
+            self.head = TiedHead(self.backbone.output_size, encoder.table, dropout=dropout)
             torch.nn.init.normal_(encoder.table.weight, std=embedding_size**-0.5)
         self.level = level
         self.carry_state = carry_state
