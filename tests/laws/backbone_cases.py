@@ -41,6 +41,15 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "two_layers": {"num_layers": 2, "dropout": 0.2},
         "learned": {"learn_initial_state": True},
     },
+    "NTM": {
+        "heads": {"num_locations": 7, "word_size": 3, "num_read_heads": 2, "num_write_heads": 2},
+        "learned": {"num_locations": 6, "word_size": 4, "max_shift": 2, "learn_initial_state": True},
+        "still": {"num_locations": 4, "word_size": 3, "max_shift": 0},
+    },
+    "RNN": {
+        "two_layers": {"num_layers": 2, "dropout": 0.2},
+        "learned": {"learn_initial_state": True, "nonlinearity": "relu"},
+    },
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rimlit.backbones
 from rimlit.backbones import GRU, LSTM, RIM, Backbone
 from rimlit.types import State, detach_state, map_state
 from tests.conftest import counting_tensor, random_tensor
@@ -41,7 +42,9 @@ def assert_same_state(state: State, expected: State, **tolerance: Any) -> None:
 
 
 def test_introspection_finds_the_backbones_that_are_public() -> None:
-    assert {GRU, LSTM, RIM} <= set(backbone_classes())
+    public = {value for value in vars(rimlit.backbones).values() if isinstance(value, type)} - {Backbone}
+    assert {GRU, LSTM, RIM} <= public
+    assert public <= set(backbone_classes())
 
 
 @every_backbone

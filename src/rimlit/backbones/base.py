@@ -148,6 +148,13 @@ def require_dropout(**dropouts: float) -> None:
             raise ValueError(f"{name} must be at least 0 and below 1; got {name}={dropout}.")
 
 
+def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
+    """Raise a ValueError that names the first of ``choices`` (value, known values) that is not known."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}.")
+
+
 class LearnedState(nn.Module):
     """Initial states of a backbone: zeros, or learned vectors that start small and random.
 

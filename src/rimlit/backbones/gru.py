@@ -1,21 +1,12 @@
-"""The GRU under the backbone contract, on ``torch.nn.GRU``."""
+"""The GRU under the backbone contract, on ``torch.nn.GRU`` (Cho et al. 2014, sec. 2.3, arXiv:1406.1078)."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rimlit.backbones.base import (
-    Backbone,
-    LearnedState,
-    layers_first,
-    require_dropout,
-    require_input,
-    require_positive,
-    segments,
-)
-from rimlit.types import GRUState, State, replace_state
+from rimlit.backbones.recurrent import TorchRecurrent
+from rimlit.types import GRUState
 
 
-class GRU(Backbone):
+class GRU(TorchRecurrent):
     """An ``nn.GRU`` with resets and an optional learned initial state.
 
     Args:
@@ -29,6 +20,7 @@ class GRU(Backbone):
         ValueError: A size is below 1 or the dropout out of range.
 
     Example:
+        >>> import torch
         >>> features, state = GRU(3, 8)(torch.ones(2, 5, 3))
         >>> features.shape, state.hidden.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 1, 8]))
@@ -43,31 +35,16 @@ class GRU(Backbone):
         dropout: float = 0.0,
         learn_initial_state: bool = False,
     ) -> None:
-        super().__init__()
-        require_positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        require_dropout(dropout=dropout)
-        self.input_size = input_size
-        self.output_size = hidden_size
-        self.recurrent = nn.GRU(input_size, hidden_size, num_layers, batch_first=True, dropout=dropout)
-        self.initial = LearnedState((num_layers, hidden_size), GRUState._fields, learn=learn_initial_state)
+        super().__init__(
+            nn.GRU,
+            GRUState._fields,
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            learn_initial_state=learn_initial_state,
+        )
 
     def initial_state(self, batch_size: int) -> GRUState:
         """Return the hidden state (B, num_layers, hidden_size)."""
         return GRUState(*self.initial(batch_size, self.recurrent.weight_hh_l0))
-
-    def forward(
-        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, GRUState]:
-        """Run over (B, T, input_size); see :meth:`Backbone.forward`."""
-        require_input(self, inputs, resets)
-        state, initial = self.starting_state(inputs, state)
-        if resets is None:
-            features, hidden = self.recurrent(inputs, layers_first(state.hidden))
-            return features, GRUState(layers_first(hidden))
-        pieces = []
-        for start, stop in segments(resets):
-            state = replace_state(state, initial, resets[:, start])
-            features, hidden = self.recurrent(inputs[:, start:stop], layers_first(state.hidden))
-            state = GRUState(layers_first(hidden))
-            pieces.append(features)
-        return torch.cat(pieces, dim=1), state

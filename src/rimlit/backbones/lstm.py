@@ -1,21 +1,13 @@
-"""The LSTM under the backbone contract, on ``torch.nn.LSTM``."""
+"""The LSTM under the backbone contract, on ``torch.nn.LSTM`` (Hochreiter and Schmidhuber 1997)."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rimlit.backbones.base import (
-    Backbone,
-    LearnedState,
-    layers_first,
-    require_dropout,
-    require_input,
-    require_positive,
-    segments,
-)
-from rimlit.types import LSTMState, State, replace_state
+from rimlit.backbones.recurrent import TorchRecurrent
+from rimlit.types import LSTMState
 
 
-class LSTM(Backbone):
+class LSTM(TorchRecurrent):
     """An ``nn.LSTM`` with resets and an optional learned initial state.
 
     Args:
@@ -45,13 +37,15 @@ class LSTM(Backbone):
         learn_initial_state: bool = False,
         forget_bias: float = 0.0,
     ) -> None:
-        super().__init__()
-        require_positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        require_dropout(dropout=dropout)
-        self.input_size = input_size
-        self.output_size = hidden_size
-        self.recurrent = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True, dropout=dropout)
-        self.initial = LearnedState((num_layers, hidden_size), LSTMState._fields, learn=learn_initial_state)
+        super().__init__(
+            nn.LSTM,
+            LSTMState._fields,
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            learn_initial_state=learn_initial_state,
+        )
         with torch.no_grad():
             for layer in range(num_layers):
                 getattr(self.recurrent, f"bias_ih_l{layer}")[hidden_size : 2 * hidden_size] += forget_bias
@@ -59,20 +53,3 @@ class LSTM(Backbone):
     def initial_state(self, batch_size: int) -> LSTMState:
         """Return hidden and memory, each (B, num_layers, hidden_size)."""
         return LSTMState(*self.initial(batch_size, self.recurrent.weight_hh_l0))
-
-    def forward(
-        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, LSTMState]:
-        """Run over (B, T, input_size); see :meth:`Backbone.forward`."""
-        require_input(self, inputs, resets)
-        state, initial = self.starting_state(inputs, state)
-        if resets is None:
-            features, state = self.recurrent(inputs, layers_first(tuple(state)))
-            return features, layers_first(LSTMState(*state))
-        pieces = []
-        for start, stop in segments(resets):
-            state = replace_state(state, initial, resets[:, start])
-            features, state = self.recurrent(inputs[:, start:stop], layers_first(tuple(state)))
-            state = layers_first(LSTMState(*state))
-            pieces.append(features)
-        return torch.cat(pieces, dim=1), state

@@ -14,6 +14,7 @@ from rimlit.backbones.base import (
     LearnedState,
     require_dropout,
     require_input,
+    require_known,
     require_positive,
     require_tokens,
 )
@@ -148,7 +149,7 @@ class RIM(Backbone):
         project_in_bf16: bool = False,
     ) -> None:
         super().__init__()
-        _require_known(preset=(preset, tuple(PRESETS)))
+        require_known(preset=(preset, tuple(PRESETS)))
         defaults = PRESETS[preset]
         communication_key_size = _given(communication_key_size, defaults["communication_key_size"])
         communication_value_size = _given(communication_value_size, defaults["communication_value_size"])
@@ -181,7 +182,7 @@ class RIM(Backbone):
         if checkpoint_every is not None:
             require_positive(checkpoint_every=checkpoint_every)
         require_dropout(input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout)
-        _require_known(
+        require_known(
             cell=(cell, ("lstm", "gru")),
             selection=(selection, ("least_null", "across_mechanisms")),
             communication_output=(communication_output, ("linear", "tanh", "gated")),
@@ -551,9 +552,3 @@ class RIMLayer(nn.Module):
 
 def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}.")

@@ -1,0 +1,165 @@
+"""The Neural Turing Machine (Graves, Wayne and Danihelka 2014, arXiv:1410.5401)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rimlit.backbones.base import require_positive
+from rimlit.backbones.stepped import InitialState, SteppedBackbone
+from rimlit.nn import LSTMController, address_content
+
+
+class NTMState(NamedTuple):
+    """State of a Neural Turing Machine."""
+
+    hidden: Tensor  # (B, hidden_size): the controller's
+    cell: Tensor  # (B, hidden_size): the controller's
+    memory: Tensor  # (B, locations, word size)
+    weights: Tensor  # (B, heads, locations): read heads first
+    reads: Tensor  # (B, read heads · word size)
+
+
+class NTM(SteppedBackbone):
+    """A Neural Turing Machine with an LSTM as its controller.
+
+    In a step the controller reads the input and what was read before, its heads find their locations by content,
+    interpolation, shift and sharpening (sec. 3.3), the write heads erase and add (sec. 3.2), and the read heads
+    read (sec. 3.1). Features are the controller's hidden state plus a linear map of what was read.
+
+    Departs from the paper: all heads find their locations in the memory before writing, so that one product serves
+    them. The memory starts at a small constant and the heads on the first location, after Collier and Beel 2018
+    (arXiv:1807.08518), who found training unstable otherwise.
+
+    Args:
+        input_size: Features of each step, at least 1.
+        hidden_size: Width of the controller and of the features, at least 1.
+        num_locations: Locations of the memory, at least 1 (paper: 128).
+        word_size: Features of a location, at least 1 (paper: 20).
+        num_read_heads: Heads that read, at least 1 (paper, copying: 1).
+        num_write_heads: Heads that write, at least 1 (paper, copying: 1).
+        max_shift: Locations by which a head may move in a step, to either side, at least 0 (paper: 1).
+        learn_initial_state: Whether the controller's state, the memory and what was read start at learned values.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> features, state = NTM(3, 8)(torch.ones(2, 5, 3))
+        >>> features.shape, state.memory.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 128, 20]))
+    """
+
+    emitted = ("hidden", "reads")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_locations: int = 128,
+        word_size: int = 20,
+        num_read_heads: int = 1,
+        num_write_heads: int = 1,
+        max_shift: int = 1,
+        learn_initial_state: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_locations=num_locations,
+            word_size=word_size,
+            num_read_heads=num_read_heads,
+            num_write_heads=num_write_heads,
+        )
+        if not 0 <= max_shift < num_locations:
+            raise ValueError(
+                f"max_shift must be at least 0 and below num_locations; got max_shift={max_shift}, "
+                f"num_locations={num_locations}."
+            )
+        self.input_size = input_size
+        self.output_size = hidden_size
+        self.max_shift = max_shift
+        self.num_read_heads = num_read_heads
+        self.num_heads = num_read_heads + num_write_heads
+        self.num_write_heads = num_write_heads
+        self.word_size = word_size
+        self.controller = LSTMController(input_size, num_read_heads * word_size, hidden_size)
+        self.address_size = word_size + 3 + 2 * max_shift + 1
+        self.heads = nn.Linear(hidden_size, self.num_heads * self.address_size + 2 * num_write_heads * word_size)
+        self.read_output = nn.Linear(num_read_heads * word_size, hidden_size, bias=False)
+        weights = torch.zeros(self.num_heads, num_locations)
+        weights[:, 0] = 1
+        self.initial = InitialState(
+            {
+                "hidden": torch.zeros(hidden_size),
+                "cell": torch.zeros(hidden_size),
+                "memory": torch.full((num_locations, word_size), 1e-6),
+                "weights": weights,
+                "reads": torch.zeros(num_read_heads * word_size),
+            },
+            ("hidden", "cell", "memory", "reads") if learn_initial_state else (),
+        )
+
+    def initial_state(self, batch_size: int) -> NTMState:
+        """Return the state a sequence starts from."""
+        return NTMState(*self.initial(batch_size))
+
+    def project(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the input's share of the controller's gates (T, B, 4·hidden_size)."""
+        return (self.controller.project(inputs),)
+
+    def advance(self, projected: tuple[Tensor, ...], state: NTMState) -> NTMState:
+        """Control, address, write, read."""
+        hidden, cell = self.controller(projected[0], state.reads, state.hidden, state.cell)
+        emitted = self.heads(hidden)
+        split = self.num_heads * self.address_size
+        weights = self.address(
+            emitted[:, :split].unflatten(1, (self.num_heads, self.address_size)), state.memory, state.weights
+        )
+        write_weights = weights[:, self.num_read_heads :]
+        erase, add = emitted[:, split:].unflatten(1, (2, self.num_write_heads, self.word_size)).unbind(1)
+        memory = write(state.memory, write_weights, erase.sigmoid(), add)
+        reads = (weights[:, : self.num_read_heads] @ memory).flatten(1)
+        return NTMState(hidden, cell, memory, weights, reads)
+
+    def read_out(self, projected: tuple[Tensor, ...], *emitted: Tensor) -> Tensor:
+        """Return the controller's hidden state plus a linear map of what was read."""
+        hidden, reads = emitted
+        features: Tensor = hidden + self.read_output(reads)
+        return features
+
+    def address(self, emitted: Tensor, memory: Tensor, previous: Tensor) -> Tensor:
+        """Return each head's weights over locations (B, heads, N), sec. 3.3.
+
+        Args:
+            emitted: What the controller said to each head, (B, heads, address_size).
+            memory: (B, N, word size).
+            previous: The heads' weights in the step before, (B, heads, N).
+        """
+        word = self.word_size
+        key, strength, gate, sharpness, shift = emitted.tensor_split((word, word + 1, word + 2, word + 3), dim=-1)
+        content = address_content(memory, key, functional.softplus(strength.squeeze(-1)))
+        gated = previous + gate.sigmoid() * (content - previous)
+        if self.max_shift:
+            around = torch.cat([gated[..., -self.max_shift :], gated, gated[..., : self.max_shift]], dim=-1)
+            gated = around.unfold(-1, 2 * self.max_shift + 1, 1) @ shift.softmax(dim=-1).unsqueeze(-1)
+            gated = gated.squeeze(-1)
+        # w**γ / Σ w**γ with γ ≥ 1, by logarithms: no overflow, and a finite gradient where a weight is 0
+        return ((1 + functional.softplus(sharpness)) * gated.clamp_min(1e-8).log()).softmax(dim=-1)
+
+
+def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
+    """Return the memory after every head erased and then added, sec. 3.2.
+
+    Args:
+        memory: (B, N, word size).
+        weights: (B, heads, N).
+        erase: (B, heads, word size), 0 to 1.
+        add: (B, heads, word size).
+    """
+    erased = torch.einsum("bhn,bhw->bhnw", weights, erase)
+    kept = 1 - erased[:, 0] if erased.shape[1] == 1 else (1 - erased).prod(dim=1)
+    return torch.baddbmm(memory * kept, weights.mT, add)

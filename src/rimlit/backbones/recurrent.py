@@ -1,0 +1,78 @@
+"""What the recurrent networks of ``torch.nn`` share: layers, resets, an optional learned initial state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rimlit.backbones.base import (
+    Backbone,
+    LearnedState,
+    layers_first,
+    require_dropout,
+    require_input,
+    require_positive,
+    segments,
+)
+from rimlit.types import State, replace_state
+
+
+class TorchRecurrent(Backbone):
+    """Base of the backbones that run on a network of ``torch.nn``; a subclass gives :meth:`initial_state`.
+
+    A sequence with resets runs in the pieces between them.
+
+    Args:
+        network: ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``.
+        state_names: Fields of the state.
+        input_size: Features of each step, at least 1.
+        hidden_size: Width of each layer, at least 1.
+        num_layers: Layers, at least 1.
+        dropout: Dropout between layers, 0 to 1.
+        learn_initial_state: Whether the initial state is learned; otherwise it is zero.
+        options: Further arguments of ``network``.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., nn.RNNBase],
+        state_names: tuple[str, ...],
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_layers: int,
+        dropout: float,
+        learn_initial_state: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        require_positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        require_dropout(dropout=dropout)
+        self.input_size = input_size
+        self.output_size = hidden_size
+        self.recurrent = network(input_size, hidden_size, num_layers, batch_first=True, dropout=dropout, **options)
+        self.initial = LearnedState((num_layers, hidden_size), state_names, learn=learn_initial_state)
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over (B, T, input_size); see :meth:`Backbone.forward`."""
+        require_input(self, inputs, resets)
+        state, initial = self.starting_state(inputs, state)
+        if resets is None:
+            return self._run(inputs, state)
+        pieces = []
+        for start, stop in segments(resets):
+            state = replace_state(state, initial, resets[:, start])
+            features, state = self._run(inputs[:, start:stop], state)
+            pieces.append(features)
+        return torch.cat(pieces, dim=1), state
+
+    def _run(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        parts = layers_first(tuple(state))
+        if len(parts) > 1:  # torch.nn takes and gives a tuple for the LSTM, one tensor for the others
+            features, parts = self.recurrent(inputs, parts)
+        else:
+            features, *parts = self.recurrent(inputs, *parts)
+        return features, layers_first(type(state)(*parts))
