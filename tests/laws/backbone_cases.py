@@ -41,10 +41,19 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "two_layers": {"num_layers": 2, "dropout": 0.2},
         "learned": {"learn_initial_state": True},
     },
+    "DNC": {
+        "learned": {"num_locations": 6, "word_size": 4, "num_read_heads": 2, "learn_initial_state": True},
+        "one_head": {"num_locations": 2, "word_size": 3, "num_read_heads": 1},
+    },
+    "EntNet": {"few_slots": {"num_slots": 3}, "one_slot": {"num_slots": 1}},
     "NTM": {
         "heads": {"num_locations": 7, "word_size": 3, "num_read_heads": 2, "num_write_heads": 2},
         "learned": {"num_locations": 6, "word_size": 4, "max_shift": 2, "learn_initial_state": True},
         "still": {"num_locations": 4, "word_size": 3, "max_shift": 0},
+    },
+    "RMC": {
+        "uneven_heads": {"num_slots": 3, "num_heads": 5},
+        "learned": {"num_slots": 2, "num_heads": 1, "learn_initial_state": True, "forget_bias": 0.0},
     },
     "RNN": {
         "two_layers": {"num_layers": 2, "dropout": 0.2},

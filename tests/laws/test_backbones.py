@@ -30,10 +30,11 @@ def exact(cls: type[Backbone], arguments: dict[str, Any]) -> Backbone:
     return make_backbone(cls, arguments).double().eval()
 
 
-def some_state(backbone: Backbone, dtype: torch.dtype = torch.float64) -> State:
-    """A state that differs from the initial one in every sample."""
-    state = detach_state(backbone.initial_state(BATCH))
-    return map_state(lambda tensor: 0.5 * random_tensor(*tensor.shape, seed=tensor.dim(), dtype=dtype), state)
+def some_state(backbone: Backbone) -> State:
+    """A state that can occur, and that differs from the initial one in every sample."""
+    with torch.no_grad():
+        _, state = backbone(3 * random_tensor(BATCH, 4, INPUT_SIZE, seed=2, dtype=torch.float64))
+    return detach_state(state)
 
 
 def assert_same_state(state: State, expected: State, **tolerance: Any) -> None:

@@ -1,10 +1,24 @@
 """Backbones: recurrent networks under one contract, :class:`Backbone`."""
 
 from rimlit.backbones.base import Backbone, BackboneFactory
+from rimlit.backbones.dnc import DNC
+from rimlit.backbones.entnet import EntNet
 from rimlit.backbones.gru import GRU
 from rimlit.backbones.lstm import LSTM
 from rimlit.backbones.ntm import NTM
 from rimlit.backbones.rim import RIM
+from rimlit.backbones.rmc import RMC
 from rimlit.backbones.rnn import RNN
 
-__all__ = ["GRU", "LSTM", "NTM", "RIM", "RNN", "Backbone", "BackboneFactory"]
+__all__ = [
+    "DNC",
+    "GRU",
+    "LSTM",
+    "NTM",
+    "RIM",
+    "RMC",
+    "RNN",
+    "Backbone",
+    "BackboneFactory",
+    "EntNet",
+]
