@@ -46,7 +46,10 @@ struct Vector {
     static constexpr Int lanes = (kBytes ? kBytes : sizeof(T)) / sizeof(T);
 };
 
-template <typename T, int R, int C>
+// Ahead: y is read for the first time, from a far cache, in strides that the processor does not foresee
+constexpr Int kAhead = 24;  // rows of y
+
+template <typename T, int R, int C, bool Ahead>
 inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int ldy, T* out, Int ldo, Int inner,
                  bool add) {
     using V = typename Vector<T>::type;
@@ -56,6 +59,8 @@ inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int l
         for (int c = 0; c < C; ++c) sum[r][c] = add ? *reinterpret_cast<const V*>(out + r * ldo + c * L) : V{};
     for (Int k = 0; k < inner; ++k) {
         V row[C];
+        if constexpr (Ahead)
+            for (int c = 0; c < C; ++c) __builtin_prefetch(y + (k + kAhead) * ldy + c * L);
         for (int c = 0; c < C; ++c) row[c] = *reinterpret_cast<const V*>(y + k * ldy + c * L);
         for (int r = 0; r < R; ++r) {
             const T factor = x[r * row_stride + k * inner_stride];
@@ -67,15 +72,21 @@ inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int l
 }
 
 // all rows of a panel of C vectors, kRows at a time and the rest one tile of its own height
-template <typename T, int C, int R = kRows>
+template <typename T, int C, int R = kRows, bool Ahead = true>
 inline void panel(const T* x, Int row_stride, Int inner_stride, const T* y, Int ldy, T* out, Int ldo, Int rows,
                   Int inner, bool add) {
-    while (rows >= R) {
-        tile<T, R, C>(x, row_stride, inner_stride, y, ldy, out, ldo, inner, add);
+    const auto next = [&] {
         x += R * row_stride, out += R * ldo, rows -= R;
+    };
+    if (rows >= R) {
+        tile<T, R, C, Ahead>(x, row_stride, inner_stride, y, ldy, out, ldo, inner, add);
+        for (next(); rows >= R; next())
+            tile<T, R, C, false>(x, row_stride, inner_stride, y, ldy, out, ldo, inner, add);
+        if constexpr (R > 1)
+            if (rows) panel<T, C, R - 1, false>(x, row_stride, inner_stride, y, ldy, out, ldo, rows, inner, add);
+    } else if constexpr (R > 1) {
+        if (rows) panel<T, C, R - 1, Ahead>(x, row_stride, inner_stride, y, ldy, out, ldo, rows, inner, add);
     }
-    if constexpr (R > 1)
-        if (rows) panel<T, C, R - 1>(x, row_stride, inner_stride, y, ldy, out, ldo, rows, inner, add);
 }
 
 // one row: the matrix streams through in the order it lies in memory, eight of its rows at a time
