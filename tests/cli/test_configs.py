@@ -133,7 +133,8 @@ def test_a_pair_differs_in_the_backbone_only(dataset: str) -> None:
     assert rim == lstm
 
 
-@pytest.mark.parametrize("dataset", PAIRS)
+# the paper's own pairs are not of equal size
+@pytest.mark.parametrize("dataset", [dataset for dataset in PAIRS if not dataset.startswith("paper/")])
 def test_a_pair_has_parameters_equal_within_2_percent(texts: Path, dataset: str) -> None:
     from rimlit.backbones import Backbone
     from rimlit.encoders import Embedding
