@@ -59,6 +59,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "two_layers": {"num_layers": 2, "dropout": 0.2},
         "learned": {"learn_initial_state": True, "nonlinearity": "relu"},
     },
+    "Transformer": {
+        "short_context": {"num_layers": 2, "num_heads": 3, "context": 4, "dropout": 0.0},
+        "shortest_context": {"num_layers": 1, "num_heads": 1, "context": 2, "feedforward_size": 7},
+        "uneven_heads": {"num_layers": 2, "num_heads": 5, "context": 9},
+    },
 }
 
 

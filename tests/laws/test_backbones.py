@@ -184,12 +184,13 @@ def test_gradients_reach_the_inputs_and_a_state_that_was_passed_in(
 ) -> None:
     backbone = exact(cls, arguments)
     inputs = inputs_of().requires_grad_()
-    start = map_state(lambda tensor: tensor.requires_grad_(), some_state(backbone))
+    start = some_state(backbone)
+    numbers = [tensor.requires_grad_() for tensor in start if tensor.is_floating_point()]
     features, _ = backbone(inputs, start)
     (features * counting_tensor(*features.shape, dtype=torch.float64)).sum().backward()
     assert inputs.grad is not None
     assert all(row.count_nonzero() for row in inputs.grad.flatten(0, 1))
-    assert all(tensor.grad is not None and tensor.grad.count_nonzero() for tensor in start)
+    assert all(tensor.grad is not None and tensor.grad.count_nonzero() for tensor in numbers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -198,11 +199,11 @@ def test_features_and_state_follow_the_dtype_of_the_weights(
     cls: type[Backbone], arguments: dict[str, Any], dtype: torch.dtype
 ) -> None:
     backbone = make_backbone(cls, arguments).to(dtype)
-    assert all(tensor.dtype == dtype for tensor in backbone.initial_state(2))
+    assert all(tensor.dtype in (dtype, torch.bool) for tensor in backbone.initial_state(2))
     features, state = backbone(inputs_of(dtype))
     again, _ = backbone(inputs_of(dtype), state, torch.eye(BATCH, STEPS, dtype=torch.bool))
     assert features.dtype == again.dtype == dtype
-    assert all(tensor.dtype == dtype for tensor in state)
+    assert all(tensor.dtype in (dtype, torch.bool) for tensor in state)
     again.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == dtype for p in backbone.parameters())
 

@@ -9,6 +9,7 @@ from rimlit.backbones.ntm import NTM
 from rimlit.backbones.rim import RIM
 from rimlit.backbones.rmc import RMC
 from rimlit.backbones.rnn import RNN
+from rimlit.backbones.transformer import Transformer
 
 __all__ = [
     "DNC",
@@ -21,4 +22,5 @@ __all__ = [
     "Backbone",
     "BackboneFactory",
     "EntNet",
+    "Transformer",
 ]
