@@ -1,4 +1,4 @@
-"""A causal Transformer (Vaswani et al. 2017, sec. 3, arXiv:1706.03762) with a cache of keys and values as state."""
+"""A causal Transformer (Vaswani et al. 2017, sec. 3, arXiv:1706.03762) that carries a cache of keys and values."""
 
 from typing import NamedTuple
 
