@@ -13,8 +13,8 @@ from rimlit.types import State
 class TransformerState(NamedTuple):
     """State of a causal Transformer: what the last steps left, the newest last."""
 
-    keys: Tensor  # (B, layers, context - 1, inner size), before rotation
-    values: Tensor  # (B, layers, context - 1, inner size)
+    keys: Tensor  # (B, layers, context - 1, hidden_size), before rotation
+    values: Tensor  # (B, layers, context - 1, hidden_size)
     filled: Tensor  # (B, context - 1) bool: steps since the sample's start
 
 
@@ -32,19 +32,20 @@ class Transformer(Backbone):
         input_size: Features of each step, at least 1.
         hidden_size: Width of the layers and of the features, at least 1.
         num_layers: Layers, at least 1 (paper: 6).
-        num_heads: Heads of each attention, at least 1 (paper: 8). A head has hidden_size / num_heads features,
-            rounded up to an even number.
+        num_heads: Heads of each attention, 1 to hidden_size (paper: 8). Feature i belongs to head i modulo
+            num_heads, so that any width can be shared out.
         feedforward_size: Width inside the feed-forward parts; by default 4 · hidden_size (paper).
         context: Steps that a step attends to, itself included, at least 2.
         dropout: Dropout on what each part adds, 0 to 1 (paper: .1).
 
     Raises:
-        ValueError: A size is below 1, the context below 2 or the dropout out of range.
+        ValueError: A size is below 1, the context below 2, the dropout out of range, or there are more heads than
+            features.
 
     Example:
         >>> features, state = Transformer(3, 8, num_layers=2)(torch.ones(2, 5, 3))
         >>> features.shape, state.keys.shape, state.filled.sum(dim=1).tolist()
-        (torch.Size([2, 5, 8]), torch.Size([2, 2, 511, 16]), [5, 5])
+        (torch.Size([2, 5, 8]), torch.Size([2, 2, 511, 8]), [5, 5])
     """
 
     def __init__(
@@ -68,23 +69,24 @@ class Transformer(Backbone):
             feedforward_size=feedforward_size,
         )
         require_dropout(dropout=dropout)
+        if num_heads > hidden_size:
+            raise ValueError(
+                f"num_heads must be at most hidden_size; got num_heads={num_heads}, hidden_size={hidden_size}."
+            )
         if context < 2:
             raise ValueError(f"context must be at least 2; got context={context}.")
         self.input_size = input_size
         self.output_size = hidden_size
         self.context = context
-        self.head_size = 2 * -(-hidden_size // (2 * num_heads))
-        self.inner_size = num_heads * self.head_size
         self.input = nn.Linear(input_size, hidden_size)
-        self.layers = nn.ModuleList(
-            TransformerLayer(hidden_size, num_heads, self.head_size, feedforward_size, dropout)
-            for _ in range(num_layers)
-        )
+        layers = [TransformerLayer(hidden_size, num_heads, feedforward_size, dropout) for _ in range(num_layers)]
+        self.head_size = layers[0].head_size
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(hidden_size)
 
     def initial_state(self, batch_size: int) -> TransformerState:
         """Return an empty cache."""
-        shape = batch_size, len(self.layers), self.context - 1, self.inner_size
+        shape = batch_size, len(self.layers), self.context - 1, self.output_size
         empty = self.norm.weight.new_zeros(()).expand(shape)
         filled = torch.zeros(batch_size, self.context - 1, dtype=torch.bool, device=empty.device)
         return TransformerState(empty, empty, filled)
@@ -149,18 +151,18 @@ class TransformerLayer(nn.Module):
     Args:
         size: Width.
         num_heads: Heads of the attention.
-        head_size: Features of a head, an even number.
         feedforward_size: Width inside the feed-forward part.
         dropout: Dropout on what each part adds.
     """
 
-    def __init__(self, size: int, num_heads: int, head_size: int, feedforward_size: int, dropout: float) -> None:
+    def __init__(self, size: int, num_heads: int, feedforward_size: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_size = head_size
+        self.size = size
+        self.head_size = 2 * -(-size // (2 * num_heads))  # rotation turns pairs: zeros fill up what is missing
         self.attention_norm = nn.LayerNorm(size)
-        self.query_key_value = nn.Linear(size, 3 * num_heads * head_size)
-        self.attended = nn.Linear(num_heads * head_size, size)
+        self.query_key_value = nn.Linear(size, 3 * size)
+        self.attended = nn.Linear(size, size)
         self.feedforward_norm = nn.LayerNorm(size)
         self.feedforward = nn.Sequential(
             nn.Linear(size, feedforward_size), nn.ReLU(), nn.Linear(feedforward_size, size)
@@ -178,25 +180,29 @@ class TransformerLayer(nn.Module):
 
         Args:
             hidden: (B, T, size).
-            past: Keys and values from before, each (B, P, num_heads · head_size).
+            past: Keys and values from before, each (B, P, size).
             visible: (B, 1, T, P + T) bool; None: all steps up to and with the own.
             rotation: Cosines and sines for P + T steps.
 
         Returns:
-            The hidden states (B, T, size), and keys and values (B, P + T, num_heads · head_size).
+            The hidden states (B, T, size), and keys and values (B, P + T, size).
         """
         query, key, value = self.query_key_value(self.attention_norm(hidden)).chunk(3, dim=-1)
         if past is not None:
             key, value = torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1)
-        queries, keys, values = (
-            part.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2) for part in (query, key, value)
-        )  # (B, heads, …, head_size)
+        queries, keys, values = (self.split_heads(part) for part in (query, key, value))
         read = functional.scaled_dot_product_attention(
             rotate(queries, rotation), rotate(keys, rotation), values, visible, is_causal=visible is None
         )
-        hidden = hidden + self.dropout(self.attended(read.transpose(1, 2).flatten(2)))
+        joined = read.permute(0, 2, 3, 1).flatten(2)[..., : self.size]
+        hidden = hidden + self.dropout(self.attended(joined))
         hidden = hidden + self.dropout(self.feedforward(self.feedforward_norm(hidden)))
         return hidden, key, value
+
+    def split_heads(self, part: Tensor) -> Tensor:
+        """Share the features of (B, steps, size) out to the heads, (B, num_heads, steps, head_size)."""
+        padded = functional.pad(part, (0, self.head_size * self.num_heads - self.size))
+        return padded.view(*part.shape[:2], self.head_size, self.num_heads).permute(0, 3, 1, 2).contiguous()
 
 
 def rotations(num_steps: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
