@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -35,22 +35,29 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise NonFiniteError(f"{path} is not written: {name} holds NaN or infinity. Earlier checkpoints stay.")
     path = Path(path)
-    # in the same folder: os.replace is atomic within one file system only
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w+b") as file:
+        with whole_file(path) as file:
             torch.save(checkpoint, file)
             _append_digest(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         needed = sum(tensor.nbytes for _, tensor in _tensors(checkpoint))
         raise storage_error(path, needed, error) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside ``path`` that takes its place once it is on the disk whole, and else is removed."""
+    # in the same folder: os.replace is atomic within one file system only
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -24,6 +24,8 @@ from torch import distributed
 from rimlit.checkpoints import read_checkpoint, try_folder, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, RimlitError, StorageError
+from rimlit.training.changes import Change, adopt, find_changes, refuse_changes, run_settings
+from rimlit.training.epoch_sums import collect, restore
 from rimlit.training.signals import SignalFlag
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,18 @@ log = logging.getLogger(__name__)
 class VerifiedCheckpointIO(CheckpointIO):
     """Lightning's way to :mod:`rimlit.checkpoints`: whole files only, a digest, nothing but plain data."""
 
+    def __init__(self) -> None:
+        self._folders: set[Path] = set()
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; see :func:`rimlit.checkpoints.write_checkpoint`."""
+        """Write a checkpoint; see :func:`rimlit.checkpoints.write_checkpoint`.
+
+        A folder is made once: where it has vanished since, the files in it are lost, and that is an error.
+        """
+        folder = Path(path).parent
+        if folder not in self._folders:
+            try_folder(folder, 0)
+            self._folders.add(folder)
         write_checkpoint(checkpoint, path)
 
     def load_checkpoint(
@@ -60,9 +72,14 @@ class Checkpointer(Checkpoint):
         monitor: Metric that decides which is best; lower is better.
         seed: The run's seed.
         interval: Seconds between two saves of ``last``, at least 0; it is also saved after each validation.
+        allow_changes: Whether a run goes on with another task, other data or another seed than it was started
+            with. Another learning rate, schedule, length or clipping is always taken, and said.
+        on_saved: Called with each file that was written, in the first process.
         clock: What tells the time.
 
     Raises:
+        ConfigError: The settings are not those of the run that is gone on with.
+        StorageError: The folder cannot be written, has too little space or has vanished.
         StoppedError: A signal asked the run to stop (see :class:`SignalFlag`); ``last`` has been saved.
     """
 
@@ -73,17 +90,24 @@ class Checkpointer(Checkpoint):
         monitor: str = "val/loss",
         seed: int = 0,
         interval: float = 120.0,
+        allow_changes: bool = False,
+        on_saved: Callable[[L.Trainer, Path], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = Path(folder)
         self.monitor = monitor
         self.seed = seed
         self.interval = interval
+        self.allow_changes = allow_changes
         self.best_score: float | None = None
+        self._on_saved = on_saved
         self._clock = clock
         self._saved_at = clock()
         self._due: set[str] = set()
         self._restored: dict[str, Any] | None = None
+        self._sums_restored: list[dict[str, Any]] = []
+        self._sums_at_end: dict[str, Any] | None = None
+        self._changes: list[Change] = []
         self._is_between_batches = False
         self._has_ended = False
         self._signals = SignalFlag()
@@ -104,8 +128,9 @@ class Checkpointer(Checkpoint):
         self._saved_at = self._clock()
         failure: RimlitError | None = None
         if trainer.is_global_zero:
-            # weights and what an optimiser keeps of them
-            needed = 3 * sum(parameter.nbytes for parameter in pl_module.parameters())
+            # last, best and the one being written; in each the weights and what an optimiser keeps of them
+            missing = 3 - sum(path.is_file() for path in (self.last, self.best))
+            needed = missing * 3 * sum(parameter.nbytes for parameter in pl_module.parameters())
             try:
                 try_folder(self.folder, needed)
             except StorageError as error:
@@ -119,8 +144,17 @@ class Checkpointer(Checkpoint):
             data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals, after Lightning has set its own handlers."""
+        """Listen for signals, after Lightning has set its own handlers; take up what the checkpoint brought."""
         self._signals.listen()
+        for change in self._changes:
+            log.info("%s", change)
+        adopt(self._changes, trainer, pl_module)
+        self._changes = []
+        self._sums_at_end = None
+        if self._restored is not None and len(self._sums_restored) == trainer.world_size:
+            in_epoch = self._restored["batches_in_epoch"] > 0
+            restore(trainer, pl_module, self._sums_restored[trainer.global_rank], in_epoch=in_epoch)
+        self._sums_restored = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen no more."""
@@ -133,6 +167,8 @@ class Checkpointer(Checkpoint):
         loop = trainer.fit_loop.epoch_loop
         if self._restored is not None:
             loop._batches_that_stepped = self._restored["batches_that_stepped"]
+            # or Lightning keeps schedules that react to a metric from seeing this epoch's
+            trainer.fit_loop._restarting = False
             self._restored = None
         done = loop.batch_progress.current.ready - 1  # Lightning has counted the batch that starts
         self._is_between_batches = True
@@ -146,6 +182,10 @@ class Checkpointer(Checkpoint):
                 raise self._signals.error(signum, trainer.global_step, self.last)
         self._is_between_batches = False
         seed_batch(self.seed, trainer.global_rank, loop.batch_progress.total.ready - 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the sums of an epoch that the number of steps cuts short: Lightning forgets them now."""
+        self._sums_at_end = collect(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what is to be saved; it is at the start of the next batch, or at the end of the training."""
@@ -165,6 +205,7 @@ class Checkpointer(Checkpoint):
         self._has_ended = True
         for name in sorted(self._due | {"last"}):
             self._save(trainer, name)
+        self._require_what_was_promised(trainer)
         if signum := self._agree(trainer)[1]:
             raise self._signals.error(signum, trainer.global_step, self.last)
 
@@ -179,15 +220,26 @@ class Checkpointer(Checkpoint):
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         self._due.discard(name)
+        path = self.folder / f"{name}.ckpt"
         failure: RimlitError | None = None
         try:
-            trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+            trainer.save_checkpoint(path)
         except RimlitError as error:
             failure = error
         if failure is not None and trainer.world_size > 1:
             trainer.strategy.barrier()  # where the others wait
         _raise_together(trainer, failure)
         self._saved_at = self._clock()
+        if self._on_saved is not None and trainer.is_global_zero:
+            self._on_saved(trainer, path)
+
+    def _require_what_was_promised(self, trainer: L.Trainer) -> None:
+        """Raise where a file is gone that a run leaves: it must not end as if all was well."""
+        failure: StorageError | None = None
+        for path in (self.last, *([self.best] if self.best_score is not None else [])):
+            if trainer.is_global_zero and not path.is_file():
+                failure = StorageError(f"{path} is gone: the run wrote it, and something has removed it since.")
+        _raise_together(trainer, failure)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -212,12 +264,29 @@ class Checkpointer(Checkpoint):
             "batches_in_epoch": progress["current"]["completed"],
             "batches_that_stepped": loop._batches_that_stepped,
         }
+        checkpoint["rimlit_run"] = run_settings(trainer, self.seed)
+        checkpoint.setdefault("rimlit", {})  # where the module is no Task, which tells more
+        is_cut_short = self._has_ended and checkpoint["rimlit_position"]["batches_in_epoch"] > 0
+        mine = self._sums_at_end if is_cut_short else collect(trainer, pl_module)
+        everyone: list[Any] = [mine]
+        if trainer.world_size > 1:
+            everyone = [None] * trainer.world_size
+            distributed.all_gather_object(everyone, mine)
+        checkpoint["rimlit_sums"] = everyone
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember where the run goes on."""
+        """Remember where the run goes on, and refuse to go on with another one.
+
+        Lightning calls this for tests, too.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         self._restored = checkpoint.get("rimlit_position")
+        self._sums_restored = checkpoint.get("rimlit_sums", [])
+        self._changes = find_changes(checkpoint, trainer, pl_module, self.seed)
+        refuse_changes(self._changes, str(self.folder.parent), are_allowed=self.allow_changes)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""

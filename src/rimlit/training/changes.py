@@ -1,0 +1,147 @@
+"""Settings that differ from those a run was started with: used and said, or refused."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import lightning as L
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from rimlit.data import DataModule
+from rimlit.errors import ConfigError
+from rimlit.tasks import Task
+
+MEANING = ("accumulate_grad_batches", "precision")
+"""Settings of the trainer that change what a step is."""
+COURSE = ("max_steps", "max_epochs", "gradient_clip_val", "gradient_clip_algorithm")
+"""Settings of the trainer that a run may change on its way."""
+
+_USED = (
+    "model.init_args.optimizer.init_args.",
+    "model.init_args.scheduler.init_args.",
+    *(f"trainer.{name}" for name in COURSE),
+)
+_FREE = ("data.init_args.num_workers", "data.init_args.path")  # where it runs, not what
+
+
+class Change(NamedTuple):
+    """A setting that is not what it was."""
+
+    key: str
+    before: Any
+    now: Any
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether a run may change it on its way: rates, schedules, lengths, clipping."""
+        return self.key.startswith(_USED)
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"{self.key} was {self.before!r} and is {self.now!r} from here on."
+
+
+def run_settings(trainer: L.Trainer, seed: int) -> dict[str, Any]:
+    """Return what a checkpoint remembers of a run besides its task and data."""
+    return {
+        "seed_everything": seed,
+        "trainer": {name: getattr(trainer, name) for name in (*MEANING, *COURSE)},
+    }
+
+
+def find_changes(
+    checkpoint: Mapping[str, Any], trainer: L.Trainer, task: L.LightningModule, seed: int
+) -> list[Change]:
+    """Return the settings that differ from those of a checkpoint, by their dotted names in a config.
+
+    Only what both tell of is compared: a module that is no :class:`Task` tells of no settings.
+    """
+    named = checkpoint.get("rimlit", {})
+    before = {**checkpoint.get("rimlit_run", {}), "data": named.get("data"), "model": named.get("task")}
+    data = getattr(trainer, "datamodule", None)
+    now = {
+        **run_settings(trainer, seed),
+        "data": data.spec if isinstance(data, DataModule) else None,
+        "model": task.spec if isinstance(task, Task) else None,
+    }
+    changes: list[Change] = []
+    for part in ("seed_everything", "data", "model", "trainer"):
+        if before.get(part) is None or now[part] is None:
+            continue
+        old, new = _flat(before[part], part), _flat(now[part], part)
+        differing = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+        changes.extend(Change(key, old.get(key), new.get(key)) for key in differing if key not in _FREE)
+    return changes
+
+
+def refuse_changes(changes: list[Change], run: str, *, are_allowed: bool) -> None:
+    """Raise a ConfigError for the first change of what a run means, unless such changes are allowed."""
+    for change in changes:
+        if change.key == "model.init_args.optimizer.class_path":
+            raise ConfigError(
+                f"{run} was trained with {change.before}, whose state {change.now} cannot take up. Give the same "
+                "optimizer, another --name, or --resume never, which sets the earlier run aside."
+            )
+        if not (change.is_harmless or are_allowed):
+            raise ConfigError(
+                f"{run} was started with {change.key}={change.before!r}; got {change.now!r}. Give the same, "
+                "another --name, --allow_changes true to go on all the same, or --resume never, which sets the "
+                "earlier run aside."
+            )
+
+
+def adopt(changes: list[Change], trainer: L.Trainer, task: L.LightningModule) -> None:
+    """Let new settings of optimiser and schedule take the place of those that a checkpoint has brought back.
+
+    A schedule stands where it would stand had it been the run's from the start; one that reacts to a metric keeps
+    what it has done to the rate, as a factor.
+    """
+    by_key = {change.key: change for change in changes}
+    if not any(key.startswith(("model.init_args.optimizer.", "model.init_args.scheduler.")) for key in by_key):
+        return
+    optimizers, schedules = _init_optimizers_and_lr_schedulers(task)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+    for fresh, optimizer in zip(optimizers, trainer.optimizers, strict=True):
+        for new, group in zip(fresh.param_groups, optimizer.param_groups, strict=True):
+            group.update({name: value for name, value in new.items() if name != "params"})
+    for fresh_schedule, schedule in zip(schedules, trainer.lr_scheduler_configs, strict=True):
+        if isinstance(schedule.scheduler, ReduceLROnPlateau):
+            assert isinstance(fresh_schedule.scheduler, ReduceLROnPlateau)  # another class is refused
+            rate = by_key.get("model.init_args.optimizer.init_args.lr")
+            _scale(trainer.optimizers, rates, 1.0 if rate is None else rate.now / rate.before)
+            _take_settings(fresh_schedule.scheduler, schedule.scheduler)
+        elif isinstance(schedule.scheduler, LRScheduler):
+            _replay(fresh_schedule.scheduler, schedule.scheduler)
+
+
+def _scale(optimizers: list[Optimizer], rates: list[list[float]], factor: float) -> None:
+    for optimizer, before in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate * factor
+
+
+def _take_settings(fresh: ReduceLROnPlateau, schedule: ReduceLROnPlateau) -> None:
+    progress = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr", "optimizer")
+    vars(schedule).update({name: value for name, value in vars(fresh).items() if name not in progress})
+
+
+def _replay(fresh: LRScheduler, schedule: LRScheduler) -> None:
+    """Step ``fresh`` to where ``schedule`` stands and put it in its place."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its optimizer has made no step
+        while fresh.last_epoch < schedule.last_epoch:
+            fresh.step()
+    schedule.load_state_dict(fresh.state_dict())
+    for new, group in zip(fresh.optimizer.param_groups, schedule.optimizer.param_groups, strict=True):
+        group.update({name: value for name, value in new.items() if name != "params"})
+
+
+def _flat(settings: Any, name: str) -> dict[str, Any]:
+    """Return nested settings by dotted names."""
+    if isinstance(settings, dict) and settings:
+        return {
+            key: value for part, inner in settings.items() for key, value in _flat(inner, f"{name}.{part}").items()
+        }
+    return {name: settings}

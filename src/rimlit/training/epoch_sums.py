@@ -1,0 +1,108 @@
+"""What has been summed up in an epoch so far, as plain data, so that its means survive a stop in the middle.
+
+Lightning keeps the sums behind ``self.log(..., on_epoch=True)`` and the states of metrics in memory only: a run
+that goes on in the middle of an epoch would report the mean of the rest of it.
+"""
+
+import builtins
+from operator import attrgetter
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+_SETTINGS = (
+    "fx",
+    "name",
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "enable_graph",
+    "add_dataloader_idx",
+    "dataloader_idx",
+    "metric_attribute",
+)
+_VALUES = ("value", "cumulated_batch_size", "_forward_cache")
+
+
+def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
+    """Return copies of what this process has logged in the epoch so far and of the states of its metrics."""
+    logged = {
+        key: {
+            "settings": {name: getattr(result.meta, name) for name in _SETTINGS},
+            "reduction": result.meta.reduce_fx.__name__,
+            # Lightning tells min and torch.min apart, though they do the same
+            "is_builtin": result.meta.reduce_fx in (sum, max, min),
+            "is_added_up": result.meta.sync.should,
+            "rank_zero_only": result.meta.sync.rank_zero_only,
+            "values": {
+                name: _kept(value) for name in _VALUES if isinstance(value := getattr(result, name, None), Tensor)
+            },
+        }
+        for key, result in trainer.fit_loop.epoch_loop._results.items()
+        # what is logged at an epoch's end belongs to none that goes on
+        if not result.has_reset and result.meta.fx != "on_train_epoch_end"
+    }
+    metrics = {
+        name: {"updates": metric.update_count, "states": _copied(metric.metric_state)}
+        for name, metric in task.named_modules()
+        if isinstance(metric, Metric)
+    }
+    shown = {name: _kept(value) for name, value in trainer._logger_connector._callback_metrics.items()}
+    return {"logged": logged, "metrics": metrics, "shown": shown}
+
+
+def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epoch: bool) -> None:
+    """Go on from what :func:`collect` returned, before the first batch.
+
+    Args:
+        trainer: Trainer that is about to train.
+        task: Its module.
+        sums: What :func:`collect` returned in the earlier process.
+        in_epoch: Whether batches of this epoch were trained on already.
+    """
+    device = trainer.strategy.root_device
+    for name, value in sums["shown"].items():  # what schedules and callbacks may look at before it comes anew
+        trainer._logger_connector._callback_metrics[name] = value.to(device)
+    results = trainer.fit_loop.epoch_loop._results
+    for key, entry in sums["logged"].items():
+        reduction = getattr(builtins if entry["is_builtin"] else torch, entry["reduction"])
+        meta = _Metadata(**entry["settings"], reduce_fx=reduction)
+        meta.sync = _Sync(
+            _should=entry["is_added_up"], fn=trainer.strategy.reduce, rank_zero_only=entry["rank_zero_only"]
+        )
+        results[key] = result = _ResultMetric(meta, is_tensor=meta.metric_attribute is None)
+        if meta.metric_attribute is not None:
+            result.value = attrgetter(meta.metric_attribute)(task)
+        for name, value in entry["values"].items():
+            setattr(result, name, value.to(device))
+        result._update_count = 1
+    metrics = dict(task.named_modules())
+    for name, entry in sums["metrics"].items():
+        metric = metrics.get(name)
+        if isinstance(metric, Metric):
+            for state, value in _copied(entry["states"]).items():
+                setattr(metric, state, _to(value, metric.device))
+            metric._update_count = entry["updates"]
+    if in_epoch:
+        # or Lightning takes the next batch for the epoch's first and starts the sums anew
+        trainer._logger_connector._first_loop_iter = True
+
+
+def _copied(states: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [_kept(item) for item in value] if isinstance(value, list) else _kept(value)
+        for name, value in states.items()
+    }
+
+
+def _kept(value: Tensor) -> Tensor:
+    return value.detach().clone().cpu()
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return [item.to(device) for item in value] if isinstance(value, list) else value.to(device)
