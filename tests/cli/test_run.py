@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import sys
@@ -260,7 +261,7 @@ def test_fit_goes_on_from_the_last_step_in_the_same_folder_and_mlflow_run(copyin
     assert [row["step"] for row in later[: len(rows)]] == [row["step"] for row in rows]
     steps = [int(row["step"]) for row in later if row["train/loss"]]
     assert steps == list(range(6))
-    assert read_json(copying / "run_state.json") == {**state, "step": 6}
+    assert read_json(copying / "run_state.json") | {"written": None} == {**state, "step": 6, "written": None}
     history = MlflowClient(store).get_metric_history(state["mlflow_run_id"], "train/loss")
     assert {metric.step for metric in history} == set(steps)
 
@@ -289,10 +290,66 @@ def test_the_same_command_starts_goes_on_and_says_that_it_is_done(folder: Path) 
     assert read_json(run / "run_state.json")["step"] == 5
 
 
-def test_going_on_with_other_settings_is_refused_by_name(copying: Path) -> None:
-    answer = rimlit("fit", *COPYING, *UNTRACKED, FIGURELESS, "--trainer.max_steps=9", "--data.batch_size=3")
-    assert answer.code == 2
-    assert "data.init_args.batch_size" in answer.err and "got 3. Give the same" in answer.err
+def test_going_on_with_other_settings_is_refused_by_name_unless_allowed(
+    copying: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {path: path.read_bytes() for path in copying.rglob("*") if path.is_file()}
+    longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6")
+    for option, key in (
+        ("--data.batch_size=3", "data.init_args.batch_size=4"),
+        ("--seed_everything=1", "seed_everything=0"),
+        ("--model.init_args.embedding_size=8", "model.init_args.embedding_size=64"),
+    ):
+        answer = rimlit(*longer, option, "--name=rim-seed0")
+        assert answer.code == 2
+        assert f"runs/copying/rim-seed0 was started with {key}; got " in answer.err
+        assert "--allow_changes true" in answer.err
+        assert {path: path.read_bytes() for path in copying.rglob("*") if path.is_file()} == before
+    with caplog.at_level(logging.INFO, logger="rimlit"):
+        succeed(*longer, "--data.batch_size=3", "--allow_changes=true")
+    assert "data.init_args.batch_size was 4 and is 3 from here on." in caplog.text
+    assert read_json(copying / "run_state.json")["step"] == 6
+
+
+def test_another_learning_rate_is_used_and_said(copying: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rate = "--model.init_args.optimizer.init_args.lr=0.001"
+    longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6", rate)
+    with caplog.at_level(logging.INFO, logger="rimlit"):
+        succeed(*longer)
+    assert "model.init_args.optimizer.init_args.lr was 0.002 and is 0.001 from here on." in caplog.text
+    (group,) = read_checkpoint(copying / "checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert group["initial_lr"] == 0.001
+
+
+def test_fit_goes_on_from_a_named_file_or_run_in_its_own_folder(copying: Path) -> None:
+    longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6")
+    for number, named in enumerate((copying / "checkpoints/best.ckpt", copying)):
+        succeed(*longer, f"--resume={named}", f"--name=other-{number}")
+        state = read_json(copying.with_name(f"other-{number}") / "run_state.json")
+        assert (state["status"], state["step"]) == ("finished", 6)
+    assert read_json(copying / "run_state.json")["step"] == 4
+    # what lies in its own folder is not mixed with a run that comes from elsewhere
+    succeed(*longer, f"--resume={copying}", "--name=other-0")
+    assert copying.with_name("other-0.1").is_dir()
+    # its own file: the same run
+    succeed(*longer, f"--resume={copying / 'checkpoints/last.ckpt'}")
+    assert read_json(copying / "run_state.json")["step"] == 6
+    assert not copying.with_name("rim-seed0.1").exists()
+
+
+def test_a_run_that_was_killed_is_named_so_at_the_next_start(
+    copying: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = read_json(copying / "run_state.json")
+    (copying / "run_state.json").write_text(json.dumps({**state, "status": "running", "process": 12345}))
+    (copying / ".run_state.json.12345.tmp").write_text("{")  # killed while it wrote
+    longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6")
+    succeed(*longer)
+    assert "An earlier process of this run was killed after step 4" in caplog.text
+    state = read_json(copying / "run_state.json")
+    assert [(killed["process"], killed["step"]) for killed in state["killed"]] == [(12345, 4)]
+    assert state["status"] == "finished"
+    assert not list(copying.glob(".*.tmp"))
 
 
 # Predictions

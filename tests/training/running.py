@@ -158,7 +158,15 @@ CASES = {
 }
 
 
-def fit(case: Case, folder: Path, *, stop: Any = None, ckpt_path: Path | None = None, steps: int = STEPS) -> Watch:
+def fit(
+    case: Case,
+    folder: Path,
+    *,
+    stop: Any = None,
+    ckpt_path: Path | None = None,
+    steps: int = STEPS,
+    **options_of_checkpointer: Any,
+) -> Watch:
     """Train; saves after every step."""
     L.seed_everything(5, verbose=False)
     data = case.data()
@@ -166,7 +174,8 @@ def fit(case: Case, folder: Path, *, stop: Any = None, ckpt_path: Path | None = 
     task = case.task(data)
     torch.manual_seed(hash(folder) % 1000)  # where another program left the global random numbers is no matter
     watch = Watch() if stop is None else Watch(stop)
-    options = dict(case.trainer)
+    options = {"gradient_clip_val": 1.0, **case.trainer}
+    saving = Checkpointer(folder, monitor="val/cross_entropy", seed=5, interval=0, **options_of_checkpointer)
     if isinstance(options["val_check_interval"], int):
         options["check_val_every_n_epoch"] = None
     trainer = L.Trainer(
@@ -177,8 +186,7 @@ def fit(case: Case, folder: Path, *, stop: Any = None, ckpt_path: Path | None = 
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        gradient_clip_val=1.0,
-        callbacks=[watch, Checkpointer(folder, monitor="val/cross_entropy", seed=5, interval=0)],
+        callbacks=[watch, saving],
         plugins=[VerifiedCheckpointIO()],
         **options,
     )

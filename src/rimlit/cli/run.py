@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -31,6 +31,7 @@ from rimlit.spec import find_class, trust
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
 from rimlit.training.activity import MechanismActivity
+from rimlit.training.changes import find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, newest_checkpoint
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
@@ -111,9 +112,16 @@ class RimlitCLI(LightningCLI):
         )
         parser.add_argument(
             "--resume",
-            type=Literal["auto", "never"],
+            type=str,
             default="auto",
-            help="What fit does where there is a run of this name: go on with it, or set it aside and start anew.",
+            help="What fit does where there is a run of this name: 'auto' goes on with it, 'never' sets it aside "
+            "and starts anew; the PATH of a checkpoint, or of a run, goes on from there.",
+        )
+        parser.add_argument(
+            "--allow_changes",
+            type=bool,
+            default=False,
+            help="Whether fit goes on with a run whose task, data, seed or batches are not what they were.",
         )
         parser.add_argument(
             "--test_after_fit",
@@ -173,42 +181,51 @@ class RimlitCLI(LightningCLI):
 
     def _find_start(self, config: Namespace) -> str | None:
         """Return the checkpoint that fit goes on from, None for a new run."""
-        if config.ckpt_path is not None:
-            return self._checkpoint_path(config.ckpt_path)
-        if config.resume == "never" or config.trainer.fast_dev_run:
+        named = config.resume if config.ckpt_path is None else config.ckpt_path
+        is_file = named not in ("auto", "never") and not Path(named).is_dir()
+        if is_file or config.ckpt_path is not None:
+            return self._checkpoint_path(named)
+        if named == "never" or config.trainer.fast_dev_run:
             return None
+        folder = self.folder.checkpoints if named == "auto" else Path(named)
+        if (folder / "checkpoints").is_dir():
+            folder = folder / "checkpoints"
         # all processes look before the first checkpoint of a new run can be there
-        newest = newest_checkpoint(self.folder.checkpoints)
+        newest = newest_checkpoint(folder)
         for damaged in newest.passed_over:
             log.warning("Passed over: %s", damaged)
-        if newest.path is None:
-            return None
-        self._require_same_settings()
-        is_trained = self.folder.read_state().get("status") == "finished"
+        if newest.path is not None:
+            log.info(
+                "Going on with %s from %s.", self.folder.path, newest.path if named != "auto" else newest.path.name
+            )
+        elif named != "auto":
+            raise CheckpointError(f"resume={named!r}: there is no whole checkpoint in {folder}.")
+        return None if newest.path is None else str(newest.path)
+
+    @property
+    def _is_same_run(self) -> bool:
+        """Whether fit goes on from a file of this run's own folder."""
+        start = self._going_on_from
+        return start is not None and self.folder.path.resolve() in Path(start).resolve().parents
+
+    def _require_same_run(self, start: str) -> None:
+        """Refuse to go on with a run of other settings, and to train one that is done."""
+        config, checkpoint = self.config[self.subcommand], read_checkpoint(start)
+        changes = find_changes(checkpoint, self.trainer, self.model, self.datamodule, config.seed_everything)
+        refuse_changes(
+            changes, str(self.folder.path if self._is_same_run else start), are_allowed=config.allow_changes
+        )
+        step, epoch = checkpoint["global_step"], checkpoint.get("rimlit_position", {}).get("epoch", 0)
+        is_trained = self._is_same_run and self.folder.read_state().get("status") == "finished"
         is_tested = "test" in self.folder.read_results() or not config.test_after_fit
-        if is_trained and is_tested and 0 <= config.trainer.max_steps <= newest.step:
+        limits = (self.trainer.max_steps, step), (self.trainer.max_epochs, epoch)
+        is_long_enough = any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
+        if is_trained and is_tested and is_long_enough and config.ckpt_path is None:
             raise AlreadyDone(
-                f"{self.folder.path} is done, {newest.step} steps. Test it with rimlit test --ckpt_path "
+                f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path "
                 f"{self.folder.checkpoints / 'best.ckpt'}, train on with more --trainer.max_steps, or start anew "
                 "with --resume never, which sets it aside."
             )
-        log.info("Going on with %s from %s.", self.folder.path, newest.path.name)
-        return str(newest.path)
-
-    def _require_same_settings(self) -> None:
-        """Refuse to go on with a run that was started with another task, data or seed."""
-        path = self.folder.path / "config.yaml"
-        if not path.is_file():
-            return
-        before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text(), self._resolved_config()))
-        fixed = ("data.", "model.", "seed_everything", "trainer.accumulate_grad_batches", "trainer.precision")
-        free = ("data.init_args.num_workers", "data.init_args.path")  # where it runs, not what
-        for key in sorted((before.keys() | now.keys()) - set(free)):
-            if key.startswith(fixed) and before.get(key) != now.get(key):
-                raise ConfigError(
-                    f"{self.folder.path} was started with {key}={before.get(key)!r}; got {now.get(key)!r}. Give "
-                    "the same, another --name, or --resume never, which sets the earlier run aside."
-                )
 
     def _choose_folder(self, config: Namespace) -> RunFolder:
         if config.trainer.default_root_dir is not None:
@@ -262,10 +279,18 @@ class RimlitCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
         if not self._is_trial:
+            recorder = RunRecorder(self.folder, self.command, self._resolved_config())
             if config.get("enable_checkpointing") is not False:
                 seed = int(self.config[self.subcommand].seed_everything)
-                own.append(Checkpointer(self.folder.checkpoints, monitor=self.model.monitor, seed=seed))
-            own.append(RunRecorder(self.folder, self.command, self._resolved_config()))
+                checkpointer = Checkpointer(
+                    self.folder.checkpoints,
+                    monitor=self.model.monitor,
+                    seed=seed,
+                    allow_changes=self.config[self.subcommand].allow_changes,
+                    on_saved=recorder.note_saved,
+                )
+                own.append(checkpointer)
+            own.append(recorder)
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         names = {type(callback) for callback in given}
@@ -279,7 +304,7 @@ class RimlitCLI(LightningCLI):
             raise ConfigError(f"trainer: {error}") from error
 
     def _default_loggers(self) -> list[Logger]:
-        is_new = self.subcommand == "fit" and self._going_on_from is None
+        is_new = self.subcommand == "fit" and not self._is_same_run
         state = {} if is_new else self.folder.read_state()
         tracker = MLflowTracker(
             experiment_name(self.model), self.folder.path.name, run_id=state.get("mlflow_run_id")
@@ -305,7 +330,9 @@ class RimlitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Keep an earlier run of the same name from being mixed with this one."""
-        if self._going_on_from is None and is_rank_zero() and not self._is_trial:
+        if self._going_on_from is not None:
+            self._require_same_run(self._going_on_from)
+        if not self._is_same_run and is_rank_zero() and not self._is_trial:
             self.folder.set_aside_earlier_run()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -363,15 +390,6 @@ class RimlitCLI(LightningCLI):
 
 class AlreadyDone(Exception):  # noqa: N818, no error
     """The run that fit was asked for has been trained."""
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted names."""
-    if isinstance(settings, dict) and settings:
-        return {
-            key: value for part, inner in settings.items() for key, value in _flat(inner, f"{name}.{part}").items()
-        }
-    return {name.lstrip("."): settings}
 
 
 def experiment_name(task: Task) -> str:

@@ -52,15 +52,15 @@ def run_settings(trainer: L.Trainer, seed: int) -> dict[str, Any]:
 
 
 def find_changes(
-    checkpoint: Mapping[str, Any], trainer: L.Trainer, task: L.LightningModule, seed: int
+    checkpoint: Mapping[str, Any], trainer: L.Trainer, task: L.LightningModule, data: Any, seed: int
 ) -> list[Change]:
     """Return the settings that differ from those of a checkpoint, by their dotted names in a config.
 
-    Only what both tell of is compared: a module that is no :class:`Task` tells of no settings.
+    Only what both tell of is compared: a module that is no :class:`Task`, or data that are no
+    :class:`DataModule`, tell of no settings.
     """
     named = checkpoint.get("rimlit", {})
     before = {**checkpoint.get("rimlit_run", {}), "data": named.get("data"), "model": named.get("task")}
-    data = getattr(trainer, "datamodule", None)
     now = {
         **run_settings(trainer, seed),
         "data": data.spec if isinstance(data, DataModule) else None,

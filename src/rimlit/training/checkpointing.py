@@ -285,7 +285,8 @@ class Checkpointer(Checkpoint):
             return
         self._restored = checkpoint.get("rimlit_position")
         self._sums_restored = checkpoint.get("rimlit_sums", [])
-        self._changes = find_changes(checkpoint, trainer, pl_module, self.seed)
+        data = getattr(trainer, "datamodule", None)
+        self._changes = find_changes(checkpoint, trainer, pl_module, data, self.seed)
         refuse_changes(self._changes, str(self.folder.parent), are_allowed=self.allow_changes)
 
     def state_dict(self) -> dict[str, Any]:

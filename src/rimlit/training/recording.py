@@ -16,8 +16,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 import rimlit
 from rimlit.backbones import RIM, Backbone
+from rimlit.checkpoints import storage_error, whole_file
 from rimlit.data import DataModule
-from rimlit.errors import StoppedError
+from rimlit.errors import StoppedError, StorageError
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
 from rimlit.training.tracking import MLflowTracker
@@ -77,10 +78,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(content, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise storage_error(path, len(text), error) from error
 
 
 class RunRecorder(L.Callback):
@@ -130,22 +134,48 @@ class RunRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
+        self._name_killed()
         self._write_status(trainer, "running")
+
+    @rank_zero_only
+    def _name_killed(self) -> None:
+        """Say so where an earlier process of this run ended without a word, and clear away what it left."""
+        state = self.folder.read_state()
+        if state.get("status") == "running":
+            step, when = state.get("step"), state.get("written")
+            killed = {"process": state.get("process"), "step": step, "written": when}
+            self.folder.write_state(killed=[*state.get("killed", []), killed])
+            log.warning(
+                "An earlier process of this run was killed after step %s (last heard of at %s).", step, when
+            )
+        for left in self.folder.path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def note_saved(self, trainer: L.Trainer, path: Path) -> None:
+        """Write down that a checkpoint was saved."""
+        if path.stem == "last":
+            self._write_state(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write down why the run ended."""
         if trainer.state.fn == TrainerFn.FITTING:
             status = "stopped" if isinstance(exception, StoppedError | KeyboardInterrupt) else "failed"
-            self._write_status(trainer, status, str(exception) or type(exception).__name__)
+            try:
+                self._write_status(trainer, status, str(exception) or type(exception).__name__)
+            except StorageError as error:  # what ended the run is what counts, and it may be this very disk
+                log.warning("%s", error)
+
+    def _write_status(self, trainer: L.Trainer, status: str, reason: str | None = None) -> None:
+        self._write_state(trainer, status=status, reason=reason, process=os.getpid())
 
     @rank_zero_only
-    def _write_status(self, trainer: L.Trainer, status: str, reason: str | None = None) -> None:
+    def _write_state(self, trainer: L.Trainer, **entries: Any) -> None:
         last = self.folder.checkpoints / "last.ckpt"
         self.folder.write_state(
-            status=status,
+            **entries,
             step=trainer.global_step,
             checkpoint="checkpoints/last.ckpt" if last.is_file() else None,
-            reason=reason,
+            written=time.strftime("%Y-%m-%d %H:%M:%S"),
         )
 
     def _seconds(self) -> float:
@@ -162,7 +192,6 @@ class RunRecorder(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write down the training."""
-        self._write_status(trainer, "finished")
         if trainer.is_global_zero and isinstance(pl_module, Task):
             self.folder.write_results(
                 command=self.command,
@@ -175,6 +204,10 @@ class RunRecorder(L.Callback):
                 train_seconds=round(self._seconds(), 1),
                 floor=pl_module.floors(),
             )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write down that the run is finished, after the last checkpoint."""
+        self._write_status(trainer, "finished")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write down the test."""
