@@ -92,11 +92,14 @@ class NTM(SteppedBackbone):
         self.read_output = nn.Linear(num_read_heads * word_size, hidden_size, bias=False)
         weights = torch.zeros(self.num_heads, num_locations)
         weights[:, 0] = 1
+        memory = torch.full((num_locations, word_size), 1e-6)
+        if learn_initial_state:  # rows that differ can be told apart by content from the start
+            memory.uniform_(-(word_size**-0.5), word_size**-0.5)
         self.initial = InitialState(
             {
                 "hidden": torch.zeros(hidden_size),
                 "cell": torch.zeros(hidden_size),
-                "memory": torch.full((num_locations, word_size), 1e-6),
+                "memory": memory,
                 "weights": weights,
                 "reads": torch.zeros(num_read_heads * word_size),
             },
