@@ -1,7 +1,9 @@
 """Data modules: each supplies one dataset and declares its sizes as plain ints."""
 
+from rimlit.data.adding import Adding
 from rimlit.data.base import DataModule
 from rimlit.data.copying import Copying
+from rimlit.data.images import SequentialImages
 from rimlit.data.text import Text
 
-__all__ = ["Copying", "DataModule", "Text"]
+__all__ = ["Adding", "Copying", "DataModule", "SequentialImages", "Text"]

@@ -1,5 +1,6 @@
 """Metrics of sequences, as torchmetrics objects."""
 
+from rimlit.metrics.regression import MeanAbsoluteError, MeanSquaredError
 from rimlit.metrics.sequence import (
     IGNORED,
     BitsPerCharacter,
@@ -9,4 +10,13 @@ from rimlit.metrics.sequence import (
     SymbolAccuracy,
 )
 
-__all__ = ["IGNORED", "BitsPerCharacter", "CrossEntropy", "Perplexity", "SequenceAccuracy", "SymbolAccuracy"]
+__all__ = [
+    "IGNORED",
+    "BitsPerCharacter",
+    "CrossEntropy",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Perplexity",
+    "SequenceAccuracy",
+    "SymbolAccuracy",
+]

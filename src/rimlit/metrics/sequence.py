@@ -7,10 +7,10 @@ the last ``last_steps`` unpadded steps of each row, or all of them. Sums are kep
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric
+
+from rimlit.metrics.mean import Mean
 
 IGNORED = -100
 """Target of a step that is not scored, as in :func:`torch.nn.functional.cross_entropy`."""
@@ -25,31 +25,17 @@ def scored_steps(targets: Tensor, last_steps: int | None) -> Tensor:
     return is_real & (steps_left <= last_steps)
 
 
-class _Mean(Metric):
-    """A sum and a count, divided at the end."""
+class _Scored(Mean):
+    """A mean over the scored steps."""
 
     higher_is_better: bool | None = True
-    full_state_update = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self, last_steps: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.last_steps = last_steps
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def add(self, values: Tensor) -> None:
-        """Add scored ``values``, one per token or sequence."""
-        self.total += values.sum(dtype=self.total.dtype)
-        self.count += values.numel()
-
-    def compute(self) -> Tensor:
-        """Return the mean over everything added."""
-        return self.total / self.count
 
 
-class CrossEntropy(_Mean):
+class CrossEntropy(_Scored):
     """Mean cross-entropy per token, nats."""
 
     higher_is_better = False
@@ -76,7 +62,7 @@ class BitsPerCharacter(CrossEntropy):
         return super().compute() / math.log(2)
 
 
-class SymbolAccuracy(_Mean):
+class SymbolAccuracy(_Scored):
     """Share of scored tokens whose most likely prediction is right, 0 to 1."""
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -85,7 +71,7 @@ class SymbolAccuracy(_Mean):
         self.add(logits[scored].argmax(dim=-1) == targets[scored])
 
 
-class SequenceAccuracy(_Mean):
+class SequenceAccuracy(_Scored):
     """Share of sequences in which every scored token is right, 0 to 1."""
 
     def update(self, logits: Tensor, targets: Tensor) -> None:

@@ -1,7 +1,16 @@
 """Tasks: LightningModules that join encoder, backbone, head, loss and metrics."""
 
 from rimlit.tasks.base import Task, load_checkpoint
+from rimlit.tasks.classification import ClassificationTask
 from rimlit.tasks.copying import CopyingTask
 from rimlit.tasks.language_modeling import LanguageModelingTask
+from rimlit.tasks.regression import RegressionTask
 
-__all__ = ["CopyingTask", "LanguageModelingTask", "Task", "load_checkpoint"]
+__all__ = [
+    "ClassificationTask",
+    "CopyingTask",
+    "LanguageModelingTask",
+    "RegressionTask",
+    "Task",
+    "load_checkpoint",
+]

@@ -59,8 +59,10 @@ class Task(Recorded, L.LightningModule, ABC):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse a size that no data module declared, before anything is built with it."""
         self = super().__new__(cls, *args, **kwargs)
+        parameters = inspect.signature(cls.__init__).parameters
         for name in LINKED:
-            if name in kwargs and kwargs[name] is None:
+            is_optional = name in parameters and parameters[name].default is None
+            if name in kwargs and kwargs[name] is None and not is_optional:
                 raise ConfigError(f"{cls.__name__} needs {name}, which the data module does not declare.")
         return self
 

@@ -1,0 +1,143 @@
+"""Where images and their labels come from: idx files, Hugging Face datasets, or scikit-learn's bundled digits."""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rimlit.errors import DataError
+
+FILE_NAMES = {"train": "train", "test": "t10k"}
+UNSIGNED_BYTE = 0x08
+DIGITS_TEST_SIZE = 360
+
+
+class LabelledImages(NamedTuple):
+    """Grey images and what they show."""
+
+    images: np.ndarray  # (N, height, width) of numbers from 0 to 255
+    labels: np.ndarray  # (N,) integers from 0
+
+
+def read_idx_folder(path: Path) -> dict[str, LabelledImages]:
+    """Read MNIST's four files, or those of a dataset in its format, from a folder, each as it is or as ``.gz``.
+
+    Returns:
+        Images by split, ``train`` and ``test``.
+
+    Raises:
+        DataError: The folder or a file is missing, a file is no idx file of bytes, or the two of a split differ in
+            number.
+    """
+    if not path.is_dir():
+        raise DataError(
+            f"path={str(path)!r} must be a folder with {', '.join(_names())}, each as it is or as .gz."
+        )
+    splits = {}
+    for split, prefix in FILE_NAMES.items():
+        images = read_idx(_find(path, f"{prefix}-images-idx3-ubyte"), 3)
+        labels_file = _find(path, f"{prefix}-labels-idx1-ubyte")
+        labels = read_idx(labels_file, 1)
+        if len(images) != len(labels):
+            raise DataError(
+                f"{labels_file} has {len(labels)} labels for {len(images)} images; they must be as many."
+            )
+        splits[split] = LabelledImages(images, labels)
+    return splits
+
+
+def _names() -> list[str]:
+    return [f"{p}-{kind}-ubyte" for p in FILE_NAMES.values() for kind in ("images-idx3", "labels-idx1")]
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(f"{folder} has no {name} and no {name}.gz; it must hold {', '.join(_names())}.")
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Read an idx file of unsigned bytes.
+
+    The format: two zero bytes, the type of an element, the number of dimensions, the sizes as big-endian 32-bit
+    numbers, the elements.
+
+    Raises:
+        DataError: The file cannot be read, is of another type or number of dimensions, or is shorter or longer
+            than its sizes say.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    header = 4 + 4 * dimensions
+    if len(data) < header or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTE or data[3] != dimensions:
+        raise DataError(
+            f"{path} must be an idx file of unsigned bytes with {dimensions} dimension(s), which begins with "
+            f"00 00 08 {dimensions:02x}; it begins with {data[:4].hex(' ') or 'nothing'}."
+        )
+    sizes = struct.unpack(f">{dimensions}I", data[4:header])
+    if len(data) - header != math.prod(sizes) or 0 in sizes:
+        shape = " × ".join(map(str, sizes))
+        raise DataError(
+            f"{path} says that it holds {shape} bytes, at least one in each dimension; "
+            f"it holds {len(data) - header}."
+        )
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(sizes)
+
+
+def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImages]:
+    """Read the columns ``image`` and ``label`` of a Hugging Face dataset, by id or from a local folder of images.
+
+    Raises:
+        DataError: The package ``datasets`` is missing, or the dataset cannot be read, lacks a column or a split,
+            or has images of several sizes.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError("dataset=… needs the package datasets: pip install 'rimlit[data]'.") from error
+    try:
+        splits = load_dataset(dataset, name)
+    except Exception as error:  # the hub, the network and the readers raise their own kinds
+        raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {error}") from error
+    if not set(FILE_NAMES) <= set(splits):
+        raise DataError(f"dataset={dataset!r} must have train and test; it has {', '.join(splits)}.")
+    read = {}
+    for split in FILE_NAMES:
+        rows = splits[split]
+        if not {"image", "label"} <= set(rows.column_names):
+            raise DataError(
+                f"dataset={dataset!r} must have the columns image and label; "
+                f"it has {', '.join(rows.column_names)}."
+            )
+        images = [np.asarray(image.convert("L")) for image in rows["image"]]
+        for index, image in enumerate(images):
+            if image.shape != images[0].shape:
+                raise DataError(
+                    f"dataset={dataset!r}: image {index} of {split} is {image.shape[0]} × {image.shape[1]}, the "
+                    f"first one {images[0].shape[0]} × {images[0].shape[1]}; all must have one size."
+                )
+        labels = np.asarray(rows["label"])
+        if labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise DataError(f"dataset={dataset!r}: labels must be integers from 0; {split} has {labels.dtype}.")
+        read[split] = LabelledImages(np.stack(images), labels)
+    return read
+
+
+def read_digits() -> dict[str, LabelledImages]:
+    """Read the 1,797 digits of 8 × 8 pixels that come with scikit-learn; the last 360 are the test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # they run from 0 to 16
+    cut = len(images) - DIGITS_TEST_SIZE
+    return {
+        "train": LabelledImages(images[:cut], digits.target[:cut]),
+        "test": LabelledImages(images[cut:], digits.target[cut:]),
+    }

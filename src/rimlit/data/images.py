@@ -1,0 +1,218 @@
+"""Images pixel by pixel, at one resolution in training and at others in the test.
+
+Sequential MNIST of Goyal et al. 2021, sec. 4.1 (arXiv:1909.10893): 14 × 14 in training, 16, 19 and 24 in the test.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
+
+from rimlit.data.base import DataModule, Split, require_at_least
+from rimlit.data.image_sources import LabelledImages, read_digits, read_idx_folder, read_image_dataset
+from rimlit.errors import ConfigError, DataError
+
+
+class PixelSequences(Dataset[tuple[Tensor, Tensor]]):
+    """Binary images as sequences of tokens 0 (dark) and 1 (lit), row by row.
+
+    Args:
+        images: (N, height, width) bool or 0 and 1.
+        labels: (N,) integers.
+
+    Example:
+        >>> pixels, label = PixelSequences(torch.eye(2), torch.tensor([3, 5]))[0]
+        >>> pixels.tolist(), label.item()
+        ([1, 0], 3)
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.pixels = images.flatten(1).byte()
+        self.labels = labels.long()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the pixels (height·width,) and the label ()."""
+        return self.pixels[index].long(), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Return the samples of a batch, which the loader asks for at once."""
+        return list(zip(self.pixels[indices].long(), self.labels[indices], strict=True))
+
+
+def binary_images(images: np.ndarray, size: int, threshold: float = 0.5) -> Tensor:
+    """Resize grey images to a square by the nearest pixel, then say which pixels are lit.
+
+    Args:
+        images: (N, height, width) numbers from 0 to 255.
+        size: Side of the square, pixels.
+        threshold: A pixel is lit above this share of 255.
+
+    Returns:
+        (N, size, size) bool.
+
+    Example:
+        >>> binary_images(np.array([[[0, 255], [255, 0]]]), 4)[0, 0].tolist()
+        [False, False, True, True]
+    """
+    # a copy: frombuffer's arrays cannot be written to, which torch warns of
+    grey = torch.from_numpy(images.astype(np.uint8, copy=True))[:, None]
+    # "nearest-exact" takes the pixel whose centre is nearest; torch's "nearest" is off by half a pixel
+    return interpolate(grey, (size, size), mode="nearest-exact")[:, 0] > threshold * 255
+
+
+class SequentialImages(DataModule):
+    """Images to classify after their last pixel: sequential MNIST, and others in its format.
+
+    Images are resized by the nearest pixel to a square and then made black and white; the tokens are dark 0 and
+    lit 1, row by row. Validation images are drawn from the training file by ``seed``; the test file stays a test.
+
+    Args:
+        path: Folder with MNIST's four idx files, or those of a dataset in its format, each as it is or as .gz.
+            None, with no ``dataset``: scikit-learn's 1,797 digits of 8 × 8 pixels, the last 360 as the test.
+        dataset: Hugging Face id or local folder instead of ``path``, with columns ``image`` and ``label`` and
+            splits ``train`` and ``test`` (``ylecun/mnist``); needs the extra ``data``.
+        dataset_name: Configuration of ``dataset``.
+        image_size: Side of the images in training and validation, pixels, at least 1 (paper: 14).
+        test_sizes: Sides tested in one run, pixels, each at least 1 (paper: 16, 19, 24).
+        threshold: A pixel is lit above this share of white, 0 to 1.
+        val_fraction: Share of the training file that is validation, 0 to 1 (the authors' code: 12,000 of 60,000).
+        train_size: Training images that are used; None for all that are not validation.
+        batch_size: Sequences in a batch of each process, at least 1.
+        num_workers: Loader processes, 0 to load in the training process.
+        seed: Seed of the split and of the order; None takes the run's ``seed_everything``, or 0.
+
+    Raises:
+        ConfigError: A value is out of its range.
+        DataError: The images cannot be found or read, or a split is empty. Raised when they are first needed.
+
+    Example:
+        >>> data = SequentialImages(image_size=8, test_sizes=[8, 11])
+        >>> data.output_size, data.vocabulary_size, data.group_names("test")
+        (10, 2, ['size_8', 'size_11'])
+        >>> next(iter(data.train_dataloader())).inputs.shape
+        torch.Size([64, 64])
+    """
+
+    name = "sequential_mnist"
+    vocabulary_size = 2
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        dataset: str | None = None,
+        dataset_name: str | None = None,
+        image_size: int = 14,
+        test_sizes: Sequence[int] = (14, 16, 19, 24),
+        threshold: float = 0.5,
+        val_fraction: float = 0.2,
+        train_size: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        require_at_least(
+            1,
+            image_size=image_size,
+            **{f"test_sizes[{index}]": size for index, size in enumerate(test_sizes)},
+        )
+        if train_size is not None:
+            require_at_least(1, train_size=train_size)
+        if path is not None and dataset is not None:
+            raise ConfigError(f"Give path or dataset, not both; got path={path!r}, dataset={dataset!r}.")
+        if not test_sizes:
+            raise ConfigError("test_sizes must name at least one size; got test_sizes=[].")
+        for name, share in (("threshold", threshold), ("val_fraction", val_fraction)):
+            if not 0 < share < 1:
+                raise ConfigError(f"{name} must be above 0 and below 1; got {name}={share}.")
+        self.path = path
+        self.dataset = dataset
+        self.dataset_name = dataset_name
+        self.image_size = image_size
+        self.test_sizes = tuple(dict.fromkeys(test_sizes))
+        self.threshold = threshold
+        self.val_fraction = val_fraction
+        self.train_size = train_size
+        self._read: dict[str, LabelledImages] | None = None
+        self._datasets: dict[str, dict[str, PixelSequences]] = {}
+
+    @property
+    def source(self) -> str:
+        """Where the images come from, in words."""
+        return self.dataset or self.path or "scikit-learn's digits"
+
+    @property
+    def output_size(self) -> int:
+        """Number of classes: one more than the greatest label of the training file."""
+        return int(max(self.images(split).labels.max() for split in ("train", "val"))) + 1
+
+    def images(self, split: Split) -> LabelledImages:
+        """Return the grey images of a split as they were read."""
+        if self._read is None:
+            if self.dataset is not None:
+                read = read_image_dataset(self.dataset, self.dataset_name)
+            else:
+                read = read_digits() if self.path is None else read_idx_folder(Path(self.path))
+            self._read = self._divided(read)
+        return self._read["test" if split == "predict" else split]
+
+    def _divided(self, read: Mapping[str, LabelledImages]) -> dict[str, LabelledImages]:
+        """Draw validation from training; check that the test shows what the training does."""
+        (images, labels), test = read["train"], read["test"]
+        number = round(self.val_fraction * len(labels))
+        if not 0 < number < len(labels):
+            raise DataError(
+                f"val_fraction={self.val_fraction} of the {len(labels)} training images of {self.source} is "
+                f"{number}; training and validation need at least one each."
+            )
+        unknown = np.setdiff1d(test.labels, labels)
+        if len(unknown):
+            index = int(np.flatnonzero(test.labels == unknown[0])[0])
+            raise DataError(
+                f"Test image {index} of {self.source} has the label {unknown[0]}, which no training image has."
+            )
+        order = np.random.default_rng(self.seed).permutation(len(labels))
+        train, val = order[number:][: self.train_size], order[:number]
+        return {
+            "train": LabelledImages(images[train], labels[train]),
+            "val": LabelledImages(images[val], labels[val]),
+            "test": test,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Read and check the images before any work is done."""
+        self.images("train")
+
+    def datasets(self, split: Split) -> Mapping[str, PixelSequences]:
+        """Return one dataset for training and validation, and one per size for test and predict."""
+        split = "test" if split == "predict" else split
+        if split not in self._datasets:
+            images, labels = self.images(split)
+            is_test = split == "test"
+            self._datasets[split] = {
+                f"size_{size}" if is_test else "": PixelSequences(
+                    binary_images(images, size, self.threshold), torch.from_numpy(labels.astype(np.int64))
+                )
+                for size in (self.test_sizes if is_test else [self.image_size])
+            }
+        return self._datasets[split]
+
+    def group_names(self, split: Split) -> list[str]:
+        """Return the group name of each loader of a split, without reading an image."""
+        return [""] if split in ("train", "val") else [f"size_{size}" for size in self.test_sizes]
+
+    def floors(self) -> dict[str, float]:
+        """Return what a model scores on the test that knows how often each class occurs in training."""
+        counts = np.bincount(self.images("train").labels, minlength=self.output_size) + 1.0
+        nats = -np.log(counts / counts.sum())[self.images("test").labels]
+        is_most_frequent = self.images("test").labels == counts.argmax()
+        return {"cross_entropy": float(nats.mean()), "accuracy": float(is_most_frequent.mean())}

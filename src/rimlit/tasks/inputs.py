@@ -1,0 +1,35 @@
+"""What the tasks of sequences share: an encoder for tokens or vectors, and the last step that is no padding."""
+
+import torch
+from torch import Tensor
+
+from rimlit.encoders import Embedding, Identity
+from rimlit.errors import ConfigError
+
+
+def input_encoder(
+    vocabulary_size: int | None, input_size: int | None, embedding_size: int
+) -> Embedding | Identity:
+    """Return an embedding for tokens, or what hands vectors on.
+
+    Raises:
+        ConfigError: Neither or both of the sizes are given.
+    """
+    if vocabulary_size is not None and input_size is None:
+        return Embedding(vocabulary_size, embedding_size)
+    if input_size is not None and vocabulary_size is None:
+        return Identity(input_size)
+    raise ConfigError(
+        "Inputs are tokens, and need vocabulary_size, or vectors, and need input_size; got "
+        f"vocabulary_size={vocabulary_size}, input_size={input_size}."
+    )
+
+
+def last_step(outputs: Tensor, lengths: Tensor) -> Tensor:
+    """Return the outputs (B, …) of each sequence's last step that is no padding.
+
+    Example:
+        >>> last_step(torch.arange(6).view(2, 3), torch.tensor([2, 3])).tolist()
+        [1, 5]
+    """
+    return outputs[torch.arange(len(outputs), device=outputs.device), lengths - 1]

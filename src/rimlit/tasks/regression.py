@@ -1,0 +1,98 @@
+"""Regression on sequences: numbers after the last step, or at every step."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+
+from rimlit.backbones import BackboneFactory
+from rimlit.heads import HeadFactory
+from rimlit.metrics import MeanAbsoluteError, MeanSquaredError
+from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
+from rimlit.tasks.inputs import input_encoder, last_step
+from rimlit.types import SequenceBatch
+
+
+class RegressionTask(Task):
+    """Predict numbers: from the outputs of the last unpadded step, or at every unpadded step.
+
+    Targets (B, output_size) belong to a sequence, targets (B, T, output_size) to each of its steps, as when the
+    next step is to be predicted. The loss is the mean squared error.
+
+    Args:
+        backbone: Factory of the backbone, called with ``embedding_size`` or ``input_size``.
+        output_size: Numbers to predict; from the data module.
+        vocabulary_size: Token ids, where the inputs are tokens; from the data module.
+        input_size: Features of each step, where the inputs are vectors; from the data module.
+        embedding_size: Features of each token's embedding, at least 1; not used where the inputs are vectors.
+        head: Factory of the head; by default a linear map of all features.
+        optimizer: Factory, called with the parameters; by default Adam at 7e-4.
+        scheduler: Factory, called with the optimiser; none by default.
+
+    Raises:
+        ConfigError: Neither or both of ``vocabulary_size`` and ``input_size`` are given, or a factory is of a kind
+            that a checkpoint could not hold.
+        ValueError: A size is below 1.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from rimlit import LSTM
+        >>> task = RegressionTask(partial(LSTM, hidden_size=16), output_size=1, input_size=2)
+        >>> numbers, state = task(torch.zeros(3, 25, 2))
+        >>> numbers.shape
+        torch.Size([3, 25, 1])
+    """
+
+    monitor = "val/mse"
+    headline = ("mse", "mae")
+
+    def __init__(
+        self,
+        backbone: BackboneFactory,
+        output_size: int,
+        vocabulary_size: int | None = None,
+        input_size: int | None = None,
+        *,
+        embedding_size: int = 64,
+        head: HeadFactory | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        super().__init__(
+            input_encoder(vocabulary_size, input_size, embedding_size),
+            backbone,
+            output_size,
+            head=head,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
+
+    def scored(self, outputs: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Return numbers and targets (n, output_size), a row per sequence or per unpadded step."""
+        if batch.targets.dim() == 2:
+            return last_step(outputs, batch.lengths), batch.targets
+        return outputs[batch.mask], batch.targets[batch.mask]
+
+    def loss(self, outputs: Tensor, batch: SequenceBatch) -> Tensor:
+        """Return the mean squared error."""
+        return functional.mse_loss(*self.scored(outputs, batch))
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return metrics counted once per number."""
+        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
+
+    def predict_step(
+        self, batch: SequenceBatch, batch_index: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
+        """Return for each sequence its target and what was predicted; lists over steps where each has a target."""
+        outputs, _ = self(batch.inputs)
+        records = []
+        for index, length in enumerate(batch.lengths.tolist()):
+            if batch.targets.dim() == 2:
+                target, predicted = batch.targets[index], outputs[index, length - 1]
+            else:
+                target, predicted = batch.targets[index, :length], outputs[index, :length]
+            records.append({"target": target.tolist(), "predicted": predicted.tolist()})
+        return records
