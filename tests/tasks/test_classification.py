@@ -120,7 +120,7 @@ def test_training_on_a_few_images_learns_their_labels(tmp_path: Path, backbone: 
     wide = {"class_path": f"rimlit.backbones.{backbone}", "init_args": {"hidden_size": 36}}
     task = make_task(backbone=wide, optimizer=partial(Adam, lr=0.01))
     data = make_digits(train_size=8, image_size=6)
-    make_trainer(tmp_path, max_steps=200, limit_val_batches=0).fit(task, data)
+    make_trainer(tmp_path, max_steps=100, limit_val_batches=0).fit(task, data)
     batch = next(iter(data.train_dataloader()))
     logits, targets = task.eval().scored(task(batch.inputs)[0], batch)
-    assert (logits.argmax(dim=-1) == targets).float().mean() > 0.8
+    assert (logits.argmax(dim=-1) == targets).float().mean() > 0.6  # by chance: .1
