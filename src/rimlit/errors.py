@@ -52,3 +52,7 @@ class StoppedError(RimlitError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class TrackingError(RimlitError, ConnectionError):
+    """The tracker cannot be reached, and the run is not to start without it."""

@@ -1,8 +1,18 @@
 """MLflow that never stops a training, and metrics kept beside the checkpoints."""
 
 import csv
+import json
 import logging
+import math
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +21,12 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from rimlit.data import Copying
+from rimlit.errors import ConfigError, DataError, StoppedError, StorageError, TrackingError
 from rimlit.training import tracking
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.recording import RunFolder, RunRecorder
-from rimlit.training.tracking import FAILURES_ALLOWED, LocalMetrics, MLflowTracker, save_figure
+from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_gone, process_name, save_figure
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = [
@@ -38,17 +50,36 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Broken:
-    """A client whose every call fails."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.calls: list[str] = []
+    """A client whose every call fails, as of a server that is down."""
 
     def __getattr__(self, name: str) -> Any:
         def fail(*arguments: Any, **options: Any) -> None:
-            self.calls.append(name)
             raise MlflowException(f"{name}: the disk is full")
 
         return fail
+
+
+def metrics_of(store: str, run_id: str | None, name: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric, in order of their steps."""
+    return sorted((metric.step, metric.value) for metric in MlflowClient(store).get_metric_history(run_id, name))
+
+
+def status_of(store: str, run_id: str | None) -> str:
+    status: str = MlflowClient(store).get_run(run_id).info.status
+    return status
+
+
+def in_a_process_of_its_own(work: Callable[[], None]) -> int:
+    """Fork, work, and leave without cleaning up; return the status that the process ended with."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]
 
 
 def train(folder: Path, tracker: MLflowTracker, **options: Any) -> None:
@@ -77,7 +108,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_has_config_parameters_metrics_figure_and_tags_and_is_finished(tmp_path: Path, store: str) -> None:
-    tracker = MLflowTracker("copying", "mine-seed0", tracking_uri=store)
+    tracker = MLflowTracker("copying", "mine-seed0", folder=tmp_path, tracking_uri=store)
     train(tmp_path, tracker)
     client = MlflowClient(store)
     run = client.get_run(tracker.run_id)
@@ -95,75 +126,110 @@ def test_a_run_has_config_parameters_metrics_figure_and_tags_and_is_finished(tmp
     paths = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert paths == {"config.yaml", "figures"}, "no clutter"
     assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/activity.png"]
-    state = RunFolder(tmp_path).read_state()
-    assert state["mlflow_run_id"] == tracker.run_id
-    assert state["status"] == "finished"
+    assert RunFolder(tmp_path).read_state()["status"] == "finished"
 
 
-def test_a_run_is_gone_on_with_by_its_id(tmp_path: Path, store: str) -> None:
+def test_a_run_is_gone_on_with_by_its_id(store: str) -> None:
     first = MLflowTracker("copying", "mine", tracking_uri=store)
     first.log_metrics({"train/loss": 2.0}, step=1)
+    assert first.flush()
     second = MLflowTracker("copying", "other", run_id=first.run_id, tracking_uri=store)
     second.log_metrics({"train/loss": 1.0}, step=2)
-    history = MlflowClient(store).get_metric_history(first.run_id, "train/loss")
-    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
+    assert second.flush()
+    assert second.run_id == first.run_id
+    assert metrics_of(store, first.run_id, "train/loss") == [(1, 2.0), (2, 1.0)]
 
 
-def test_a_failed_training_is_marked_as_failed(tmp_path: Path, store: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("on purpose"), "FAILED"),
+        (ConfigError("on purpose"), "FAILED"),
+        (StoppedError("by SIGTERM", 143), "KILLED"),
+    ],
+)
+def test_the_status_tells_how_a_training_ended(tmp_path: Path, store: str, error: Exception, status: str) -> None:
     class Fails(MechanismActivity):
         def on_train_batch_end(self, *arguments: Any) -> None:
-            raise RuntimeError("on purpose")
+            raise error
 
-    tracker = MLflowTracker("copying", "mine", tracking_uri=store)
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
     trainer = make_trainer(tmp_path, logger=tracker, callbacks=[Fails()])
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.raises(type(error), match=r"on purpose|SIGTERM"):
         trainer.fit(make_copying_task(), make_copying())
-    assert MlflowClient(store).get_run(tracker.run_id).info.status == "FAILED"
+    assert status_of(store, tracker.run_id) == status
+    assert str(error) in MlflowClient(store).get_run(tracker.run_id).data.tags["end"]
+
+
+def test_a_start_that_is_refused_leaves_neither_a_folder_nor_a_run(tmp_path: Path, store: str) -> None:
+    class Refuses(Copying):
+        def setup(self, stage: str) -> None:
+            raise DataError("no such data")
+
+    before = len(MlflowClient(store).search_runs(["0", "1"]))
+    folder = tmp_path / "run"
+    tracker = MLflowTracker("copying", "mine", folder=folder, tracking_uri=store)
+    recorder = RunRecorder(RunFolder(folder), "rimlit fit", "model: mine\n")
+    trainer = make_trainer(folder, logger=[LocalMetrics(folder), tracker], callbacks=[recorder])
+    with pytest.raises(DataError, match="no such data"):
+        trainer.fit(make_copying_task(), Refuses())
+    assert not folder.exists()
+    assert len(MlflowClient(store).search_runs(["0", "1"])) == before
+    assert tracker.run_id is None
 
 
 def test_the_store_is_a_file_here_unless_the_environment_or_the_caller_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lightning.pytorch.loggers.mlflow.MlflowClient", Broken, raising=False)
-    monkeypatch.setattr("mlflow.tracking.MlflowClient", Broken)
-    assert MLflowTracker("copying")._tracking_uri == "sqlite:///mlflow.db"
+    assert MLflowTracker("copying").tracking_uri == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert MLflowTracker("copying")._tracking_uri == "http://127.0.0.1:9"
-    assert MLflowTracker("copying", tracking_uri="sqlite:///b.db")._tracking_uri == "sqlite:///b.db"
+    assert MLflowTracker("copying").tracking_uri == "http://127.0.0.1:9"
+    assert MLflowTracker("copying", tracking_uri="sqlite:///b.db").tracking_uri == "sqlite:///b.db"
 
 
-def test_a_store_that_fails_costs_warnings_and_never_the_training(
-    tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture
+def test_a_store_that_fails_costs_a_warning_and_gets_everything_when_it_works_again(
+    tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = MLflowTracker("copying", "mine", tracking_uri=store)
-    broken = Broken()
-    tracker._mlflow_client = broken
-    with caplog.at_level(logging.WARNING, logger="rimlit"):
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="rimlit"):
+        patch.setattr(tracker, "_connect", Broken)
         train(tmp_path, tracker)
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("rimlit")]
-    assert len(warnings) == FAILURES_ALLOWED
-    assert all("the disk is full" in warning for warning in warnings)
-    assert "no more is tracked in this run" in warnings[-1]
-    assert tracker.is_given_up
+    assert len(warnings) == 1
+    assert "the disk is full" in warnings[0] and str(tmp_path / "tracking.jsonl") in warnings[0]
     results = RunFolder(tmp_path).read_results()
     assert results["steps"] == 2 and results["test"]
     assert {"train/loss", "val/cross_entropy"} <= set(rows_of(tmp_path / "metrics.csv")[0])
     assert (tmp_path / "figures/activity.png").is_file()
-    assert "mlflow_run_id" not in RunFolder(tmp_path).read_state()
-    given_up = len(broken.calls)
-    tracker.log_metrics({"a": 1.0})
-    assert len(broken.calls) == given_up, "a store given up is not asked again"
+    assert tracker.run_id is None
+
+    assert tracker.send_rest(30)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert tracker.run_id == MLflowTracker("copying", folder=tmp_path).run_id
+    for name in ("train/loss", "val/cross_entropy", "mechanisms/usage_0", "test/span_6/cross_entropy"):
+        kept = [(int(row["step"]), pytest.approx(float(row[name]))) for row in rows if row[name]]
+        assert kept and metrics_of(store, tracker.run_id, name) == kept
+    paths = [file.path for file in MlflowClient(store).list_artifacts(tracker.run_id, "figures")]
+    assert paths == ["figures/activity.png"]
+    assert status_of(store, tracker.run_id) == "FINISHED"
 
 
-def test_a_store_that_breaks_in_the_middle_does_not_stop_the_training(
-    tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = MLflowTracker("copying", "mine", tracking_uri=store)
-    tracker.log_metrics({"before": 1.0}, step=0)
-    monkeypatch.setattr(tracker, "_mlflow_client", Broken())
-    train(tmp_path, tracker)
-    assert RunFolder(tmp_path).read_results()["test"]
-    assert "MLflow could not" in caplog.text
+def test_a_store_that_hangs_is_not_waited_for(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+    connect = tracker._connect
+    monkeypatch.setattr(tracker, "_connect", lambda: answers.wait(60) and connect())
+    monkeypatch.setattr(tracker, "_patience", 0.5)
+    start = time.monotonic()
+    for step in range(100):
+        tracker.log_metrics({"train/loss": 1.0}, step=step)
+    assert time.monotonic() - start < 1
+    for _ in range(5):
+        tracker.finalize("success")
+    assert time.monotonic() - start < 2, "the end waits once, however often it comes"
+    answers.set()
+    assert tracker.send_rest(30)
+    assert len(metrics_of(store, tracker.run_id, "train/loss")) == 100
 
 
 @pytest.mark.parametrize("path", ["broken.db", "broken.db/mlflow.db"])
@@ -172,28 +238,179 @@ def test_a_store_that_cannot_even_be_opened_costs_one_warning(
 ) -> None:
     (tmp_path / "broken.db").write_text("this is no database" * 100)
     with caplog.at_level(logging.WARNING, logger="rimlit"):
-        tracker = MLflowTracker("copying", "mine", tracking_uri=f"sqlite:///{tmp_path}/{path}")
+        uri = f"sqlite:///{tmp_path}/{path}"
+        tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=uri)
         train(tmp_path, tracker)
     assert RunFolder(tmp_path).read_results()["test"]
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("rimlit.training")]
-    assert f"MLflow could not open sqlite:///{tmp_path}/{path}" in warning
+    assert f"MLflow at sqlite:///{tmp_path}/{path} does not take what is tracked" in warning
     assert (tracker.name, tracker.version, tracker.run_id) == ("copying", "mine", None)
 
 
-def test_one_success_forgives_earlier_failures(store: str) -> None:
-    tracker = MLflowTracker("copying", "mine", tracking_uri=store)
-    client = tracker.experiment
-    for _ in range(3):
-        for _ in range(FAILURES_ALLOWED - 1):
-            tracker._mlflow_client = Broken()
-            tracker.log_metrics({"a": 1.0})
-        tracker._mlflow_client = client
-        tracker.log_metrics({"a": 1.0})
-    assert not tracker.is_given_up
+def test_a_tracker_that_is_required_and_cannot_be_reached_refuses_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.db").write_text("this is no database" * 100)
+    uri = f"sqlite:///{tmp_path}/broken.db"
+    with pytest.raises(TrackingError, match=rf"MLflow at {uri} cannot be reached \(.*\)\. Start it, name another"):
+        MLflowTracker("copying", folder=tmp_path / "run", tracking_uri=uri, required=True)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(tracking, "LOCAL_PATIENCE", 0.2)
+    monkeypatch.setattr(MLflowTracker, "_connect", lambda self: time.sleep(2))
+    with pytest.raises(TrackingError, match=r"cannot be reached \(no answer in 0.2 seconds\)"):
+        MLflowTracker("copying", tracking_uri=uri, required=True)
+
+
+def test_a_tracker_that_is_required_and_can_be_reached_starts(store: str) -> None:
+    assert MLflowTracker("copying", tracking_uri=store, required=True).run_id is None
+
+
+# Runs that go on
+
+
+def test_a_run_that_was_killed_is_marked_at_the_next_start_and_goes_on_without_a_step_twice(
+    tmp_path: Path, store: str
+) -> None:
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path / "run", tracking_uri=store)
+    local = LocalMetrics(tmp_path / "run")
+
+    def part(first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            for logger in (local, tracker):
+                logger.log_metrics({"train/loss": step / 8}, step=step)
+                if step % 100 == 0:
+                    logger.log_metrics({"val/loss": step / 4}, step=step)
+
+    def killed() -> None:
+        part(1, 300)
+        assert tracker.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_process_of_its_own(killed) == signal.SIGKILL
+    assert status_of(store, tracker.run_id) == "RUNNING"
+
+    other = MLflowTracker("copying", "other", tracking_uri=store)
+    other.log_metrics({"a": 1.0})
+    assert other.flush()
+    assert status_of(store, tracker.run_id) == "KILLED"
+    assert status_of(store, other.run_id) == "RUNNING", "of a process that lives"
+
+    part(201, 400)  # from the checkpoint at step 200
+    assert tracker.flush()
+    assert status_of(store, tracker.run_id) == "RUNNING"
+    assert metrics_of(store, tracker.run_id, "train/loss") == [(step, step / 8) for step in range(1, 401)]
+    assert metrics_of(store, tracker.run_id, "val/loss") == [(step, step / 4) for step in (100, 200, 300, 400)]
+    rows = rows_of(tmp_path / "run/metrics.csv")
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(1, 401))
+    assert [int(row["step"]) for row in rows if row["val/loss"]] == [100, 200, 300, 400]
+    tracker.finalize("success")
+    assert status_of(store, tracker.run_id) == "FINISHED"
+
+
+def test_what_a_process_that_was_killed_could_not_send_is_sent_by_the_next_one(tmp_path: Path, store: str) -> None:
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+
+    def killed() -> None:
+        tracker._connect = Broken  # type: ignore[method-assign]
+        for step in range(5):
+            tracker.log_metrics({"train/loss": step / 8}, step=step)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_process_of_its_own(killed) == signal.SIGKILL
+    tracker.log_metrics({"train/loss": 5 / 8}, step=5)
+    assert tracker.flush()
+    assert metrics_of(store, tracker.run_id, "train/loss") == [(step, step / 8) for step in range(6)]
+
+
+def test_what_was_sent_and_not_noted_is_sent_again_and_does_no_harm(tmp_path: Path, store: str) -> None:
+    first = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+    for step in range(5):
+        first.log_metrics({"train/loss": step / 8}, step=step)
+    assert first.flush()
+    notes = json.loads((tmp_path / "tracking.json").read_text())
+    # killed after the run was made, before anything of that was noted
+    (tmp_path / "tracking.json").write_text(json.dumps({"key": notes["key"], "process": ""}))
+    second = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+    second.log_metrics({"train/loss": 5 / 8}, step=5)
+    assert second.flush()
+    assert second.run_id == first.run_id
+    assert metrics_of(store, first.run_id, "train/loss") == [(step, step / 8) for step in range(6)]
+
+
+def test_a_run_that_the_store_does_not_know_is_made_there_with_all_that_was_logged_before(
+    tmp_path: Path, store: str
+) -> None:
+    first = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+    first.log_hyperparams({"lr": 0.1})
+    for step in range(3):
+        first.log_metrics({"train/loss": step / 8}, step=step)
+    assert first.flush()
+    notes = json.loads((tmp_path / "tracking.json").read_text())
+    (tmp_path / "tracking.json").write_text(json.dumps({**notes, "key": "other", "mlflow_run_id": "0" * 32}))
+    second = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+    second.log_metrics({"train/loss": 3 / 8}, step=3)
+    assert second.flush()
+    assert second.run_id not in (first.run_id, "0" * 32)
+    assert metrics_of(store, second.run_id, "train/loss") == [(step, step / 8) for step in range(4)]
+    assert MlflowClient(store).get_run(second.run_id).data.params["lr"] == "0.1"
+
+
+def test_a_parameter_that_changed_is_a_tag(tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture) -> None:
+    for steps in (4, 6):
+        tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+        tracker.log_hyperparams({"max_steps": steps, "task": "Copying"})
+        assert tracker.flush()
+    data = MlflowClient(store).get_run(tracker.run_id).data
+    assert data.params == {"max_steps": "4", "task": "Copying"}
+    assert data.tags["changed.max_steps"] == "6" and "changed.task" not in data.tags
+    assert "refuses" not in caplog.text
+
+
+def test_a_test_may_be_repeated_with_another_result(tmp_path: Path, store: str) -> None:
+    for value in (1.0, 1.0, 2.0):
+        tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+        tracker.log_metrics({"test/loss": value}, step=4)
+        assert tracker.flush()
+    assert metrics_of(store, tracker.run_id, "test/loss") == [(4, 1.0), (4, 2.0)]
+
+
+@pytest.mark.slow
+def test_several_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/fresh.db"
+    trackers = [MLflowTracker("copying", f"run{n}", folder=tmp_path / str(n), tracking_uri=uri) for n in range(3)]
+    children = []
+    for tracker in trackers:
+        children.append(os.fork())
+        if children[-1] == 0:
+            for step in range(10):
+                tracker.log_metrics({"train/loss": step / 8}, step=step)
+            tracker.finalize("success")
+            os._exit(0)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    for tracker in trackers:
+        assert status_of(uri, tracker.run_id) == "FINISHED"
+        assert metrics_of(uri, tracker.run_id, "train/loss") == [(step, step / 8) for step in range(10)]
+
+
+def test_a_process_is_gone_when_it_has_ended_and_never_one_of_another_machine() -> None:
+    assert not is_gone(process_name())
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = process_name(child.pid)
+    assert not is_gone(name)
+    child.kill()
+    while not is_gone(name):  # a zombie counts as gone
+        time.sleep(0.01)
+    child.communicate()
+    assert is_gone(name)
+    host, space, pid, start = process_name().split("/")
+    assert is_gone(f"{host}/{space}/{pid}/{start}0"), "the number is another process's by now"
+    assert not is_gone(f"elsewhere/{space}/{pid}/{start}0")
 
 
 def test_the_local_store_is_a_database_that_mlflow_ui_reads(store: str) -> None:
-    MLflowTracker("copying", "mine", tracking_uri=store).log_metrics({"a": 1.0})
+    tracker = MLflowTracker("copying", "mine", tracking_uri=store)
+    tracker.log_metrics({"a": 1.0})
+    assert tracker.flush()
     connection = sqlite3.connect(store.removeprefix("sqlite:///"))
     try:
         names = [name for (name,) in connection.execute("select name from experiments")]
@@ -208,21 +425,32 @@ def test_the_local_store_is_a_database_that_mlflow_ui_reads(store: str) -> None:
 def test_a_later_run_in_the_folder_adds_to_the_metrics(tmp_path: Path) -> None:
     first = LocalMetrics(tmp_path)
     first.log_metrics({"train/loss": 2.0}, step=1)
-    first.finalize("success")
     second = LocalMetrics(tmp_path)
     second.log_metrics({"train/loss": 1.0}, step=2)
     second.log_metrics({"val/loss": 1.5}, step=2)
-    second.finalize("success")
     rows = rows_of(tmp_path / "metrics.csv")
     assert [(row["step"], row["train/loss"]) for row in rows if row["train/loss"]] == [("1", "2.0"), ("2", "1.0")]
     assert [row["val/loss"] for row in rows if row["val/loss"]] == ["1.5"]
 
 
-def test_metrics_are_on_disk_before_the_end(tmp_path: Path) -> None:
-    logger = LocalMetrics(tmp_path, flush_logs_every_n_steps=1)
+def test_metrics_are_on_disk_at_once_and_a_row_cut_short_is_dropped(tmp_path: Path) -> None:
+    logger = LocalMetrics(tmp_path)
     logger.log_metrics({"train/loss": 2.0}, step=0)
-    logger.save()
     assert rows_of(tmp_path / "metrics.csv")[0]["train/loss"] == "2.0"
+    logger.log_metrics({"train/loss": 3.0, "val/loss": math.nan}, step=1)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("2,1")
+    LocalMetrics(tmp_path).log_metrics({"train/loss": 4.0}, step=2)
+    rows = [(row["step"], row["train/loss"], row["val/loss"]) for row in rows_of(tmp_path / "metrics.csv")]
+    assert rows == [("0", "2.0", ""), ("1", "3.0", "nan"), ("2", "4.0", "")]
+
+
+def test_a_folder_that_cannot_hold_the_metrics_is_said_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"file/metrics.csv cannot be written"):
+        LocalMetrics(tmp_path / "file").log_metrics({"a": 1.0}, step=0)
+    with pytest.raises(StorageError, match="file cannot be written"):
+        MLflowTracker("copying", folder=tmp_path / "file").log_metrics({"a": 1.0}, step=0)
 
 
 # Figures

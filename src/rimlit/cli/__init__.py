@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "validate": "score a checkpoint on the validation data",
     "test": "score a checkpoint on the test data",
     "predict": "write a checkpoint's predictions, or continue a prompt",
+    "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
 }
 
@@ -45,6 +46,7 @@ other options:
                              print a completion script (needs the extra 'completion')
 
 Runs are kept in runs/<dataset>/<config>-seed<seed>/ and tracked by MLflow in mlflow.db: see 'mlflow ui'.
+What MLflow does not take stays in the run's folder and is sent later; --require_tracking true refuses to start.
 RIMLIT_DEBUG=1 shows the traceback of an error.
 """
 
@@ -72,6 +74,10 @@ def _dispatch(arguments: list[str]) -> None:
         print(f"rimlit {__version__}")
     elif arguments[0] == "configs":
         print(read_config(arguments[1]) if len(arguments) > 1 else list_configs(), end="")
+    elif arguments[0] == "sync":
+        from rimlit.cli.sync import sync
+
+        sync(arguments[1:])
     elif arguments[0] in SUBCOMMANDS or arguments[0].startswith("--print_completion"):
         from rimlit.cli.run import run
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rimlit.backbones import Backbone
 from rimlit.data import DataModule
-from rimlit.errors import CheckpointError, ConfigError, DataError
+from rimlit.errors import ConfigError, RimlitError
 from rimlit.heads import Head
 from rimlit.spec import check_trusted, subclasses
 from rimlit.tasks import Task
@@ -45,7 +45,7 @@ def trusted_imports() -> Iterator[None]:
             module.import_object = original  # type: ignore[attr-defined]
 
 
-def cause_of(error: BaseException) -> ConfigError | DataError | CheckpointError | None:
+def cause_of(error: BaseException) -> RimlitError | None:
     """Return what a constructor complained about, found in the chain of causes of ``error``.
 
     Returns:
@@ -58,7 +58,7 @@ def cause_of(error: BaseException) -> ConfigError | DataError | CheckpointError 
         chain.append(link)
         link = link.__cause__ or link.__context__
     for link in chain:
-        if isinstance(link, (ConfigError, DataError, CheckpointError)):
+        if isinstance(link, RimlitError):
             return link
     innermost = next((link for link in reversed(chain) if isinstance(link, (ValueError, TypeError))), None)
     return None if innermost is None else ConfigError(str(innermost))

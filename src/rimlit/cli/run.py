@@ -129,6 +129,13 @@ class RimlitCLI(LightningCLI):
             default=True,
             help="Whether fit ends with a test of the best checkpoint.",
         )
+        parser.add_argument(
+            "--require_tracking",
+            type=bool,
+            default=False,
+            help="Whether to refuse to start where MLflow cannot be reached; otherwise what it does not take is "
+            "kept in the run's folder and sent later.",
+        )
         for name in LINKED:
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=partial(self._size, name), apply_on="instantiate"
@@ -304,10 +311,11 @@ class RimlitCLI(LightningCLI):
             raise ConfigError(f"trainer: {error}") from error
 
     def _default_loggers(self) -> list[Logger]:
-        is_new = self.subcommand == "fit" and not self._is_same_run
-        state = {} if is_new else self.folder.read_state()
         tracker = MLflowTracker(
-            experiment_name(self.model), self.folder.path.name, run_id=state.get("mlflow_run_id")
+            experiment_name(self.model),
+            self.folder.path.name,
+            folder=self.folder.path,
+            required=self.config[self.subcommand].require_tracking,
         )
         return [LocalMetrics(self.folder.path), tracker]
 

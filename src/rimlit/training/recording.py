@@ -101,12 +101,14 @@ class RunRecorder(L.Callback):
         self.command = command
         self.config = config
         self._started: float | None = None
+        self._has_begun = False
         self._seconds_before = 0.0  # in the parts of a run that was gone on with
         self._commit = git_commit()  # now, not at the end: the checkout may have moved on by then
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the config and describe the run to the trackers."""
-        if stage == "fit" and isinstance(pl_module, Task):
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the config and describe the run to the trackers, now that everything could be built."""
+        self._has_begun = True
+        if isinstance(pl_module, Task):
             self._describe(trainer, pl_module)
 
     @rank_zero_only
@@ -128,8 +130,6 @@ class RunRecorder(L.Callback):
                     }
                 )
                 logger.log_file(path)
-                if not logger.is_given_up:
-                    self.folder.write_state(mlflow_run_id=logger.run_id)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -158,7 +158,7 @@ class RunRecorder(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write down why the run ended."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and self._has_begun:  # a start that is refused leaves nothing
             status = "stopped" if isinstance(exception, StoppedError | KeyboardInterrupt) else "failed"
             try:
                 self._write_status(trainer, status, str(exception) or type(exception).__name__)
