@@ -7,20 +7,42 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rimlit.backbones import GRU, LSTM, RIM, Backbone
+    from rimlit.backbones import DNC, GRU, LSTM, NTM, RIM, RMC, RNN, Backbone, EntNet, Transformer
     from rimlit.data import DataModule
     from rimlit.spec import trust
     from rimlit.tasks import Task, load_checkpoint
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "RIM", "Backbone", "DataModule", "Task", "__version__", "load_checkpoint", "trust"]
+__all__ = [
+    "DNC",
+    "GRU",
+    "LSTM",
+    "NTM",
+    "RIM",
+    "RMC",
+    "RNN",
+    "Backbone",
+    "DataModule",
+    "EntNet",
+    "Task",
+    "Transformer",
+    "__version__",
+    "load_checkpoint",
+    "trust",
+]
 
 _HOMES = {
+    "DNC": "rimlit.backbones",
     "GRU": "rimlit.backbones",
     "LSTM": "rimlit.backbones",
+    "NTM": "rimlit.backbones",
     "RIM": "rimlit.backbones",
+    "RMC": "rimlit.backbones",
+    "RNN": "rimlit.backbones",
     "Backbone": "rimlit.backbones",
+    "EntNet": "rimlit.backbones",
+    "Transformer": "rimlit.backbones",
     "DataModule": "rimlit.data",
     "Task": "rimlit.tasks",
     "load_checkpoint": "rimlit.tasks",

@@ -22,7 +22,10 @@ from tests.cli.running import QUIET, UNTRACKED, read_json, rimlit, succeed
 
 NAMES = [name for name in config_names() if not name.startswith("trainer/")]
 PAIRS = sorted(
-    name.removesuffix("/rim") for name in NAMES if name.endswith("/rim") and f"{name[:-3]}lstm" in NAMES
+    (f"{dataset}/rim", name)
+    for name in NAMES
+    for dataset, _, stem in [name.rpartition("/")]
+    if stem != "rim" and f"{dataset}/rim" in NAMES
 )
 SMALL = {
     "Adding": (
@@ -161,32 +164,35 @@ def test_a_config_s_run_goes_on_exactly_where_it_was_stopped(texts: Path, name: 
         assert torch.equal(parts["state_dict"][key], tensor), key
 
 
-@pytest.mark.parametrize("dataset", PAIRS)
-def test_a_pair_differs_in_the_backbone_only(dataset: str) -> None:
-    rim, lstm = content_of(f"{dataset}/rim"), content_of(f"{dataset}/lstm")
-    first, second = (config["model"]["init_args"].pop("backbone") for config in (rim, lstm))
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_pair_differs_in_the_backbone_only(pair: tuple[str, str]) -> None:
+    rim, other = map(content_of, pair)
+    first, second = (config["model"]["init_args"].pop("backbone") for config in (rim, other))
     assert first["class_path"] == "rimlit.backbones.RIM"
-    assert second["class_path"] == "rimlit.backbones.LSTM"
-    assert rim == lstm
+    name = second["class_path"].removeprefix("rimlit.backbones.")
+    assert name.lower() == pair[1].rpartition("/")[2]
+    assert rim == other
 
 
 # the paper's own pairs are not of equal size
-@pytest.mark.parametrize("dataset", [dataset for dataset in PAIRS if not dataset.startswith("paper/")])
-def test_a_pair_has_parameters_equal_within_2_percent(texts: Path, dataset: str) -> None:
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not pair[0].startswith("paper/")], ids="-".join)
+def test_a_pair_has_parameters_equal_within_2_percent(texts: Path, pair: tuple[str, str]) -> None:
     counts = []
-    for name in ("rim", "lstm"):
-        content = content_of(f"{dataset}/{name}")
+    for name in pair:
+        content = content_of(name)
         data = build(to_spec(content["data"], "data"), DataModule)
         sizes = {size: getattr(data, size, None) for size in LINKED}
         task = to_spec(content["model"], "model")
         parameters = inspect.signature(find_class(task["class_path"], Task).__init__).parameters
         task["init_args"] |= {size: value for size, value in sizes.items() if size in parameters}
-        if class_name(f"{dataset}/{name}") == "Text":
+        if class_name(name) == "Text":
             task["init_args"]["vocabulary_size"] = 10  # a text's many tokens, which both have, would hide much
         counts.append(sum(parameter.numel() for parameter in build(task, Task).parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.02)
 
 
 def test_there_are_pairs_to_compare() -> None:
-    assert {"adding", "copying", "mnist", "sequential_mnist"} <= set(PAIRS)
-    assert {"language", "tinyshakespeare", "wikitext-2"} <= set(PAIRS)
+    baselines = {name.partition("/")[2] for _, name in PAIRS if name.startswith("copying/")}
+    assert baselines >= {"lstm", "gru", "rnn", "ntm", "dnc", "rmc", "entnet", "transformer"}
+    datasets = {name.partition("/")[0] for _, name in PAIRS if name.endswith("/lstm")}
+    assert datasets >= {"adding", "language", "mnist", "sequential_mnist", "tinyshakespeare", "wikitext-2"}

@@ -43,6 +43,7 @@ class DNC(SteppedBackbone):
         num_read_heads: Heads that read, at least 1 (paper: 4).
         learn_initial_state: Whether the controller's state, the memory and what was read start at learned values,
             which start at zero; usage, links and weights always start at zero.
+        forget_bias: What is added to the bias of the controller's forget gates at the start.
 
     Raises:
         ValueError: A size is below 1.
@@ -64,6 +65,7 @@ class DNC(SteppedBackbone):
         word_size: int = 16,
         num_read_heads: int = 4,
         learn_initial_state: bool = False,
+        forget_bias: float = 0.0,
     ) -> None:
         super().__init__()
         require_positive(
@@ -77,7 +79,7 @@ class DNC(SteppedBackbone):
         self.output_size = hidden_size
         self.word_size = word_size
         self.num_read_heads = num_read_heads
-        self.controller = LSTMController(input_size, num_read_heads * word_size, hidden_size)
+        self.controller = LSTMController(input_size, num_read_heads * word_size, hidden_size, forget_bias)
         # read keys, write key, erase and write vectors; then strengths, free gates, two gates, read modes
         self.vectors = nn.Linear(hidden_size, (num_read_heads + 3) * word_size)
         self.scalars = nn.Linear(hidden_size, 5 * num_read_heads + 3)

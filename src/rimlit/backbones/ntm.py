@@ -41,6 +41,7 @@ class NTM(SteppedBackbone):
         num_write_heads: Heads that write, at least 1 (paper, copying: 1).
         max_shift: Locations by which a head may move in a step, to either side, at least 0 (paper: 1).
         learn_initial_state: Whether the controller's state, the memory and what was read start at learned values.
+        forget_bias: What is added to the bias of the controller's forget gates at the start.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -64,6 +65,7 @@ class NTM(SteppedBackbone):
         num_write_heads: int = 1,
         max_shift: int = 1,
         learn_initial_state: bool = False,
+        forget_bias: float = 0.0,
     ) -> None:
         super().__init__()
         require_positive(
@@ -86,7 +88,7 @@ class NTM(SteppedBackbone):
         self.num_heads = num_read_heads + num_write_heads
         self.num_write_heads = num_write_heads
         self.word_size = word_size
-        self.controller = LSTMController(input_size, num_read_heads * word_size, hidden_size)
+        self.controller = LSTMController(input_size, num_read_heads * word_size, hidden_size, forget_bias)
         self.address_size = word_size + 3 + 2 * max_shift + 1
         self.heads = nn.Linear(hidden_size, self.num_heads * self.address_size + 2 * num_write_heads * word_size)
         self.read_output = nn.Linear(num_read_heads * word_size, hidden_size, bias=False)

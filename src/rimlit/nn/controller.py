@@ -11,6 +11,7 @@ class LSTMController(nn.Module):
         input_size: Features of the input.
         read_size: Features read from the memory.
         hidden_size: Width.
+        forget_bias: What is added to the forget gates' bias at the start.
 
     Example:
         >>> controller = LSTMController(3, 4, 5)
@@ -20,12 +21,14 @@ class LSTMController(nn.Module):
         torch.Size([2, 5])
     """
 
-    def __init__(self, input_size: int, read_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, read_size: int, hidden_size: int, forget_bias: float = 0.0) -> None:
         super().__init__()
         self.project = nn.Linear(input_size, 4 * hidden_size)
         self.recur = nn.Linear(read_size + hidden_size, 4 * hidden_size, bias=False)
         for parameter in self.parameters():  # as nn.LSTM starts
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+        with torch.no_grad():
+            self.project.bias[hidden_size : 2 * hidden_size] += forget_bias
 
     def forward(self, projected: Tensor, reads: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return hidden and memory after a step, each (B, hidden_size).
