@@ -30,7 +30,7 @@ class NTM(SteppedBackbone):
 
     Departs from the paper: all heads find their locations in the memory before writing, so that one product serves
     them. The memory starts at a small constant and the heads on the first location, after Collier and Beel 2018
-    (arXiv:1807.08518), who found training unstable otherwise.
+    (arXiv:1807.08518), who found that to learn fastest.
 
     Args:
         input_size: Features of each step, at least 1.
