@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rimlit.backbones import DNC, GRU, LSTM, NTM, RIM, RMC, RNN, Backbone, EntNet, Transformer
+    from rimlit.cli.compare import compare
+    from rimlit.comparison import match_parameters
     from rimlit.data import DataModule
     from rimlit.spec import trust
     from rimlit.tasks import Task, load_checkpoint
@@ -28,7 +30,9 @@ __all__ = [
     "Task",
     "Transformer",
     "__version__",
+    "compare",
     "load_checkpoint",
+    "match_parameters",
     "trust",
 ]
 
@@ -45,7 +49,9 @@ _HOMES = {
     "Transformer": "rimlit.backbones",
     "DataModule": "rimlit.data",
     "Task": "rimlit.tasks",
+    "compare": "rimlit.cli.compare",
     "load_checkpoint": "rimlit.tasks",
+    "match_parameters": "rimlit.comparison",
     "trust": "rimlit.spec",
 }
 

@@ -41,6 +41,10 @@ class StorageError(RimlitError, OSError):
     exit_code = 6
 
 
+class RunsFailedError(RimlitError):
+    """Some runs of a comparison failed; the others are done."""
+
+
 class StoppedError(RimlitError):
     """A signal asked the run to stop; it was saved and can go on.
 

@@ -340,6 +340,14 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"inactive": "frozen"}, r"inactive must be one of preserved, candidate; got inactive='frozen'\."),
         ({"backend": "fast"}, r"backend must be one of auto, reference, eager.*; got backend='fast'\."),
         (
+            {"input_attention": False},
+            r"input_attention=False .* needs num_active=num_mechanisms .*; got num_active=4, num_mechanisms=6",
+        ),
+        (
+            {"input_attention": False, "num_active": 6, "selection": "across_mechanisms"},
+            r"and selection='least_null'; got .* selection='across_mechanisms'\.",
+        ),
+        (
             {"cell": "gru", "forget_bias": 1.0},
             r"forget_bias needs cell='lstm'; got forget_bias=1\.0, cell='gru'\.",
         ),
@@ -348,6 +356,34 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
 def test_an_argument_out_of_its_range_is_refused_with_its_value(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RIM(**{"input_size": 3, "hidden_size": 12, **arguments})
+
+
+def test_without_input_attention_and_communication_a_mechanism_is_an_lstm_of_the_whole_input() -> None:
+    rim = make_rim(input_attention=False, num_active=M, communication=False, input_value_size=7)
+    layer, inputs = rim.layers[0], make_inputs()
+    features, _, activity = activity_of(rim, inputs)
+    assert activity.active.all()
+    for mechanism, own in enumerate(features.unflatten(-1, (M, SIZE)).unbind(dim=2)):
+        lstm = torch.nn.LSTM(inputs.shape[-1], SIZE, batch_first=True, dtype=inputs.dtype)
+        values = layer.input_value.weight[0] @ layer.cell_input.weight[mechanism]
+        order = torch.cat(
+            [torch.arange(2 * SIZE), torch.arange(3 * SIZE, 4 * SIZE), torch.arange(2 * SIZE, 3 * SIZE)]
+        )
+        with torch.no_grad():  # torch has the new memory before the output gate
+            lstm.weight_ih_l0.copy_(values.t()[order])
+            lstm.weight_hh_l0.copy_(layer.cell_hidden.weight[mechanism].t()[order])
+            lstm.bias_ih_l0.copy_(layer.cell_bias[mechanism][order])
+            lstm.bias_hh_l0.zero_()
+        initial = rim.initial_state(len(inputs))
+        start = tuple(part[:, 0, mechanism].unsqueeze(0).contiguous() for part in initial)
+        torch.testing.assert_close(own, lstm(inputs, start)[0], rtol=1e-9, atol=1e-11)
+    names = {name.split(".")[-2] for name, _ in rim.named_parameters()}
+    assert not {"input_query", "input_key"} & names
+
+
+def test_without_input_attention_there_are_no_slots_to_choose_from() -> None:
+    with pytest.raises(ValueError, match=r"inputs must be non-empty, \(B, T, input_size\); got shape"):
+        make_rim(input_attention=False, num_active=M)(make_inputs(slots=3))
 
 
 # Records

@@ -115,7 +115,10 @@ def test_a_mistake_in_a_file_is_told_as_one_on_the_command_line(folder: Path, te
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["fitt"], ["'fitt' is no command", "fit, validate, test, predict, sync, configs", "Did you mean fit?"]),
+        (
+            ["fitt"],
+            ["'fitt' is no command", "fit, validate, test, predict, compare, sync, configs", "Did you mean fit?"],
+        ),
         (["--verson"], ["'--verson' is no command"]),
         (["fit"], ["data, model must be given, by --config", "rimlit configs"]),
         (["test"], ["data, model must be given, by --config"]),

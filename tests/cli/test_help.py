@@ -25,7 +25,8 @@ print(*sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
         (["--version"], f"rimlit {package.__version__}\n"),
         (["--help"], f"rimlit {package.__version__}: Recurrent Independent Mechanisms"),
         ([], f"rimlit {package.__version__}: Recurrent Independent Mechanisms"),
-        (["configs"], "copying/lstm"),
+        (["configs"], "ablations/copying/rim_without_communication"),
+        (["compare", "--help"], "usage: rimlit compare CONFIG"),
     ],
 )
 def test_an_answer_that_needs_no_torch_comes_without_it(arguments: list[str], start: str) -> None:
@@ -43,6 +44,7 @@ def test_help_names_every_command_and_how_to_ask_further() -> None:
         "validate",
         "test",
         "predict",
+        "compare",
         "configs",
         "--version",
         "--trust",

@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "across_heads": {"selection": "across_mechanisms", "input_heads": 2, "forget_bias": 1.0, **SMALL},
         "silent": {"communication": False, "num_active": 2, "learn_initial_state": True, **SMALL},
         "all_active": {"num_mechanisms": 3, "num_active": 3, **SMALL},
+        "unattended": {"input_attention": False, "num_active": 6, "learn_initial_state": True, **SMALL},
         "single": {"num_mechanisms": 1, "num_active": 1, **SMALL},
     },
     "LSTM": {

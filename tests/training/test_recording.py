@@ -13,7 +13,7 @@ import rimlit
 from rimlit.backbones import RIM
 from rimlit.tasks import CopyingTask
 from rimlit.training import recording
-from rimlit.training.recording import RunFolder, RunRecorder, describe, git_commit, machine, parameter_counts
+from rimlit.training.recording import RunFolder, RunRecorder, describe, git_commit, machine, sizes_of
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = quiet
@@ -108,10 +108,10 @@ def test_a_run_is_described_by_what_differs_from_the_defaults(
 
 
 def test_parameters_are_counted_in_all_and_in_a_step() -> None:
-    lstm = parameter_counts(make_copying_task(backbone=SMALL_LSTM))
+    lstm = sizes_of(make_copying_task(backbone=SMALL_LSTM))
     assert lstm["parameters"] == lstm["active_parameters"]
     task = make_copying_task(backbone=SMALL_RIM)
-    rim = parameter_counts(task)
+    rim = sizes_of(task)
     assert rim["parameters"] == sum(weight.numel() for weight in task.parameters())
     assert 0 < rim["active_parameters"] < rim["parameters"]
 

@@ -1,5 +1,6 @@
 """The contract of every backbone: a sequence and a state in, features and a state out."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
@@ -7,8 +8,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from rimlit.types import State, map_state, replace_state
+from rimlit.types import State, flat_state, map_state, replace_state
 
 
 class Backbone(nn.Module, ABC):
@@ -80,6 +83,21 @@ class Backbone(nn.Module, ABC):
         """Return how many parameters take part in one step of one sequence; by default all."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def flops_per_step(self) -> int:
+        """Return the multiplications and additions of one step of one sequence, forward.
+
+        Counted are the products of matrices in a first step as torch runs it on a zero input, two operations for
+        each weight that is multiplied; sums, gates and other elementwise work are not. A subclass that computes
+        less than what torch would count says so itself.
+        """
+        device = flat_state(self.initial_state(1))[0].device
+        return count_flops(self, torch.zeros(1, 1, self.input_size, device=device))
+
+    def state_size(self) -> int:
+        """Return how many numbers are carried from step to step for one sequence, its masks and counters aside."""
+        parts = flat_state(self.initial_state(1))
+        return sum(part.numel() for part in parts if part.is_floating_point())
+
     def starting_state(self, inputs: Tensor, state: State | None) -> tuple[State, State]:
         """Return the state to start from and the initial state, both for the batch in ``inputs``.
 
@@ -95,6 +113,27 @@ class Backbone(nn.Module, ABC):
 
 BackboneFactory: TypeAlias = Callable[[int], Backbone]
 """Builds a backbone from its input size. In YAML: ``class_path`` and ``init_args`` without the input size."""
+
+
+def count_flops(module: nn.Module, inputs: Tensor) -> int:
+    """Return the multiplications and additions of the matrix products in ``module(inputs)``.
+
+    Example:
+        >>> count_flops(nn.Linear(3, 5), torch.zeros(1, 3))
+        30
+    """
+    with (
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # about TF32, as mkldnn is switched
+        torch.random.fork_rng(devices=[]),  # dropout draws
+        # fused kernels hide their products from the counter: LSTMs, attention, the encoder without gradients
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.backends.cudnn.flags(enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.enable_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        module(inputs)
+    return int(counter.get_total_flops())
 
 
 def require_positive(**sizes: int) -> None:

@@ -73,6 +73,8 @@ class RIM(Backbone):
         input_heads: Heads of the input attention; what they read is concatenated.
         input_key_size: Key size of each input head (paper, table 3: 64).
         input_value_size: Value size of each input head; by default 4·d (paper, table 3).
+        input_attention: Whether mechanisms attend to the input. Without (the paper's ablation) each reads all of
+            it in every step: one vector as input and ``num_active`` equal to ``num_mechanisms``.
         share_input_projection: Whether input keys and values share one projection over mechanisms (main
             text) or have one each (appendix C.1).
         selection: How mechanisms compete. ``least_null``: softmax over slots and null, the K with the least
@@ -131,6 +133,7 @@ class RIM(Backbone):
         input_heads: int = 1,
         input_key_size: int = 64,
         input_value_size: int | None = None,
+        input_attention: bool = True,
         share_input_projection: bool = True,
         selection: Selection = "least_null",
         communication: bool = True,
@@ -177,6 +180,12 @@ class RIM(Backbone):
                 f"num_active must be between 1 and num_mechanisms; got num_active={num_active}, "
                 f"num_mechanisms={num_mechanisms}."
             )
+        if not input_attention and (num_active, selection) != (num_mechanisms, "least_null"):
+            raise ValueError(
+                "input_attention=False leaves nothing to select by: it needs num_active=num_mechanisms and "
+                f"selection='least_null'; got num_active={num_active}, num_mechanisms={num_mechanisms}, "
+                f"selection={selection!r}."
+            )
         if input_value_size is not None:
             require_positive(input_value_size=input_value_size)
         if checkpoint_every is not None:
@@ -198,6 +207,7 @@ class RIM(Backbone):
         self.checkpoint_every = checkpoint_every
         self.num_mechanisms = num_mechanisms
         self.num_active = num_active
+        self.input_attention = input_attention
         self.dropout = dropout
         size = hidden_size // num_mechanisms
         options = LayerOptions(
@@ -219,6 +229,7 @@ class RIM(Backbone):
                 options,
                 input_key_size=input_key_size,
                 input_value_size=_given(input_value_size, 4 * size),
+                input_attention=input_attention,
                 share_input_projection=share_input_projection,
                 communication_value_size=communication_value_size,
                 input_dropout=input_dropout,
@@ -251,7 +262,7 @@ class RIM(Backbone):
         Returns:
             Features (B, T, hidden_size), mechanism by mechanism, and the state after the last step.
         """
-        require_input(self, inputs, resets, allow_slots=True)
+        require_input(self, inputs, resets, allow_slots=self.input_attention)
         sequence = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)  # (B, T, N, D)
         return self._run(sequence, None, state, resets)
 
@@ -386,6 +397,15 @@ class RIM(Backbone):
                 idle += idle_share * layer.parameters_of_mechanisms()
         return super().active_parameters() - round(idle)
 
+    def flops_per_step(self) -> int:
+        """Return the multiplications and additions of one step of one sequence with one input slot, forward.
+
+        Counted are the products of matrices that a step needs, which are those that the C++ loop runs: queries,
+        input keys and values and the scores of all mechanisms; dynamics and communication of the K active ones
+        (with ``inactive="candidate"`` of all), since what others read of an inactive one stays as it was.
+        """
+        return sum(layer.flops_per_step(self.num_active) for layer in self._layers)
+
     def _announce_backend(self) -> str:
         name, reason = self.resolve_backend()
         if name != self._announced_backend and not torch.compiler.is_compiling():
@@ -476,6 +496,7 @@ class RIMLayer(nn.Module):
         *,
         input_key_size: int,
         input_value_size: int,
+        input_attention: bool,
         share_input_projection: bool,
         communication_value_size: int,
         input_dropout: float,
@@ -490,8 +511,15 @@ class RIMLayer(nn.Module):
         groups = 1 if share_input_projection else num_mechanisms
         num_gates = 4 if options.cell == "lstm" else 3
         scale = size**-0.5  # as nn.LSTM and nn.GRU start
-        self.input_query = GroupedLinear(num_mechanisms, size, heads * input_key_size)
-        self.input_key = GroupedLinear(groups, input_size, heads * input_key_size)
+        self.input_attention = input_attention
+        if input_attention:
+            self.input_query = GroupedLinear(num_mechanisms, size, heads * input_key_size)
+            self.input_key = GroupedLinear(groups, input_size, heads * input_key_size)
+        else:  # all scores are 0, whatever the state
+            self.no_query: Tensor
+            self.no_key: Tensor
+            self.register_buffer("no_query", torch.zeros(num_mechanisms, size, heads), persistent=False)
+            self.register_buffer("no_key", torch.zeros(1, input_size, heads), persistent=False)
         self.input_value = GroupedLinear(groups, input_size, heads * input_value_size)
         self.cell_input = GroupedLinear(
             num_mechanisms, heads * input_value_size, num_gates * size, init_scale=scale
@@ -511,11 +539,12 @@ class RIMLayer(nn.Module):
 
     def weights(self) -> LayerWeights:
         """Return the parameters as the time loops read them."""
-        communicates = self.options.communication_heads > 0
+        communicates, attends = self.options.communication_heads > 0, self.input_attention
         return LayerWeights(
-            input_query=self.input_query.weight,
-            input_key=self.input_key.weight,
-            input_value=self.input_value.weight,
+            input_query=self.input_query.weight if attends else self.no_query,
+            input_key=self.input_key.weight if attends else self.no_key,
+            # a score of 0 halves what is read
+            input_value=self.input_value.weight if attends else 2 * self.input_value.weight,
             cell_input=self.cell_input.weight,
             cell_hidden=self.cell_hidden.weight,
             cell_bias=self.cell_bias,
@@ -535,6 +564,25 @@ class RIMLayer(nn.Module):
             weights.communication_output,
         )
         return sum(w.numel() for w in own if w is not None and w.shape[0] == self.options.num_mechanisms)
+
+    def flops_per_step(self, num_active: int) -> int:
+        """Return the multiplications and additions of a step; see :meth:`RIM.flops_per_step`."""
+        weights, options = self.weights(), self.options
+        num_mechanisms, heads = options.num_mechanisms, options.communication_heads
+        computed = num_active if options.inactive == "preserved" else num_mechanisms
+        products = 0  # multiplications, each with an addition
+        if self.input_attention:
+            keys = weights.input_key.shape[-1]  # of all heads
+            products += weights.input_key.numel() + weights.input_query.numel() + num_mechanisms * keys
+        groups = weights.input_value.shape[0]
+        products += weights.input_value[0].numel() * (1 if groups == 1 else computed)
+        products += computed * (weights.cell_input[0].numel() + weights.cell_hidden[0].numel())
+        if weights.communication is not None and weights.communication_output is not None:
+            value_size = weights.communication_output.shape[1] // heads
+            read = num_mechanisms * heads * (options.communication_key_size + value_size)
+            products += computed * weights.communication[0].numel()
+            products += num_active * (read + weights.communication_output[0].numel())
+        return 2 * products
 
     def draw_keep(self, batch_size: int, num_steps: int, num_slots: int) -> Keep:
         """Draw the dropout factors of a sequence."""

@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "validate": "score a checkpoint on the validation data",
     "test": "score a checkpoint on the test data",
     "predict": "write a checkpoint's predictions, or continue a prompt",
+    "compare": "train several configs with several seeds: one table, one figure per metric",
     "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
 }
@@ -33,6 +34,7 @@ examples:
   rimlit fit --config copying/rim --print_config
   rimlit test --ckpt_path runs/copying/rim-seed0/checkpoints/best.ckpt
   rimlit predict --config language/rim --ckpt_path best --data.prompt "def "
+  rimlit compare copying/rim copying/lstm --seeds 3 --match params
 
 help on the settings:
   rimlit COMMAND --help                  everything a command takes
@@ -48,6 +50,27 @@ other options:
 Runs are kept in runs/<dataset>/<config>-seed<seed>/ and tracked by MLflow in mlflow.db: see 'mlflow ui'.
 What MLflow does not take stays in the run's folder and is sent later; --require_tracking true refuses to start.
 RIMLIT_DEBUG=1 shows the traceback of an error.
+"""
+
+COMPARE_HELP = """\
+usage: rimlit compare CONFIG... [options] [--key.of.the.config VALUE ...]
+
+Train every config with every seed, each as 'rimlit fit' in a process of its own with one thread, and put them side
+by side: a table of means and standard deviations over seeds, a figure per metric, a parent run in MLflow. The same
+command goes on where it was stopped and repeats nothing that is finished.
+
+  CONFIG...                  files, or names that 'rimlit configs' lists; all about the same data
+  --seeds 3                  3 means 0, 1, 2; or a list: --seeds 0,5,7
+  --match params|flops|state give every other model the smallest hidden_size with no fewer parameters (FLOPs a
+                             step, numbers of state) than the one of --match_to has
+  --match_to CONFIG          by default the rim.yaml beside the first config
+  --match_tolerance 0.05     how much larger a matched model may be, as a share
+  --jobs N                   runs at a time; by default as many as there are cores, or one on a GPU
+  --name NAME                keep it in runs/<dataset>/compare-NAME; by default runs/<dataset>/compare
+  --trust PACKAGE            as for fit
+
+Whatever follows is handed to every run: --trainer.max_steps 500, --config trainer/quick, --data.batch_size 32.
+OMP_NUM_THREADS gives each run more threads. Results do not depend on --jobs.
 """
 
 
@@ -78,6 +101,13 @@ def _dispatch(arguments: list[str]) -> None:
         from rimlit.cli.sync import sync
 
         sync(arguments[1:])
+    elif arguments[0] == "compare":
+        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
+            print(COMPARE_HELP, end="")
+        else:
+            from rimlit.cli.compare import run_compare
+
+            run_compare(arguments[1:])
     elif arguments[0] in SUBCOMMANDS or arguments[0].startswith("--print_completion"):
         from rimlit.cli.run import run
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rimlit.cli.configs import shipped_folder
 from rimlit.tasks import Task
 from rimlit.tasks.base import Stage
-from rimlit.training.recording import RunFolder, scores_of
+from rimlit.training.recording import RunFolder, scores_of, sizes_of
 
 
 def recorded_results(dataset: str) -> dict[str, dict[str, Any]]:
@@ -26,7 +26,18 @@ def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Stage
     recorded = recorded_results(folder.path.parent.name) if stage == "test" else {}
     console = Console()
     console.print(build_table(scores, task.headline, floors, recorded, folder.path.name))
+    console.print(describe_sizes(sizes_of(task)), highlight=False)
     console.print(f"Everything about this run: {folder.path}", highlight=False)
+
+
+def describe_sizes(sizes: dict[str, int | None]) -> str:
+    """Return the sizes of a model in words."""
+    flops = sizes["flops_per_step"]
+    counted = "" if flops is None else f" · {flops:,} FLOPs a step"
+    return (
+        f"{sizes['parameters']:,} parameters, {sizes['active_parameters']:,} active in a step{counted} · "
+        f"{sizes['state_size']:,} numbers of state"
+    )
 
 
 def build_table(

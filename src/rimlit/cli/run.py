@@ -4,13 +4,14 @@ import atexit
 import itertools
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -24,6 +25,8 @@ from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
+from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
+from rimlit.comparison.matching import TOLERANCE, match_parameters
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.kernels import overriding_backend
@@ -50,17 +53,8 @@ def run(arguments: list[str]) -> None:
     Raises:
         ConfigError, DataError, CheckpointError: What the user can mend.
     """
-    _quieten()
-    set_parsing_settings(add_print_completion_argument=True)
     command = " ".join(["rimlit", *arguments])
-    arguments = _take_trust(arguments)
-    if os.environ.get("RIMLIT_TRUST"):
-        sys.path.append(os.getcwd())  # a console script does not see modules beside the user; last: shadow nothing
-    try:
-        overriding_backend()
-    except ValueError as error:  # RIMLIT_BACKEND
-        raise ConfigError(str(error)) from error
-    arguments = _resolve_configs(arguments)
+    arguments = resolve_configs(prepare(arguments))
     checkpoint = _checkpoint_of(arguments)
     if checkpoint is not None:
         arguments = _with_config_of(checkpoint, arguments)
@@ -71,6 +65,24 @@ def run(arguments: list[str]) -> None:
             RimlitCLI(command, checkpoint)
         except AlreadyDone as done:
             print(done)
+
+
+def prepare(arguments: list[str]) -> list[str]:
+    """Set the process up for a command; return its arguments without ``--trust``.
+
+    Raises:
+        ConfigError: ``--trust`` or ``RIMLIT_BACKEND`` is wrong.
+    """
+    _quieten()
+    set_parsing_settings(add_print_completion_argument=True)
+    arguments = _take_trust(arguments)
+    if os.environ.get("RIMLIT_TRUST"):
+        sys.path.append(os.getcwd())  # a console script does not see modules beside the user; last: shadow nothing
+    try:
+        overriding_backend()
+    except ValueError as error:  # RIMLIT_BACKEND
+        raise ConfigError(str(error)) from error
+    return arguments
 
 
 class RimlitCLI(LightningCLI):
@@ -136,6 +148,26 @@ class RimlitCLI(LightningCLI):
             help="Whether to refuse to start where MLflow cannot be reached; otherwise what it does not take is "
             "kept in the run's folder and sent later.",
         )
+        parser.add_argument(
+            "--match",
+            type=Literal["params", "flops", "state"] | None,
+            default=None,
+            help="Give the backbone the smallest hidden_size with no fewer parameters (FLOPs a step, numbers of "
+            "state) than the model of match_to has.",
+        )
+        parser.add_argument(
+            "--match_to",
+            type=str | None,
+            default=None,
+            help="Config that is matched, with this command's --model and --data options but those of the "
+            "backbone; by default the rim.yaml beside the config.",
+        )
+        parser.add_argument(
+            "--match_tolerance",
+            type=float,
+            default=TOLERANCE,
+            help="How much larger the matched model may be, as a share.",
+        )
         for name in LINKED:
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=partial(self._size, name), apply_on="instantiate"
@@ -158,6 +190,43 @@ class RimlitCLI(LightningCLI):
         except ArgumentError as error:
             subcommand = sys.argv[1] if sys.argv[1] in self.subcommands() else None
             raise ConfigError(explain(error, self._parser(subcommand))) from error
+        config = self.config[self.config.subcommand]
+        if config.match is not None:
+            self._match(self.config.subcommand, config)
+
+    def _match(self, subcommand: str, config: Namespace) -> None:
+        """Solve the backbone's width and put it into the settings, as if it had been given."""
+        target = find_target(config.match_to, _configs(sys.argv))
+        config.match_to = str(target)
+        if any(Path(path).resolve() == target.resolve() for path in _configs(sys.argv)):
+            raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")
+        if any(re.match(r"--model\..*\bhidden_size\b", word) for word in sys.argv):
+            raise ConfigError("hidden_size is what match solves: leave out one of the two.")
+        parser = self._parser(subcommand)
+        try:
+            of_target = self.parser.parse_args([subcommand, "--config", str(target), *_shared_options(sys.argv)])
+        except ArgumentError as error:
+            raise ConfigError(f"match_to: {explain(error, parser)}") from error
+        ours, theirs = (
+            yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target[subcommand])
+        )
+        require_same_data({"this config": ours, f"match_to={str(target)!r}": theirs})
+        try:
+            data = build_data(ours)
+            found = match_parameters(
+                build_task(ours, data),
+                build_task(theirs, data),
+                measure=config.match,
+                tolerance=config.match_tolerance,
+            )
+        except Exception as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            raise cause from error
+        config.model.init_args.backbone.init_args["hidden_size"] = found.width
+        if is_rank_zero():
+            log.info("Matched to %s: %s.", target, found)
 
     def _set_seed(self) -> None:
         seed = self.config[self.subcommand].seed_everything
@@ -427,7 +496,7 @@ def _take_trust(arguments: list[str]) -> list[str]:
     return rest
 
 
-def _resolve_configs(arguments: list[str]) -> list[str]:
+def resolve_configs(arguments: list[str]) -> list[str]:
     """Replace names of shipped configs by their files."""
     resolved = list(arguments)
     for index, argument in enumerate(resolved):
@@ -505,6 +574,18 @@ def _configs(arguments: list[str]) -> list[str]:
     """Return the config files named on the command line."""
     following = [value for option, value in itertools.pairwise(arguments) if option in ("--config", "-c")]
     return following + [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
+
+
+def _shared_options(arguments: list[str]) -> list[str]:
+    """Return the options of a command line that also hold for the model it is matched to."""
+    shared = []
+    for index, word in enumerate(arguments):
+        is_shared = word.startswith(("--model.", "--data.")) and ".backbone" not in word.partition("=")[0]
+        if is_shared or word.partition("=")[0] in ("--model", "--data"):
+            shared.append(word)
+            if "=" not in word and index + 1 < len(arguments):
+                shared.append(arguments[index + 1])
+    return shared
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 import rimlit
 from rimlit.backbones import RIM, Backbone
+from rimlit.backbones.base import count_flops
 from rimlit.checkpoints import storage_error, whole_file
 from rimlit.data import DataModule
 from rimlit.errors import StoppedError, StorageError
@@ -100,6 +101,7 @@ class RunRecorder(L.Callback):
         self.folder = folder
         self.command = command
         self.config = config
+        self._sizes: dict[str, int | None] = {}
         self._started: float | None = None
         self._has_begun = False
         self._seconds_before = 0.0  # in the parts of a run that was gone on with
@@ -117,13 +119,15 @@ class RunRecorder(L.Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.config)
         parameters = describe(trainer, task)
-        counts = parameter_counts(task)
+        self._sizes = sizes_of(task)
         backend = {"backend": task.backbone.resolve_backend()[0]} if isinstance(task.backbone, RIM) else {}
         for logger in trainer.loggers:
-            logger.log_hyperparams({**parameters, **counts, **backend})
+            logger.log_hyperparams({**parameters, **self._sizes, **backend})
             if isinstance(logger, MLflowTracker):
+                parent = os.environ.get("RIMLIT_PARENT_RUN")  # of a comparison
                 logger.set_tags(
                     {
+                        **({"mlflow.parentRunId": parent} if parent else {}),
                         "mlflow.note.content": f"`{self.command}`",
                         "git_commit": self._commit,
                         "run_folder": str(self.folder.path),
@@ -199,7 +203,7 @@ class RunRecorder(L.Callback):
                 seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 machine=machine(),
                 versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
-                **parameter_counts(pl_module),
+                **self._sizes,
                 steps=trainer.global_step,
                 train_seconds=round(self._seconds(), 1),
                 floor=pl_module.floors(),
@@ -251,12 +255,31 @@ def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:
     return described
 
 
-def parameter_counts(task: Task) -> dict[str, int]:
-    """Return the number of parameters, in all and those that take part in one step of one sequence."""
+def sizes_of(task: Task) -> dict[str, int | None]:
+    """Return how large a task's model is, in the terms in which models are compared.
+
+    Returns:
+        ``parameters``: of encoder, backbone and head. ``active_parameters``: those that take part in one step of
+        one sequence. ``flops_per_step``: multiplications and additions of backbone and head in one step of one
+        sequence, forward, products of matrices only; None where backbone or head cannot be run by themselves.
+        ``state_size``: numbers carried from step to step.
+    """
     total = sum(parameter.numel() for parameter in task.parameters())
     backbone: Backbone = task.backbone
     inside = sum(parameter.numel() for parameter in backbone.parameters())
-    return {"parameters": total, "active_parameters": total - inside + backbone.active_parameters()}
+    weight = next(task.parameters())
+    features = torch.zeros(1, 1, backbone.output_size, dtype=weight.dtype, device=weight.device)
+    try:
+        flops = backbone.flops_per_step() + count_flops(task.head, features)
+    except (ValueError, RuntimeError, TypeError) as error:
+        log.info("FLOPs are not counted: %s", error)
+        flops = None
+    return {
+        "parameters": total,
+        "active_parameters": total - inside + backbone.active_parameters(),
+        "flops_per_step": flops,
+        "state_size": backbone.state_size(),
+    }
 
 
 def git_commit() -> str:

@@ -1,0 +1,87 @@
+"""Resolved settings: what differs between two, and the task and data they describe."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rimlit.cli.configs import find_config
+from rimlit.data import DataModule
+from rimlit.errors import ConfigError
+from rimlit.spec import build, find_class, to_spec
+from rimlit.tasks import Task
+from rimlit.tasks.base import LINKED
+
+
+def changed_setting(
+    before: Mapping[str, Any], now: Mapping[str, Any], fixed: tuple[str, ...]
+) -> tuple[str, Any, Any] | None:
+    """Return the first setting that differs, with both values: one of ``fixed``, and of what is run, not where."""
+    free = ("data.init_args.num_workers", "data.init_args.path", "trainer.default_root_dir")
+    old, new = _flat(before), _flat(now)
+    for key in sorted((old.keys() | new.keys()) - set(free)):
+        if key.startswith(fixed) and old.get(key) != new.get(key):
+            return key, old.get(key), new.get(key)
+    return None
+
+
+def find_target(given: str | None, configs: Sequence[str | Path]) -> Path:
+    """Return the config that others are matched to: the given one, or the ``rim.yaml`` beside the first of others.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if given is not None:
+        return find_config(given)
+    beside = Path(configs[0]).with_name("rim.yaml") if configs else Path("rim.yaml")
+    if not beside.is_file():
+        raise ConfigError(f"There is no {beside} to match: give --match_to CONFIG.")
+    return beside
+
+
+def require_same_data(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to compare what is about different data.
+
+    Args:
+        settings: Resolved settings by the name of their config.
+
+    Raises:
+        ConfigError: Two of them name different data modules, or the same with different arguments.
+    """
+    free = ("init_args.num_workers", "init_args.batch_size", "init_args.eval_batch_size", "init_args.seed")
+    flat = {
+        name: {k: v for k, v in _flat(each["data"]).items() if k not in free} for name, each in settings.items()
+    }
+    first, *others = flat
+    for other in others:
+        for key in sorted(flat[first].keys() | flat[other].keys()):
+            values = [flat[name].get(key) for name in (first, other)]
+            if values[0] != values[1]:
+                raise ConfigError(
+                    f"{first} and {other} are about different data: data.{key.removeprefix('init_args.')} is "
+                    f"{values[0]!r} and {values[1]!r}."
+                )
+
+
+def build_data(settings: Mapping[str, Any]) -> DataModule:
+    """Build the data module of resolved settings."""
+    data: DataModule = build(to_spec(settings["data"], "data"), DataModule)
+    return data
+
+
+def build_task(settings: Mapping[str, Any], data: DataModule) -> Task:
+    """Build the task of resolved settings, for the sizes of ``data``."""
+    spec = to_spec(settings["model"], "model")
+    takes = inspect.signature(find_class(spec["class_path"], Task)).parameters
+    sizes = {name: getattr(data, name) for name in LINKED if name in takes and hasattr(data, name)}
+    task: Task = build({**spec, "init_args": {**spec["init_args"], **sizes}}, Task)
+    return task
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted names."""
+    if isinstance(settings, dict) and settings:
+        return {
+            key: value for part, inner in settings.items() for key, value in _flat(inner, f"{name}.{part}").items()
+        }
+    return {name.lstrip("."): settings}

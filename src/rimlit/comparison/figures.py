@@ -1,0 +1,109 @@
+"""A metric of several models over training and over test groups, with bands over seeds."""
+
+import re
+from typing import TYPE_CHECKING
+
+from rimlit.comparison.results import Comparison, floor_of, mean_and_deviation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
+MARKERS = "osD^v<>P"
+
+
+def draw_metric(comparison: Comparison, metric: str) -> "Figure":
+    """Draw a metric: on validation data over training steps, and on test data over the groups' number.
+
+    Lines are means over seeds, bands and bars standard deviations. Groups whose names end in a number, such as
+    ``span_50``, stand on an axis of numbers, others side by side.
+    """
+    from matplotlib.figure import Figure
+
+    curves = {
+        model: [run["val"][metric] for run in facts["runs"] if metric in run.get("val", {})]
+        for model, facts in comparison.models.items()
+    }
+    groups = [name.rpartition("/")[0] for name in comparison.score_names if name.rpartition("/")[2] == metric]
+    has_curves = any(curves.values())
+    panels = int(has_curves) + int(bool(groups))
+    figure = Figure(figsize=(max(panels, 1) * 5.2, 4.4), layout="constrained")
+    axes = list(figure.subplots(1, max(panels, 1), squeeze=False)[0])
+    words = metric.replace("_", " ")
+    if has_curves:
+        axis = axes.pop(0)
+        for index, runs in enumerate(curves.values()):
+            _draw_curve(axis, runs, index)
+        _draw_floor(axis, comparison, metric)
+        axis.set(xlabel="training step", ylabel=words, title=f"validation, {words}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    if groups:
+        _draw_groups(axes.pop(0), comparison, metric, groups)
+    handles = [_line(index, model) for index, model in enumerate(comparison.models)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+    return figure
+
+
+def _style(index: int) -> dict[str, str]:
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": "-" if index < len(COLOURS) else "--",
+    }
+
+
+def _line(index: int, label: str):  # type: ignore[no-untyped-def]
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, markersize=4, **_style(index))  # type: ignore[arg-type]
+
+
+def _draw_curve(axis: "Axes", runs: list[list[list[float]]], index: int) -> None:
+    """Draw the mean over runs at the steps that all of them have."""
+    by_step: dict[float, list[float]] = {}
+    for run in runs:
+        for step, value in run:
+            by_step.setdefault(step, []).append(value)
+    steps = sorted(step for step, values in by_step.items() if len(values) == len(runs))
+    scores = [score for step in steps if (score := mean_and_deviation(by_step[step]))]
+    means = [score.mean for score in scores]
+    widths = [score.deviation or 0.0 for score in scores]
+    style = _style(index)
+    axis.plot(steps, means, markersize=3, **style)  # type: ignore[arg-type]
+    low = [mean - width for mean, width in zip(means, widths, strict=True)]
+    high = [mean + width for mean, width in zip(means, widths, strict=True)]
+    axis.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _draw_groups(axis: "Axes", comparison: Comparison, metric: str, groups: list[str]) -> None:
+    numbers = [re.search(r"^(.*?)_?(\d+)$", group) for group in groups]
+    kinds = {found[1] for found in numbers if found}
+    is_numeric = all(numbers) and len(kinds) == 1
+    places = (
+        [float(found[2]) for found in numbers if found] if is_numeric else list(map(float, range(len(groups))))
+    )
+    for index, model in enumerate(comparison.models):
+        scores = [comparison.score(model, f"{group}/{metric}" if group else metric) for group in groups]
+        points = [(place, score) for place, score in zip(places, scores, strict=True) if score is not None]
+        style = _style(index) if is_numeric else {**_style(index), "linestyle": "none"}
+        axis.errorbar(
+            [place for place, _ in points],
+            [score.mean for _, score in points],
+            [score.deviation or 0.0 for _, score in points],
+            capsize=3,
+            markersize=5,
+            **style,  # type: ignore[arg-type]
+        )
+    _draw_floor(axis, comparison, metric)
+    words = metric.replace("_", " ")
+    axis.set(xlabel=kinds.pop().replace("_", " ") if is_numeric else "", ylabel=words, title=f"test, {words}")
+    labels = [f"{place:g}" for place in places] if is_numeric else [group.replace("_", " ") for group in groups]
+    axis.set_xticks(places, labels)
+
+
+def _draw_floor(axis: "Axes", comparison: Comparison, metric: str) -> None:
+    floor = floor_of(comparison.results["floors"], metric)
+    if floor is not None:
+        axis.axhline(floor, color="#888888", linestyle=":", linewidth=1)
+        axis.annotate("floor", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)

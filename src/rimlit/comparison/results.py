@@ -1,0 +1,278 @@
+"""What a comparison found: means and standard deviations over seeds, as rows, as a table, as figures."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import yaml
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rimlit.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Score(NamedTuple):
+    """Mean and standard deviation (n − 1) over seeds, None for a single one."""
+
+    mean: float
+    deviation: float | None
+
+
+class Cell(NamedTuple):
+    """What stands in a table's cell."""
+
+    text: str
+    is_best: bool = False
+
+
+SIZES = {
+    "parameters": "parameters",
+    "active_parameters": "active in a step",
+    "flops_per_step": "FLOPs a step",
+    "state_size": "state",
+}
+
+
+@dataclass
+class Comparison:
+    """Several models, each trained with several seeds.
+
+    Args:
+        results: What ``results.json`` holds: ``dataset``, ``command``, ``commit``, ``machine``, ``seeds``,
+            ``match``, ``metrics`` (those that are shown), ``higher_is_better`` by metric, ``floors``, ``models``
+            and ``failed``.
+        folder: Where it is kept.
+
+    Example:
+        >>> model = {"parameters": 10, "active_parameters": 10, "flops_per_step": 20, "state_size": 4}
+        >>> runs = [{"seed": seed, "test": {"loss": loss}} for seed, loss in enumerate([0.25, 0.75])]
+        >>> comparison = Comparison(
+        ...     {
+        ...         "dataset": "mine",
+        ...         "metrics": ["loss"],
+        ...         "higher_is_better": {"loss": False},
+        ...         "floors": {"loss": 1.0},
+        ...         "models": {"lstm": {**model, "runs": runs}},
+        ...     }
+        ... )
+        >>> print(comparison.markdown().splitlines()[2])
+        | lstm | 2 | 10 | 10 | 20 | 4 | 0.500 ± 0.354 |
+        >>> comparison.rows[0]["loss"], comparison.rows[0]["parameters"]
+        (0.5, 10)
+    """
+
+    results: dict[str, Any]
+    folder: Path | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Load a comparison from its folder.
+
+        Raises:
+            DataError: There is none.
+        """
+        path = Path(folder) / "results.json"
+        if not path.is_file():
+            raise DataError(f"There is no comparison in {str(folder)!r}: {path} is missing.")
+        return cls(json.loads(path.read_text()), Path(folder))
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Models by name."""
+        models: dict[str, dict[str, Any]] = self.results["models"]
+        return models
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Runs that failed: name, reason and log."""
+        failed: list[dict[str, Any]] = self.results.get("failed", [])
+        return failed
+
+    @property
+    def score_names(self) -> list[str]:
+        """Test scores that are shown, ``group/metric``: metric by metric, groups in their order."""
+        tests = [run["test"] for model in self.models.values() for run in model["runs"]]
+        found = dict.fromkeys(name for test in tests for name in test)
+        return [name for metric in self.results["metrics"] for name in found if name.rpartition("/")[2] == metric]
+
+    def score(self, model: str, name: str) -> Score | None:
+        """Return a model's test score over its seeds; None where there is no run."""
+        values = [run["test"][name] for run in self.models[model]["runs"] if name in run["test"]]
+        return mean_and_deviation(values)
+
+    def best(self, name: str) -> set[str]:
+        """Return the models whose mean is best in ``name`` as the table writes it; none where all are alike."""
+        scores = {model: score for model in self.models if (score := self.score(model, name)) is not None}
+        sign = {True: 1, False: -1}.get(self.results["higher_is_better"].get(name.rpartition("/")[2]))
+        if sign is None or len(scores) < 2:
+            return set()
+        best = number(max(sign * score.mean for score in scores.values()) * sign)
+        found = {model for model, score in scores.items() if number(score.mean) == best}
+        return set() if len(found) == len(scores) else found
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict per model, for ``pandas.DataFrame(comparison.rows)``: sizes, means, ``…_std``."""
+        rows = []
+        for model, facts in self.models.items():
+            row = {"model": model, "seeds": len(facts["runs"]), **{name: facts.get(name) for name in SIZES}}
+            for name in self.score_names:
+                score = self.score(model, name)
+                row[name] = None if score is None else score.mean
+                row[f"{name}_std"] = None if score is None else score.deviation
+            rows.append(row)
+        return rows
+
+    def header(self) -> list[str]:
+        """Return the table's columns."""
+        return ["model", "seeds", *SIZES.values(), *(title(name) for name in self.score_names)]
+
+    def body(self) -> list[list[Cell]]:
+        """Return the table's rows: models, then the floor, then what others published."""
+        names = self.score_names
+        best = {name: self.best(name) for name in names}
+        lines = []
+        for model, facts in self.models.items():
+            sizes = ["–" if facts.get(size) is None else f"{facts[size]:,}" for size in SIZES]
+            scores = [self.score(model, name) for name in names]
+            cells = [Cell(written(score), model in best[name]) for name, score in zip(names, scores, strict=True)]
+            lines.append([Cell(model), Cell(str(len(facts["runs"]))), *map(Cell, sizes), *cells])
+        empty = [Cell("")] * (1 + len(SIZES))
+        floors = [floor_of(self.results["floors"], name) for name in names]
+        if any(floor is not None for floor in floors):
+            cells = [Cell("–" if floor is None else number(floor)) for floor in floors]
+            lines.append([Cell("floor: the format known, nothing else"), *empty, *cells])
+        for row in self.published()["rows"]:
+            cells = [Cell(number(row["scores"][name]) if name in row["scores"] else "–") for name in names]
+            lines.append([Cell(f"published: {row['model']}"), *empty, *cells])
+        return lines
+
+    def published(self) -> dict[str, Any]:
+        """Return what others published on this data and these scores: ``source`` and ``rows``."""
+        known = published_figures().get(self.results["dataset"], {"source": "", "rows": []})
+        names = set(self.score_names)
+        return {**known, "rows": [row for row in known["rows"] if names & row["scores"].keys()]}
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the table must know."""
+        notes = ["Mean ± standard deviation (n − 1) over seeds; the best mean of each column is bold."]
+        notes.append(
+            "Checkpoints were chosen on validation data drawn as in training. FLOPs are those of the matrix "
+            "products of backbone and head in one step of one sequence, forward; state is what is carried from "
+            "step to step."
+        )
+        match = self.results.get("match")
+        if match:
+            notes.append(f"Widths: the smallest with no fewer {match['words']} than {match['to']}.")
+        published = self.published()
+        if published["rows"]:
+            notes.append(f"Published: {published['source']}.")
+        notes += [f"Failed: {run['name']} ({run['reason']})." for run in self.failed]
+        return notes
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        lines = [self.header(), ["---"] * len(self.header())]
+        lines += [[f"**{cell.text}**" if cell.is_best else cell.text for cell in line] for line in self.body()]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def _repr_markdown_(self) -> str:
+        """Show the table in a notebook."""
+        return self.markdown() + "\n" + "\n".join(f"- {note}" for note in self.notes())
+
+    def csv(self) -> str:
+        """Return the rows as comma-separated values."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return out.getvalue()
+
+    def rich(self) -> Group:
+        """Return the table for the terminal, in parts that fit: sizes, then metric by metric."""
+        header, body = self.header(), self.body()
+        sizes = 2 + len(SIZES)
+        parts = [_rich(header[:sizes], [line[:sizes] for line in body[: len(self.models)]])]
+        for metric in self.results["metrics"]:
+            columns = [
+                sizes + index for index, name in enumerate(self.score_names) if name.rpartition("/")[2] == metric
+            ]
+            lines = [[line[0], *(line[column] for column in columns)] for line in body]
+            shown = [line for line in lines if any(cell.text != "–" for cell in line[1:])]
+            parts.append(_rich(["model", *(header[column] for column in columns)], shown))
+        return Group(*parts)
+
+    def figures(self) -> dict[str, "Figure"]:
+        """Return a figure for each metric: over training steps, and over test groups that are numbers."""
+        from rimlit.comparison.figures import draw_metric
+
+        return {metric: draw_metric(self, metric) for metric in self.results["metrics"]}
+
+    def save(self, folder: Path) -> None:
+        """Write ``results.json``, ``table.md``, ``table.csv`` and ``figures/``."""
+        self.folder = folder
+        figures = folder / "figures"
+        figures.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(self.results, indent=2) + "\n")
+        (folder / "table.md").write_text(self._repr_markdown_() + "\n")
+        (folder / "table.csv").write_text(self.csv())
+        for metric, figure in self.figures().items():
+            figure.savefig(figures / f"{metric}.png", dpi=150)
+
+
+def _rich(header: list[str], lines: list[list[Cell]]) -> Table:
+    table = Table()
+    for index, column in enumerate(header):
+        table.add_column(column, justify="right" if index else "left")
+    for line in lines:
+        table.add_row(*(Text(cell.text, style="bold" if cell.is_best else "") for cell in line))
+    return table
+
+
+def mean_and_deviation(values: Iterable[float]) -> Score | None:
+    """Return mean and standard deviation (n − 1) of ``values``; None of none."""
+    values = list(values)
+    if not values:
+        return None
+    return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def floor_of(floors: Mapping[str, float], name: str) -> float | None:
+    """Return the floor of a score, the group's own or that of all."""
+    return floors.get(name, floors.get(name.rpartition("/")[2]))
+
+
+def title(name: str) -> str:
+    """Return a score's name for people: ``cross entropy, span 50``."""
+    group, _, metric = name.rpartition("/")
+    words = f"{metric}, {group}" if group else metric
+    return words.replace("_", " ").replace("/", ", ")
+
+
+def number(value: float) -> str:
+    """Write a number so that the table stays readable."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def written(score: Score | None) -> str:
+    """Write a score."""
+    if score is None:
+        return "–"
+    return number(score.mean) if score.deviation is None else f"{number(score.mean)} ± {number(score.deviation)}"
+
+
+def published_figures() -> dict[str, Any]:
+    """Return all published figures by dataset."""
+    figures: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+    return figures

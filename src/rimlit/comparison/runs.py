@@ -1,0 +1,229 @@
+"""Many runs, each a process of its own: as many at a time as cores allow, with a progress bar over all."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from rimlit.errors import StoppedError
+from rimlit.spec import trusted_packages
+from rimlit.training.recording import RunFolder
+from rimlit.training.signals import SignalFlag
+
+Status = Literal["waiting", "running", "finished", "failed", "stopped"]
+
+POLL_SECONDS = 0.5
+SECONDS_TO_SAVE = 120.0
+NAMED_EXIT_CODES = {130: "interrupted", 143: "terminated"}
+
+
+@dataclass
+class Run:
+    """One training with a seed.
+
+    Args:
+        config: Name of the config in the comparison.
+        seed: Its seed.
+        arguments: What follows ``rimlit``.
+        folder: Where it lives.
+        log: File that takes what it prints.
+        steps: Optimiser steps it will take, None where it ends otherwise.
+        status: Where it stands.
+    """
+
+    config: str
+    seed: int
+    arguments: list[str]
+    folder: RunFolder
+    log: Path
+    steps: int | None = None
+    status: Status = "waiting"
+    reason: str = ""
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Config and seed."""
+        return f"{self.config}-seed{self.seed}"
+
+    @property
+    def step(self) -> int:
+        """The last step that ``metrics.csv`` tells of, or at which the run was saved."""
+        saved = int(self.folder.read_state().get("step") or 0)
+        return max(saved, last_step(self.folder.path / "metrics.csv"))
+
+
+def last_step(metrics: Path) -> int:
+    """Return the greatest step in the last lines of a ``metrics.csv``, 0 without one."""
+    if not metrics.is_file():
+        return 0
+    with metrics.open(newline="") as file:
+        names = next(csv.reader(file), [])
+        file.seek(max(0, metrics.stat().st_size - 8192))
+        lines = file.read().splitlines()[1:]
+    if "step" not in names:
+        return 0
+    column = names.index("step")
+    steps = [row[column] for row in csv.reader(lines) if len(row) == len(names)]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def start(run: Run, parent: str | None) -> "subprocess.Popen[bytes]":
+    """Start a run in a process and a session of its own: the terminal's Ctrl-C reaches this process only.
+
+    Args:
+        run: The run.
+        parent: MLflow run that it is shown under.
+    """
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads_of_a_run()),
+        "MKL_NUM_THREADS": str(threads_of_a_run()),
+        "RIMLIT_TRUST": ",".join(trusted_packages()),
+        "RIMLIT_PARENT_RUN": parent or "",
+    }
+    with run.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rimlit", *run.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def threads_of_a_run() -> int:
+    """Return the threads of each run: 1, or ``OMP_NUM_THREADS``; never by how many run at a time.
+
+    Sums depend on the number of threads in their last bits, and with them the course of a training.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "1")
+    return int(given) if given.isdigit() and int(given) > 0 else 1
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(
+    runs: Sequence[Run],
+    jobs: int,
+    *,
+    console: Console,
+    parent: str | None = None,
+) -> None:
+    """Run what is waiting; a run that fails does not stop the others.
+
+    Args:
+        runs: The runs; their ``status`` and ``reason`` are kept up to date.
+        jobs: Processes at a time.
+        console: Where the progress is shown.
+        parent: MLflow run that they are shown under.
+
+    Raises:
+        StoppedError: SIGINT, SIGTERM or SIGUSR1 came. The runs have been asked to stop, have saved and ended.
+    """
+    waiting = [run for run in runs if run.status == "waiting"]
+    signals = SignalFlag()
+    signals.listen()
+    try:
+        with _progress(runs, console) as show:
+            while waiting or any(run.status == "running" for run in runs):
+                if signals.received:
+                    _stop(runs)
+                    raise StoppedError(
+                        "Stopped; every run has been saved. The same command goes on.",
+                        signals.error(signals.received, 0, Path()).exit_code,
+                    )
+                for run in runs:
+                    if run.status == "running":
+                        _look_at(run)
+                while waiting and sum(run.status == "running" for run in runs) < jobs:
+                    run = waiting.pop(0)
+                    run.process, run.status = start(run, parent), "running"
+                show()
+                time.sleep(POLL_SECONDS)
+    finally:
+        _stop(runs)
+        signals.listen_no_more()
+
+
+def _look_at(run: Run) -> None:
+    assert run.process is not None
+    code = run.process.poll()
+    if code is None:
+        return
+    run.status = "finished" if code == 0 else "failed"
+    if code != 0:
+        run.reason = f"{NAMED_EXIT_CODES.get(code, f'exit code {code}')}: {last_words(run.log)}"
+
+
+def last_words(log: Path) -> str:
+    """Return the error in a run's log, or its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("rimlit: error:")]
+    return (errors or lines or ["it printed nothing"])[-1].removeprefix("rimlit: error: ")
+
+
+def _stop(runs: Sequence[Run]) -> None:
+    """Ask what still runs to stop, and wait until it has saved."""
+    running = [run for run in runs if run.status == "running" and run.process is not None]
+    for run in running:
+        assert run.process is not None
+        run.process.terminate()
+    for run in running:
+        assert run.process is not None
+        try:
+            run.process.wait(timeout=SECONDS_TO_SAVE)
+        except subprocess.TimeoutExpired:
+            run.process.kill()
+            run.process.wait()
+        run.status = "stopped"
+
+
+@contextmanager
+def _progress(runs: Sequence[Run], console: Console) -> Iterator[Callable[[], None]]:
+    """Show a bar over all runs and one for each that runs; where nobody watches, a line for each that ended."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars: dict[str, TaskID] = {}
+    told = {run.name for run in runs if run.status == "finished"}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        total = progress.add_task("runs", total=len(runs))
+
+        def show() -> None:
+            counts = {status: sum(run.status == status for run in runs) for status in ("finished", "failed")}
+            failed = f", {counts['failed']} failed" if counts["failed"] else ""
+            progress.update(
+                total, completed=sum(counts.values()), description=f"runs: {counts['finished']} finished{failed}"
+            )
+            for run in runs:
+                if run.status == "running" and console.is_terminal:
+                    if run.name not in bars:
+                        bars[run.name] = progress.add_task(run.name, total=run.steps)
+                    progress.update(bars[run.name], completed=run.step)
+                elif run.status in ("finished", "failed"):
+                    if run.name in bars:
+                        progress.remove_task(bars.pop(run.name))
+                    if run.name not in told:
+                        told.add(run.name)
+                        reason = f" ({run.reason})" if run.reason else ""
+                        progress.console.print(
+                            f"{run.name}: {run.status}{reason}, {sum(counts.values())} of {len(runs)} runs",
+                            highlight=False,
+                            markup=False,
+                        )
+
+        yield show
+        show()
