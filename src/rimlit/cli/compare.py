@@ -357,6 +357,7 @@ def _results(
         "match": None
         if matched is None
         else {"measure": matched[0], "words": WORDS[matched[0]], "to": matched[1]},
+        "data": models[0].settings["data"].get("init_args", {}),
         "metrics": list(task.headline),
         "higher_is_better": better,
         "floors": data.floors(),

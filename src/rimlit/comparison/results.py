@@ -48,7 +48,7 @@ class Comparison:
 
     Args:
         results: What ``results.json`` holds: ``dataset``, ``command``, ``commit``, ``machine``, ``seeds``,
-            ``match``, ``metrics`` (those that are shown), ``higher_is_better`` by metric, ``floors``, ``models``
+            ``match``, ``data`` (its settings), ``metrics`` (those that are shown), ``higher_is_better`` by metric, ``floors``, ``models``
             and ``failed``.
         folder: Where it is kept.
 
@@ -157,8 +157,11 @@ class Comparison:
         return lines
 
     def published(self) -> dict[str, Any]:
-        """Return what others published on this data and these scores: ``source`` and ``rows``."""
-        known = published_figures().get(self.results["dataset"], {"source": "", "rows": []})
+        """Return what others published on data trained on as here and on these scores: ``source`` and ``rows``."""
+        known = published_figures().get(self.results["dataset"], {"data": {}, "source": "", "rows": []})
+        settings = self.results.get("data", {})
+        if any(settings.get(name) != value for name, value in known["data"].items()):
+            return {**known, "rows": []}
         names = set(self.score_names)
         return {**known, "rows": [row for row in known["rows"] if names & row["scores"].keys()]}
 
