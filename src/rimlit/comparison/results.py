@@ -48,8 +48,8 @@ class Comparison:
 
     Args:
         results: What ``results.json`` holds: ``dataset``, ``command``, ``commit``, ``machine``, ``seeds``,
-            ``match``, ``data`` (its settings), ``metrics`` (those that are shown), ``higher_is_better`` by metric, ``floors``, ``models``
-            and ``failed``.
+            ``match``, ``data`` (its settings), ``metrics`` (those that are shown), ``higher_is_better`` by metric,
+            ``floors``, ``models`` and ``failed``.
         folder: Where it is kept.
 
     Example:
