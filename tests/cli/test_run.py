@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from rimlit.heads import AttentionHead
 from rimlit.tasks import CopyingTask, LanguageModelingTask, Task
-from rimlit.training import Checkpointer
+from rimlit.training import Checkpointer, FiniteGuard
 from tests.cli.running import (
     COPYING,
     LANGUAGE,
@@ -353,6 +353,14 @@ def test_a_run_that_was_killed_is_named_so_at_the_next_start(
     assert [(killed["process"], killed["step"]) for killed in state["killed"]] == [(12345, 4)]
     assert state["status"] == "finished"
     assert not list(copying.glob(".*.tmp"))
+
+
+def test_how_many_updates_may_be_left_out_is_a_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guards: list[int] = []
+    monkeypatch.setattr(FiniteGuard, "on_train_start", lambda guard, *_: guards.append(guard.skip))
+    skip = "--trainer.callbacks+={class_path: rimlit.training.FiniteGuard, init_args: {skip: 3}}"
+    succeed("fit", *COPYING, *UNTRACKED, skip, "--test_after_fit=false", "--trainer.max_steps=1")
+    assert guards == [3], "one guard, as asked for"
 
 
 # Predictions

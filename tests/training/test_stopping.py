@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.errors import NonFiniteError, StoppedError, StorageError
@@ -29,10 +30,19 @@ class At(L.Callback):
             self.action(task)
 
 
-def train(folder: Path, *callbacks: L.Callback, steps: int = 6, task: Any = None, interval: float = 0.0) -> Any:
+def train(
+    folder: Path,
+    *callbacks: L.Callback,
+    steps: int = 6,
+    task: Any = None,
+    interval: float = 0.0,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> Any:
     task = make_copying_task() if task is None else task
+    options["plugins"] = [VerifiedCheckpointIO(), *options.get("plugins", [])]
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=options.pop("accelerator", "cpu"),
         max_steps=steps,
         logger=False,
         enable_progress_bar=False,
@@ -41,9 +51,9 @@ def train(folder: Path, *callbacks: L.Callback, steps: int = 6, task: Any = None
         limit_val_batches=0,
         use_distributed_sampler=False,
         callbacks=[*callbacks, Checkpointer(folder, interval=interval)],
-        plugins=[VerifiedCheckpointIO()],
+        **options,
     )
-    trainer.fit(task, make_copying())
+    trainer.fit(task, make_copying(), ckpt_path=ckpt_path, weights_only=True)
     return task
 
 
@@ -73,30 +83,82 @@ def test_a_weight_that_is_not_finite_ends_the_run_before_the_update(tmp_path: Pa
         r"weight head\.\S+ is not finite at step 3 .*batch 3, process 0\): loss nan, gradient norm nan, .*rate"
     )
     with pytest.raises(NonFiniteError, match=message) as error:
-        train(tmp_path, At(3, spoil_weight), FiniteGuard(), interval=1e9)
+        train(tmp_path, At(3, spoil_weight), FiniteGuard(skip=9), interval=1e9)
     assert error.value.exit_code == 5
     assert not (tmp_path / "last.ckpt").exists()
 
 
-class SpoiltOnce(L.Callback):
-    """Make one step's gradient infinite."""
+def test_a_weight_that_no_loss_depends_on_is_looked_at_too(tmp_path: Path) -> None:
+    task = make_copying_task()
+    task.idle = torch.nn.Parameter(torch.zeros(3))
+
+    def spoil(task: Any) -> None:
+        task.idle.data[1] = torch.inf
+
+    message = r"weight idle is not finite at step 2 .*loss \d\S*, gradient norm \d"
+    with pytest.raises(NonFiniteError, match=message):
+        train(tmp_path, At(2, spoil), FiniteGuard(), task=task, interval=1e9)
+
+
+class Spoilt(L.Callback):
+    """Make a number infinite in some steps: of the gradient, or of the loss alone."""
+
+    def __init__(self, *steps: int, loss: bool = False) -> None:
+        self.steps, self.loss = steps, loss
+
+    def on_before_backward(self, trainer: L.Trainer, task: Any, loss: torch.Tensor) -> None:
+        if trainer.global_step in self.steps and self.loss:
+            loss.data.fill_(torch.inf)
 
     def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
-        if trainer.global_step == 2:
+        if trainer.global_step in self.steps and not self.loss:
             next(task.parameters()).grad.fill_(torch.inf)
 
 
-def test_a_gradient_that_is_not_finite_may_be_left_out_so_many_times(tmp_path: Path) -> None:
-    task = train(tmp_path / "skip", SpoiltOnce(), FiniteGuard(patience=10), steps=4)
+def test_an_update_that_is_not_finite_may_be_left_out_so_many_times(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = train(tmp_path / "skip", Spoilt(2, 4), FiniteGuard(skip=2))
     assert all(parameter.isfinite().all() for parameter in task.parameters())
-    with pytest.raises(NonFiniteError, match=r"gradient is not finite at step 2 .* gradient norm inf"):
-        train(tmp_path / "stop", SpoiltOnce(), FiniteGuard())
-    task = make_copying_task()
-    with pytest.raises(NonFiniteError, match="is not written"):  # without the guard the checkpoint refuses
-        train(tmp_path / "unguarded", SpoiltOnce(), task=task)
-    assert read_checkpoint(tmp_path / "unguarded" / "last.ckpt")["global_step"] == 2
-    with pytest.raises(ValueError, match="patience must be at least 0; got patience=-1"):
-        FiniteGuard(patience=-1)
+    assert "is left out, 1 of 2" in caplog.text and "is left out, 2 of 2" in caplog.text
+    with pytest.raises(NonFiniteError, match=r"gradient is not finite at step 4 .* gradient norm inf"):
+        train(tmp_path / "stop", Spoilt(2, 4), FiniteGuard(skip=1))
+    with pytest.raises(NonFiniteError, match=r"loss is not finite at step 2 .* loss inf, gradient norm \d"):
+        train(tmp_path / "loss", Spoilt(2, loss=True), FiniteGuard())
+    with pytest.raises(ValueError, match="skip must be at least 0; got skip=-1"):
+        FiniteGuard(skip=-1)
+
+
+def test_without_the_guard_the_checkpoint_refuses(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="is not written"):
+        train(tmp_path, Spoilt(2), task=make_copying_task())
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
+
+
+def test_a_left_out_update_is_counted_over_stops(tmp_path: Path) -> None:
+    train(tmp_path, Spoilt(2), FiniteGuard(skip=1), steps=4)
+    with pytest.raises(NonFiniteError, match="at step 5"):
+        train(tmp_path, Spoilt(5), FiniteGuard(skip=1), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_all_batches_of_an_accumulated_update_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"epoch 1, batches 0 to 1, process 0\): loss \d\S+, \d\S+, gradient"):
+        train(tmp_path, Spoilt(2), FiniteGuard(), accumulate_grad_batches=2)
+
+
+def test_a_loss_scale_that_collapses_ends_the_run(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-10)
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    with pytest.raises(NonFiniteError, match=r"loss scale has collapsed to 3\.\d+e-05 at step \d") as error:
+        train(tmp_path, Spoilt(*range(99)), FiniteGuard(), steps=20, plugins=[half])
+    assert error.value.exit_code == 5
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 5, "the last one is whole"
+
+
+@pytest.mark.gpu
+def test_a_loss_scale_that_collapses_on_a_gpu_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="loss scale has collapsed"):
+        train(tmp_path, Spoilt(*range(99)), FiniteGuard(), steps=60, accelerator="gpu", precision="16-mixed")
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_with_what_is_free(tmp_path: Path) -> None:

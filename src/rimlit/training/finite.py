@@ -1,81 +1,131 @@
 """Stop a run before a loss, a gradient or a weight that is not finite reaches an update."""
 
+import logging
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, distributed
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from rimlit.errors import NonFiniteError
 
+log = logging.getLogger(__name__)
+
+SMALLEST_SCALE = 2.0**-14
+
 
 class FiniteGuard(L.Callback):
-    """End the run, on every process, where the gradient of an update is NaN or infinite.
+    """End the run, on every process, where an update would be made with numbers that are NaN or infinite.
 
-    A loss that is not finite makes its gradients so, and an update with a finite gradient from finite weights
-    leaves finite weights unless it overflows, which the next step's gradients and the checkpoints' own check tell.
-    Under ``16-mixed`` the loss scale shrinks at such steps, and the run ends when it has become tiny.
+    Before each update it looks at the losses of its batches, the gradients and the weights. Under ``16-mixed``
+    gradients that overflow are an everyday matter, which the loss scale answers by shrinking: there the run ends
+    when the scale has collapsed. What an update itself spoils is seen before the next one, and no checkpoint is
+    written with it.
 
     Args:
-        patience: Consecutive steps that may be left out before the run ends, at least 0.
+        skip: Updates that may be left out before the run ends, at least 0; a weight that is not finite ends it at
+            once.
 
     Raises:
-        NonFiniteError: It happened once more than ``patience`` allows.
+        NonFiniteError: It happened once more than ``skip`` allows.
+        ValueError: ``skip`` is below 0.
     """
 
-    def __init__(self, *, patience: int = 0) -> None:
-        if patience < 0:
-            raise ValueError(f"patience must be at least 0; got patience={patience}.")
-        self.patience = patience
-        self._in_a_row = 0
-        self._loss: Tensor | None = None
+    def __init__(self, *, skip: int = 0) -> None:
+        if skip < 0:
+            raise ValueError(f"skip must be at least 0; got skip={skip}.")
+        self.skip = skip
+        self.skipped = 0
+        self._losses: list[Tensor] = []
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Keep the loss for the message."""
-        self._loss = loss.detach()
+        """Keep the loss until the update."""
+        self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at the gradients, which Lightning has unscaled and not yet clipped."""
+        """Look at losses, gradients and weights; Lightning has unscaled the gradients and not yet clipped them."""
+        losses, self._losses = self._losses, []
+        weights = list(pl_module.parameters())
+        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        size = get_total_norm(weights)  # the largest weight would tell as much, ten times slower
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            self._watch_scale(trainer)
+            self._require_scale(trainer)
+            are_finite = size.isfinite()[None].repeat(3)
+        else:
+            loss = torch.stack(losses).sum() if losses else norm
+            are_finite = torch.stack([loss.isfinite(), norm.isfinite(), size.isfinite()])
+        # one look at the device a step
+        is_good = are_finite.all()
+        if trainer.world_size > 1:
+            agreed = is_good.to(torch.int32)
+            distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
+            is_good = agreed.bool()
+        if is_good:
             return
-        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        is_bad = ~norm.isfinite()
-        if self._loss is not None:
-            is_bad = is_bad | ~self._loss.isfinite()
-        if trainer.world_size > 1:  # averaged gradients agree; parameters of FSDP do not
-            flag = is_bad.to(torch.int32)
-            distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-            is_bad = flag.bool()
-        if not is_bad:
-            self._in_a_row = 0
-            return
-        self._in_a_row += 1
-        if self._in_a_row > self.patience:
-            raise NonFiniteError(self._describe(trainer, pl_module, optimizer, norm))
-        for parameter in pl_module.parameters():
-            parameter.grad = None  # the optimiser passes over it: nothing changes
+        everyone = self._of_everyone(trainer, are_finite)
+        message = self._describe(trainer, pl_module, optimizer, losses, norm, everyone)
+        are_weights_finite = bool(everyone[:, 2].all())
+        if self.skipped >= self.skip or not are_weights_finite:
+            raise NonFiniteError(f"{message} Nothing was updated; the checkpoints hold finite steps.")
+        self.skipped += 1
+        log.warning("%s The update is left out, %d of %d that may be.", message, self.skipped, self.skip)
+        for weight in weights:
+            weight.grad = None  # the optimiser passes over it: nothing changes
 
-    def _watch_scale(self, trainer: L.Trainer) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many updates were left out."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped = state_dict["skipped"]
+
+    @staticmethod
+    def _of_everyone(trainer: L.Trainer, are_finite: Tensor) -> Tensor:
+        """Return whether loss, gradient and weights are finite, a row for each process."""
+        if trainer.world_size == 1:
+            return are_finite[None]
+        rows = [torch.empty_like(are_finite, dtype=torch.int32) for _ in range(trainer.world_size)]
+        distributed.all_gather(rows, are_finite.to(torch.int32))
+        return torch.stack(rows).bool()
+
+    @staticmethod
+    def _require_scale(trainer: L.Trainer) -> None:
         scaler: Any = trainer.precision_plugin.scaler  # type: ignore[attr-defined]
         scale = scaler.get_scale()
-        if scale < 2.0**-14:
+        if scale < SMALLEST_SCALE:
             raise NonFiniteError(
                 f"The loss scale has collapsed to {scale:g} at step {trainer.global_step}: gradients are infinite "
                 "whatever their scale. Lower the learning rate, clip, or use bf16-mixed."
             )
 
-    def _describe(self, trainer: L.Trainer, task: L.LightningModule, optimizer: Optimizer, norm: Tensor) -> str:
+    @staticmethod
+    def _describe(
+        trainer: L.Trainer,
+        task: L.LightningModule,
+        optimizer: Optimizer,
+        losses: list[Tensor],
+        norm: Tensor,
+        everyone: Tensor,
+    ) -> str:
         named = [name for name, weight in task.named_parameters() if not weight.isfinite().all()]
-        what = f"weight {named[0]} is" if named else "gradient is" if not norm.isfinite() else "loss is"
-        loss = "unknown" if self._loss is None else f"{self._loss.item():g}"
+        of_loss, _, of_weights = everyone.all(dim=0).tolist()
+        what = "loss is" if not of_loss else "gradient is"
+        if not of_weights:
+            what = f"weight {named[0]} is" if named else "weights are"
+        column = 2 if not of_weights else 0 if not of_loss else 1
+        processes = [str(rank) for rank, is_good in enumerate(everyone[:, column].tolist()) if not is_good]
+        last = trainer.fit_loop.epoch_loop.batch_idx
+        first = last - max(len(losses) - 1, 0)
+        batches = f"batch {last}" if first == last else f"batches {first} to {last}"
+        # Lightning divides by the batches of an update
+        shown = ", ".join(f"{loss.item() * trainer.accumulate_grad_batches:g}" for loss in losses) or "unknown"
         rates = ", ".join(f"{group['lr']:g}" for group in optimizer.param_groups)
         return (
-            f"The {what} not finite at step {trainer.global_step} (epoch {trainer.current_epoch}, batch "
-            f"{trainer.fit_loop.epoch_loop.batch_idx}, process {trainer.global_rank}): loss {loss}, gradient norm "
-            f"{norm.item():g}, learning rate {rates}. Nothing was updated; the checkpoints hold finite steps."
+            f"The {what} not finite at step {trainer.global_step} (epoch {trainer.current_epoch}, {batches}, "
+            f"process {', '.join(processes)}): loss {shown}, gradient norm {norm.item():g}, learning rate {rates}."
         )

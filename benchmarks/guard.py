@@ -1,0 +1,97 @@
+"""What the look at losses, gradients and weights before each update costs, as a share of a training step.
+
+The task of a config takes steps of forward, backward, clipping and optimiser; the guard's look is timed inside
+each of them, so that both times come from the same second of the same process.
+
+python benchmarks/guard.py [--steps 60] [--json benchmarks/results/guard.json]
+"""
+
+import argparse
+import inspect
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import lightning as L
+import torch
+import yaml
+
+from rimlit.cli.configs import find_config
+from rimlit.data import DataModule
+from rimlit.spec import build, find_class
+from rimlit.tasks import Task
+from rimlit.tasks.base import LINKED
+from rimlit.training import FiniteGuard
+from rimlit.training.recording import git_commit, machine
+
+CONFIGS = ("copying/rim", "copying/lstm", "language/rim", "language/lstm")
+WARMUP = 10
+
+
+def build_task(config: str) -> tuple[Task, DataModule]:
+    given = yaml.safe_load(find_config(config).read_text())
+    data = build({"init_args": {}, **given["data"]}, DataModule)
+    data.setup("fit")
+    spec = given["model"]
+    takes = inspect.signature(find_class(spec["class_path"], Task)).parameters
+    sizes = {name: getattr(data, name) for name in LINKED if name in takes and hasattr(data, name)}
+    spec["init_args"].pop("scheduler", None)
+    return build({**spec, "init_args": {**spec["init_args"], **sizes}}, Task), data
+
+
+def measure(config: str, steps: int) -> dict[str, Any]:
+    task, data = build_task(config)
+    task.train()
+    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    optimizer = cast(torch.optim.Optimizer, task.configure_optimizers())
+    guard, trainer = FiniteGuard(), cast(L.Trainer, SimpleNamespace(world_size=1, precision_plugin=None))
+    batches = iter(data.train_dataloader())
+    whole, looks = [], []
+    for index in range(steps):
+        batch = next(batches)
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss = task.training_step(batch, index)
+        guard.on_before_backward(trainer, task, loss)
+        loss.backward()
+        before = time.perf_counter()
+        guard.on_before_optimizer_step(trainer, task, optimizer)
+        after = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimizer.step()
+        whole.append(time.perf_counter() - start)
+        looks.append(after - before)
+    step, look = (statistics.median(times[WARMUP:]) for times in (whole, looks))
+    return {"milliseconds": 1000 * step, "guard_milliseconds": 1000 * look, "share": look / step}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    arguments = parser.parse_args()
+    target = arguments.json and arguments.json.resolve()
+    origin = {"commit": git_commit(), "machine": machine(), "threads": torch.get_num_threads()}
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for config in CONFIGS:
+            results[config] = result = measure(config, arguments.steps)
+            print(
+                f"{config:<16}{result['milliseconds']:9.2f} ms a step, of it the guard "
+                f"{result['guard_milliseconds']:.3f} ms: {100 * result['share']:.2f} %"
+            )
+        os.chdir("/")
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = f"python benchmarks/guard.py --steps {arguments.steps}"
+        target.write_text(json.dumps({"command": command, **origin, "configs": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
