@@ -10,7 +10,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test slow readme check lint format types links docs golden notebooks bench wheel wheel-check clean
+.PHONY: help setup train test slow readme chaos check lint format types links docs golden notebooks bench wheel wheel-check clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='…']"
@@ -39,6 +39,9 @@ slow: setup ## Run the slow tests: every YAML, the README's commands, training t
 
 readme: setup ## Run the README's fenced commands at a small size
 	$(BIN)/python -m pytest -m 'not gpu and not network' tests/test_readme.py $(ARGS)
+
+chaos: setup ## Kill training runs 100 times (kill -9), go on with them and compare, bit for bit; takes minutes
+	$(BIN)/python -m tests.chaos --kills 100 --json benchmarks/results/chaos.json $(ARGS)
 
 check: lint types links test slow wheel-check notebooks ## Run all that CI runs
 

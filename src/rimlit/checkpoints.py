@@ -76,14 +76,15 @@ def try_folder(folder: Path, needed: int) -> None:
         raise storage_error(folder, needed, error) from error
 
 
-def storage_error(path: Path, needed: int, error: Exception) -> StorageError:
+def storage_error(path: Path, needed: int | None, error: Exception) -> StorageError:
     """Return the error for a file that cannot be written: where, how much it needs, how much is free."""
     try:
-        free = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,} are free"
+        free = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,} bytes are free"
     except OSError:
         free = "the folder is not there"
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    return StorageError(f"{path} cannot be written ({reason}): it needs about {needed:,} bytes, {free}.")
+    needs = "" if needed is None else f"it needs about {needed:,} bytes, "
+    return StorageError(f"{path} cannot be written ({reason}): {needs}{free}.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

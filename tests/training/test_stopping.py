@@ -1,6 +1,7 @@
 """Runs end when a signal asks or a number is not finite, and never with damage."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        limit_val_batches=0,
+        limit_val_batches=options.pop("limit_val_batches", 0),
         use_distributed_sampler=False,
         callbacks=[*callbacks, Checkpointer(folder, interval=interval)],
         **options,
@@ -176,7 +177,7 @@ def test_a_folder_is_tried_before_the_first_step(tmp_path: Path, monkeypatch: py
     with pytest.raises(StorageError, match=r"file/run cannot be written \(.*\): it needs about [\d,]+ bytes"):
         train(tmp_path / "file" / "run", At(0, steps.append))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(StorageError, match=r"No space left on device\): it needs about [\d,]+ bytes, 10 are free"):
+    with pytest.raises(StorageError, match=r"left on device\): it needs about [\d,]+ bytes, 10 bytes are free"):
         train(tmp_path / "run", At(0, steps.append))
     assert steps == []
     assert list((tmp_path / "run").iterdir()) == []
@@ -192,10 +193,27 @@ def test_a_write_that_fails_leaves_the_earlier_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"No space left on device\): it needs about 12 bytes, [\d,]+ are free"):
+    with pytest.raises(StorageError, match=r"left on device\): it needs about 12 bytes, [\d,]+ bytes are free"):
         write_checkpoint({"rimlit": {}, "weight": torch.zeros(3)}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert torch.equal(read_checkpoint(path)["weight"], torch.ones(3))
+
+
+def test_a_folder_that_vanishes_ends_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    message = r"checkpoints/last\.ckpt cannot be written \(No such file.*needs about [\d,]+ bytes, the folder is"
+    with pytest.raises(StorageError, match=message):
+        train(folder, At(3, lambda _: shutil.rmtree(folder)))
+    assert not folder.exists(), "it is not made anew as if nothing was lost"
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_end_well(tmp_path: Path) -> None:
+    class Thief(L.Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            (tmp_path / "best.ckpt").unlink()
+
+    with pytest.raises(StorageError, match=r"best\.ckpt is gone: the run wrote it"):
+        train(tmp_path, Thief(), steps=3, limit_val_batches=1, val_check_interval=2, interval=1e9)
 
 
 def test_infinity_that_is_no_weight_is_saved(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """``rimlit fit|validate|test|predict``: LightningCLI with rimlit's run folder, loggers, callbacks and errors."""
 
 import atexit
+import errno
 import itertools
 import logging
 import os
@@ -21,14 +22,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from rimlit.checkpoints import read_checkpoint
+from rimlit.checkpoints import read_checkpoint, storage_error
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
 from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
 from rimlit.comparison.matching import TOLERANCE, match_parameters
 from rimlit.data import DataModule
-from rimlit.errors import CheckpointError, ConfigError
+from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
 from rimlit.kernels import overriding_backend
 from rimlit.spec import find_class, trust
 from rimlit.tasks import Task
@@ -413,9 +414,19 @@ class RimlitCLI(LightningCLI):
             self.folder.set_aside_earlier_run()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; a checkpoint of another model becomes one message."""
+        """Run; a checkpoint of another model and a file that cannot be written become one message."""
         try:
             super()._run_subcommand(subcommand)
+        except RimlitError:
+            raise
+        except OSError as error:
+            if isinstance(error.__context__, StorageError):  # it ended the run, whose end met the same disk
+                raise error.__context__ from None
+            folder, path = self.folder.path.resolve(), Path(str(error.filename or self.folder.path)).resolve()
+            is_ours = error.filename is not None and folder in (path, *path.parents)
+            if not is_ours and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise storage_error(path, None, error) from error
         except RuntimeError as error:
             text = str(error)
             if "loading state_dict" not in text:
