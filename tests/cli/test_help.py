@@ -27,6 +27,7 @@ print(*sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
         ([], f"rimlit {package.__version__}: Recurrent Independent Mechanisms"),
         (["configs"], "ablations/copying/rim_without_communication"),
         (["compare", "--help"], "usage: rimlit compare CONFIG"),
+        (["export", "--help"], "usage: rimlit export RUN_OR_CHECKPOINT --to FOLDER"),
     ],
 )
 def test_an_answer_that_needs_no_torch_comes_without_it(arguments: list[str], start: str) -> None:
@@ -45,6 +46,7 @@ def test_help_names_every_command_and_how_to_ask_further() -> None:
         "test",
         "predict",
         "compare",
+        "export",
         "configs",
         "--version",
         "--trust",

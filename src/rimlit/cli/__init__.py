@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "predict": "write a checkpoint's predictions, or continue a prompt",
     "compare": "train several configs with several seeds: one table, one figure per metric",
     "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
+    "export": "write a checkpoint as safetensors and JSON: rimlit export RUN_OR_CHECKPOINT --to FOLDER",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
 }
 
@@ -74,6 +75,15 @@ OMP_NUM_THREADS gives each run more threads. Results do not depend on --jobs.
 """
 
 
+EXPORT_HELP = """\
+usage: rimlit export RUN_OR_CHECKPOINT --to FOLDER
+
+Write the weights of a checkpoint, or of a run's best one, to FOLDER/model.safetensors, and the task with its
+arguments, the data's sizes and the versions to FOLDER/config.json. rimlit.load_checkpoint("FOLDER") brings the
+task back; any other program reads both files without this package. Neither can hold code.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with the codes of :mod:`rimlit.errors`.
 
@@ -101,6 +111,13 @@ def _dispatch(arguments: list[str]) -> None:
         from rimlit.cli.sync import sync
 
         sync(arguments[1:])
+    elif arguments[0] == "export":
+        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
+            print(EXPORT_HELP, end="")
+        else:
+            from rimlit.cli.export import run_export
+
+            run_export(arguments[1:])
     elif arguments[0] == "compare":
         if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
             print(COMPARE_HELP, end="")

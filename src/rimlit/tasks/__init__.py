@@ -3,6 +3,7 @@
 from rimlit.tasks.base import Task, load_checkpoint
 from rimlit.tasks.classification import ClassificationTask
 from rimlit.tasks.copying import CopyingTask
+from rimlit.tasks.exporting import export
 from rimlit.tasks.language_modeling import LanguageModelingTask
 from rimlit.tasks.regression import RegressionTask
 
@@ -12,5 +13,6 @@ __all__ = [
     "LanguageModelingTask",
     "RegressionTask",
     "Task",
+    "export",
     "load_checkpoint",
 ]

@@ -289,6 +289,8 @@ class Task(Recorded, L.LightningModule, ABC):
             ConfigError: The file names a class outside the trusted packages.
         """
         checkpoint = read_checkpoint(checkpoint_path)
+        if "task" not in checkpoint["rimlit"]:
+            raise CheckpointError(f"{checkpoint_path} holds weights of a module that is no task of rimlit.")
         named = find_class(checkpoint["rimlit"]["task"]["class_path"], Task)
         if not issubclass(named, cls):
             raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is no {cls.__name__}.")
@@ -297,5 +299,14 @@ class Task(Recorded, L.LightningModule, ABC):
 
 
 def load_checkpoint(path: str | Path, **kwargs: Any) -> Task:
-    """Load the task that a checkpoint names, in evaluation mode; see :meth:`Task.load_from_checkpoint`."""
+    """Load the task that a checkpoint names, in evaluation mode.
+
+    Args:
+        path: A checkpoint, or a folder that ``rimlit export`` wrote.
+        **kwargs: For a checkpoint; see :meth:`Task.load_from_checkpoint`.
+    """
+    if Path(path).is_dir():
+        from rimlit.tasks.exporting import load_exported
+
+        return load_exported(path)
     return Task.load_from_checkpoint(path, **kwargs)

@@ -1,0 +1,100 @@
+"""A trained task as two files that need nothing of this package to be read: safetensors and JSON."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors.torch import load, save
+
+import rimlit
+from rimlit.checkpoints import read_checkpoint, storage_error, whole_file
+from rimlit.errors import CheckpointError
+from rimlit.spec import build
+from rimlit.tasks.base import LINKED, Task
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1
+
+
+def export(source: str | Path, folder: str | Path) -> Path:
+    """Write the weights of a checkpoint to ``model.safetensors`` and what rebuilds the task to ``config.json``.
+
+    Args:
+        source: A checkpoint, or a run's folder, of which the best one is taken, or the last where nothing was
+            validated.
+        folder: Where to write; files of an earlier export there are replaced.
+
+    Returns:
+        The checkpoint that was exported.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged or holds no task.
+        StorageError: The folder cannot be written.
+    """
+    path = _checkpoint_in(Path(source)) if Path(source).is_dir() else Path(source)
+    checkpoint = read_checkpoint(source if "://" in str(source) else path)
+    named = checkpoint["rimlit"]
+    if "task" not in named:
+        raise CheckpointError(f"{path} holds weights of a module that is no task of rimlit.")
+    # each tensor with memory of its own: safetensors knows no sharing
+    weights = save(
+        {name: tensor.detach().clone().contiguous() for name, tensor in checkpoint["state_dict"].items()}
+    )
+    config = {
+        "format": FORMAT,
+        "task": named["task"],
+        "data": named["data"],
+        "sizes": {name: value for name, value in named["task"]["init_args"].items() if name in LINKED},
+        "data_state": _data_state(checkpoint),
+        "step": checkpoint["global_step"],
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "versions": {"rimlit": rimlit.__version__, "torch": str(torch.__version__), "lightning": L.__version__},
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    for name, content in ((WEIGHTS, weights), (CONFIG, text.encode())):
+        target = Path(folder) / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(target) as file:
+                file.write(content)
+        except OSError as error:
+            raise storage_error(target, len(content), error) from error
+    return path
+
+
+def load_exported(folder: str | Path) -> Task:
+    """Load the task from a folder that :func:`export` wrote, in evaluation mode.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or of another kind.
+        ConfigError: The config names a class outside the trusted packages.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+        weights = (Path(folder) / WEIGHTS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is not what rimlit export wrote: {error}.") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not what rimlit export wrote: it must say format {FORMAT}.")
+    if hashlib.sha256(weights).hexdigest() != config["sha256"]:
+        raise CheckpointError(f"{Path(folder) / WEIGHTS} is damaged: its SHA-256 is not the one in {CONFIG}.")
+    task: Task = build(config["task"], Task)
+    task.load_state_dict(load(weights))
+    return task.eval()
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    for path in (folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt"):
+        if path.is_file():
+            return path
+    raise CheckpointError(f"{folder} is no run with a checkpoint: there is no {folder / 'checkpoints/best.ckpt'}.")
+
+
+def _data_state(checkpoint: dict[str, Any]) -> Any:
+    """Return what the data module has learnt, a vocabulary for example; None where it keeps nothing."""
+    data = checkpoint["rimlit"]["data"]
+    return None if data is None else checkpoint.get(data["class_path"].rpartition(".")[2])
