@@ -25,6 +25,4 @@ def run_export(arguments: list[str]) -> None:
     parser.add_argument("--to", required=True)
     given = parser.parse_args(arguments)
     path = export(given.source, given.to)
-    print(
-        f"{path} is now {given.to}/model.safetensors and config.json; in Python: rimlit.load_checkpoint({given.to!r})"
-    )
+    print(f"{path} is now in {given.to}; from Python: rimlit.load_checkpoint({given.to!r})")
