@@ -256,6 +256,14 @@ def test_inputs_of_another_shape_are_refused_with_their_shape(
     assert str(tuple(shape)) in str(caught.value)
 
 
+@pytest.mark.parametrize("cls", [cls for cls in backbone_classes() if cls is not RIM])
+def test_several_slots_are_refused_by_what_reads_one_vector(cls: type[Backbone]) -> None:
+    with pytest.raises(
+        ValueError, match=r"non-empty, \(B, T, input_size\); got shape \(3, 6, 2, 5\), input_size=5"
+    ):
+        make_backbone(cls, {})(torch.ones(3, 6, 2, 5))
+
+
 # where torch breaks the graph at its own LSTM and GRU, it looks at .grad of tensors inside the graph
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.slow

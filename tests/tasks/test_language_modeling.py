@@ -247,6 +247,28 @@ def test_the_greedy_continuation_is_what_a_whole_forward_finds_most_likely() -> 
     assert torch.equal(logits[:, 2:-1].argmax(dim=-1), tokens)
 
 
+BASELINES: dict[str, dict[str, Any]] = {
+    "LSTM": {},
+    "GRU": {},
+    "RNN": {},
+    "NTM": {"num_locations": 5, "word_size": 3},
+    "DNC": {"num_locations": 5, "word_size": 3},
+    "RMC": {},
+    "EntNet": {"num_slots": 3},
+    "Transformer": {"num_layers": 2, "num_heads": 2, "context": 6},
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_continues_token_by_token_what_a_whole_forward_finds_most_likely(name: str) -> None:
+    torch.manual_seed(3)
+    backbone = {"class_path": f"rimlit.backbones.{name}", "init_args": {"hidden_size": 12, **BASELINES[name]}}
+    task = make_task(backbone, temperature=0).eval()
+    tokens = task.continue_tokens(PROMPT)
+    logits, _ = task(torch.cat([PROMPT, tokens], dim=1))
+    assert torch.equal(logits[:, 2:-1].argmax(dim=-1), tokens)
+
+
 def test_one_candidate_is_the_greedy_continuation() -> None:
     assert torch.equal(continued(top_k=1, temperature=5.0), continued(temperature=0))
 

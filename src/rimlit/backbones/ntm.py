@@ -41,6 +41,7 @@ class NTM(SteppedBackbone):
         num_write_heads: Heads that write, at least 1 (paper, copying: 1).
         max_shift: Locations by which a head may move in a step, to either side, at least 0 (paper: 1).
         learn_initial_state: Whether the controller's state, the memory and what was read start at learned values.
+            The memory's rows are then drawn at random, so that content tells them apart from the first step.
         forget_bias: What is added to the bias of the controller's forget gates at the start.
 
     Raises:
