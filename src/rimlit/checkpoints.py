@@ -17,10 +17,22 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from rimlit.errors import CheckpointError, NonFiniteError, StorageError
+from rimlit.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
+from rimlit.spec import Recorded, check_spec
 
 _PREFIX = b"sha256:"
 _COMMENT_SIZE = len(_PREFIX) + 64
+_KINDS: dict[str, type] = {
+    "rimlit": dict,
+    "state_dict": dict,
+    "hyper_parameters": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "global_step": int,
+    "epoch": int,
+}
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -92,6 +104,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The path is a URL, is missing, is damaged, or is no checkpoint of rimlit.
+        ConfigError: It names a class outside the trusted packages.
     """
     if "://" in str(path):
         raise CheckpointError(f"Checkpoints are local files; got {path}.")
@@ -106,9 +119,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds more than "
             "tensors and plain values."
         ) from error
-    if not isinstance(checkpoint, Mapping) or "rimlit" not in checkpoint:
+    if not isinstance(checkpoint, Mapping) or any(
+        not isinstance(checkpoint.get(name, kind()), kind) for name, kind in _KINDS.items()
+    ):
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
+    if not {"rimlit", "state_dict"} <= checkpoint.keys():
+        raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
+    _check_specs(checkpoint, path)
     return dict(checkpoint)
+
+
+def _check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse what is named in a file and could be imported, before anything is done with the file."""
+    bases = (Recorded, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+    task, data = (checkpoint["rimlit"].get(name) for name in ("task", "data"))
+    hyper_parameters = {"class_path": "rimlit", "init_args": checkpoint.get("hyper_parameters", {})}
+    for spec in (task, hyper_parameters, data):
+        if spec is not None or spec is task:
+            try:
+                check_spec(spec, bases)
+            except ConfigError as error:
+                if "outside the trusted" in str(error):
+                    raise
+                raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote: {error}") from error
 
 
 def verify(path: str | Path) -> None:

@@ -10,7 +10,7 @@ import importlib.metadata
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeAlias, TypeVar
 
 from rimlit.errors import ConfigError
@@ -42,7 +42,9 @@ def _plugins() -> tuple[str, ...]:
 
 def check_trusted(class_path: str) -> None:
     """Raise a ConfigError unless ``class_path`` lies in a trusted package. Nothing is imported."""
-    package = class_path.split(".")[0]
+    package, *rest = class_path.split(".")
+    if "__main__" in rest:  # its import is a program's start
+        raise ConfigError(f"class_path={class_path!r} is a program.")
     if package not in trusted_packages():
         raise ConfigError(
             f"class_path={class_path!r} is outside the trusted packages ({', '.join(trusted_packages())}). "
@@ -73,6 +75,40 @@ def find_class(class_path: str, base: type[T]) -> type[T]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(f"class_path={class_path!r} must be a subclass of {path_of(base)}.")
     return found
+
+
+def check_spec(spec: Any, bases: Iterable[type]) -> None:
+    """Raise a ConfigError unless the class paths in ``spec``, at any depth, may be used. Nothing is imported.
+
+    Args:
+        spec: What a file that anybody may have written holds.
+        bases: Their subclasses may be used where they are imported already, wherever they come from.
+    """
+    if not (isinstance(spec, Mapping) and "class_path" in spec and isinstance(spec.get("init_args"), Mapping)):
+        raise ConfigError("a spec must have the keys class_path and init_args.")
+    waiting: list[Any] = [spec]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if id(value) in seen and value:  # it would never end, or grow without bound, when it is written out
+                raise ConfigError("a spec must not hold the same list or mapping twice.")
+            seen.add(id(value))
+            if isinstance(value, Mapping) and "class_path" in value:
+                _check_class(value["class_path"], bases)
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            raise ConfigError(f"a spec must hold plain values only; got a {type(value).__name__}.")
+
+
+def _check_class(class_path: Any, bases: Iterable[type]) -> None:
+    if not isinstance(class_path, str):
+        raise ConfigError(f"class_path must be a dotted path; got a {type(class_path).__name__}.")
+    try:
+        check_trusted(class_path)
+    except ConfigError:
+        if not any(path_of(known) == class_path for base in bases for known in subclasses(base)):
+            raise
 
 
 def path_of(cls: type) -> str:

@@ -33,6 +33,8 @@ def trusted_imports() -> Iterator[None]:
         home = getattr(found, "__module__", None)
         if isinstance(name, str) and isinstance(home, str):  # torch.os.system is not torch's
             check_trusted(f"{home}.{getattr(found, '__qualname__', name)}")
+        if not isinstance(found, type):  # torch.hub.load is torch's, and runs what it is given
+            raise ConfigError(f"class_path={name!r} is no class.")
         return found
 
     modules = (_typehints, _actions)

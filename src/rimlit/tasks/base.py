@@ -273,13 +273,16 @@ class Task(Recorded, L.LightningModule, ABC):
         }
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *, map_location: Any = None, strict: bool = True, **kwargs: Any
+    ) -> Self:
         """Load a task from a checkpoint alone, always with ``weights_only=True``.
 
         Args:
             checkpoint_path: A local file.
-            **kwargs: Arguments of the task that replace the checkpoint's; ``map_location`` and ``strict`` go
-                to Lightning.
+            map_location: Device of the task; the CPU by default.
+            strict: Whether the weights in the file must be exactly those of the task.
+            **kwargs: Arguments of the task that replace the checkpoint's.
 
         Returns:
             A task of the class that the file names, in evaluation mode.
@@ -294,8 +297,16 @@ class Task(Recorded, L.LightningModule, ABC):
         named = find_class(checkpoint["rimlit"]["task"]["class_path"], Task)
         if not issubclass(named, cls):
             raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is no {cls.__name__}.")
-        task: Self = super(Task, named).load_from_checkpoint(checkpoint_path, weights_only=True, **kwargs)
-        return task.eval()
+        # not by Lightning's loader, which would read the file again and instantiate what it names
+        spec = checkpoint["rimlit"]["task"]
+        task: Self = build({**spec, "init_args": {**spec["init_args"], **kwargs}}, Task)
+        task.on_load_checkpoint(checkpoint)
+        try:
+            task.load_state_dict(checkpoint["state_dict"], strict=strict)
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{checkpoint_path} does not hold the weights of its task: {first}") from error
+        return task.to(map_location).eval() if map_location is not None else task.eval()
 
 
 def load_checkpoint(path: str | Path, **kwargs: Any) -> Task:
