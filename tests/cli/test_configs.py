@@ -28,6 +28,7 @@ PAIRS = sorted(
     if stem != "rim" and f"{dataset}/rim" in NAMES
 )
 SMALL = {
+    "BouncingBalls": ("--data.batch_size=2", "--data.val_size=2", "--data.test_size=2", "--data.frame_size=16"),
     "Adding": (
         "--data.batch_size=2",
         "--data.val_size=2",
@@ -195,4 +196,12 @@ def test_there_are_pairs_to_compare() -> None:
     baselines = {name.partition("/")[2] for _, name in PAIRS if name.startswith("copying/")}
     assert baselines >= {"lstm", "gru", "rnn", "ntm", "dnc", "rmc", "entnet", "transformer"}
     datasets = {name.partition("/")[0] for _, name in PAIRS if name.endswith("/lstm")}
-    assert datasets >= {"adding", "language", "mnist", "sequential_mnist", "tinyshakespeare", "wikitext-2"}
+    assert datasets >= {
+        "adding",
+        "bouncing_balls",
+        "language",
+        "mnist",
+        "sequential_mnist",
+        "tinyshakespeare",
+        "wikitext-2",
+    }

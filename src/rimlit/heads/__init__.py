@@ -2,8 +2,21 @@
 
 from rimlit.heads.attention import AttentionHead
 from rimlit.heads.base import Head, HeadFactory
+from rimlit.heads.dense import DenseHead
+from rimlit.heads.frames import FrameHead
 from rimlit.heads.linear import LinearHead
+from rimlit.heads.slot_mixture import SlotMixtureHead
 from rimlit.heads.sum import SumHead
 from rimlit.heads.tied import TiedHead
 
-__all__ = ["AttentionHead", "Head", "HeadFactory", "LinearHead", "SumHead", "TiedHead"]
+__all__ = [
+    "AttentionHead",
+    "DenseHead",
+    "FrameHead",
+    "Head",
+    "HeadFactory",
+    "LinearHead",
+    "SlotMixtureHead",
+    "SumHead",
+    "TiedHead",
+]

@@ -1,5 +1,6 @@
 """Metrics of sequences, as torchmetrics objects."""
 
+from rimlit.metrics.frames import FrameScores
 from rimlit.metrics.regression import MeanAbsoluteError, MeanSquaredError
 from rimlit.metrics.sequence import (
     IGNORED,
@@ -14,6 +15,7 @@ __all__ = [
     "IGNORED",
     "BitsPerCharacter",
     "CrossEntropy",
+    "FrameScores",
     "MeanAbsoluteError",
     "MeanSquaredError",
     "Perplexity",

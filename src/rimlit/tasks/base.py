@@ -27,7 +27,16 @@ Stage = Literal["train", "val", "test"]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
-LINKED = ("vocabulary_size", "input_size", "output_size", "recall_length", "level")
+LINKED = (
+    "vocabulary_size",
+    "input_size",
+    "output_size",
+    "recall_length",
+    "level",
+    "frame_size",
+    "context_length",
+    "rollout_length",
+)
 """Plain values that the command line takes from the data module for the task's arguments of the same name."""
 
 
@@ -100,7 +109,7 @@ class Task(Recorded, L.LightningModule, ABC):
     def metrics(self) -> dict[str, Metric]:
         """Return fresh metrics by name, each updated with what :meth:`scored` returns."""
 
-    def scored(self, outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+    def scored(self, outputs: Tensor, batch: Any) -> tuple[Tensor, ...]:
         """Return predictions and targets as the metrics take them; by default outputs and targets."""
         return outputs, batch.targets
 

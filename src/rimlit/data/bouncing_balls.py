@@ -1,0 +1,457 @@
+"""Bouncing balls: frames of a box in which balls collide (Goyal et al. 2021, sec. 4.2, arXiv:1909.10893).
+
+The data are those of van Steenkiste et al. 2018 (Relational Neural Expectation Maximization, arXiv:1802.10353),
+whose generator was never published: this one follows measurements of their frames. The box is 10 units wide; a
+pixel is lit if its centre lies inside a ball.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rimlit.data.base import SPLITS, DataModule, Split, require_at_least
+from rimlit.errors import ConfigError
+from rimlit.metrics.frames import drawn_frame_scores, summarise
+
+BOX = 10.0
+"""Width of the box, units."""
+
+MOST_BALLS = 8
+SUBSTEPS = 2
+"""Steps of the dynamics in a frame."""
+
+CURTAIN_SHARE = 28 / 64
+"""Width of the curtain over that of the frame."""
+
+CURTAIN_BALLS, CURTAIN_RADIUS = 3, 1.2
+SPEED, CURTAIN_SPEED = 1 / 3, 1 / 2
+"""Norm of the velocities of all balls together, units a frame."""
+
+COPY, ORACLE = "copy", "constant_velocity"
+
+
+class BallSet(NamedTuple):
+    """Which scenes a set holds."""
+
+    name: str
+    fewest: int  # balls
+    most: int
+    has_curtain: bool
+
+
+class Scene(NamedTuple):
+    """One sequence, in pixels; balls that a scene lacks have radius 0."""
+
+    positions: Tensor  # (T, balls, 2): x to the right, y down; pixel i has its centre at i + .5
+    velocities: Tensor  # (T, balls, 2): pixels a frame
+    radii: Tensor  # (balls,)
+    curtain: Tensor  # (3,): left, top and width of the black square; width 0 for none
+
+
+class FrameBatch(NamedTuple):
+    """A batch of sequences of frames, with what is in them."""
+
+    frames: Tensor  # (B, T, height, width) uint8, 0 or 1
+    positions: Tensor  # (B, T, balls, 2), pixels
+    velocities: Tensor  # (B, T, balls, 2), pixels a frame
+    radii: Tensor  # (B, balls), pixels; 0 for a ball that is not there
+    curtain: Tensor  # (B, 3), pixels: left, top, width
+
+    @property
+    def inputs(self) -> Tensor:
+        """All frames but the last: (B, T − 1, height, width)."""
+        return self.frames[:, :-1]
+
+    @property
+    def targets(self) -> Tensor:
+        """All frames but the first: (B, T − 1, height, width)."""
+        return self.frames[:, 1:]
+
+    @property
+    def visible(self) -> Tensor:
+        """Balls that are there and whose centre no curtain hides: (B, T, balls) bool."""
+        corner, width = self.curtain[:, None, None, :2], self.curtain[:, None, None, 2:]
+        inside = (self.positions >= corner) & (self.positions <= corner + width)
+        return (self.radii > 0)[:, None] & ~(inside.all(dim=-1) & (width[..., 0] > 0))
+
+
+def parse_ball_set(given: int | str, name: str = "balls") -> BallSet:
+    """Return the set that ``given`` names: a number of balls, a range such as ``6-8``, or ``curtain``.
+
+    Raises:
+        ConfigError: It names none.
+
+    Example:
+        >>> parse_ball_set("6-8")
+        BallSet(name='balls_6-8', fewest=6, most=8, has_curtain=False)
+    """
+    if given == "curtain":
+        return BallSet("curtain", CURTAIN_BALLS, CURTAIN_BALLS, True)
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(given).strip())
+    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= fewest <= most <= MOST_BALLS:
+        raise ConfigError(
+            f"{name} must be a number of balls from 1 to {MOST_BALLS}, a range such as 6-8, or curtain; "
+            f"got {name}={given!r}."
+        )
+    return BallSet(f"balls_{fewest}" if fewest == most else f"balls_{fewest}-{most}", fewest, most, False)
+
+
+def simulate(
+    positions: np.ndarray, velocities: np.ndarray, radii: np.ndarray, masses: np.ndarray, num_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let balls move, reflect at the walls and collide elastically; energy is conserved.
+
+    What happens in a scene does not depend, bit for bit, on the scenes beside it.
+
+    Args:
+        positions: Centres in the first frame (B, balls, 2), units.
+        velocities: Velocities in the first frame (B, balls, 2), units a frame.
+        radii: (B, balls), units; 0 for a ball that is not there.
+        masses: (B, balls).
+        num_frames: Frames T, the first included.
+
+    Returns:
+        Positions and velocities (B, T, balls, 2).
+
+    Example:
+        >>> at, speed = np.array([[[5.0, 5.0]]]), np.array([[[0.25, 0.0]]])
+        >>> simulate(at, speed, np.ones((1, 1)), np.ones((1, 1)), 3)[0][0, :, 0].tolist()
+        [[5.0, 5.0], [5.25, 5.0], [5.5, 5.0]]
+    """
+    positions, velocities = positions.astype(np.float64), velocities.astype(np.float64)
+    all_positions, all_velocities = [positions.copy()], [velocities.copy()]
+    least, greatest = radii[..., None], BOX - radii[..., None]
+    firsts, seconds = np.triu_indices(radii.shape[1], k=1)
+    reach = radii[:, firsts] + radii[:, seconds]
+    both = (radii[:, firsts] > 0) & (radii[:, seconds] > 0)
+    for _ in range(num_frames - 1):
+        for _ in range(SUBSTEPS):
+            positions += velocities / SUBSTEPS
+            below, above = positions < least, positions > greatest
+            positions = np.where(
+                below, 2 * least - positions, np.where(above, 2 * greatest - positions, positions)
+            )
+            velocities = np.where(below | above, -velocities, velocities)
+            between = positions[:, firsts] - positions[:, seconds]
+            distances = between[..., 0] ** 2 + between[..., 1] ** 2
+            touching = both & (distances < reach**2)
+            for pair in np.flatnonzero(touching.any(axis=0)):
+                scenes = np.flatnonzero(touching[:, pair])
+                _collide(velocities, scenes, firsts[pair], seconds[pair], between[scenes, pair], masses)
+        all_positions.append(positions.copy())
+        all_velocities.append(velocities.copy())
+    return np.stack(all_positions, axis=1), np.stack(all_velocities, axis=1)
+
+
+def _collide(
+    velocities: np.ndarray, scenes: np.ndarray, i: int, j: int, between: np.ndarray, masses: np.ndarray
+) -> None:
+    """Exchange momentum along the line of centres ``between`` (scenes, 2), where the balls approach."""
+    relative = velocities[scenes, i] - velocities[scenes, j]
+    approach = relative[:, 0] * between[:, 0] + relative[:, 1] * between[:, 1]
+    squares = between[:, 0] ** 2 + between[:, 1] ** 2
+    approaching = (approach < 0) & (squares > 0)
+    scenes, between = scenes[approaching], between[approaching]
+    first, second = masses[scenes, i], masses[scenes, j]
+    impulse = 2 * first * second / (first + second) * approach[approaching] / squares[approaching]
+    velocities[scenes, i] -= (impulse / first)[:, None] * between
+    velocities[scenes, j] += (impulse / second)[:, None] * between
+
+
+def render(positions: Tensor, radii: Tensor, curtain: Tensor, frame_size: int) -> Tensor:
+    """Draw balls.
+
+    Args:
+        positions: (B, T, balls, 2), pixels.
+        radii: (B, balls), pixels; 0 for a ball that is not there.
+        curtain: (B, 3), pixels: left, top and width of a black square over the balls.
+        frame_size: Pixels of a side.
+
+    Returns:
+        Frames (B, T, frame_size, frame_size) uint8: 1 where a pixel's centre is inside a ball.
+
+    Example:
+        >>> ball = torch.tensor([[[[2.0, 2.0]]]])
+        >>> render(ball, torch.tensor([[1.0]]), torch.zeros(1, 3), 4)[0, 0].tolist()
+        [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    """
+    # only the square around a ball is looked at, not the whole frame for every ball
+    reach = int(radii.max().ceil())
+    offsets = torch.arange(-reach, reach + 1, device=positions.device)
+    pixels = positions.floor().long().unsqueeze(-1) + offsets  # (B, T, balls, 2, side)
+    squares = (pixels + 0.5 - positions.unsqueeze(-1)).square()
+    is_inside = (pixels >= 0) & (pixels < frame_size)
+    lit = squares[..., 0, None, :] + squares[..., 1, :, None] < radii.square()[:, None, :, None, None]
+    lit &= is_inside[..., 0, None, :] & is_inside[..., 1, :, None]
+    num_frames = positions.shape[0] * positions.shape[1]
+    first = torch.arange(num_frames, device=positions.device).view(*positions.shape[:2], 1, 1, 1) * frame_size
+    places = (first + pixels[..., 1, :, None]) * frame_size + pixels[..., 0, None, :]
+    frames = torch.zeros(num_frames * frame_size**2, dtype=torch.uint8, device=positions.device)
+    frames[places[lit]] = 1
+    frames = frames.view(*positions.shape[:2], frame_size, frame_size)
+    if (curtain[:, 2] > 0).any():
+        centres = torch.arange(frame_size, device=positions.device) + 0.5
+        start, stop = curtain[:, :2, None], curtain[:, :2, None] + curtain[:, 2, None, None]
+        hidden = (centres > start) & (centres < stop)  # (B, 2, size)
+        frames *= ~(hidden[:, 1, :, None] & hidden[:, 0, None, :])[:, None]
+    return frames
+
+
+class BouncingBallsDataset(Dataset[Scene]):
+    """Scenes of bouncing balls; sample i is a function of (seed, split, i) and of nothing else.
+
+    Nothing is kept: the scenes of a batch are simulated together when they are asked for, each from its own draws.
+
+    Args:
+        balls: Which scenes.
+        radii: Radii of the kinds of balls, units.
+        masses: Their masses.
+        num_frames: Frames of a sequence.
+        frame_size: Pixels of a side.
+        split: Split, part of each sample's seed.
+        seed: Part of each sample's seed.
+        size: Samples; None for an endless stream.
+    """
+
+    def __init__(
+        self,
+        balls: BallSet,
+        *,
+        radii: Sequence[float],
+        masses: Sequence[float],
+        num_frames: int,
+        frame_size: int,
+        split: Split,
+        seed: int,
+        size: int | None,
+    ) -> None:
+        self.balls = balls
+        self.radii, self.masses = ((CURTAIN_RADIUS,), (1.0,)) if balls.has_curtain else (radii, masses)
+        self.num_frames = num_frames
+        self.frame_size = frame_size
+        self.split = split
+        self.seed = seed
+        self.size = size
+
+    def __len__(self) -> int:
+        """Return the number of samples of a finite set."""
+        if self.size is None:
+            raise TypeError("An endless stream has no length.")
+        return self.size
+
+    def __getitem__(self, index: int) -> Scene:
+        """Return the scene of one index."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Scene]:
+        """Return the scenes of a batch, which the loader asks for at once."""
+        starts = [self._draw(index) for index in indices]
+        positions, velocities, radii, masses, curtain = (np.stack(parts) for parts in zip(*starts, strict=True))
+        scale = self.frame_size / BOX
+        positions, velocities = simulate(positions, velocities, radii, masses, self.num_frames)
+        parts = (positions * scale, velocities * scale, radii * scale, curtain)
+        tensors = [torch.from_numpy(part.astype(np.float32)) for part in parts]
+        return [Scene(*scene) for scene in zip(*tensors, strict=True)]
+
+    def _draw(self, index: int) -> tuple[np.ndarray, ...]:
+        """Draw how a scene starts: centres, velocities, radii, masses (units) and curtain (pixels)."""
+        generator = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        most = self.balls.most
+        count = int(generator.integers(self.balls.fewest, most + 1))
+        kinds = generator.integers(0, len(self.radii), count)
+        velocities, radii, masses = np.zeros((most, 2)), np.zeros(most), np.ones(most)
+        radii[:count], masses[:count] = np.asarray(self.radii)[kinds], np.asarray(self.masses)[kinds]
+        drawn = generator.normal(size=(count, 2))
+        speed = CURTAIN_SPEED if self.balls.has_curtain else SPEED
+        velocities[:count] = drawn * (speed / math.sqrt((drawn**2).sum()))
+        positions = np.zeros((most, 2))
+        positions[:count] = _place(radii[:count].tolist(), generator)
+        curtain = np.zeros(3)
+        if self.balls.has_curtain:
+            width = round(CURTAIN_SHARE * self.frame_size)
+            curtain[:] = (*generator.integers(0, self.frame_size - width + 1, 2), width)
+        return positions, velocities, radii, masses, curtain
+
+
+def _place(radii: list[float], generator: np.random.Generator) -> list[tuple[float, float]]:
+    """Put balls at random into the box, one after the other, without overlap; start again where none fits."""
+    while True:
+        placed: list[tuple[float, float, float]] = []
+        for u, v in generator.random((64, 2)).tolist():
+            radius = radii[len(placed)]
+            x, y = (radius + share * (BOX - 2 * radius) for share in (u, v))
+            if all((x - a) ** 2 + (y - b) ** 2 > (radius + other) ** 2 for a, b, other in placed):
+                placed.append((x, y, radius))
+                if len(placed) == len(radii):
+                    return [(a, b) for a, b, _ in placed]
+
+
+class BouncingBalls(DataModule):
+    """Frames of balls in a box, and tests with other numbers of balls and behind a curtain.
+
+    Sets are named by a number of balls (1 to 8), a range (``6-8``), or ``curtain``: three equal balls of radius
+    1.2 and a black square of 28 × 28 pixels (of 64 × 64) at a random place, over the balls.
+
+    Args:
+        train_balls: Set of training and validation.
+        test_balls: Sets tested in one run.
+        radii: Radii of the kinds of balls, units of a box of 10; a ball is of each kind with the same probability.
+        masses: Their masses, as many.
+        num_frames: Frames of a sequence.
+        frame_size: Pixels of a side, a multiple of 8.
+        context_length: True frames before a rollout, at least 1.
+        rollout_length: Frames of a rollout, the model's own, that are scored, at least 1.
+        train_size: Sequences in an epoch (paper: 50,000); None for an endless stream of fresh ones.
+        val_size: Validation sequences.
+        test_size: Test sequences for each set (paper: 10,000).
+        batch_size: Sequences in a batch of each process, at least 1.
+        num_workers: Loader processes, 0 to load in the training process.
+        seed: Seed of all samples; None takes the run's ``seed_everything``, or 0.
+
+    Raises:
+        ConfigError: A value is out of its range, or a set is none.
+
+    Example:
+        >>> data = BouncingBalls(test_balls=[4, "6-8", "curtain"], batch_size=2)
+        >>> data.group_names("test")
+        ['balls_4', 'balls_6-8', 'curtain']
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.frames.shape, batch.positions.shape
+        (torch.Size([2, 51, 64, 64]), torch.Size([2, 51, 4, 2]))
+    """
+
+    name = "bouncing_balls"
+
+    def __init__(
+        self,
+        *,
+        train_balls: int | str = 4,
+        test_balls: Sequence[int | str] = (4, "6-8", "curtain"),
+        radii: Sequence[float] = (0.8, 1.0),
+        masses: Sequence[float] = (1.0, 6.0),
+        num_frames: int = 51,
+        frame_size: int = 64,
+        context_length: int = 15,
+        rollout_length: int = 35,
+        train_size: int | None = 50_000,
+        val_size: int = 256,
+        test_size: int = 256,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        require_at_least(1, context_length=context_length, rollout_length=rollout_length)
+        require_at_least(1, val_size=val_size, test_size=test_size)
+        require_at_least(context_length + rollout_length, num_frames=num_frames)
+        if train_size is not None:
+            require_at_least(1, train_size=train_size)
+        if frame_size < 8 or frame_size % 8:
+            raise ConfigError(f"frame_size must be a multiple of 8; got frame_size={frame_size}.")
+        if not radii or len(radii) != len(masses):
+            raise ConfigError(f"masses must be as many as radii, at least one; got {radii=}, {masses=}.")
+        for radius in radii:
+            if not 0 < radius <= 1.25:  # eight of them still find room
+                raise ConfigError(f"radii must be above 0 and at most 1.25 units; got {radius}.")
+        for mass in masses:
+            if not 0 < mass < math.inf:
+                raise ConfigError(f"masses must be above 0 and finite; got {mass}.")
+        if not test_balls:
+            raise ConfigError("test_balls must name at least one set; got test_balls=[].")
+        self.train_balls = parse_ball_set(train_balls, "train_balls")
+        sets = [parse_ball_set(given, f"test_balls[{index}]") for index, given in enumerate(test_balls)]
+        self.test_balls = tuple(dict.fromkeys(sets))
+        self.radii = tuple(radii)
+        self.masses = tuple(masses)
+        self.num_frames = num_frames
+        self.frame_size = frame_size
+        self.context_length = context_length
+        self.rollout_length = rollout_length
+        self._sizes = {"train": train_size, "val": val_size, "test": test_size, "predict": test_size}
+        self._floor_curves: dict[str, dict[str, dict[str, Tensor]]] | None = None
+
+    def datasets(self, split: Split) -> Mapping[str, BouncingBallsDataset]:
+        """Return one dataset for training and validation, and one per set for test and predict."""
+        if split in ("train", "val"):
+            return {"": self._dataset(split, self.train_balls)}
+        return {balls.name: self._dataset(split, balls) for balls in self.test_balls}
+
+    def _dataset(self, split: Split, balls: BallSet) -> BouncingBallsDataset:
+        return BouncingBallsDataset(
+            balls,
+            radii=self.radii,
+            masses=self.masses,
+            num_frames=self.num_frames,
+            frame_size=self.frame_size,
+            split=split,
+            seed=self.seed,
+            size=self._sizes[split],
+        )
+
+    def size_of(self, dataset: Dataset[Any]) -> int | None:
+        """Return the number of samples, None for an endless training stream."""
+        assert isinstance(dataset, BouncingBallsDataset)
+        return dataset.size
+
+    def collate(self, samples: list[Scene]) -> FrameBatch:
+        """Draw the frames of a batch of scenes."""
+        positions, velocities, radii, curtain = (torch.stack(parts) for parts in zip(*samples, strict=True))
+        frames = render(positions, radii, curtain, self.frame_size)
+        return FrameBatch(frames, positions, velocities, radii, curtain)
+
+    def floor_curves(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """Return the scores of two predictions without a model by test set, prediction, metric: (rollout_length,).
+
+        ``copy`` repeats the last true frame. ``constant_velocity`` is told true positions and velocities in the
+        last true frame and lets every ball go on straight, through others and walls: an oracle, since no model is
+        told a velocity. For their cross-entropy a lit pixel is predicted with .99 and a dark one with .01.
+        """
+        if self._floor_curves is None:
+            self._floor_curves = {
+                name: self._floor_curves_of(dataset) for name, dataset in self.datasets("test").items()
+            }
+        return self._floor_curves
+
+    def _floor_curves_of(self, dataset: BouncingBallsDataset) -> dict[str, dict[str, Tensor]]:
+        totals: dict[str, dict[str, Tensor]] = {COPY: {}, ORACLE: {}}
+        for start in range(0, len(dataset), self.batch_size):
+            indices = list(range(start, min(start + self.batch_size, len(dataset))))
+            batch = self.collate(dataset.__getitems__(indices))
+            ahead = slice(self.context_length, self.context_length + self.rollout_length)
+            truth = (part[:, ahead] for part in (batch.frames, batch.positions, batch.visible))
+            frames, true_positions, visible = truth
+            for name, positions in self._straight_on(batch).items():
+                drawn = render(positions, batch.radii, batch.curtain, self.frame_size)
+                found = positions.where(batch.radii[:, None, :, None] > 0, torch.nan)
+                scores = drawn_frame_scores(drawn, frames, found, true_positions, visible)
+                for metric, (total, count) in scores.items():
+                    before = totals[name].get(metric, torch.zeros(2, len(total), dtype=torch.float64))
+                    totals[name][metric] = before + torch.stack([total, count])
+        return {
+            name: {metric: total / count for metric, (total, count) in metrics.items()}
+            for name, metrics in totals.items()
+        }
+
+    def _straight_on(self, batch: FrameBatch) -> dict[str, Tensor]:
+        """Return the positions (B, T, balls, 2) of both predictions in the frames after the context."""
+        last = self.context_length - 1
+        start, velocity = batch.positions[:, last : last + 1], batch.velocities[:, last : last + 1]
+        steps = torch.arange(1, self.rollout_length + 1)[:, None, None]
+        return {COPY: start.expand(-1, len(steps), -1, -1), ORACLE: start + steps * velocity}
+
+    def floors(self) -> dict[str, float]:
+        """Return what copying the last frame and, under ``constant_velocity_…``, the oracle score."""
+        floors = {}
+        for group, predictions in self.floor_curves().items():
+            for prediction, prefix in ((COPY, ""), (ORACLE, f"{ORACLE}_")):
+                for metric, curve in predictions[prediction].items():
+                    for name, value in summarise(metric, curve).items():
+                        floors[f"{group}/{prefix}{name}"] = value.item()
+        return floors

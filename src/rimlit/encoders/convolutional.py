@@ -1,0 +1,71 @@
+"""Frames through convolutions, to one vector or to a slot for each position."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rimlit.backbones.base import require_positive
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Convolutions of 4 × 4 with stride 2, ELU and layer norm, then one vector or a set of slots.
+
+    The sizes by default are those of van Steenkiste et al. 2018 (arXiv:1802.10353), whose encoder the paper takes.
+
+    Args:
+        frame_size: Pixels of a side, divisible by 2 for each entry of ``channels``.
+        output_size: Features of the vector, or of each slot, at least 1.
+        channels: Channels of each convolution.
+        position_wise: Whether every position of the last feature map is an input slot of its own, with a learned
+            embedding of its place added: the paper's input is a set (sec. 2). For backbones that read slots.
+
+    Raises:
+        ValueError: A size is out of its range.
+
+    Example:
+        >>> frames = torch.zeros(2, 5, 64, 64)
+        >>> ConvolutionalEncoder(64)(frames).shape
+        torch.Size([2, 5, 512])
+        >>> ConvolutionalEncoder(64, 32, position_wise=True)(frames).shape
+        torch.Size([2, 5, 64, 32])
+    """
+
+    def __init__(
+        self,
+        frame_size: int,
+        output_size: int = 512,
+        *,
+        channels: Sequence[int] = (16, 32, 64),
+        position_wise: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive(frame_size=frame_size, output_size=output_size, num_convolutions=len(channels))
+        require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
+        if frame_size % 2 ** len(channels):
+            raise ValueError(
+                f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."
+            )
+        self.output_size = output_size
+        self.position_wise = position_wise
+        layers: list[nn.Module] = []
+        for before, width in zip((1, *channels[:-1]), channels, strict=True):
+            # one group: layer norm over positions and channels
+            layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.ELU(), nn.GroupNorm(1, width)]
+        self.convolutions = nn.Sequential(*layers)
+        side = frame_size // 2 ** len(channels)
+        size = channels[-1] if position_wise else channels[-1] * side**2
+        self.linear = nn.Sequential(nn.Linear(size, output_size), nn.ELU(), nn.LayerNorm(output_size))
+        self.place = nn.Parameter(0.1 * torch.randn(side**2, channels[-1])) if position_wise else None
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map frames (B, T, height, width) to (B, T, output_size), or to slots (B, T, positions, output_size)."""
+        pictures = frames.flatten(0, 1)[:, None].to(self.convolutions[0].weight.dtype)  # type: ignore[arg-type]
+        # faster on a CPU
+        maps = self.convolutions(pictures.contiguous(memory_format=torch.channels_last))
+        if self.place is not None:
+            maps = maps.flatten(2).mT + self.place  # (B·T, positions, channels)
+        else:
+            maps = maps.flatten(1)
+        encoded: Tensor = self.linear(maps)
+        return encoded.view(*frames.shape[:2], *encoded.shape[1:])

@@ -1,0 +1,192 @@
+"""Predict the next frame, and roll the prediction out (Goyal et al. 2021, sec. 4.2, arXiv:1909.10893)."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import Metric
+
+from rimlit.backbones import BackboneFactory
+from rimlit.backbones.base import require_known
+from rimlit.data.bouncing_balls import FrameBatch
+from rimlit.encoders import ConvolutionalEncoder
+from rimlit.errors import ConfigError
+from rimlit.heads import FrameHead, HeadFactory
+from rimlit.metrics.frames import FrameScores, locate_balls
+from rimlit.nn.motion import CELL, TAPS, move_cells
+from rimlit.spec import build, to_spec
+from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
+from rimlit.types import State
+
+Prediction = Literal["pixels", "motion"]
+PREDICTIONS = ("pixels", "motion")
+
+
+class Rollout(NamedTuple):
+    """What a task makes of the first frames of sequences: predictions of the second frame and all that follow."""
+
+    logits: Tensor  # (B, T, height, width), before the sigmoid
+    features: Tensor  # (B, T, H): what the head drew them from
+
+
+class FramePredictionTask(Task):
+    """Predict each next frame of binary frames; trained on true frames, tested on its own.
+
+    The loss is the binary cross-entropy of the next frame given true ones, nats a pixel. The metrics score a
+    rollout: ``context_length`` true frames, then ``rollout_length`` of the task's own. ``bce``, ``f1`` and
+    ``position_error`` are means over it, ``…_at_N`` values of its frame N. What the task reads as its own frame is
+    each pixel's likelier value, or with ``prediction="motion"`` the moved frame, which has values in between.
+
+    Args:
+        backbone: Factory of the backbone, called with the encoder's output size.
+        frame_size: Pixels of a side; from the data module.
+        context_length: True frames before a rollout; from the data module.
+        rollout_length: Frames of a rollout that are scored; from the data module.
+        encoder: Factory of the encoder, called with ``frame_size``; by default the paper's convolutions.
+        head: Factory of the head, whose outputs are pixels; by default the paper's resize convolutions.
+        prediction: What the head says of the next frame: ``pixels``, as in the paper, or ``motion``, how each cell
+            of 8 × 8 pixels of the frame before moves (:func:`rimlit.nn.move_cells`).
+        optimizer: Factory, called with the parameters; by default Adam at 7e-4.
+        scheduler: Factory, called with the optimiser; none by default.
+
+    Raises:
+        ConfigError: A factory is of a kind that a checkpoint could not hold, or a size is missing.
+        ValueError: A size is out of its range.
+
+    Example:
+        >>> from functools import partial
+        >>> from rimlit import LSTM
+        >>> task = FramePredictionTask(partial(LSTM, hidden_size=16), 64, context_length=3, rollout_length=4)
+        >>> logits, state = task(torch.zeros(2, 5, 64, 64))
+        >>> logits.shape
+        torch.Size([2, 5, 4096])
+        >>> task.rollout(torch.zeros(2, 3, 64, 64)).logits.shape
+        torch.Size([2, 6, 64, 64])
+    """
+
+    headline = ("bce_at_10", "f1_at_10", "position_error_at_10")
+
+    def __init__(
+        self,
+        backbone: BackboneFactory,
+        frame_size: int,
+        context_length: int,
+        rollout_length: int,
+        *,
+        encoder: Callable[[int], nn.Module] = ConvolutionalEncoder,
+        head: HeadFactory = FrameHead,
+        prediction: Prediction = "pixels",
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        require_known(prediction=(prediction, PREDICTIONS))
+        if prediction == "motion" and frame_size % CELL:
+            raise ConfigError(
+                f"prediction='motion' needs a frame_size divisible by {CELL}; got frame_size={frame_size}."
+            )
+        cells = frame_size // CELL
+        super().__init__(
+            build(to_spec(encoder, "encoder"), nn.Module, frame_size),
+            backbone,
+            frame_size**2 if prediction == "pixels" else cells**2 * 2 * TAPS,
+            head=head,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
+        self.frame_size = frame_size
+        self.context_length = context_length
+        self.rollout_length = rollout_length
+        # log-odds of a pixel that is certainly moved there: .95 at the start
+        self.certainty = nn.Parameter(torch.tensor(3.0)) if prediction == "motion" else None
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over frames (B, T, height, width), 0 or 1; see :meth:`Task.forward`.
+
+        Returns:
+            Logits (B, T, pixels) of the frames that follow and the backbone's state after the last step.
+        """
+        outputs, state = super().forward(inputs, state, resets)
+        return self._draw(outputs, inputs)[0], state
+
+    def _draw(self, outputs: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, T, pixels) of the frames that follow ``frames``, and frames to roll out from."""
+        if self.certainty is None:
+            return outputs, (outputs > 0).view(frames.shape).to(outputs.dtype)
+        cells = self.frame_size // CELL
+        scores = outputs.to(self.certainty.dtype).view(-1, cells, cells, 2, TAPS)
+        moved = move_cells(frames.flatten(0, 1).to(scores.dtype), scores).reshape(frames.shape)
+        return (self.certainty * (2 * moved - 1)).flatten(2), moved
+
+    def loss(self, outputs: Tensor, batch: FrameBatch) -> Tensor:
+        """Return the mean binary cross-entropy of all frames but the first, nats a pixel."""
+        return functional.binary_cross_entropy_with_logits(outputs.float(), batch.targets.flatten(2).float())
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the metrics of the rollout."""
+        return {"rollout": FrameScores(self.rollout_length)}
+
+    def scored(self, outputs: Tensor, batch: FrameBatch) -> tuple[Tensor, ...]:
+        """Return the rolled-out logits, and what :class:`rimlit.metrics.FrameScores` compares them with."""
+        start, stop = self.context_length, self.context_length + self.rollout_length
+        logits = self.rollout(batch.frames[:, :start]).logits[:, start - 1 :]
+        truth = (part[:, start:stop] for part in (batch.frames, batch.positions, batch.visible))
+        frames, positions, visible = truth
+        return logits, frames, batch.radii, positions, visible
+
+    @torch.no_grad()
+    def rollout(self, frames: Tensor) -> Rollout:
+        """Predict from true frames, then from the task's own.
+
+        Args:
+            frames: True frames (B, T, height, width), 0 or 1; T at least 1.
+
+        Returns:
+            Predictions of the T − 1 frames after the first, each from true ones, and of the ``rollout_length``
+            that follow, each from all before it.
+        """
+        features, state = self.backbone(self.encoder(frames))
+        logits, own = self._draw(self.head(features), frames)
+        all_logits, all_features = [logits], [features]
+        for _ in range(self.rollout_length - 1):
+            last = own[:, -1:]
+            features, state = self.backbone.step(self.encoder(last)[:, 0], state)
+            all_features.append(features[:, None])
+            logits, own = self._draw(self.head(all_features[-1]), last)
+            all_logits.append(logits)
+        logits = torch.cat(all_logits, dim=1).view(len(frames), -1, *frames.shape[2:])
+        return Rollout(logits, torch.cat(all_features, dim=1))
+
+    def rollout_curves(self) -> dict[str, dict[str, Tensor]]:
+        """Return the scores of the last evaluation by test set and metric: (rollout_length,), frame by frame."""
+        curves = {}
+        for prefix, metrics in self._metrics.items():
+            scores = metrics["rollout"]
+            assert isinstance(scores, FrameScores)
+            curves[prefix.partition("/")[2]] = scores.curves()
+        return curves
+
+    def predict_step(self, batch: FrameBatch, batch_index: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Return for each sequence where the rollout has its balls and where they were, pixels."""
+        logits, _, radii, positions, visible = self.scored(batch.frames, batch)
+        sought = (radii[:, None] * visible).flatten(0, 1)
+        found = locate_balls(logits.float().sigmoid().flatten(0, 1), sought).view(*logits.shape[:2], -1, 2)
+        return [
+            {
+                "radii": [round(radius, 2) for radius in own_radii[own_radii > 0].tolist()],
+                "found": _rounded(own_found[:, own_radii > 0]),
+                "true": _rounded(own_positions[:, own_radii > 0]),
+            }
+            for own_radii, own_found, own_positions in zip(radii, found, positions, strict=True)
+        ]
+
+
+def _rounded(positions: Tensor) -> list[list[list[float] | None]]:
+    """Return positions (T, balls, 2) in hundredths of a pixel, None for a ball that was not looked for."""
+    return [
+        [None if x != x else [round(x, 2), round(y, 2)] for x, y in frame]  # NaN alone differs from itself
+        for frame in positions.tolist()
+    ]
