@@ -208,6 +208,29 @@ def test_features_and_state_follow_the_dtype_of_the_weights(
     assert all(p.grad is not None and p.grad.dtype == dtype for p in backbone.parameters())
 
 
+# the RIM's loops switch autocast off, which the device that stands in for another does not know
+@pytest.mark.parametrize(("cls", "arguments"), [case for case in backbone_cases() if case.values[0] is not RIM])
+def test_features_and_state_live_where_the_weights_do(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = make_backbone(cls, arguments).to("meta")
+    features, state = backbone(inputs_of(torch.float32).to("meta"))
+    assert features.is_meta
+    assert all(tensor.is_meta for tensor in (*state, *backbone.initial_state(2)))
+    features.sum().backward()
+
+
+@pytest.mark.gpu
+@every_backbone
+def test_a_gpu_gives_what_the_cpu_gives(cls: type[Backbone], arguments: dict[str, Any]) -> None:
+    backbone = exact(cls, arguments)
+    resets = torch.eye(BATCH, STEPS, dtype=torch.bool)
+    expected, last = backbone(inputs_of(), some_state(backbone), resets)
+    start = map_state(Tensor.cuda, some_state(backbone))
+    features, state = backbone.cuda()(inputs_of().cuda(), start, resets.cuda())
+    torch.testing.assert_close(features.cpu(), expected, rtol=1e-8, atol=1e-10)
+    assert_same_state(map_state(Tensor.cpu, state), last, rtol=1e-8, atol=1e-10)
+    features.sum().backward()
+
+
 @every_backbone
 def test_autocast_trains_and_stays_near_full_precision(cls: type[Backbone], arguments: dict[str, Any]) -> None:
     if cls is RIM:  # rounding may change which mechanism wins a step: compare where none has to lose
