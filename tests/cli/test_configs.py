@@ -143,6 +143,21 @@ def test_a_config_runs_a_few_steps(texts: Path, name: str) -> None:
     assert results["test"]
 
 
+def one_config_per_task() -> list[str]:
+    tasks = {content_of(name)["model"]["class_path"]: name for name in reversed(NAMES)}
+    return sorted(tasks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", one_config_per_task())
+def test_every_task_trains_in_bf16_mixed(texts: Path, name: str) -> None:
+    command = ("fit", "--config", name, "--config=trainer/quick", "--trainer.max_steps=2", *small(name), *QUIET)
+    succeed(*command, *UNTRACKED, "--trainer.precision=bf16-mixed", "--name=mixed")
+    (results,) = texts.rglob("results.json")
+    scores = read_json(results)["test"]
+    assert scores and all(torch.tensor(value).isfinite() for value in scores.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_s_run_goes_on_exactly_where_it_was_stopped(texts: Path, name: str) -> None:

@@ -65,6 +65,8 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
+        for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         self.path.rename(aside)
         log.info(
             "An earlier run in %s now lies in %s; go on with it by --name %s.",
