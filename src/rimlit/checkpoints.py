@@ -125,17 +125,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
     if not {"rimlit", "state_dict"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
-    _check_specs(checkpoint, path)
+    check_specs(checkpoint, path)
     return dict(checkpoint)
 
 
-def _check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Refuse what is named in a file and could be imported, before anything is done with the file."""
     bases = (Recorded, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
     task, data = (checkpoint["rimlit"].get(name) for name in ("task", "data"))
     hyper_parameters = {"class_path": "rimlit", "init_args": checkpoint.get("hyper_parameters", {})}
     for spec in (task, hyper_parameters, data):
-        if spec is not None or spec is task:
+        if spec is not None:  # a module that is no task of rimlit has none
             try:
                 check_spec(spec, bases)
             except ConfigError as error:

@@ -5,14 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from rimlit.checkpoints import read_checkpoint
+from rimlit import checkpoints
+from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError
+from rimlit.tasks import load_checkpoint
+from rimlit.training import Checkpointer, VerifiedCheckpointIO
 from rimlit.training.checkpointing import newest_checkpoint
-from tests.tasks.running import quiet
+from tests.tasks.running import make_trainer, quiet
 from tests.training.running import CASES, STEPS, Watch, assert_same, fit, weights
 
 pytestmark = quiet
@@ -92,6 +97,44 @@ def test_a_run_stopped_again_and_again_goes_on_exactly(tmp_path: Path) -> None:
         assert_same(folder, tmp_path / name)
 
 
+class PlainModule(L.LightningModule):
+    """A module that knows nothing of this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(), torch.nn.Linear(4, 1))
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters())
+
+
+def test_any_module_with_an_ordered_loader_goes_on_exactly(tmp_path: Path) -> None:
+    rows = torch.arange(32.0).view(8, 4) / 32
+
+    def train(folder: Path, steps: int, path: Path | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        module = PlainModule()
+        trainer = make_trainer(
+            folder,
+            max_steps=steps,
+            enable_checkpointing=True,
+            callbacks=[Checkpointer(folder, seed=1)],
+            plugins=[VerifiedCheckpointIO()],
+        )
+        trainer.fit(module, DataLoader(rows, batch_size=2), ckpt_path=path, weights_only=True)
+        return module.state_dict()
+
+    whole = train(tmp_path / "whole", 8)
+    train(tmp_path / "parts", 4)  # an epoch: where a plain loader goes on
+    parts = train(tmp_path / "parts", 8, tmp_path / "parts/last.ckpt")
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+    with pytest.raises(CheckpointError, match=r"last\.ckpt holds weights of a module that is no task"):
+        load_checkpoint(tmp_path / "parts/last.ckpt")
+
+
 def test_a_run_whose_end_is_moved_goes_on_exactly(tmp_path: Path) -> None:
     for name in ("endless", "epochs", "means", "carried_state"):
         whole = fit(CASES[name], tmp_path / name)
@@ -137,6 +180,21 @@ def test_without_seeded_batches_a_run_does_not_go_on_exactly(
     first = fit(CASES["endless"], tmp_path / "cut", stop=lambda at, now: at == 6 and now == "before the step")
     second = fit(CASES["endless"], tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt")
     assert {**first.losses, **second.losses} != whole.losses
+
+
+def test_without_the_digest_a_flipped_bit_would_load_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint({"rimlit": {}, "state_dict": {"weight": torch.full((1000,), 0.5)}}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.full((9,), 0.5).numpy().tobytes()) + 403
+    content[at] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged: its SHA-256"):
+        read_checkpoint(path)
+    monkeypatch.setattr(checkpoints, "verify", lambda _: None)
+    assert read_checkpoint(path)["state_dict"]["weight"][100] > 1e30
 
 
 def test_the_newest_whole_checkpoint_is_found_and_the_damaged_are_named(tmp_path: Path) -> None:

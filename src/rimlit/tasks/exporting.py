@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 import rimlit
-from rimlit.checkpoints import read_checkpoint, storage_error, whole_file
+from rimlit.checkpoints import check_specs, read_checkpoint, storage_error, whole_file
 from rimlit.errors import CheckpointError
 from rimlit.spec import build
 from rimlit.tasks.base import LINKED, Task
@@ -82,6 +82,7 @@ def load_exported(folder: str | Path) -> Task:
         raise CheckpointError(f"{path} is not what rimlit export wrote: it must say format {FORMAT}.")
     if hashlib.sha256(weights).hexdigest() != config["sha256"]:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} is damaged: its SHA-256 is not the one in {CONFIG}.")
+    check_specs({"rimlit": config}, path)
     task: Task = build(config["task"], Task)
     task.load_state_dict(load(weights))
     return task.eval()
