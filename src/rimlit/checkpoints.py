@@ -132,16 +132,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Refuse what is named in a file and could be imported, before anything is done with the file."""
     bases = (Recorded, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
-    task, data = (checkpoint["rimlit"].get(name) for name in ("task", "data"))
-    hyper_parameters = {"class_path": "rimlit", "init_args": checkpoint.get("hyper_parameters", {})}
-    for spec in (task, hyper_parameters, data):
-        if spec is not None:  # a module that is no task of rimlit has none
-            try:
-                check_spec(spec, bases)
-            except ConfigError as error:
-                if "outside the trusted" in str(error):
-                    raise
-                raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote: {error}") from error
+    named = checkpoint["rimlit"]
+    specs = [{"class_path": "rimlit", "init_args": checkpoint.get("hyper_parameters", {})}]
+    specs += [named["task"]] if "task" in named else []  # a module that is no task of rimlit has none
+    specs += [named["data"]] if named.get("data") is not None else []
+    for spec in specs:
+        try:
+            check_spec(spec, bases)
+        except ConfigError as error:
+            if "outside the trusted" in str(error):
+                raise
+            raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote: {error}") from error
 
 
 def verify(path: str | Path) -> None:

@@ -187,14 +187,14 @@ def test_a_write_that_fails_leaves_the_earlier_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    write_checkpoint({"rimlit": {}, "weight": torch.ones(3)}, path)
+    write_checkpoint({"rimlit": {}, "state_dict": {}, "weight": torch.ones(3)}, path)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"left on device\): it needs about 12 bytes, [\d,]+ bytes are free"):
-        write_checkpoint({"rimlit": {}, "weight": torch.zeros(3)}, path)
+        write_checkpoint({"rimlit": {}, "state_dict": {}, "weight": torch.zeros(3)}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert torch.equal(read_checkpoint(path)["weight"], torch.ones(3))
 
@@ -218,7 +218,10 @@ def test_a_run_whose_checkpoints_are_gone_does_not_end_well(tmp_path: Path) -> N
 
 def test_infinity_that_is_no_weight_is_saved(tmp_path: Path) -> None:
     # what EarlyStopping starts with
-    write_checkpoint({"rimlit": {}, "callbacks": {"best_score": torch.tensor(torch.inf)}}, tmp_path / "last.ckpt")
+    write_checkpoint(
+        {"rimlit": {}, "state_dict": {}, "callbacks": {"best_score": torch.tensor(torch.inf)}},
+        tmp_path / "last.ckpt",
+    )
     assert read_checkpoint(tmp_path / "last.ckpt")["callbacks"]["best_score"] == torch.inf
     with pytest.raises(
         NonFiniteError, match=r"last\.ckpt is not written: state_dict\.weight holds NaN or infinity"
