@@ -38,6 +38,7 @@ SMALL = {
     ),
     "SequentialImages": ("--data.batch_size=2", "--data.image_size=4", "--data.test_sizes=[4,6]"),
     "Copying": ("--data.batch_size=2", "--data.samples_per_span=2", "--data.val_size=2", "--data.test_size=2"),
+    "Sequences": ("--data.batch_size=2",),
     "Text": ("--data.batch_size=2", "--data.eval_batch_size=2", "--data.chunk_length=8", "--data.size_limit=400"),
 }
 TEXT = "the quick brown fox jumps over\nROMEO:\nThe history of a lazy dog\n"
@@ -76,7 +77,18 @@ def write_images(path: Path) -> None:
             (path / f"{prefix}-{kind}-ubyte").write_bytes(header + sizes + bytes(array.flatten().tolist()))
 
 
-STAND_INS = {"Text": write_text, "SequentialImages": write_images}
+def write_sequences(path: Path) -> None:
+    """A table of 20 sequences of 3 to 5 steps and 4 features, in 5 classes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        f"{index},{','.join(str((index * 7 + step * 3 + feature) % 11) for feature in range(4))},{index % 5}"
+        for index in range(20)
+        for step in range(3 + index % 3)
+    ]
+    path.write_text("\n".join(["sequence,a,b,c,d,target", *rows, ""]))
+
+
+STAND_INS = {"Sequences": write_sequences, "Text": write_text, "SequentialImages": write_images}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from rimlit.data.base import DataModule
 from rimlit.data.bouncing_balls import BouncingBalls
 from rimlit.data.copying import Copying
 from rimlit.data.images import SequentialImages
+from rimlit.data.sequences import Sequences
 from rimlit.data.text import Text
 
-__all__ = ["Adding", "BouncingBalls", "Copying", "DataModule", "SequentialImages", "Text"]
+__all__ = ["Adding", "BouncingBalls", "Copying", "DataModule", "Sequences", "SequentialImages", "Text"]

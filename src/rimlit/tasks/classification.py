@@ -7,10 +7,11 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
+from rimlit.errors import ConfigError
 from rimlit.heads import HeadFactory
 from rimlit.metrics import IGNORED, CrossEntropy, SymbolAccuracy
 from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
-from rimlit.tasks.inputs import input_encoder, last_step
+from rimlit.tasks.inputs import input_encoder, last_step, own_sequences
 from rimlit.types import SequenceBatch
 
 
@@ -71,6 +72,8 @@ class ClassificationTask(Task):
 
     def scored(self, outputs: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return logits (B, T, classes) and targets (B, T); T is 1 where a sequence has one label."""
+        if batch.targets.is_floating_point():
+            raise ConfigError("ClassificationTask needs classes; the data has numbers to predict: RegressionTask.")
         if batch.targets.dim() == 1:
             return last_step(outputs, batch.lengths)[:, None], batch.targets[:, None]
         return outputs, batch.targets
@@ -89,19 +92,20 @@ class ClassificationTask(Task):
     ) -> list[dict[str, Any]]:
         """Return for each sequence its target, what was predicted, and the probabilities of the classes.
 
-        Where there is one target per step, all three are lists over the steps.
+        Where there is one target per step, all three are lists over the steps. A user's own labels are given as
+        they are in the file; the probabilities have their order.
         """
         outputs, _ = self(batch.inputs)
         logits, targets = self.scored(outputs, batch)
-        probabilities = logits.float().softmax(dim=-1)
+        probabilities, predicted = logits.float().softmax(dim=-1), logits.argmax(dim=-1)
+        data = own_sequences(self)
         records = []
         for index, length in enumerate(batch.lengths.tolist()):
             steps: Any = 0 if batch.targets.dim() == 1 else slice(length)
+            target, guess = targets[index, steps].tolist(), predicted[index, steps].tolist()
+            if data is not None:
+                target, guess = data.class_names(target), data.class_names(guess)
             records.append(
-                {
-                    "target": targets[index, steps].tolist(),
-                    "predicted": logits[index, steps].argmax(dim=-1).tolist(),
-                    "probabilities": probabilities[index, steps].tolist(),
-                }
+                {"target": target, "predicted": guess, "probabilities": probabilities[index, steps].tolist()}
             )
         return records

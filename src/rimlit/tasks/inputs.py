@@ -1,8 +1,10 @@
-"""What the tasks of sequences share: an encoder for tokens or vectors, and the last step that is no padding."""
+"""What the tasks of sequences share: an encoder for tokens or vectors, the last step that is no padding, units."""
 
+import lightning as L
 import torch
 from torch import Tensor
 
+from rimlit.data.sequences import Sequences
 from rimlit.encoders import Embedding, Identity
 from rimlit.errors import ConfigError
 
@@ -33,3 +35,9 @@ def last_step(outputs: Tensor, lengths: Tensor) -> Tensor:
         [1, 5]
     """
     return outputs[torch.arange(len(outputs), device=outputs.device), lengths - 1]
+
+
+def own_sequences(task: L.LightningModule) -> Sequences | None:
+    """Return the data module of a user's own sequences that ``task`` runs on; None for any other."""
+    data = getattr(task._trainer, "datamodule", None)
+    return data if isinstance(data, Sequences) else None

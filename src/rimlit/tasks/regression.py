@@ -7,10 +7,11 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
+from rimlit.errors import ConfigError
 from rimlit.heads import HeadFactory
 from rimlit.metrics import MeanAbsoluteError, MeanSquaredError
 from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
-from rimlit.tasks.inputs import input_encoder, last_step
+from rimlit.tasks.inputs import input_encoder, last_step, own_sequences
 from rimlit.types import SequenceBatch
 
 
@@ -71,6 +72,8 @@ class RegressionTask(Task):
 
     def scored(self, outputs: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return numbers and targets (n, output_size), a row per sequence or per unpadded step."""
+        if not batch.targets.is_floating_point():
+            raise ConfigError("RegressionTask needs numbers to predict; the data has classes: ClassificationTask.")
         if batch.targets.dim() == 2:
             return last_step(outputs, batch.lengths), batch.targets
         return outputs[batch.mask], batch.targets[batch.mask]
@@ -86,13 +89,19 @@ class RegressionTask(Task):
     def predict_step(
         self, batch: SequenceBatch, batch_index: int, dataloader_idx: int = 0
     ) -> list[dict[str, Any]]:
-        """Return for each sequence its target and what was predicted; lists over steps where each has a target."""
+        """Return for each sequence its target and what was predicted; lists over steps where each has a target.
+
+        A user's own values are in the units of the file.
+        """
         outputs, _ = self(batch.inputs)
+        targets, data = batch.targets, own_sequences(self)
+        if data is not None:
+            outputs, targets = data.own_units(outputs), data.own_units(targets)
         records = []
         for index, length in enumerate(batch.lengths.tolist()):
             if batch.targets.dim() == 2:
-                target, predicted = batch.targets[index], outputs[index, length - 1]
+                target, predicted = targets[index], outputs[index, length - 1]
             else:
-                target, predicted = batch.targets[index, :length], outputs[index, :length]
+                target, predicted = targets[index, :length], outputs[index, :length]
             records.append({"target": target.tolist(), "predicted": predicted.tolist()})
         return records

@@ -1,0 +1,380 @@
+"""Sequences of one's own, from files, for classification, regression and prediction of the next step."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from rimlit.data.base import DataModule, Split
+from rimlit.data.sequence_sources import Layout, SequenceData, Target, read_sequences
+from rimlit.errors import ConfigError, DataError
+from rimlit.metrics import IGNORED
+from rimlit.types import SequenceBatch
+
+TARGETS = ("label", "value", "next_step")
+
+
+class Scale(NamedTuple):
+    """What numbers are standardised by."""
+
+    mean: list[float]
+    deviation: list[float]
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Scale":
+        """Measure values (n, D); a column of equal values keeps a deviation of 1."""
+        deviation = values.std(axis=0, dtype=np.float64)
+        deviation[deviation < 1e-12] = 1.0
+        return cls(values.mean(axis=0, dtype=np.float64).tolist(), deviation.tolist())
+
+    def standardized(self, values: np.ndarray) -> np.ndarray:
+        """Return values (…, D) with mean 0 and deviation 1."""
+        scaled: np.ndarray = ((values - self.mean) / self.deviation).astype(np.float32)
+        return scaled
+
+
+class SequenceSet(Dataset[tuple[Tensor, Tensor]]):
+    """Sequences of any lengths, kept end to end.
+
+    Args:
+        inputs: (steps, D) numbers or (steps,) token ids.
+        lengths: (N,) steps of each sequence.
+        targets: (N, …), or (steps, …) where each step has one.
+        per_step: Whether each step has a target.
+
+    Example:
+        >>> data = SequenceSet(torch.arange(5), [2, 3], torch.tensor([7, 8]), per_step=False)
+        >>> data[1]
+        (tensor([2, 3, 4]), tensor(8))
+    """
+
+    def __init__(self, inputs: Tensor, lengths: Sequence[int], targets: Tensor, *, per_step: bool) -> None:
+        self.inputs = torch.split(inputs, list(lengths))
+        self.targets = torch.split(targets, list(lengths)) if per_step else targets
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return inputs (T, D) or (T,) and the target of the sequence or of its steps."""
+        return self.inputs[index], self.targets[index]
+
+
+class Sequences(DataModule):
+    """Your own sequences from files; ``docs/your_own_data.md`` describes the layouts.
+
+    Array files (.npy, .npz, .pt) hold ``inputs`` (sequences, steps, features) and, where they are needed,
+    ``targets`` and ``lengths``. Tables (.csv, .csv.gz, .parquet) have a row per step, in the order of time, and a
+    column that names the sequence. All of it is read into memory and checked before any work.
+
+    Args:
+        path: A file, or a folder with a file for each of train, val and test.
+        target: What is predicted: ``label``, one of some classes (``ClassificationTask``); ``value``, numbers
+            (``RegressionTask``); ``next_step``, the inputs of the step after each (``RegressionTask``, with
+            ``tokens`` ``ClassificationTask``).
+        target_per_step: Whether every step has a label or value of its own, and not the sequence one.
+        tokens: Whether a step is one token id, an integer from 0, and not a vector of numbers.
+        sequence_column: Column of a table that names the sequence a row belongs to.
+        input_columns: Columns of a table that are read; None for all that are nothing else.
+        target_columns: Columns of a table that are predicted; with ``label`` one.
+        split_column: Column of a table that says train, val or test, the same in all rows of a sequence. None: as
+            the files are named, or drawn.
+        val_fraction: Share of the sequences drawn for validation, where no split is given, 0 to 1.
+        test_fraction: Share of the sequences drawn for the test, where no split is given, 0 to 1.
+        standardize: Whether inputs and values are brought to mean 0 and deviation 1, measured in training. Scores
+            are then in deviations; predictions are in the file's own units.
+        batch_size: Sequences in a batch of each process, at least 1; shorter ones are padded, which changes no
+            result.
+        num_workers: Loader processes, 0 to load in the training process.
+        seed: Seed of the drawn split and of the order; None takes the run's ``seed_everything``, or 0.
+
+    Raises:
+        ConfigError: A value is out of its range.
+        DataError: A file cannot be read or does not hold what it should; the message names file, row and what is
+            expected. Raised when the sequences are first needed.
+
+    Example:
+        >>> import tempfile
+        >>> path = f"{tempfile.mkdtemp()}/waves.npz"
+        >>> np.savez(path, inputs=np.random.rand(20, 30, 4), targets=np.arange(20) % 3)
+        >>> data = Sequences(path=path, batch_size=5)
+        >>> data.input_size, data.output_size, next(iter(data.train_dataloader())).inputs.shape
+        (4, 3, torch.Size([5, 30, 4]))
+    """
+
+    name = "sequences"
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        target: Target = "label",
+        target_per_step: bool = False,
+        tokens: bool = False,
+        sequence_column: str = "sequence",
+        input_columns: Sequence[str] | None = None,
+        target_columns: Sequence[str] = ("target",),
+        split_column: str | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        standardize: bool = True,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        if target not in TARGETS:
+            raise ConfigError(f"target must be one of {', '.join(TARGETS)}; got target={target!r}.")
+        if target == "next_step" and target_per_step:
+            raise ConfigError("target='next_step' is one of every step already; remove target_per_step=True.")
+        if not target_columns or (target == "label" and len(target_columns) > 1):
+            raise ConfigError(
+                "target_columns must name one column for target='label' and at least one for target='value'; got "
+                f"target={target!r}, target_columns={list(target_columns)}."
+            )
+        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+            raise ConfigError(
+                "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
+                f"val_fraction={val_fraction}, test_fraction={test_fraction}."
+            )
+        self.path = path
+        self.layout = Layout(
+            target, target_per_step, tokens, sequence_column, input_columns, target_columns, split_column
+        )
+        self.fractions = (val_fraction, test_fraction)
+        self.standardize = standardize
+        self._read: dict[str, SequenceData] | None = None
+        self._learned: dict[str, Any] | None = None
+        self._datasets: dict[str, SequenceSet] = {}
+
+    # Sizes
+
+    @property
+    def input_size(self) -> int | None:
+        """Features of each step; None where steps are tokens."""
+        return None if self.layout.tokens else len(self.learned["inputs"].mean)
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Token ids, one more than the greatest; None where steps are vectors."""
+        return self.learned["vocabulary_size"] if self.layout.tokens else None
+
+    @property
+    def output_size(self) -> int:
+        """Classes, values or features to predict."""
+        if self.layout.target == "label":
+            return len(self.learned["classes"])
+        if self.layout.target == "value":
+            return len(self.learned["targets"].mean)
+        return self.learned["vocabulary_size"] if self.layout.tokens else len(self.learned["inputs"].mean)
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """What was learned from the training data: classes, scales, the number of tokens."""
+        if self._learned is None:
+            self._learned = self._learn(self.sequences("train"))
+        return self._learned
+
+    def _learn(self, train: SequenceData) -> dict[str, Any]:
+        learned: dict[str, Any] = {}
+        if self.layout.tokens:
+            assert self._read is not None
+            # of all splits: a rare token need not have been drawn for training
+            learned["vocabulary_size"] = 1 + max(int(part.inputs.max()) for part in self._read.values())
+        else:
+            learned["inputs"] = self._scale(train.inputs)
+        if self.layout.target == "label":
+            assert self._read is not None and train.targets is not None
+            # where the split was drawn a rare class may have missed training; where it was given that is an error
+            parts = self._read.values() if self._is_drawn else [train]
+            learned["classes"] = np.unique(np.concatenate([part.targets for part in parts])).tolist()
+        elif self.layout.target == "value":
+            learned["targets"] = self._scale(train.targets)
+        return learned
+
+    def _scale(self, values: np.ndarray | None) -> Scale:
+        assert values is not None
+        size = values.shape[1]
+        return Scale.of(values) if self.standardize else Scale([0.0] * size, [1.0] * size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return classes and scales, for the checkpoint."""
+        return {name: list(value) if isinstance(value, Scale) else value for name, value in self.learned.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take classes and scales of a checkpoint."""
+        self._learned = {
+            name: Scale(*value) if name in ("inputs", "targets") else value for name, value in state_dict.items()
+        }
+        self._datasets.clear()
+
+    # Reading
+
+    def sequences(self, split: Split) -> SequenceData:
+        """Return the sequences of a split as they were read."""
+        if self._read is None:
+            self._read = self._divided(read_sequences(Path(self.path), self.layout))
+        return self._read["test" if split == "predict" else split]
+
+    def _divided(self, read: dict[str, SequenceData]) -> dict[str, SequenceData]:
+        self._is_drawn = "" in read and read[""].splits is None
+        if "" in read:
+            whole = read[""]
+            number = len(whole.lengths)
+            if whole.splits is None:
+                order = np.random.default_rng(self.seed).permutation(number)
+                val, test = (round(fraction * number) for fraction in self.fractions)
+                parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+            else:
+                parts = {split: np.flatnonzero(whole.splits == split) for split in ("train", "val", "test")}
+            for split, places in parts.items():
+                if not len(places):
+                    raise DataError(
+                        f"{self.path} leaves no sequence for {split}: it has {number}, with "
+                        f"val_fraction={self.fractions[0]}, test_fraction={self.fractions[1]}."
+                        if self._is_drawn
+                        else f"{self.path} names no sequence of the split {split}; it needs train, val and test."
+                    )
+            read = {split: self._taken(whole, np.sort(places)) for split, places in parts.items()}
+        widths = {split: [_width(part.inputs), _width(part.targets)] for split, part in read.items()}
+        for split in ("val", "test"):
+            if widths[split] != widths["train"]:
+                raise DataError(
+                    f"{self.path}: {split} has {widths[split][0]} feature(s) and {widths[split][1]} value(s), "
+                    f"train {widths['train'][0]} and {widths['train'][1]}; they must be as many."
+                )
+        if self.layout.target == "next_step":
+            for split, part in read.items():
+                if part.lengths.max() < 2:
+                    raise DataError(f"{self.path}: no sequence of {split} has a next step; all have one step.")
+        return read
+
+    def _taken(self, whole: SequenceData, places: np.ndarray) -> SequenceData:
+        """Return some of the sequences."""
+        ends = np.cumsum(whole.lengths)
+        steps = np.concatenate([np.arange(ends[at] - whole.lengths[at], ends[at]) for at in places])
+        targets = whole.targets
+        if targets is not None:
+            targets = targets[steps if self.layout.target_per_step else places]
+        return SequenceData(whole.inputs[steps], whole.lengths[places], targets, None)
+
+    def setup(self, stage: str) -> None:
+        """Read and check the sequences before any work is done."""
+        for split in ("train", "val", "test"):
+            self.datasets(split)
+
+    def datasets(self, split: Split) -> Mapping[str, SequenceSet]:
+        """Return the one dataset of a split."""
+        split = "test" if split == "predict" else split
+        if split not in self._datasets:
+            self._datasets[split] = self._prepared(split)
+        return {"": self._datasets[split]}
+
+    def group_names(self, split: Split) -> list[str]:
+        """Return the one unnamed group."""
+        return [""]
+
+    def _prepared(self, split: Split) -> SequenceSet:
+        inputs, lengths, targets, _ = self.sequences(split)
+        learned = self.learned
+        if self.layout.tokens:
+            if inputs.max() >= learned["vocabulary_size"]:
+                raise DataError(
+                    f"{self.path}: {split} has the token {inputs.max()}; the greatest one that the model knows is "
+                    f"{learned['vocabulary_size'] - 1}."
+                )
+        else:
+            inputs = learned["inputs"].standardized(inputs)
+        if self.layout.target == "next_step":
+            return _next_steps(inputs, lengths)
+        assert targets is not None
+        if self.layout.target == "label":
+            targets = self._class_numbers(targets, split)
+        else:
+            targets = learned["targets"].standardized(targets)
+        return SequenceSet(
+            torch.from_numpy(inputs),
+            lengths.tolist(),
+            torch.from_numpy(targets),
+            per_step=self.layout.target_per_step,
+        )
+
+    def _class_numbers(self, labels: np.ndarray, split: Split) -> np.ndarray:
+        names, given = np.array(self.learned["classes"]).astype(str), labels.astype(str)
+        unknown = ~np.isin(given, names)
+        if unknown.any():
+            place = int(np.flatnonzero(unknown)[0])
+            what = "step" if self.layout.target_per_step else "sequence"
+            raise DataError(
+                f"{self.path}: {what} {place} of {split} has the label {labels[place]}; training has "
+                f"{', '.join(names[:20])}{', …' if len(names) > 20 else ''}."
+            )
+        order = np.argsort(names)
+        numbers: np.ndarray = order[np.searchsorted(names, given, sorter=order)].astype(np.int64)
+        return numbers
+
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> SequenceBatch:
+        """Pad sequences of different lengths at the end; padding is not scored."""
+        inputs, targets = zip(*samples, strict=True)
+        if self.layout.target_per_step or self.layout.target == "next_step":
+            padding = 0.0 if targets[0].is_floating_point() else IGNORED
+            together = pad_sequence(list(targets), batch_first=True, padding_value=padding)
+        else:
+            together = torch.stack(targets)
+        lengths = torch.tensor([len(sequence) for sequence in inputs])
+        return SequenceBatch(pad_sequence(list(inputs), batch_first=True), together, lengths)
+
+    def own_units(self, numbers: Tensor) -> Tensor:
+        """Return standardised values, or features of the next step, (…, output_size) in the file's units."""
+        scale = self.learned["targets" if self.layout.target == "value" else "inputs"]
+        return numbers * numbers.new_tensor(scale.deviation) + numbers.new_tensor(scale.mean)
+
+    def class_names(self, numbers: int | list[int]) -> Any:
+        """Return a class's label, or a list of them, as the file has it; tokens are their own."""
+        if isinstance(numbers, list):
+            return [self.class_names(number) for number in numbers]
+        return self.learned["classes"][numbers] if self.layout.target == "label" else numbers
+
+    def floors(self) -> dict[str, float]:
+        """Return what a model scores on the test that did not look at the inputs, or copied the step before.
+
+        For labels, and for tokens to come, it knows how often each occurs in training; for values it answers their
+        mean in training; for vectors to come it repeats the last one.
+        """
+        train, test = (self.datasets(split)[""] for split in ("train", "test"))
+        if self.layout.target == "label" or self.layout.tokens:
+            counts = torch.bincount(_together(train.targets), minlength=self.output_size).double() + 1
+            targets = _together(test.targets)
+            nats = -(counts / counts.sum()).log()[targets].mean().item()
+            return {"cross_entropy": nats, "accuracy": (targets == counts.argmax()).double().mean().item()}
+        targets = _together(test.targets).double()
+        guess = (
+            _together(test.inputs) if self.layout.target == "next_step" else _together(train.targets).mean(dim=0)
+        )
+        errors = targets - guess
+        return {"mse": errors.square().mean().item(), "mae": errors.abs().mean().item()}
+
+
+def _next_steps(inputs: np.ndarray, lengths: np.ndarray) -> SequenceSet:
+    """Return all steps but the last of each sequence, and as targets all but the first; one step has none."""
+    rows = [row for row in torch.split(torch.from_numpy(inputs), lengths.tolist()) if len(row) > 1]
+    return SequenceSet(
+        torch.cat([row[:-1] for row in rows]),
+        [len(row) - 1 for row in rows],
+        torch.cat([row[1:] for row in rows]),
+        per_step=True,
+    )
+
+
+def _together(parts: Tensor | Sequence[Tensor]) -> Tensor:
+    return parts if isinstance(parts, Tensor) else torch.cat(list(parts))
+
+
+def _width(values: np.ndarray | None) -> int:
+    return 0 if values is None else int(np.prod(values.shape[1:]))
