@@ -171,6 +171,18 @@ def test_every_task_trains_in_bf16_mixed(texts: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["adding", "bouncing_balls", "language", "sequential_mnist"])
+@pytest.mark.parametrize("backbone", ["NTM", "DNC", "RMC", "EntNet", "Transformer"])
+def test_a_baseline_stands_where_the_rim_stood(texts: Path, backbone: str, dataset: str) -> None:
+    chosen = (f"--model.backbone={backbone}", "--model.backbone.hidden_size=12")
+    given = (*small(f"{dataset}/rim"), *QUIET, *UNTRACKED, "--trainer.max_steps=2", "--name=run")
+    succeed("fit", "--config", f"{dataset}/rim", "--config=trainer/quick", *chosen, *given)
+    results = read_json(texts / "runs" / dataset / "run" / "results.json")
+    assert results["steps"] == 2
+    assert results["test"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_s_run_goes_on_exactly_where_it_was_stopped(texts: Path, name: str) -> None:
     command = ("fit", "--config", name, "--config=trainer/quick", "--trainer.max_steps=4", *small(name), *QUIET)
