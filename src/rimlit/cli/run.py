@@ -41,6 +41,7 @@ from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunFolder, RunRecorder
+from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_rank_zero
 
 log = logging.getLogger(__name__)
@@ -356,6 +357,7 @@ class RimlitCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
         if not self._is_trial:
+            own.append(RolloutPictures())
             recorder = RunRecorder(self.folder, self.command, self._resolved_config())
             if config.get("enable_checkpointing") is not False:
                 seed = int(self.config[self.subcommand].seed_everything)

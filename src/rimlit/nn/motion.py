@@ -17,8 +17,8 @@ START = 3.0
 def move_cells(frames: Tensor, scores: Tensor) -> Tensor:
     """Fill every cell of a frame with what is some pixels beside it, as kernels of its own say.
 
-    A cell's two kernels, one along rows and one along columns, are softmaxes of its scores: the moved frame is a mean
-    of shifted ones, as in Finn et al. 2016 (arXiv:1605.07157).
+    A cell's two kernels, one along rows and one along columns, are softmaxes of its scores: the moved frame is a
+    mean of shifted ones, as in Finn et al. 2016 (arXiv:1605.07157).
 
     Args:
         frames: (frames, size, size), 0 to 1, size divisible by 8.

@@ -6,6 +6,7 @@ from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunRecorder
+from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.schedules import WarmupCosine
 from rimlit.training.tracking import LocalMetrics, MLflowTracker
 
@@ -17,6 +18,7 @@ __all__ = [
     "MechanismActivity",
     "PredictionFile",
     "ProgressBar",
+    "RolloutPictures",
     "RunRecorder",
     "VerifiedCheckpointIO",
     "WarmupCosine",

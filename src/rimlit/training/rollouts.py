@@ -1,0 +1,251 @@
+"""Rollouts to look at: a GIF of truth, prediction and mechanisms, curves of error, and their numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from rimlit.backbones import RIM
+from rimlit.data import BouncingBalls
+from rimlit.data.bouncing_balls import FrameBatch
+from rimlit.heads import SlotMixtureHead
+from rimlit.tasks import FramePredictionTask
+from rimlit.training.activity import COLOURS
+from rimlit.training.tracking import MLflowTracker, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+MOST_ROWS = 3
+"""Test sets of which the GIF shows a sequence each."""
+
+Curves = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+"""Scores (rollout_length,) by test set, predictor and metric."""
+
+NAMES = {"bce": "cross-entropy (nats a pixel)", "f1": "F1 of pixels", "position_error": "position error (pixels)"}
+
+
+class Film(NamedTuple):
+    """One sequence as it was and as it was predicted, from its second frame on."""
+
+    name: str
+    truth: Tensor  # (T, height, width): 0 or 1
+    prediction: Tensor  # (T, height, width): probabilities
+    context_length: int  # frames of them that were predicted from true ones
+    active: Tensor | None  # (T, M) bool: mechanisms that were active
+    owners: Tensor | None  # (T, height, width): the mechanism whose mask is the greatest
+
+
+class RolloutPictures(L.Callback):
+    """At the end of a test of a frame task, write what its rollouts look like.
+
+    ``figures/rollout.gif``: the first sequence of the first three test sets, beside it the prediction, when each
+    mechanism was active and, with a :class:`rimlit.heads.SlotMixtureHead`, whose mask is the greatest where.
+    ``figures/rollout_curves.png``: the scores by frame ahead, beside copying the last frame and the oracle of
+    constant velocity. ``rollout.json``: the numbers. All three go to MLflow too. It does nothing for other tasks.
+    """
+
+    def __init__(self) -> None:
+        self._firsts: dict[int, FrameBatch] = {}
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget an earlier test."""
+        self._firsts = {}
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the first sequence of a test set."""
+        if isinstance(pl_module, FramePredictionTask) and batch_idx == 0 and dataloader_idx < MOST_ROWS:
+            self._firsts[dataloader_idx] = FrameBatch(*(part[:1] for part in batch))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the pictures and the numbers."""
+        if not isinstance(pl_module, FramePredictionTask) or not self._firsts:
+            return
+        curves: dict[str, dict[str, Mapping[str, Tensor]]] = {}
+        data = getattr(trainer, "datamodule", None)
+        floors = data.floor_curves() if isinstance(data, BouncingBalls) else {}
+        for name, scores in pl_module.rollout_curves().items():
+            curves[name] = {"model": scores, **floors.get(name, {})}
+        with trainer.precision_plugin.forward_context():
+            films = [
+                film_of(pl_module, first, pl_module.prefix("test", index).partition("/")[2])
+                for index, first in self._firsts.items()
+            ]
+        if trainer.is_global_zero:
+            save_figure(trainer, draw_curves(curves), "rollout_curves.png")
+            folder = Path(trainer.default_root_dir)
+            save_gif(films, folder / "figures/rollout.gif")
+            numbers = {
+                name: {
+                    predictor: {
+                        metric: [round(value, 5) for value in curve.tolist()] for metric, curve in of.items()
+                    }
+                    for predictor, of in predictors.items()
+                }
+                for name, predictors in curves.items()
+            }
+            (folder / "rollout.json").write_text(json.dumps(numbers) + "\n")
+            for logger in trainer.loggers:
+                if isinstance(logger, MLflowTracker):
+                    logger.log_file(folder / "figures/rollout.gif", "figures")
+                    logger.log_file(folder / "rollout.json")
+
+
+@torch.no_grad()
+def film_of(task: FramePredictionTask, batch: FrameBatch, name: str) -> Film:
+    """Roll a task out over the first sequence of a batch and note what its mechanisms do."""
+    was_training = task.training
+    task.eval()
+    context, active = batch.frames[:1, : task.context_length], None
+    if isinstance(task.backbone, RIM):
+        with task.backbone.record_activity() as activities:
+            rollout = task.rollout(context)
+        lowest = activities[:: len(task.backbone.layers)]
+        active = torch.cat([activity.active[0] for activity in lowest]).cpu()
+    else:
+        rollout = task.rollout(context)
+    owners = None
+    if isinstance(task.head, SlotMixtureHead):
+        owners = task.head.masks(rollout.features)[0].argmax(dim=1).view(rollout.logits.shape[1:]).cpu()
+    task.train(was_training)
+    predicted = rollout.logits[0].float().sigmoid().cpu()
+    truth = batch.frames[0, 1 : 1 + len(predicted)].cpu()
+    return Film(name, truth, predicted, task.context_length, active, owners)
+
+
+def draw_curves(curves: Curves) -> "Figure":
+    """Draw scores by frame ahead: a column for each of the first four test sets, a row for each metric."""
+    from matplotlib.figure import Figure
+
+    shown = list(curves)[:4]
+    figure = Figure(figsize=(1.5 + 3 * len(shown), 7), layout="constrained")
+    axes = figure.subplots(len(NAMES), len(shown), squeeze=False, sharex=True, sharey="row")
+    for column, group in enumerate(shown):
+        for row, (metric, label) in enumerate(NAMES.items()):
+            axis = axes[row, column]
+            for (predictor, scores), colour in zip(curves[group].items(), COLOURS, strict=False):
+                curve = scores[metric].cpu()
+                axis.plot(range(1, len(curve) + 1), curve, label=predictor.replace("_", " "), color=colour)
+            axis.spines[["top", "right"]].set_visible(False)
+            if column == 0:
+                axis.set_ylabel(label)
+        axes[0, column].set_title(group.replace("_", " "), fontsize=10)
+        axes[-1, column].set_xlabel("frame ahead")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    return figure
+
+
+# Colours of the GIF: how likely a pixel is lit, in four levels, where it is dark and where it is lit in truth
+DARK, INK, PALE = "#15171C", "#E8E6E1", "#5A606C"
+FALSE = ("#15171C", "#57361B", "#A15F22", "#F08A24")
+MISSED = ("#2F6DB5", "#6E97C9", "#ABC0D6", "#E8E6E1")
+LEVELS = 4
+SCALE = 3
+GAP, LABEL = 12, 18
+
+
+def save_gif(films: list[Film], path: Path, *, milliseconds: int = 90) -> None:
+    """Write films under each other as one GIF that repeats.
+
+    A lit pixel that is predicted is white, one that is missed blue, and one that is predicted and dark orange.
+
+    Args:
+        films: Films of the same length.
+        path: The file.
+        milliseconds: Time of a frame.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = [_frame(films, step) for step in range(len(films[0].truth))]
+    pause = [milliseconds] * (len(frames) - 1) + [12 * milliseconds]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0, optimize=False)
+
+
+def _colours() -> list[str]:
+    return [DARK, INK, PALE, *FALSE, *MISSED, *COLOURS, *(_dimmed(colour) for colour in COLOURS)]
+
+
+def _dimmed(colour: str) -> str:
+    red, green, blue = (int(colour[at : at + 2], 16) // 3 for at in (1, 3, 5))
+    return f"#{red:02X}{green:02X}{blue:02X}"
+
+
+def _frame(films: list[Film], step: int) -> "Image":
+    """Draw all films at a step."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    palette = _colours()
+    panels = [_panels(film, step, palette) for film in films]
+    rows = [np.concatenate(_with_gaps([panel for _, panel in row]), axis=1) for row in panels]
+    width = max(row.shape[1] for row in rows)
+    height = LABEL + sum(row.shape[0] + LABEL + GAP for row in rows)
+    canvas = np.full((height, width + 2 * GAP), palette.index(DARK), dtype=np.uint8)
+    image = Image.fromarray(canvas, mode="P")
+    image.putpalette([int(colour[at : at + 2], 16) for colour in palette for at in (1, 3, 5)])
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    top = 0
+    for row, titles in zip(rows, panels, strict=True):
+        left = GAP
+        for title, panel in titles:
+            draw.text((left, top + 3), title, fill=palette.index(INK), font=font)
+            left += panel.shape[1] + GAP
+        image.paste(Image.fromarray(row, mode="P"), (GAP, top + LABEL))
+        top += row.shape[0] + LABEL + GAP
+    ahead = step + 2 - films[0].context_length
+    text = f"frame {ahead} of its own" if ahead > 0 else "sees true frames"
+    draw.text((GAP, top), text, fill=palette.index(MISSED[1] if ahead <= 0 else FALSE[3]), font=font)
+    return image
+
+
+def _with_gaps(panels: list[np.ndarray]) -> list[np.ndarray]:
+    gap = np.zeros((panels[0].shape[0], GAP), dtype=np.uint8)
+    return [part for panel in panels for part in (gap, panel)][1:]
+
+
+def _panels(film: Film, step: int, palette: list[str]) -> list[tuple[str, np.ndarray]]:
+    """Return the panels of a film at a step, with their titles, as indices into the palette."""
+    lit = film.truth[step].numpy() > 0
+    levels = (film.prediction[step].numpy() * LEVELS).astype(int).clip(0, LEVELS - 1)
+    truth = np.where(lit, palette.index(INK), palette.index(DARK))
+    missed = palette.index(MISSED[0])  # the four levels of either kind follow each other
+    predicted = np.where(lit, missed + levels, palette.index(FALSE[1]) - 1 + levels)
+    panels = [(film.name.replace("_", " "), _large(truth)), ("prediction", _large(predicted))]
+    if film.owners is not None:
+        owners = film.owners[step].numpy() % len(COLOURS)
+        bright = palette.index(COLOURS[0])
+        panels.append(("masks", _large(bright + owners + np.where(levels < LEVELS // 2, len(COLOURS), 0))))
+    if film.active is not None:
+        panels.append(("active mechanisms", _activity(film, step, palette, lit.shape[0] * SCALE)))
+    return panels
+
+
+def _large(indices: np.ndarray) -> np.ndarray:
+    """Return every pixel as a square of pixels."""
+    return indices.astype(np.uint8).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+
+
+def _activity(film: Film, step: int, palette: list[str], height: int) -> np.ndarray:
+    """Return a row for each mechanism and a column for each step until now."""
+    assert film.active is not None
+    num_steps, num_mechanisms = film.active.shape
+    shown = np.full((num_mechanisms, num_steps), palette.index(DARK))
+    for mechanism in range(num_mechanisms):
+        colour = palette.index(COLOURS[mechanism % len(COLOURS)])
+        shown[mechanism, : step + 1] = np.where(
+            film.active[: step + 1, mechanism].numpy(), colour, colour + len(COLOURS)
+        )
+    tall = shown.repeat(max(1, height // num_mechanisms), axis=0).repeat(SCALE, axis=1)
+    panel = np.full((height, num_steps * SCALE), palette.index(DARK))
+    panel[: len(tall)] = tall[:height]
+    for mechanism in range(1, num_mechanisms):  # a line between mechanisms
+        panel[mechanism * max(1, height // num_mechanisms) - 1] = palette.index(DARK)
+    panel[:, (film.context_length - 1) * SCALE] = palette.index(PALE)  # where its own frames begin
+    return panel.astype(np.uint8)
