@@ -278,6 +278,15 @@ def test_a_plateau_is_judged_by_validation_once_an_epoch(tmp_path: Path) -> None
     assert config.scheduler.last_epoch == 3
 
 
+def test_a_plateau_over_an_endless_stream_is_judged_after_each_validation(tmp_path: Path) -> None:
+    task = make_copying_task(
+        optimizer=partial(SGD, lr=0.0), scheduler=partial(ReduceLROnPlateau, patience=0, factor=0.5)
+    )
+    trainer = make_trainer(tmp_path, max_steps=7, val_check_interval=3, check_val_every_n_epoch=None)
+    trainer.fit(task, make_copying(train_size=None))
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
 @pytest.mark.parametrize("backbone", [SMALL_RIM, SMALL_LSTM], ids=["RIM", "LSTM"])
 @pytest.mark.parametrize(
     "head",

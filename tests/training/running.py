@@ -151,6 +151,7 @@ CASES = {
     ),
     # scores and means that a schedule and logs need come from before the stop
     "means": Case(averaging, partial(copying_data, train_size=16), {"val_check_interval": 0.5}),
+    "endless_plateau": Case(averaging, copying_data, {"val_check_interval": 2}),
     # 5 chunks an epoch, the state carried from one to the next
     "carried_state": Case(
         language, partial(Text, size_limit=1000, chunk_length=32, batch_size=6), {"val_check_interval": 2}

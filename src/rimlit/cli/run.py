@@ -402,7 +402,7 @@ class RimlitCLI(LightningCLI):
         has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
         if self.subcommand != "fit" or has_end:
             return
-        if any(data.size_of(dataset) is None for dataset in data.datasets("train").values()):
+        if data.is_endless:
             raise ConfigError(
                 "The training stream has no end: set trainer.max_steps, trainer.max_time or data.train_size; "
                 "got max_steps=-1."

@@ -58,6 +58,11 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         """Return the number of samples in ``dataset``, None for an endless one."""
         return len(dataset)  # type: ignore[arg-type]
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether the training stream never ends."""
+        return any(self.size_of(dataset) is None for dataset in self.datasets("train").values())
+
     def collate(self, samples: list[Any]) -> Any:
         """Turn samples into a batch; pairs of inputs (T, …) and targets become a :class:`SequenceBatch`."""
         batch = default_collate(samples)

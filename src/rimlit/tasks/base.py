@@ -258,6 +258,9 @@ class Task(Recorded, L.LightningModule, ABC):
         options: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):
             options |= {"interval": "epoch", "monitor": self.monitor}
+            data, every = getattr(self.trainer, "datamodule", None), self.trainer.val_check_interval
+            if isinstance(data, DataModule) and data.is_endless and isinstance(every, int):
+                options |= {"interval": "step", "frequency": every}  # after each validation: no epoch ever ends
         return {"optimizer": optimizer, "lr_scheduler": options}
 
     @staticmethod
