@@ -74,6 +74,7 @@ notebooks: setup ## Execute every notebook, in a folder that is thrown away
 bench: setup ## Measure layers and whole training steps, on a machine with nothing else to do; then make docs
 	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
+	$(BIN)/python benchmarks/guard.py --json benchmarks/results/guard.json
 
 wheel: setup ## Build the wheel and the source archive into dist/
 	rm -rf dist

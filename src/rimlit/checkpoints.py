@@ -42,10 +42,9 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         NonFiniteError: A weight or the optimiser's state holds NaN or infinity.
         StorageError: The folder cannot be written or has too little space.
     """
-    learned = {key: checkpoint.get(key) for key in ("state_dict", "optimizer_states")}
-    for name, tensor in _tensors(learned):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise NonFiniteError(f"{path} is not written: {name} holds NaN or infinity. Earlier checkpoints stay.")
+    spoilt = _not_finite(checkpoint)
+    if spoilt is not None:
+        raise NonFiniteError(f"{path} is not written: {spoilt} holds NaN or infinity. Earlier checkpoints stay.")
     path = Path(path)
     try:
         with whole_file(path) as file:
@@ -103,7 +102,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint that rimlit wrote, with ``weights_only=True``.
 
     Raises:
-        CheckpointError: The path is a URL, is missing, is damaged, or is no checkpoint of rimlit.
+        CheckpointError: The path is a URL, is missing, is damaged, holds a number that is not finite, or is
+            no checkpoint of rimlit.
         ConfigError: It names a class outside the trusted packages.
     """
     if "://" in str(path):
@@ -126,6 +126,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not {"rimlit", "state_dict"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
     check_specs(checkpoint, path)
+    spoilt = _not_finite(checkpoint)
+    if spoilt is not None:
+        raise CheckpointError(f"{path} cannot be used: {spoilt} holds NaN or infinity.")
     return dict(checkpoint)
 
 
@@ -203,6 +206,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the way to the first tensor that was learned and holds NaN or infinity."""
+    learned = {key: checkpoint.get(key) for key in ("state_dict", "optimizer_states")}
+    for name, tensor in _tensors(learned):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return name
+    return None
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -160,11 +160,19 @@ def one_config_per_task() -> list[str]:
     return sorted(tasks.values())
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "accelerator"),
+    [
+        pytest.param("bf16-mixed", "cpu", marks=pytest.mark.slow),
+        pytest.param("bf16-mixed", "gpu", marks=pytest.mark.gpu),
+        pytest.param("16-mixed", "gpu", marks=pytest.mark.gpu),
+    ],
+)
 @pytest.mark.parametrize("name", one_config_per_task())
-def test_every_task_trains_in_bf16_mixed(texts: Path, name: str) -> None:
+def test_every_task_trains_in_mixed_precision(texts: Path, name: str, precision: str, accelerator: str) -> None:
     command = ("fit", "--config", name, "--config=trainer/quick", "--trainer.max_steps=2", *small(name), *QUIET)
-    succeed(*command, *UNTRACKED, "--trainer.precision=bf16-mixed", "--name=mixed")
+    mixed = (f"--trainer.precision={precision}", f"--trainer.accelerator={accelerator}", "--trainer.devices=1")
+    succeed(*command, *UNTRACKED, *mixed)
     (results,) = texts.rglob("results.json")
     scores = read_json(results)["test"]
     assert scores and all(torch.tensor(value).isfinite() for value in scores.values())

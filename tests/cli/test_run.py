@@ -340,6 +340,33 @@ def test_fit_goes_on_from_a_named_file_or_run_in_its_own_folder(copying: Path) -
     assert not copying.with_name("rim-seed0.1").exists()
 
 
+def test_fit_takes_the_newest_whole_checkpoint_and_names_what_it_passed_over(
+    copying: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = bytearray((copying / "checkpoints/last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copying / "checkpoints/last.ckpt").write_bytes(content)
+    longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6")
+    named = rimlit(*longer, "--resume", copying / "checkpoints/last.ckpt")
+    assert named.code == 4 and "last.ckpt is damaged" in named.err
+    with caplog.at_level(logging.INFO, logger="rimlit"):
+        succeed(*longer)
+    assert "Passed over: runs/copying/rim-seed0/checkpoints/last.ckpt is damaged" in caplog.text
+    assert "Going on with runs/copying/rim-seed0 from best.ckpt" in caplog.text
+    assert read_json(copying / "run_state.json")["step"] == 6
+
+
+@pytest.mark.slow
+def test_a_run_of_so_many_epochs_is_done_after_them(folder: Path) -> None:
+    epochs = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.train_size=8")
+    interval = ("--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1")
+    command = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", *epochs, *interval)
+    succeed(*command)
+    assert "is done, 4 steps" in succeed(*command).out
+    succeed(*command, "--trainer.max_epochs=3")
+    assert read_json(folder / "runs/copying/rim-seed0/run_state.json")["step"] == 6
+
+
 def test_a_run_that_was_killed_is_named_so_at_the_next_start(
     copying: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

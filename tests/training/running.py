@@ -180,7 +180,7 @@ def fit(
     if isinstance(options["val_check_interval"], int):
         options["check_val_every_n_epoch"] = None
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=options.pop("accelerator", "cpu"),
         max_steps=steps // options.get("accumulate_grad_batches", 1),
         logger=False,
         enable_progress_bar=False,

@@ -79,6 +79,24 @@ def test_a_run_stopped_at_any_step_goes_on_exactly(
     assert_goes_on_exactly(name, batch, when, tmp_path / "cut", whole_runs(name))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["endless", "epochs", "carried_state"])
+def test_a_deterministic_run_on_a_gpu_goes_on_exactly(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    case = CASES[name]
+    case = case._replace(trainer={**case.trainer, "accelerator": "gpu", "devices": 1, "deterministic": True})
+    try:
+        whole = fit(case, tmp_path / "whole")
+        first = fit(case, tmp_path / "cut", stop=after(5))
+        second = fit(case, tmp_path / "cut", ckpt_path=tmp_path / "cut/last.ckpt")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert {**first.losses, **second.losses} == whole.losses
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_a_run_stopped_again_and_again_goes_on_exactly(tmp_path: Path) -> None:
     for name in ("epochs", "carried_state"):
@@ -205,8 +223,13 @@ def test_the_newest_whole_checkpoint_is_found_and_the_damaged_are_named(tmp_path
     content = bytearray((tmp_path / "last.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "last.ckpt").write_bytes(content)
-    path, _, passed_over = newest_checkpoint(tmp_path)
+    spoilt = read_checkpoint(tmp_path / "best.ckpt")
+    spoilt["global_step"] = 99
+    spoilt["state_dict"]["head.linear.bias"][1] = torch.nan
+    torch.save(spoilt, tmp_path / "spoilt.ckpt")
+    path, _, (*passed_over, other) = newest_checkpoint(tmp_path)
     assert path == tmp_path / "best.ckpt"
+    assert other.endswith("spoilt.ckpt cannot be used: state_dict.head.linear.bias holds NaN or infinity.")
     assert passed_over == [f"{tmp_path / 'last.ckpt'} is damaged: its SHA-256 is not the one it was written with."]
     with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
         fit(CASES["endless"], tmp_path, ckpt_path=tmp_path / "last.ckpt")
