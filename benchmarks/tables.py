@@ -121,6 +121,46 @@ def language() -> str:
     )
 
 
+PAPER_MNIST = {  # Goyal et al. 2021, table 2: accuracy at 16, 19 and 24
+    "RIM of 600, 6 mechanisms, 4 active (paper)": (0.900, 0.734, 0.381),
+    "LSTM of 600 (paper)": (0.845, 0.522, 0.219),
+    "LSTM of 300 (paper)": (0.868, 0.423, 0.252),
+}
+
+
+def by_group(dataset: str, prefix: str, metric: str, digits: int) -> tuple[list[int], list[list[str]]]:
+    """Return the sizes or lengths tested, and a row per model, then of the floor, with a column for each."""
+    results = {name: result for name in NAMES if (result := load(dataset, name))}
+    keys = {key for result in results.values() for key in result["test"]}
+    groups = sorted({int(found[1]) for key in keys if (found := re.match(rf"{prefix}_(\d+)/", key))})
+    rows = []
+    for name, result in results.items():
+        scores = [f"{result['test'][f'{prefix}_{group}/{metric}']:.{digits}f}" for group in groups]
+        rows.append([NAMES[name], f"{result['parameters']:,}", f"{result['steps']:,} steps", *scores])
+    if results:
+        floor = next(iter(results.values()))["floor"][metric]
+        rows.append(["floor", "", "", *[f"{floor:.{digits}f}"] * len(groups)])
+    return groups, rows
+
+
+def images(dataset: str, paper: dict[str, tuple[float, ...]]) -> str:
+    """A row per model, a column per size of the test images."""
+    sizes, rows = by_group(dataset, "size", "accuracy", 3)
+    if not rows:
+        return "(not recorded)"
+    for name, scores in paper.items():
+        rows.append([name, "", "100 epochs", "", *(f"{score:.3f}" for score in scores)])
+    return table(["accuracy", "parameters", "budget", *(f"{size} × {size}" for size in sizes)], rows)
+
+
+def adding() -> str:
+    """A row per model, a column per length."""
+    lengths, rows = by_group("adding", "length", "mse", 5)
+    if not rows:
+        return "(not recorded)"
+    return table(["mean squared error", "parameters", "budget", *(f"{length} steps" for length in lengths)], rows)
+
+
 def part_of_layer(name: str) -> Any:
     result = load("layer")
     return None if result is None or name not in result else result[name]["result"]
@@ -274,6 +314,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "promise": promise,
     "copying": copying,
     "language": language,
+    "digits": lambda: images("sequential_mnist", {}),
+    "mnist": lambda: images("mnist", PAPER_MNIST),
+    "adding": adding,
     "layer": layer,
     "goals": goals,
     "tokens": tokens,

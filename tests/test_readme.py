@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rimlit.cli import main
+from tests.cli.stand_ins import write_images, write_sequences
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,6 +21,10 @@ SMALL = {
     "language": "--data.size_limit 3000 --data.batch_size 4 --model.num_tokens 5",
     "tinyshakespeare": "--data.batch_size 2 --data.eval_batch_size 2",
     "wikitext-2": "--data.batch_size 2 --data.eval_batch_size 2",
+    "adding": "--data.test_size 2 --data.val_size 2 --data.batch_size 2 --data.test_lengths [50,60]",
+    "sequential_mnist": "--data.batch_size 2",
+    "mnist": "--data.batch_size 2 --data.image_size 6 --data.test_sizes [6,7]",
+    "sequences": "--data.batch_size 2",
 }
 
 
@@ -61,6 +66,8 @@ def test_every_rimlit_command_runs_in_the_order_of_the_readme(
         file = tmp_path / "data" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    write_images(tmp_path / "data/mnist")
+    write_sequences(tmp_path / "recordings.csv")
     (tmp_path / "parity.py").write_text(own_task())
     ours = [command for command in commands() if command.startswith("rimlit ")]
     assert len(ours) >= 14

@@ -19,6 +19,7 @@ from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
 from rimlit.training import Checkpointer
 from tests.cli.running import QUIET, UNTRACKED, read_json, rimlit, succeed
+from tests.cli.stand_ins import STAND_INS
 
 NAMES = [name for name in config_names() if not name.startswith("trainer/")]
 PAIRS = sorted(
@@ -41,8 +42,6 @@ SMALL = {
     "Sequences": ("--data.batch_size=2",),
     "Text": ("--data.batch_size=2", "--data.eval_batch_size=2", "--data.chunk_length=8", "--data.size_limit=400"),
 }
-TEXT = "the quick brown fox jumps over\nROMEO:\nThe history of a lazy dog\n"
-WORDS = {"train": 30, "valid": 12, "test": 12}
 
 
 def content_of(name: str) -> dict[str, Any]:
@@ -58,37 +57,6 @@ def class_name(name: str) -> str:
 
 def small(name: str) -> tuple[str, ...]:
     return SMALL[class_name(name)]
-
-
-def write_text(path: Path) -> None:
-    path.mkdir(parents=True)
-    for split, repeats in WORDS.items():
-        (path / f"{split}.txt").write_text(TEXT * repeats)
-
-
-def write_images(path: Path) -> None:
-    """MNIST's four files, with ten classes."""
-    path.mkdir(parents=True)
-    for prefix, number in (("train", 40), ("t10k", 10)):
-        images = torch.arange(number * 36) * 91 % 256
-        for kind, array in (("images-idx3", images.view(-1, 6, 6)), ("labels-idx1", torch.arange(number) % 10)):
-            sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-            header = bytes([0, 0, 8, array.dim()])
-            (path / f"{prefix}-{kind}-ubyte").write_bytes(header + sizes + bytes(array.flatten().tolist()))
-
-
-def write_sequences(path: Path) -> None:
-    """A table of 20 sequences of 3 to 5 steps and 4 features, in 5 classes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        f"{index},{','.join(str((index * 7 + step * 3 + feature) % 11) for feature in range(4))},{index % 5}"
-        for index in range(20)
-        for step in range(3 + index % 3)
-    ]
-    path.write_text("\n".join(["sequence,a,b,c,d,target", *rows, ""]))
-
-
-STAND_INS = {"Sequences": write_sequences, "Text": write_text, "SequentialImages": write_images}
 
 
 @pytest.fixture

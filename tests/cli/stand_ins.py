@@ -1,0 +1,46 @@
+"""Small data where configs look for large ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+TEXT = "the quick brown fox jumps over\nROMEO:\nThe history of a lazy dog\n"
+WORDS = {"train": 30, "valid": 12, "test": 12}
+
+
+def write_text(path: Path) -> None:
+    """A folder with a text as train, valid and test."""
+    path.mkdir(parents=True)
+    for split, repeats in WORDS.items():
+        (path / f"{split}.txt").write_text(TEXT * repeats)
+
+
+def write_images(path: Path) -> None:
+    """A folder with MNIST's four files, in ten classes."""
+    path.mkdir(parents=True)
+    for prefix, number in (("train", 40), ("t10k", 10)):
+        images = torch.arange(number * 36) * 91 % 256
+        for kind, array in (("images-idx3", images.view(-1, 6, 6)), ("labels-idx1", torch.arange(number) % 10)):
+            sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+            header = bytes([0, 0, 8, array.dim()])
+            (path / f"{prefix}-{kind}-ubyte").write_bytes(header + sizes + bytes(array.flatten().tolist()))
+
+
+def write_sequences(path: Path) -> None:
+    """A table of 20 sequences of 3 to 5 steps and 4 features, in 5 classes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        f"{index},{','.join(str((index * 7 + step * 3 + feature) % 11) for feature in range(4))},{index % 5}"
+        for index in range(20)
+        for step in range(3 + index % 3)
+    ]
+    path.write_text("\n".join(["sequence,a,b,c,d,target", *rows, ""]))
+
+
+STAND_INS: dict[str, Callable[[Path], None]] = {
+    "Sequences": write_sequences,
+    "SequentialImages": write_images,
+    "Text": write_text,
+}
+"""How to write data for a data module, by its name, to the path that a config names."""
