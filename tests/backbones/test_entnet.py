@@ -3,6 +3,7 @@
 import torch
 
 from rimlit.backbones import EntNet
+from rimlit.backbones.base import count_flops
 from tests.conftest import random_tensor
 
 
@@ -24,6 +25,12 @@ def test_a_step_follows_the_equations() -> None:
     attention = torch.stack([encoded @ slot for slot in slots]).softmax(dim=0)
     read = sum(share * slot for share, slot in zip(attention, slots, strict=True))
     torch.testing.assert_close(features[0, 0], net.answer_activation(encoded + net.from_read(read)))
+
+
+def test_a_step_of_a_sequence_is_counted_without_what_all_steps_share() -> None:
+    net = EntNet(3, 6, num_slots=4)
+    one, two = (count_flops(net, torch.ones(1, steps, 3)) for steps in (1, 2))
+    assert net.flops_per_step() == two - one
 
 
 def test_slots_start_at_their_keys_as_unit_vectors() -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from rimlit.backbones import Transformer
+from rimlit.backbones.base import count_flops
 from rimlit.backbones.transformer import rotate, rotations
 from tests.conftest import random_tensor
 
@@ -77,6 +79,18 @@ def test_a_layer_sees_its_context_and_nothing_before() -> None:
         changed[:, 9 - distance] += 1
         others, _ = transformer(changed)
         assert torch.equal(others[:, 9], features[:, 9]) == (distance >= 4), distance
+
+
+def test_a_step_is_counted_with_a_full_context() -> None:
+    transformer = small(num_layers=2, num_heads=5, context=6).float()
+    _, state = transformer(random_tensor(1, 6, 3, seed=1))
+
+    class Step(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return transformer.step(inputs, state)[0]
+
+    counted = count_flops(Step(), torch.ones(1, 3))
+    assert transformer.flops_per_step() == counted
 
 
 def test_the_default_context_covers_the_longest_test_of_copying() -> None:

@@ -61,6 +61,10 @@ class EntNet(SteppedBackbone):
         """Return slots (B, num_slots, hidden_size) that hold their keys."""
         return EntNetState(functional.normalize(self.keys, dim=-1).expand(batch_size, *self.keys.shape))
 
+    def flops_per_step(self) -> int:
+        """Count as :meth:`Backbone.flops_per_step` does, without Vw, which is the same in every step."""
+        return super().flops_per_step() - 2 * self.keys.numel() * self.output_size
+
     def project(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Return s, Ws, Vw and sᵀw for every step."""
         encoded = self.encode(inputs)  # (T, B, H)

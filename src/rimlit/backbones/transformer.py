@@ -78,6 +78,7 @@ class Transformer(Backbone):
         self.input_size = input_size
         self.output_size = hidden_size
         self.context = context
+        self.num_heads = num_heads
         self.input = nn.Linear(input_size, hidden_size)
         layers = [TransformerLayer(hidden_size, num_heads, feedforward_size, dropout) for _ in range(num_layers)]
         self.head_size = layers[0].head_size
@@ -121,6 +122,11 @@ class Transformer(Backbone):
 
         state = TransformerState(cache(keys), cache(values), functional.pad(filled, (missing, 0)))
         return self.norm(hidden), state
+
+    def flops_per_step(self) -> int:
+        """Count as :meth:`Backbone.flops_per_step` does, a step that attends to a full context."""
+        attended = (self.context - 1) * self.num_heads * self.head_size
+        return super().flops_per_step() + 4 * len(self.layers) * attended
 
     def _visible(self, segments: Tensor, cached: int) -> Tensor:
         """Return which steps (…, cached + T) each of T steps attends to, (B, 1, T, cached + T) bool."""
