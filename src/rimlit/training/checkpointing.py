@@ -19,6 +19,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import distributed
 
 from rimlit.checkpoints import read_checkpoint, try_folder, write_checkpoint
@@ -108,6 +109,7 @@ class Checkpointer(Checkpoint):
         self._sums_restored: list[dict[str, Any]] = []
         self._sums_at_end: dict[str, Any] | None = None
         self._changes: list[Change] = []
+        self._paused: list[LRSchedulerConfig] = []
         self._is_between_batches = False
         self._has_ended = False
         self._signals = SignalFlag()
@@ -146,6 +148,12 @@ class Checkpointer(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals, after Lightning has set its own handlers; take up what the checkpoint brought."""
         self._signals.listen()
+        if self._restored is not None:
+            # Lightning passes the end of the last batch once more, and would show them its score twice
+            configs = trainer.lr_scheduler_configs
+            self._paused = [config for config in configs if config.reduce_on_plateau and config.interval == "step"]
+            for config in self._paused:
+                config.interval = "paused"
         for change in self._changes:
             log.info("%s", change)
         adopt(self._changes, trainer, pl_module)
@@ -169,6 +177,8 @@ class Checkpointer(Checkpoint):
             loop._batches_that_stepped = self._restored["batches_that_stepped"]
             # or Lightning keeps schedules that react to a metric from seeing this epoch's
             trainer.fit_loop._restarting = False
+            for config in self._paused:
+                config.interval = "step"
             self._restored = None
         done = loop.batch_progress.current.ready - 1  # Lightning has counted the batch that starts
         self._is_between_batches = True
