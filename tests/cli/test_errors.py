@@ -1,12 +1,14 @@
 """A user's mistake: its exit code, and one message that names key, value and what is allowed."""
 
+import gzip
 import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from rimlit.cli import SUBCOMMANDS
-from tests.cli.running import COPYING, LANGUAGE, UNTRACKED, Answer, rimlit
+from tests.cli.running import COPYING, LANGUAGE, QUIET, SMALL_RIM, UNTRACKED, Answer, read_json, rimlit
 
 BACKBONE = "--model.init_args.backbone"
 RIM = f"{BACKBONE}.init_args"
@@ -22,6 +24,11 @@ def refused(answer: Answer, code: int, *words: str) -> str:
     missing = [word for word in words if word not in answer.err]
     assert not missing, f"{missing} not in: {answer.err}"
     return answer.err
+
+
+def flipped(data: bytes) -> bytes:
+    """The data with a bit of its checksum flipped."""
+    return data[:-8] + bytes([data[-8] ^ 1]) + data[-7:]
 
 
 def nothing_is_left(folder: Path) -> bool:
@@ -66,6 +73,16 @@ def nothing_is_left(folder: Path) -> bool:
         (f"{RIM}.preset=papr", ["model.backbone.preset must be one of 'paper', 'official'; got papr."]),
         ("--trainer.precision=7", ["trainer.precision must be one of", "'bf16-mixed'", "got 7."]),
         ("--trainer.accelerator=tpuu", ["trainer: ", "accelerator='tpuu'", "cpu"]),
+        ("--trainer.accelerator=gpu", ["trainer.accelerator='gpu' needs a GPU", "allowed are auto and cpu"]),
+        ("--trainer.devices=0", ["trainer: ", "devices='0'", "cpu"]),
+        ("--trainer.log_every_n_steps=-1", ["trainer.log_every_n_steps must be at least 0; got -1."]),
+        ("--trainer.gradient_clip_val=-1", ["trainer.gradient_clip_val must be at least 0; got -1"]),
+        ("--trainer.val_check_interval=0", ["trainer.val_check_interval must be above 0; got 0."]),
+        ("--trainer.check_val_every_n_epoch=0", ["trainer.check_val_every_n_epoch must be at least 1; got 0."]),
+        ("--trainer.limit_train_batches=0", ["trainer.limit_train_batches must be above 0; got 0."]),
+        ("--trainer.limit_val_batches=2.5", ["trainer: ", "2.5 for limit_val_batches", "[0.0, 1.0] or an int"]),
+        ("--name=../mine", ["name must be that of a folder, without a way to it; got name='../mine'."]),
+        ("--seed_everything=-1", ["seed_everything must be between 0 and 2**32 - 1; got seed_everything=-1."]),
         ("--trainer.strategy=dpp", ["trainer: ", "strategy='dpp'", "ddp"]),
         ("--trainer.precision=16-mixed", ["trainer.precision='16-mixed' needs a GPU", "bf16-mixed"]),
         # values out of range
@@ -103,6 +120,10 @@ def test_a_setting_that_only_the_optimizer_can_judge_is_one_message_too(folder: 
         ("model: {init_args: {recall_length: 12}}", ["model.recall_length comes from the data module", "=12."]),
         ("model: [1, 2\ntrainer: {", ["config='own.yaml' is not valid YAML", "line 2"]),
         ("data: {}\nmodel: {}\ndata: {}\n", ["config='own.yaml'", "the key 'data' stands twice", "line 3"]),
+        (
+            "data: {init_args: {batch_size: 2, seed: 1, batch_size: 3}}\n",
+            ["config='own.yaml'", "the key 'batch_size' stands twice", "line 1"],
+        ),
         ("- 1\n- 2\n", ["config='own.yaml' must hold keys such as model, data and trainer; got [1, 2]."]),
         ("", ["config='own.yaml' must hold keys", "got None."]),
     ],
@@ -205,6 +226,8 @@ def test_a_config_cannot_trust_itself(folder: Path) -> None:
         ),
         ({"a.txt": b"\xff\xfe\x00\x81" * 40}, [], ["novel/a.txt is not UTF-8 text: byte 0 is 0xff"]),
         ({"a.txt.gz": b"not compressed"}, [], ["novel/a.txt.gz cannot be read"]),
+        ({"a.txt.gz": gzip.compress(b"abc\n" * 99)[:-9]}, [], ["novel/a.txt.gz cannot be read", "ended before"]),
+        ({"a.txt.gz": flipped(gzip.compress(b"abc\n" * 99))}, [], ["novel/a.txt.gz cannot be read", "CRC"]),
     ],
 )
 def test_unusable_text_is_one_message_with_exit_code_3(
@@ -213,7 +236,61 @@ def test_unusable_text_is_one_message_with_exit_code_3(
     for name, text in texts.items():
         (folder / "novel").mkdir(exist_ok=True)
         (folder / "novel" / name).write_bytes(text.encode() if isinstance(text, str) else text)
-    refused(rimlit("fit", *LANGUAGE, *UNTRACKED, *options), 3, *words)
+    refused(rimlit("fit", *LANGUAGE, *options), 3, *words)
+    assert nothing_is_left(folder)
+
+
+OWN_DATA = """\
+import torch
+from rimlit.data import Copying
+
+
+class OwnData(Copying):
+    name = "own"
+    wrong = {wrong}
+
+    def datasets(self, split):
+        datasets = super().datasets(split)
+        for dataset in datasets.values():
+            if split == {split!r}:
+                dataset.__class__ = Wrong
+        return datasets
+
+
+class Wrong(type(Copying().datasets("train")[""])):
+    def __getitems__(self, indices):
+        samples = super().__getitems__(indices)
+        return [OwnData.wrong if index == {index} else sample for index, sample in zip(indices, samples)]
+"""
+TOO_MUCH = "(torch.arange(25) % 12, torch.zeros(25, dtype=torch.long))"
+LONG = "(torch.zeros(2, 25, dtype=torch.long), torch.zeros(25, dtype=torch.long))"
+
+
+@pytest.mark.parametrize(
+    ("split", "index", "wrong", "words", "is_seen_at_once"),
+    [
+        ("train", 0, TOO_MUCH, ["The train data of OwnData: sample 0 has 10", "at step 10", "0 and 9"], True),
+        ("test", 0, TOO_MUCH, ["The test data of OwnData: sample 0 has 10", "at step 10", "0 and 9"], True),
+        ("train", 6, TOO_MUCH, ["The train data of OwnData: sample 6 has 10", "at step 10", "0 and 9"], False),
+        ("val", 3, LONG, ["The val data of OwnData: sample 3 is (int64 (2, 25), int64 (25,))"], False),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_one_message_with_exit_code_3(
+    folder: Path, store: str, split: str, index: int, wrong: str, words: list[str], is_seen_at_once: bool
+) -> None:
+    module = f"own_{split}_{index}"
+    (folder / f"{module}.py").write_text(OWN_DATA.format(wrong=wrong, split=split, index=index))
+    own = (f"--trust={module}", f"--data={module}.OwnData", "--test_after_fit=false")
+    answer = rimlit("fit", *COPYING[:2], *SMALL_RIM, *own, "--data.train_span=5", "--data.batch_size=4", *QUIET)
+    assert answer.code == 3 and "Traceback" not in answer.err
+    refused(answer._replace(err=answer.err[answer.err.index("rimlit: error") :]), 3, *words)
+    if is_seen_at_once:
+        assert nothing_is_left(folder)
+    else:
+        run = folder / "runs/copying/rim-seed0"
+        run_id = read_json(run / "tracking.json")["mlflow_run_id"]
+        assert MlflowClient(store).get_run(run_id).info.status == "FAILED"
+        assert read_json(run / "run_state.json")["status"] == "failed"
 
 
 def test_a_prompt_with_an_unknown_character_is_one_message_with_exit_code_3(language: Path) -> None:

@@ -96,8 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RimlitError as error:
         if os.environ.get("RIMLIT_DEBUG"):
             traceback.print_exc()
-        print(f"rimlit: error: {error}", file=sys.stderr)
+        print(f"rimlit: error: {_text_of(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+
+
+def _text_of(error: RimlitError) -> str:
+    """Return an error's message, without the traceback that comes with one of a loader's process."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text[text.rindex(f"{type(error).__name__}: ") :].removeprefix(f"{type(error).__name__}: ").strip()
+    return text
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -242,20 +242,13 @@ class RimlitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder and its loggers."""
         config = self.config[self.subcommand]
+        _refuse_settings(config)
         self.folder = self._choose_folder(config)
         config.trainer.default_root_dir = str(self.folder.path)
         self._going_on_from = self._find_start(config) if self.subcommand == "fit" else None
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
         if self.subcommand != "fit" and config.ckpt_path in (None, *CHECKPOINT_KEYS) and kept.is_file():
             self.checkpoint = read_checkpoint(kept)
-        has_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-        if str(config.trainer.precision) in ("16", "16-mixed") and not has_gpu:
-            raise ConfigError(
-                f"trainer.precision={config.trainer.precision!r} needs a GPU; on a CPU Lightning would train in "
-                "bfloat16 instead: ask for bf16-mixed."
-            )
-        if (steps := config.trainer.accumulate_grad_batches) < 1:
-            raise ConfigError(f"trainer.accumulate_grad_batches must be at least 1; got {steps}.")
 
     def _find_start(self, config: Namespace) -> str | None:
         """Return the checkpoint that fit goes on from, None for a new run."""
@@ -486,6 +479,36 @@ def experiment_name(task: Task) -> str:
     """Return the MLflow experiment of a task: its class in words, ``copying`` for CopyingTask."""
     name = type(task).__name__.removesuffix("Task") or type(task).__name__
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+def _refuse_settings(config: Namespace) -> None:
+    """Refuse what Lightning takes and then stumbles over, or trains nothing with."""
+    trainer = config.trainer
+    if config.name is not None and (config.name in ("", ".", "..") or Path(config.name).name != config.name):
+        raise ConfigError(f"name must be that of a folder, without a way to it; got name={config.name!r}.")
+    has_gpu = torch.cuda.is_available()
+    if trainer.accelerator in ("gpu", "cuda") and not has_gpu:
+        raise ConfigError(
+            f"trainer.accelerator={trainer.accelerator!r} needs a GPU, and torch finds none here; allowed are "
+            "auto and cpu."
+        )
+    if str(trainer.precision) in ("16", "16-mixed") and not (has_gpu and trainer.accelerator != "cpu"):
+        raise ConfigError(
+            f"trainer.precision={trainer.precision!r} needs a GPU; on a CPU Lightning would train in bfloat16 "
+            "instead: ask for bf16-mixed."
+        )
+    least = {
+        "accumulate_grad_batches": 1,
+        "check_val_every_n_epoch": 1,
+        "gradient_clip_val": 0,
+        "log_every_n_steps": 0,
+    }
+    for name, bound in least.items():
+        if (value := trainer.get(name)) is not None and value < bound:
+            raise ConfigError(f"trainer.{name} must be at least {bound}; got {value}.")
+    for name in ("limit_train_batches", "val_check_interval"):
+        if (value := trainer.get(name)) is not None and value == 0:
+            raise ConfigError(f"trainer.{name} must be above 0; got {value}.")
 
 
 def _take_trust(arguments: list[str]) -> list[str]:

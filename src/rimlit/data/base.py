@@ -2,15 +2,16 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from rimlit.data.sampling import FiniteStartingAt, IndexSampler, StartingAt, index_sampler
-from rimlit.errors import ConfigError
+from rimlit.data.checks import CheckedCollate, FiniteIndexed, Indexed, Sizes
+from rimlit.data.sampling import FiniteStartingAt, IndexSampler, StartingAt, index_sampler, rank_and_world_size
+from rimlit.errors import ConfigError, DataError
 from rimlit.spec import Recorded, Spec
 from rimlit.types import SequenceBatch
 
@@ -129,18 +130,44 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
     def _loaders(self, split: Split) -> list[DataLoader[Any]]:
         return [self.loader(dataset, split) for dataset in self.datasets(split).values()]
 
+    def setup(self, stage: str) -> None:
+        """Refuse data that cannot be used before any work is done: the size and a sample of all the stage needs.
+
+        Raises:
+            DataError: A dataset is empty, is for training and smaller than a batch, or its first sample is of
+                another kind than this data module declares.
+        """
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val", "test"), "validate": ("val",)}
+        for split in needed.get(stage, (cast(Split, stage),)):
+            for dataset in self.datasets(split).values():
+                size = self.size_of(dataset)
+                least = self.batch_size * rank_and_world_size()[1] if split == "train" else 1
+                if size is not None and size < least:
+                    why = f", fewer than a batch; got batch_size={self.batch_size}" if size else ""
+                    processes = f" in {least // self.batch_size} processes" if least > self.batch_size else ""
+                    raise DataError(f"{self._source(split)}: there are {size} samples{why}{processes}.")
+                self._checked(split)(Indexed(dataset).__getitems__([0]))
+
+    def _source(self, split: Split) -> str:
+        return f"The {split} data of {type(self).__name__}"
+
+    def _checked(self, split: Split) -> CheckedCollate:
+        sizes = Sizes(*(getattr(self, name, None) for name in Sizes._fields))
+        return CheckedCollate(self.collate, self._source(split), sizes)
+
     def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
-        """Return a loader that takes ``dataset`` in the order of :class:`IndexSampler`."""
+        """Return a loader that takes ``dataset`` in the order of :class:`IndexSampler` and looks at each batch."""
         size = self.size_of(dataset)
-        collate: Callable[[list[Any]], Any] | None = self.collate
         batch_size: int | None = options.pop("batch_size", self.batch_size)
+        if batch_size is not None:
+            dataset = Indexed(dataset) if size is None else FiniteIndexed(dataset)
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=index_sampler(size, shuffle=options.pop("shuffle", split == "train"), seed=self.seed),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=collate if batch_size is not None else None,
+            collate_fn=self._checked(split) if batch_size is not None else None,
             **options,
         )
 

@@ -191,6 +191,7 @@ class SequentialImages(DataModule):
     def setup(self, stage: str) -> None:
         """Read and check the images before any work is done."""
         self.images("train")
+        super().setup(stage)
 
     def datasets(self, split: Split) -> Mapping[str, PixelSequences]:
         """Return one dataset for training and validation, and one per size for test and predict."""
