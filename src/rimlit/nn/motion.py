@@ -57,7 +57,7 @@ class _Move(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, kernels: Tensor, axis: int) -> Tensor:
-        """Return (size, size, frames), given frames padded along the axis and kernels (5, cells, cells, frames)."""
+        """Return (size, size, frames), for frames padded along the axis and kernels (5, cells, cells, frames)."""
         ctx.save_for_backward(padded, kernels)
         ctx.axis = axis
         first, *others = zip(_shifted(padded, axis), _spread(kernels), strict=True)
