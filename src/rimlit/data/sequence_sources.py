@@ -263,7 +263,10 @@ def _from_table(path: Path, table: "pandas.DataFrame", layout: Layout) -> Sequen
         )
         flat = values[order].astype(np.int64)
     else:
-        flat = np.stack([_column(path, table, name) for name in inputs], axis=1)[order]
+        wanted = "a finite number"
+        if layout.input_columns is None:
+            wanted += " (input_columns names those that are read)"
+        flat = np.stack([_column(path, table, name, wanted) for name in inputs], axis=1)[order]
 
     targets = None
     if target_columns:
@@ -294,12 +297,12 @@ def _refuse(path: Path, column: str, values: "pandas.Series[Any]", wrong: Any, w
         )
 
 
-def _column(path: Path, table: "pandas.DataFrame", name: str) -> np.ndarray:
+def _column(path: Path, table: "pandas.DataFrame", name: str, wanted: str = "a finite number") -> np.ndarray:
     """Return a column of finite numbers, in the file's order."""
     import pandas
 
     numbers: np.ndarray = pandas.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    _refuse(path, name, table[name], ~np.isfinite(numbers), "a finite number")
+    _refuse(path, name, table[name], ~np.isfinite(numbers), wanted)
     return numbers
 
 

@@ -290,6 +290,7 @@ class Sequences(DataModule):
                     f"{learned['vocabulary_size'] - 1}."
                 )
         else:
+            self._require_width(inputs, "inputs", split)
             inputs = learned["inputs"].standardized(inputs)
         if self.layout.target == "next_step":
             return _next_steps(inputs, lengths)
@@ -297,6 +298,7 @@ class Sequences(DataModule):
         if self.layout.target == "label":
             targets = self._class_numbers(targets, split)
         else:
+            self._require_width(targets, "targets", split)
             targets = learned["targets"].standardized(targets)
         return SequenceSet(
             torch.from_numpy(inputs),
@@ -304,6 +306,14 @@ class Sequences(DataModule):
             torch.from_numpy(targets),
             per_step=self.layout.target_per_step,
         )
+
+    def _require_width(self, values: np.ndarray, kind: str, split: Split) -> None:
+        """Refuse data of another width than that of the checkpoint which the scales are from."""
+        width = len(self.learned[kind].mean)
+        if values.shape[1] != width:
+            raise DataError(
+                f"{self.path}: {split} has {values.shape[1]} {kind} per step or sequence; the model knows {width}."
+            )
 
     def _class_numbers(self, labels: np.ndarray, split: Split) -> np.ndarray:
         names, given = np.array(self.learned["classes"]).astype(str), labels.astype(str)
