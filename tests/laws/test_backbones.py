@@ -251,6 +251,19 @@ def test_autocast_trains_and_stays_near_full_precision(cls: type[Backbone], argu
         assert parameter.grad.isfinite().all(), name
 
 
+# oneDNN, which torch's LSTM takes on a CPU, has none in float16
+@pytest.mark.parametrize(("cls", "arguments"), [case for case in backbone_cases() if case.values[0] is not LSTM])
+def test_autocast_to_float16_keeps_gradients_finite_over_many_steps(
+    cls: type[Backbone], arguments: dict[str, Any]
+) -> None:
+    backbone = make_backbone(cls, arguments).eval()
+    with torch.autocast("cpu", dtype=torch.float16):
+        features, _ = backbone(3 * random_tensor(BATCH, 40, INPUT_SIZE, seed=1))
+    features.float().square().mean().backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
 @every_backbone
 def test_saved_weights_loaded_as_plain_data_give_the_same_output(
     cls: type[Backbone], arguments: dict[str, Any]

@@ -26,7 +26,7 @@ class DNCState(NamedTuple):
 
 
 class DNC(SteppedBackbone):
-    """A differentiable neural computer with an LSTM as its controller and one write head.
+    """A differentiable neural computer (Graves et al. 2016) with an LSTM as its controller and one write head.
 
     In a step the controller reads the input and what was read before; the memory is written where content or
     free space says, links remember the order of writing, and the read heads follow content or the links, forwards

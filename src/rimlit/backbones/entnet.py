@@ -17,14 +17,14 @@ class EntNetState(NamedTuple):
 
 
 class EntNet(SteppedBackbone):
-    """A recurrent entity network: slots with keys, each of which decides by itself whether an input concerns it.
+    """A recurrent entity network (Henaff et al. 2017): slots that each decide whether an input concerns them.
 
     A slot h with key w opens its gate σ(sᵀh + sᵀw) to the encoded input s, adds φ(Uh + Vw + Ws) through it, and
-    is scaled to unit length (eq. 2 to 5). All slots share U, V, W and φ, a PReLU that starts as the identity.
+    is scaled to unit length (sec. 2.2). All slots share U, V, W and φ, a PReLU that starts as the identity.
     Slots start at their keys, which are learned, so that there is no option for a learned initial state.
 
     Departs from the paper: there is no question at the end. Features are φ(s + H Σ p_j h_j) with p = softmax(sᵀh),
-    the paper's answer (eq. 6) with every step's own input as the question and without its last matrix, which is
+    the paper's answer (sec. 2.3) with every step's own input as the question and without its last matrix, which is
     the head's.
 
     Args:

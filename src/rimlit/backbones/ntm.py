@@ -22,7 +22,7 @@ class NTMState(NamedTuple):
 
 
 class NTM(SteppedBackbone):
-    """A Neural Turing Machine with an LSTM as its controller.
+    """A Neural Turing Machine (Graves, Wayne and Danihelka 2014) with an LSTM as its controller.
 
     In a step the controller reads the input and what was read before, its heads find their locations by content,
     interpolation, shift and sharpening (sec. 3.3), the write heads erase and add (sec. 3.2), and the read heads
@@ -154,7 +154,8 @@ class NTM(SteppedBackbone):
             gated = around.unfold(-1, 2 * self.max_shift + 1, 1) @ shift.softmax(dim=-1).unsqueeze(-1)
             gated = gated.squeeze(-1)
         # w**γ / Σ w**γ with γ ≥ 1, by logarithms: no overflow, and a finite gradient where a weight is 0
-        return ((1 + functional.softplus(sharpness)) * gated.clamp_min(1e-8).log()).softmax(dim=-1)
+        least = max(1e-8, torch.finfo(gated.dtype).tiny)
+        return ((1 + functional.softplus(sharpness)) * gated.clamp_min(least).log()).softmax(dim=-1)
 
 
 def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
@@ -168,4 +169,4 @@ def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor
     """
     erased = torch.einsum("bhn,bhw->bhnw", weights, erase)
     kept = 1 - erased[:, 0] if erased.shape[1] == 1 else (1 - erased).prod(dim=1)
-    return torch.baddbmm(memory * kept, weights.mT, add)
+    return memory * kept + weights.mT @ add  # not baddbmm, which autocast would round the memory for

@@ -18,11 +18,11 @@ class RMCState(NamedTuple):
 
 
 class RMC(SteppedBackbone):
-    """A relational memory core: memory slots that attend to each other and to the input, in an LSTM's gates.
+    """A relational memory core (Santoro et al. 2018): slots that attend to each other and the input, behind gates.
 
-    In a step every slot attends to all slots and the input (sec. 3.3); a residual, a layer norm and a perceptron
-    for each slot follow, with another residual and norm; input, forget and output gates, which read the input
-    and the slot's hidden state, mix the result into the memory (sec. 3.4). Features are the hidden states of all
+    In a step every slot attends to all slots and the input; a residual, a layer norm and a perceptron for each
+    slot follow, with another residual and norm; input, forget and output gates, as an LSTM's, which read the input
+    and the slot's hidden state, mix the result into the memory. Features are the hidden states of all
     slots.
 
     Departs from the paper: the heads go through a linear map, so that the slot size need not be divisible by their

@@ -19,7 +19,7 @@ class TransformerState(NamedTuple):
 
 
 class Transformer(Backbone):
-    """A causal Transformer: every step attends to itself and to the ``context - 1`` steps before it.
+    """A causal Transformer (Vaswani et al. 2017): a step attends to itself and to ``context - 1`` steps before it.
 
     A sequence is run at once; step by step, with the state handed on, it gives the same. What lies further back
     than the context is seen through the layers only. A reset hides everything before it.
