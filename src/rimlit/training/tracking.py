@@ -203,6 +203,7 @@ class MLflowTracker(Logger):
         # a request to a server that is down fails in seconds, not in the four minutes of MLflow's own retries
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         for name in ("alembic", "mlflow.store"):
             # what they say when a store is new or cannot be opened; the last of it is in our own warning
             logging.getLogger(name).setLevel(logging.CRITICAL)
