@@ -380,6 +380,13 @@ def test_a_run_that_was_killed_is_named_so_at_the_next_start(
     assert [(killed["process"], killed["step"]) for killed in state["killed"]] == [(12345, 4)]
     assert state["status"] == "finished"
     assert not list(copying.glob(".*.tmp"))
+    # killed at its very end: there is nothing left to train
+    (copying / "run_state.json").write_text(json.dumps({**state, "status": "running"}))
+    (copying / ".run_state.json.12345.tmp").write_text("{")
+    succeed(*longer)
+    state = read_json(copying / "run_state.json")
+    assert (state["status"], len(state["killed"])) == ("finished", 2)
+    assert not list(copying.glob(".*.tmp"))
 
 
 def test_how_many_updates_may_be_left_out_is_a_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,15 +67,22 @@ def test_a_run_that_stops_goes_on_exactly(name: str, tmp_path: Path, whole_runs:
     assert_goes_on_exactly(name, 5, "after the step", tmp_path / "cut", whole_runs(name))
 
 
+def stops() -> list[tuple[str, int, str]]:
+    """Every step of every kind of run; before, after and in validation for those that differ most, or in turn."""
+    found = []
+    for name in CASES:
+        # starting workers takes time: every third step
+        for batch in range(1, STEPS - 1, 3 if "workers" in name else 1):
+            when = WHEN if name in ("epochs", "means", "carried_state") else (WHEN[batch // 3 % 3],)
+            found += [(name, batch, now) for now in when]
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize("batch", range(1, STEPS - 1))
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "batch", "when"), stops())
 def test_a_run_stopped_at_any_step_goes_on_exactly(
     name: str, batch: int, when: str, tmp_path: Path, whole_runs: Any
 ) -> None:
-    if "workers" in name and batch % 3:
-        pytest.skip("starting workers takes time: every third step")
     assert_goes_on_exactly(name, batch, when, tmp_path / "cut", whole_runs(name))
 
 
@@ -166,6 +173,15 @@ def test_a_run_whose_end_is_moved_goes_on_exactly(tmp_path: Path) -> None:
         assert weights(folder).keys() == weights(tmp_path / name).keys()
         for key, tensor in weights(folder).items():
             assert torch.equal(tensor, weights(tmp_path / name)[key]), (name, key)
+
+
+def test_a_run_killed_between_its_last_two_files_is_completed(tmp_path: Path) -> None:
+    fit(CASES["endless"], tmp_path, steps=3)  # validated after its last step: best is written, then last
+    best = (tmp_path / "best.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").unlink()
+    fit(CASES["endless"], tmp_path, steps=3, ckpt_path=tmp_path / "best.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == best
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
 
 
 def test_without_the_position_a_run_does_not_go_on_exactly(

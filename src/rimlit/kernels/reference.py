@@ -17,9 +17,8 @@ def run(weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> La
     """Run a layer sample by sample; see :func:`rimlit.kernels.run_layer`."""
     if inputs.tokens is not None:
         inputs = inputs._replace(sequence=inputs.sequence[0, inputs.tokens], tokens=None)
-    with torch.autocast(
-        inputs.sequence.device.type, enabled=False
-    ):  # scores and state keep the weights' precision
+    device = inputs.sequence.device.type
+    with torch.autocast(device, enabled=False):  # scores and state keep the precision of the weights
         inputs = inputs._replace(sequence=inputs.sequence.to(weights.cell_hidden.dtype))
         samples = [_run_sample(weights, options, inputs, sample) for sample in range(inputs.sequence.shape[0])]
     features, hidden, memory, active, null, slots, communication = (

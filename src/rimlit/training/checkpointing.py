@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import distributed
 
-from rimlit.checkpoints import read_checkpoint, try_folder, write_checkpoint
+from rimlit.checkpoints import read_checkpoint, try_folder, whole_file, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, RimlitError, StorageError
 from rimlit.training.changes import Change, adopt, find_changes, refuse_changes, run_settings
@@ -218,6 +218,13 @@ class Checkpointer(Checkpoint):
         self._require_what_was_promised(trainer)
         if signum := self._agree(trainer)[1]:
             raise self._signals.error(signum, trainer.global_step, self.last)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Complete the end of a run that was killed between its last two files: nothing was left to train."""
+        is_from_best = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.best.resolve()
+        if trainer.is_global_zero and is_from_best and not self._has_ended:
+            with whole_file(self.last) as file:
+                file.write(self.best.read_bytes())
 
     def _agree(self, trainer: L.Trainer) -> tuple[bool, int]:
         """Return whether it is time to save, and the signal that any process got, 0 for none: the same in all."""

@@ -112,6 +112,7 @@ class RunRecorder(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the config and describe the run to the trackers, now that everything could be built."""
         self._has_begun = True
+        self._name_killed()
         if isinstance(pl_module, Task):
             self._describe(trainer, pl_module)
 
@@ -140,7 +141,6 @@ class RunRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
-        self._name_killed()
         self._write_status(trainer, "running")
 
     @rank_zero_only
