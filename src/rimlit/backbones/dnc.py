@@ -113,24 +113,24 @@ class DNC(SteppedBackbone):
         """Control, write, link, read."""
         heads = self.num_read_heads
         hidden, cell = self.controller(projected[0], state.reads, state.hidden, state.cell)
-        vectors = self.vectors(hidden).unflatten(1, (heads + 3, self.word_size))
-        strengths, gates, modes = self.scalars(hidden).tensor_split((heads + 1, 2 * heads + 3), dim=1)
-        strengths, gates = 1 + functional.softplus(strengths), gates.sigmoid()
-        free, allocate, write = gates.tensor_split((heads, heads + 1), dim=1)
+        vectors = self.vectors(hidden).view(-1, heads + 3, self.word_size)
+        read_keys, write_key, erase, add = torch.split(vectors, [heads, 1, 1, 1], dim=1)
+        strengths, gates, modes = torch.split(self.scalars(hidden), [heads + 1, heads + 2, 3 * heads], dim=1)
+        read_strengths, write_strength = torch.split(1 + functional.softplus(strengths), [heads, 1], dim=1)
+        free, allocate, write = torch.split(gates.sigmoid(), [heads, 1, 1], dim=1)
+        modes = modes.view(-1, heads, 3).softmax(dim=-1)
 
         retained = (1 - free.unsqueeze(-1) * state.read_weights).prod(dim=1)  # (B, N)
         usage = (state.usage + state.write_weights * (1 - state.usage)) * retained
-        content = address_content(state.memory, vectors[:, heads : heads + 1], strengths[:, heads:]).squeeze(1)
+        content = address_content(state.memory, write_key, write_strength).squeeze(1)
         write_weights = write * (content + allocate * (allocation(usage) - content))
-        erase, add = vectors[:, heads + 1].sigmoid(), vectors[:, heads + 2]
-        kept = 1 - write_weights.unsqueeze(2) * erase.unsqueeze(1)
-        memory = state.memory * kept + write_weights.unsqueeze(2) * add.unsqueeze(1)
+        where = write_weights.unsqueeze(2)  # (B, N, 1)
+        memory = state.memory * (1 - where * erase.sigmoid()) + where * add
 
         link = self.link(state.link, state.precedence, write_weights)
         precedence = (1 - write_weights.sum(dim=1, keepdim=True)) * state.precedence + write_weights
         backward, forward = state.read_weights @ link, state.read_weights @ link.mT  # (B, heads, N)
-        content = address_content(memory, vectors[:, :heads], strengths[:, :heads])
-        modes = modes.unflatten(1, (heads, 3)).softmax(dim=-1)
+        content = address_content(memory, read_keys, read_strengths)
         choices = torch.stack([backward, content, forward], dim=2)  # (B, heads, 3, N)
         read_weights = (modes.unsqueeze(2) @ choices).squeeze(2)
         reads = (read_weights @ memory).flatten(1)

@@ -120,15 +120,14 @@ class NTM(SteppedBackbone):
     def advance(self, projected: tuple[Tensor, ...], state: NTMState) -> NTMState:
         """Control, address, write, read."""
         hidden, cell = self.controller(projected[0], state.reads, state.hidden, state.cell)
-        emitted = self.heads(hidden)
-        split = self.num_heads * self.address_size
-        weights = self.address(
-            emitted[:, :split].unflatten(1, (self.num_heads, self.address_size)), state.memory, state.weights
-        )
-        write_weights = weights[:, self.num_read_heads :]
-        erase, add = emitted[:, split:].unflatten(1, (2, self.num_write_heads, self.word_size)).unbind(1)
+        heads, words = self.num_heads * self.address_size, self.num_write_heads * self.word_size
+        addressing, erase, add = torch.split(self.heads(hidden), [heads, words, words], dim=1)
+        addressing = addressing.view(-1, self.num_heads, self.address_size)
+        erase, add = (part.view(-1, self.num_write_heads, self.word_size) for part in (erase, add))
+        weights = self.address(addressing, state.memory, state.weights)
+        read_weights, write_weights = torch.split(weights, [self.num_read_heads, self.num_write_heads], dim=1)
         memory = write(state.memory, write_weights, erase.sigmoid(), add)
-        reads = (weights[:, : self.num_read_heads] @ memory).flatten(1)
+        reads = (read_weights @ memory).flatten(1)
         return NTMState(hidden, cell, memory, weights, reads)
 
     def read_out(self, projected: tuple[Tensor, ...], *emitted: Tensor) -> Tensor:
@@ -145,8 +144,8 @@ class NTM(SteppedBackbone):
             memory: (B, N, word size).
             previous: The heads' weights in the step before, (B, heads, N).
         """
-        word = self.word_size
-        key, strength, gate, sharpness, shift = emitted.tensor_split((word, word + 1, word + 2, word + 3), dim=-1)
+        sizes = [self.word_size, 1, 1, 1, 2 * self.max_shift + 1]
+        key, strength, gate, sharpness, shift = torch.split(emitted, sizes, dim=-1)
         content = address_content(memory, key, functional.softplus(strength.squeeze(-1)))
         gated = previous + gate.sigmoid() * (content - previous)
         if self.max_shift:

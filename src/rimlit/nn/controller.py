@@ -23,6 +23,7 @@ class LSTMController(nn.Module):
 
     def __init__(self, input_size: int, read_size: int, hidden_size: int, forget_bias: float = 0.0) -> None:
         super().__init__()
+        self.hidden_size = hidden_size
         self.project = nn.Linear(input_size, 4 * hidden_size)
         self.recur = nn.Linear(read_size + hidden_size, 4 * hidden_size, bias=False)
         for parameter in self.parameters():  # as nn.LSTM starts
@@ -40,7 +41,8 @@ class LSTMController(nn.Module):
             memory: (B, hidden_size): the cell's own, not the one that is read.
         """
         gates = projected + self.recur(torch.cat([reads, hidden], dim=-1))
-        opening, new, output = gates.tensor_split((2 * hidden.shape[-1], 3 * hidden.shape[-1]), dim=-1)
-        enter, forget = opening.sigmoid().chunk(2, dim=-1)
+        size = self.hidden_size
+        enter_forget, new, output = torch.split(gates, [2 * size, size, size], dim=-1)
+        enter, forget = enter_forget.sigmoid().chunk(2, dim=-1)
         memory = forget * memory + enter * new.tanh()
         return output.sigmoid() * memory.tanh(), memory
