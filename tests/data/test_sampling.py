@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from rimlit.data import sampling
-from rimlit.data.sampling import IndexSampler, index_sampler
+from rimlit.data import Copying, Text, sampling
+from rimlit.data.sampling import EpochBatches, FiniteIndexSampler, IndexSampler, index_sampler
+from rimlit.errors import ConfigError
 
 
 def shares(monkeypatch: pytest.MonkeyPatch, sampler: IndexSampler, world_size: int) -> list[list[int]]:
@@ -26,13 +27,61 @@ def test_in_evaluation_every_index_is_dealt_exactly_once(monkeypatch: pytest.Mon
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
 
 
-@pytest.mark.parametrize(("world_size", "left_out"), [(1, 0), (2, 1), (3, 2), (4, 3)])
-def test_in_training_all_processes_get_as_many_and_none_the_same(
-    monkeypatch: pytest.MonkeyPatch, world_size: int, left_out: int
+def batches(share: list[int], size: int) -> list[list[int]]:
+    return [share[at : at + size] for at in range(0, len(share), size)]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("size", [16, 17, 18, 21, 23, 11])
+def test_in_training_the_batches_of_all_processes_together_are_those_of_a_single_one(
+    monkeypatch: pytest.MonkeyPatch, size: int, first: int
 ) -> None:
-    dealt = shares(monkeypatch, index_sampler(11, shuffle=True, seed=4), world_size)
-    assert {len(share) for share in dealt} == {(11 - left_out) // world_size}
-    assert len(set(itertools.chain(*dealt))) == 11 - left_out
+    sampler = index_sampler(size, shuffle=True, seed=4, batch_size=8)
+    assert isinstance(sampler, FiniteIndexSampler)
+    dealt: dict[int, list[list[list[int]]]] = {}
+    for world_size in (1, 2, 4):
+        for rank in range(world_size):
+            monkeypatch.setattr(sampling, "rank_and_world_size", lambda rank=rank, all=world_size: (rank, all))
+            loader = EpochBatches(sampler, 8 // world_size, first)
+            dealt.setdefault(world_size, []).append(list(loader))
+            assert len(loader) == len(list(loader)) == first + len(dealt[world_size][-1])
+    (alone,) = dealt[1]
+    if first == 0:
+        assert sorted(itertools.chain(*alone)) == list(range(size))
+    for world_size in (2, 4):
+        for whole, *parts in zip(alone, *dealt[world_size], strict=True):
+            # each process takes all of a batch that is too small to be shared
+            expected = whole if len(whole) >= world_size else whole * world_size
+            assert sorted(itertools.chain(*parts)) == sorted(expected)
+
+
+def test_an_endless_stream_has_the_same_batches_at_any_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for world_size in (1, 2, 4):
+        parts = []
+        for rank in range(world_size):
+            monkeypatch.setattr(sampling, "rank_and_world_size", lambda rank=rank, all=world_size: (rank, all))
+            parts.append(
+                batches(
+                    list(itertools.islice(index_sampler(None, batch_size=8), 16 // world_size)), 8 // world_size
+                )
+            )
+        for number, share in enumerate(zip(*parts, strict=True)):
+            assert sorted(itertools.chain(*share)) == list(range(8 * number, 8 * number + 8))
+
+
+def test_a_batch_that_cannot_be_dealt_evenly_is_refused_with_both_numbers() -> None:
+    message = (
+        "batch_size counts the sequences of all processes and must be a multiple of their number; "
+        "got batch_size=6 with 4 processes."
+    )
+    with pytest.raises(ConfigError) as error:
+        sampling.share_of(6, world_size=4)
+    assert str(error.value) == message
+    with pytest.raises(ConfigError, match="eval_batch_size=3 with 2 processes"):
+        Text(batch_size=4, eval_batch_size=3).check_shares(2)
+    Copying(batch_size=4).check_shares(4)
 
 
 def test_without_shuffling_the_order_is_that_of_the_indices() -> None:

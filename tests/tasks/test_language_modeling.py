@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from rimlit.backbones import Backbone
+from rimlit.checkpoints import read_checkpoint
 from rimlit.data import Text
 from rimlit.data.text import ContiguousText
 from rimlit.errors import ConfigError
 from rimlit.heads import SumHead, TiedHead
 from rimlit.metrics import IGNORED
 from rimlit.tasks import LanguageModelingTask, Task
+from rimlit.tasks import language_modeling as module
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_trainer, quiet
 
 pytestmark = quiet
@@ -226,6 +228,36 @@ def test_tied_embeddings_leave_no_head_to_choose() -> None:
     ):
         make_task(tie_embeddings=True, head=SumHead)
     assert isinstance(make_task(head=SumHead).head, SumHead)
+
+
+def test_a_checkpoint_deals_the_carried_state_to_any_number_of_processes(
+    novel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task()
+    trainer = make_trainer(tmp_path)
+    trainer.fit(task, make_text(novel, batch_size=4))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "last.ckpt")
+    whole = task._carried
+    assert whole is not None
+
+    def dealt(world_size: int) -> list[list[Tensor]]:
+        states = []
+        for rank in range(world_size):
+            monkeypatch.setattr(module, "rank_and_world_size", lambda: (rank, world_size))  # noqa: B023
+            fresh = make_task()
+            fresh.on_load_checkpoint(checkpoint)
+            states.append(list(fresh._carried))  # type: ignore[arg-type]
+        return states
+
+    for world_size in (1, 2, 4):
+        states = dealt(world_size)
+        assert {len(part) for state in states for part in state} == {4 // world_size}
+        for part, parts in zip(whole, zip(*states, strict=True), strict=True):
+            assert torch.equal(torch.cat(parts), part)
+    checkpoint["rimlit"]["carried"] = dealt(4)  # as four processes write it
+    for part, parts in zip(whole, dealt(1)[0], strict=True):
+        assert torch.equal(parts, part)
 
 
 # Sampling

@@ -390,8 +390,9 @@ class RimlitCLI(LightningCLI):
         return text
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a run that would never end."""
+        """Refuse a run that would never end, and batches that cannot be dealt to the processes."""
         trainer, data = self.trainer, self.datamodule
+        data.check_shares(trainer.world_size)
         has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
         if self.subcommand != "fit" or has_end:
             return

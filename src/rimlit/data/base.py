@@ -10,7 +10,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from rimlit.data.checks import CheckedCollate, FiniteIndexed, Indexed, Sizes
-from rimlit.data.sampling import FiniteStartingAt, IndexSampler, StartingAt, index_sampler, rank_and_world_size
+from rimlit.data.sampling import (
+    EpochBatches,
+    FiniteIndexSampler,
+    FiniteStartingAt,
+    IndexSampler,
+    StartingAt,
+    index_sampler,
+    share_of,
+)
 from rimlit.errors import ConfigError, DataError
 from rimlit.spec import Recorded, Spec
 from rimlit.types import SequenceBatch
@@ -27,7 +35,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
     hands them to the task's arguments of the same name.
 
     Args:
-        batch_size: Sequences in a batch of each process, at least 1.
+        batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Seed of everything drawn here; None takes the run's ``seed_everything``, or 0.
 
@@ -46,6 +54,10 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self._start = (0, 0)
+
+    def check_shares(self, world_size: int) -> None:
+        """Raise a ConfigError if a batch cannot be dealt evenly to ``world_size`` processes."""
+        share_of(self.batch_size, world_size=world_size)
 
     def start_training_at(self, epoch: int, batch: int) -> None:
         """Let the next training loader begin at a batch of an epoch, to go on with a run."""
@@ -97,16 +109,24 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         sampler: Any = loader.sampler if loader.batch_size is None else batches.sampler
         if isinstance(sampler, IndexSampler):
             sampler.set_epoch(epoch)  # workers draw before Lightning would say so
-        is_endless = isinstance(sampler, IndexSampler) and sampler.size is None
-        start = (StartingAt if is_endless else FiniteStartingAt)(sampler, batch * (loader.batch_size or 1))
+        order: dict[str, Any]
+        if (
+            isinstance(sampler, FiniteIndexSampler)
+            and sampler.shuffle
+            and loader.batch_size
+            and not loader.drop_last
+        ):
+            order = {"batch_sampler": EpochBatches(sampler, loader.batch_size, batch)}
+        else:
+            is_endless = isinstance(sampler, IndexSampler) and sampler.size is None
+            start = (StartingAt if is_endless else FiniteStartingAt)(sampler, batch * (loader.batch_size or 1))
+            order = {"batch_size": loader.batch_size, "sampler": start, "drop_last": loader.drop_last}
         return TrainingLoader(
             loader.dataset,
-            batch_size=loader.batch_size,
-            sampler=start,
+            **order,
             num_workers=loader.num_workers,
             persistent_workers=loader.persistent_workers,
             collate_fn=loader.collate_fn,
-            drop_last=loader.drop_last,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
@@ -128,6 +148,16 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         return self._loaders("predict")
 
     def _loaders(self, split: Split) -> list[DataLoader[Any]]:
+        trainer: Any = self.trainer
+        if (
+            trainer is not None
+            and trainer.world_size > 1
+            and trainer._accelerator_connector.use_distributed_sampler
+        ):
+            raise ConfigError(
+                "Several processes need Trainer(use_distributed_sampler=False): rimlit deals the samples itself, "
+                "and Lightning's sampler would deal them once more."
+            )
         return [self.loader(dataset, split) for dataset in self.datasets(split).values()]
 
     def setup(self, stage: str) -> None:
@@ -141,11 +171,10 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         for split in needed.get(stage, (cast(Split, stage),)):
             for dataset in self.datasets(split).values():
                 size = self.size_of(dataset)
-                least = self.batch_size * rank_and_world_size()[1] if split == "train" else 1
+                least = self.batch_size if split == "train" else 1
                 if size is not None and size < least:
                     why = f", fewer than a batch; got batch_size={self.batch_size}" if size else ""
-                    processes = f" in {least // self.batch_size} processes" if least > self.batch_size else ""
-                    raise DataError(f"{self._source(split)}: there are {size} samples{why}{processes}.")
+                    raise DataError(f"{self._source(split)}: there are {size} samples{why}.")
                 self._checked(split)(Indexed(dataset).__getitems__([0]))
 
     def _source(self, split: Split) -> str:
@@ -161,10 +190,11 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         batch_size: int | None = options.pop("batch_size", self.batch_size)
         if batch_size is not None:
             dataset = Indexed(dataset) if size is None else FiniteIndexed(dataset)
+        shuffle = options.pop("shuffle", split == "train")
         return DataLoader(
             dataset,
-            batch_size=batch_size,
-            sampler=index_sampler(size, shuffle=options.pop("shuffle", split == "train"), seed=self.seed),
+            batch_size=None if batch_size is None else share_of(batch_size),
+            sampler=index_sampler(size, shuffle=shuffle, seed=self.seed, batch_size=batch_size),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=self._checked(split) if batch_size is not None else None,

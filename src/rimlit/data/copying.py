@@ -120,9 +120,9 @@ class Copying(DataModule):
         train_size: Sequences in an epoch; None for an endless stream of fresh ones.
         val_size: Validation sequences.
         test_size: Test sequences for each span.
-        samples_per_span: Consecutive samples that share a drawn span. In one process a ``batch_size`` that divides
-            it needs no padding; otherwise batches are padded, and the padding is not scored.
-        batch_size: Sequences in a batch of each process, at least 1.
+        samples_per_span: Consecutive samples that share a drawn span. A ``batch_size`` that divides it needs no
+            padding; otherwise batches are padded, and the padding is not scored.
+        batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Seed of all samples; None takes the run's ``seed_everything``, or 0.
 

@@ -1,11 +1,15 @@
-"""The order in which samples are taken: a function of seed, epoch and rank."""
+"""The order in which samples are taken: a function of seed and epoch, dealt to any number of processes."""
 
 import itertools
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import distributed
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
+
+from rimlit.errors import ConfigError
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -15,27 +19,57 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
-class IndexSampler(Sampler[int]):
-    """Deal sample indices to the processes in turn, none twice.
+def share_of(batch_size: int, *, key: str = "batch_size", world_size: int | None = None) -> int:
+    """Return how many sequences of a batch each process takes.
 
-    Without shuffling none is left out either, so that evaluation scores every sample once. With shuffling all
-    processes get as many, because in training the last one would wait for the others; the remainder of a
-    division by their number sits an epoch out.
+    Args:
+        batch_size: Sequences in a batch over all processes.
+        key: What the setting is called.
+        world_size: Processes; None for those of torch.distributed.
+
+    Raises:
+        ConfigError: The batch cannot be dealt evenly.
+
+    Example:
+        >>> share_of(64, world_size=4)
+        16
+    """
+    if world_size is None:
+        world_size = rank_and_world_size()[1]
+    if batch_size % world_size:
+        raise ConfigError(
+            f"{key} counts the sequences of all processes and must be a multiple of their number; got "
+            f"{key}={batch_size} with {world_size} processes."
+        )
+    return batch_size // world_size
+
+
+class IndexSampler(Sampler[int]):
+    """Deal sample indices to the processes in turn, none left out.
+
+    The k-th batches of all processes together are the k-th batch of a single one, at any number of processes.
+    Without shuffling no index is dealt twice, so that evaluation scores every sample once. With shuffling all
+    processes get as many batches, because in training the last one would wait for the others: where the last batch
+    of an epoch has fewer samples than there are processes, each takes all of it, which has the same gradient.
 
     Args:
         size: Number of samples; None for an endless stream 0, 1, 2, ….
         shuffle: Whether to permute a finite set anew in each epoch.
         seed: Seed of the permutations.
+        batch_size: Samples of a batch over all processes, a multiple of their number.
 
     Example:
         >>> list(IndexSampler(3))
         [0, 1, 2]
     """
 
-    def __init__(self, size: int | None, *, shuffle: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, size: int | None, *, shuffle: bool = False, seed: int = 0, batch_size: int | None = None
+    ) -> None:
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
+        self.batch_size = batch_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,7 +85,14 @@ class IndexSampler(Sampler[int]):
             return iter(range(rank, self.size, world_size))
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
         order = torch.randperm(self.size, generator=generator)
-        return iter(order[rank : self.size - self.size % world_size : world_size].tolist())
+        whole = self._in_whole_batches(world_size)
+        rest = order[whole:]
+        share = rest[rank::world_size] if len(rest) >= world_size else rest
+        return iter(torch.cat([order[rank:whole:world_size], share]).tolist())
+
+    def _in_whole_batches(self, world_size: int) -> int:
+        assert self.size is not None
+        return self.size - self.size % (self.batch_size or world_size)
 
 
 class FiniteIndexSampler(IndexSampler):
@@ -62,13 +103,45 @@ class FiniteIndexSampler(IndexSampler):
     def __len__(self) -> int:
         """Return the number of samples this process gets."""
         rank, world_size = rank_and_world_size()
-        return self.size // world_size if self.shuffle else len(range(rank, self.size, world_size))
+        if not self.shuffle:
+            return len(range(rank, self.size, world_size))
+        whole = self._in_whole_batches(world_size)
+        rest = self.size - whole
+        return whole // world_size + (len(range(rank, rest, world_size)) if rest >= world_size else rest)
 
 
-def index_sampler(size: int | None, *, shuffle: bool = False, seed: int = 0) -> IndexSampler:
+def index_sampler(size: int | None, **options: Any) -> IndexSampler:
     """Return the sampler for ``size``: an endless one has no length, which is how Lightning knows it."""
-    sampler = IndexSampler if size is None else FiniteIndexSampler
-    return sampler(size, shuffle=shuffle, seed=seed)
+    return (IndexSampler if size is None else FiniteIndexSampler)(size, **options)
+
+
+class EpochBatches(BatchSampler):
+    """The batches of an epoch of a shuffled :class:`FiniteIndexSampler`, the last of which is all that is left.
+
+    Args:
+        sampler: Deals this process's share.
+        batch_size: Indices of this process in a whole batch.
+        first: Batches to leave out the first time, at least 0.
+    """
+
+    sampler: FiniteIndexSampler
+
+    def __init__(self, sampler: FiniteIndexSampler, batch_size: int, first: int = 0) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.first = first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches."""
+        first, self.first = self.first, 0
+        indices = itertools.islice(iter(self.sampler), first * self.batch_size, None)
+        for _ in range(first, len(self) - 1):
+            yield list(itertools.islice(indices, self.batch_size))
+        if rest := list(indices):  # more than batch_size where each process takes all of a small batch
+            yield rest
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return math.ceil(self.sampler.size / (self.batch_size * rank_and_world_size()[1]))
 
 
 class StartingAt(Sampler[int]):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rimlit.data.base import DataModule, Split, require_at_least
-from rimlit.data.sampling import rank_and_world_size
+from rimlit.data.sampling import rank_and_world_size, share_of
 from rimlit.data.text_sources import read_dataset, read_path, read_standard_library
 from rimlit.data.vocabulary import Level, Vocabulary
 from rimlit.errors import ConfigError, DataError
@@ -107,8 +107,8 @@ class Text(DataModule):
         test_fraction: Share of a single text, its end, that is test, 0 to 1.
         size_limit: Characters of each split that are used; None for all.
         prompt: Text that prediction continues.
-        batch_size: Rows of text side by side in each process, at least 1.
-        eval_batch_size: Rows in validation and test; None for ``batch_size``. Each row starts from the initial
+        batch_size: Rows of text side by side over all processes, at least 1 and a multiple of their number.
+        eval_batch_size: The same in validation and test; None for ``batch_size``. Each row starts from the initial
             state, so fewer rows give slightly better scores; every token is scored at any number.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Not used by a text; None takes the run's ``seed_everything``, or 0.
@@ -240,12 +240,13 @@ class Text(DataModule):
             return {"": _Prompts(Prompt(self.prompt, torch.cat([start, ids])[None]))}
         rank, world_size = rank_and_world_size()
         tokens = self.tokens(split)
-        rows = (self.batch_size if split == "train" else self.eval_batch_size) * world_size
+        key = "batch_size" if split == "train" else "eval_batch_size"
+        rows = getattr(self, key)
+        share_of(rows, key=key, world_size=world_size)
         if len(tokens) < rows:
-            key = "batch_size" if split == "train" else "eval_batch_size"
             raise DataError(
                 f"The {split} text of {self.source} has {len(tokens)} tokens, fewer than the {rows} rows of a "
-                f"batch; got {key}={rows // world_size} in {world_size} process(es)."
+                f"batch; got {key}={rows}."
             )
         text = ContiguousText(
             tokens,
@@ -256,6 +257,11 @@ class Text(DataModule):
             world_size=world_size,
         )
         return {"": text}
+
+    def check_shares(self, world_size: int) -> None:
+        """Raise a ConfigError if the rows of a batch cannot be dealt evenly to ``world_size`` processes."""
+        super().check_shares(world_size)
+        share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
 
     def group_names(self, split: Split) -> list[str]:
         """Return the one unnamed group."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -17,6 +18,7 @@ import rimlit
 from rimlit.backbones import Backbone, BackboneFactory
 from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
+from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Embedding
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import Head, HeadFactory, LinearHead
@@ -109,6 +111,13 @@ class Task(Recorded, L.LightningModule, ABC):
     def metrics(self) -> dict[str, Metric]:
         """Return fresh metrics by name, each updated with what :meth:`scored` returns."""
 
+    def weight(self, batch: Any) -> Tensor:
+        """Return how many values of a batch the loss is the mean of, a scalar; by default its sequences.
+
+        The loss of a batch that several processes share is the mean of theirs, weighted so.
+        """
+        return torch.tensor(len(batch.inputs), device=self.device)
+
     def scored(self, outputs: Tensor, batch: Any) -> tuple[Tensor, ...]:
         """Return predictions and targets as the metrics take them; by default outputs and targets."""
         return outputs, batch.targets
@@ -141,12 +150,13 @@ class Task(Recorded, L.LightningModule, ABC):
 
     def log_step(self, outputs: Tensor, batch: Any, stage: Stage, group: int = 0) -> Tensor:
         """Log the loss and, outside training, the metrics of a batch; return the loss."""
-        loss = self.loss(outputs, batch)
+        loss, weight = self.loss(outputs, batch), self.weight(batch)
         if stage == "train":
-            self.log("train/loss", loss, prog_bar=True)
+            loss, whole = over_processes(loss, weight)
+            self.log("train/loss", whole, prog_bar=True)
             return loss
         prefix = self.prefix(stage, group)
-        self._losses[prefix].update(loss.detach(), weight=len(batch.inputs))
+        self._losses[prefix].update(loss.detach(), weight=weight)
         self._metrics[prefix].update(*self.scored(outputs, batch))
         return loss
 
@@ -319,6 +329,26 @@ class Task(Recorded, L.LightningModule, ABC):
             first = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{checkpoint_path} does not hold the weights of its task: {first}") from error
         return task.to(map_location).eval() if map_location is not None else task.eval()
+
+
+def over_processes(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Make the loss of this process's share one of the whole batch.
+
+    Args:
+        loss: Mean over the share, a scalar.
+        weight: How many values it is the mean of.
+
+    Returns:
+        The share's part of the loss, whose gradient, averaged over the processes, is that of the whole batch, and
+        the whole batch's loss, without a gradient.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return loss, loss.detach()
+    sums = torch.stack([loss.detach().double() * weight, weight.double()])
+    distributed.all_reduce(sums)
+    total = sums[1].clamp(min=1)
+    return loss * (weight * world_size / total).to(loss.dtype), (sums[0] / total).to(loss.dtype)
 
 
 def load_checkpoint(path: str | Path, **kwargs: Any) -> Task:

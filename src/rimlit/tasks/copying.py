@@ -71,6 +71,10 @@ class CopyingTask(Task):
         """Return the mean cross-entropy over all unpadded steps, nats."""
         return functional.cross_entropy(outputs.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
 
+    def weight(self, batch: SequenceBatch) -> Tensor:
+        """Return the number of unpadded steps."""
+        return (batch.targets != IGNORED).sum()
+
     def metrics(self) -> dict[str, Metric]:
         """Return the metrics of the recall and, for comparison with the literature, of all steps."""
         return {

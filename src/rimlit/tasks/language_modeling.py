@@ -126,16 +126,18 @@ class LanguageModelingTask(Task):
         checkpoint["rimlit"]["carried"] = everyone
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the carried state up, unless the rows of text are dealt to another number of processes now."""
+        """Take the carried state up: that of the rows of text which this process has now."""
         super().on_load_checkpoint(checkpoint)
         everyone = checkpoint.get("rimlit", {}).get("carried")
-        rank, world_size = rank_and_world_size()
-        if everyone is None or len(everyone) != world_size or everyone[rank] is None:
-            self._carried = None
+        self._carried = None
+        if everyone is None or any(state is None for state in everyone):
             return
-        parts = iter([part.to(self.device) for part in everyone[rank]])
-        like = self.backbone.initial_state(len(everyone[rank][0]))
-        self._carried = map_state(lambda _: next(parts), like)
+        rank, world_size = rank_and_world_size()
+        parts = [
+            torch.cat(states).chunk(world_size)[rank].to(self.device) for states in zip(*everyone, strict=True)
+        ]
+        left = iter(parts)
+        self._carried = map_state(lambda _: next(left), self.backbone.initial_state(len(parts[0])))
 
     def loss(self, outputs: Tensor, batch: SequenceBatch) -> Tensor:
         """Return the mean cross-entropy over unpadded tokens, nats."""
@@ -143,6 +145,10 @@ class LanguageModelingTask(Task):
         total = functional.cross_entropy(outputs.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
         # a process whose rows all end before the last chunk has nothing to score: 0, where the mean is NaN
         return total / (targets != IGNORED).sum().clamp(min=1)
+
+    def weight(self, batch: SequenceBatch) -> Tensor:
+        """Return the number of unpadded tokens."""
+        return (batch.targets != IGNORED).sum()
 
     def metrics(self) -> dict[str, Metric]:
         """Return metrics counted once per token."""
