@@ -1,7 +1,7 @@
 """Errors a user can mend, each with the exit code of the command line.
 
 Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint, 5 not finite, 6 storage,
-130 interrupted, 143 terminated.
+7 another process, 130 interrupted, 143 terminated.
 """
 
 
@@ -43,6 +43,16 @@ class StorageError(RimlitError, OSError):
 
 class RunsFailedError(RimlitError):
     """Some runs of a comparison failed; the others are done."""
+
+
+class ProcessError(RimlitError, SystemExit):
+    """Another process of the run died, failed, froze or hung; uncaught, it ends this one with code 7."""
+
+    exit_code = 7
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = self.exit_code
 
 
 class StoppedError(RimlitError):

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from rimlit import __version__
 from rimlit.cli.configs import list_configs, read_config
-from rimlit.errors import ConfigError, RimlitError
+from rimlit.errors import ConfigError, ProcessError, RimlitError
 
 SUBCOMMANDS = {
     "fit": "train a task, then test the best checkpoint",
@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(arguments)
+    except ProcessError as error:
+        raise SystemExit(error.exit_code) from None  # it has been said why
     except RimlitError as error:
         if os.environ.get("RIMLIT_DEBUG"):
             traceback.print_exc()

@@ -39,6 +39,7 @@ from rimlit.training.changes import find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, newest_checkpoint
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
+from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunFolder, RunRecorder
 from rimlit.training.rollouts import RolloutPictures
@@ -363,6 +364,7 @@ class RimlitCLI(LightningCLI):
                 )
                 own.append(checkpointer)
             own.append(recorder)
+        own.append(ProcessWatch())
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         names = {type(callback) for callback in given}
@@ -411,6 +413,9 @@ class RimlitCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; a checkpoint of another model and a file that cannot be written become one message."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ProcessWatch):
+                callback.begin(self.trainer)
         try:
             super()._run_subcommand(subcommand)
         except RimlitError:

@@ -4,6 +4,7 @@ from rimlit.training.activity import MechanismActivity
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
+from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
@@ -17,6 +18,7 @@ __all__ = [
     "MLflowTracker",
     "MechanismActivity",
     "PredictionFile",
+    "ProcessWatch",
     "ProgressBar",
     "RolloutPictures",
     "RunRecorder",

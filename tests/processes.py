@@ -1,0 +1,164 @@
+"""Runs of several real processes, forked from one that has paid for the imports, and what may happen to them.
+
+Started as a program this file is that warm parent: it reads a job per line from its input and answers in JSON.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+
+
+class Fault(L.Callback):
+    """Let something happen in one process when a training step begins.
+
+    Args:
+        kind: ``kill``, ``stop``, ``hang``, ``raise``, or the name of a signal.
+        rank: The process.
+        step: When ``global_step`` is that.
+    """
+
+    def __init__(self, kind: str, rank: int = 1, step: int = 3) -> None:
+        self.kind, self.rank, self.step = kind, rank, step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_rank != self.rank or trainer.global_step != self.step:
+            return
+        if self.kind == "hang":
+            while True:
+                time.sleep(0.1)
+        if self.kind == "raise":
+            raise RuntimeError("a fault of the task's own")
+        names = {"kill": "SIGKILL", "stop": "SIGSTOP"}
+        os.kill(os.getpid(), signal.Signals[names.get(self.kind, self.kind)])
+
+
+class Losses(L.Callback):
+    """Write the loss of every training batch and the weights' end to a file of the run's folder, exactly."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir, "losses.txt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            number = trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+            with path.open("a") as file:
+                file.write(f"{number} {trainer.callback_metrics['train/loss'].item().hex()}\n")
+
+
+class Ended(NamedTuple):
+    """How a process ended."""
+
+    code: int  # minus the signal's number where one killed it
+    seconds: float  # after the start
+    error: str
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    return port
+
+
+class Warm:
+    """A parent that has imported rimlit; its children are the processes of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.program = subprocess.Popen(
+            [sys.executable, "-m", "tests.processes"],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def _ask(self, **job: Any) -> Any:
+        assert self.program.stdin is not None and self.program.stdout is not None
+        self.program.stdin.write(json.dumps(job) + "\n")
+        self.program.stdin.flush()
+        return json.loads(self.program.stdout.readline())
+
+    def start(
+        self, folder: Path, *arguments: Any, processes: int = 2, env: dict[str, str] | None = None
+    ) -> list[int]:
+        """Start ``rimlit`` in several processes, as torchrun would; returns their ids."""
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+        ranks = [
+            {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "LOCAL_WORLD_SIZE": str(processes)}
+            for rank in range(processes)
+        ]
+        own = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"} if env is None else env
+        several = ("--trainer.accelerator=cpu", f"--trainer.devices={processes}", "--trainer.strategy=ddp")
+        command = [str(argument) for argument in (*arguments, *several)]
+        if processes == 1:
+            address, own, ranks, command = {}, {}, [{}], [str(argument) for argument in arguments]
+        environments = [{**address, **rank, **own} for rank in ranks]
+        pids: list[int] = self._ask(folder=str(folder), command=command, environments=environments)
+        return pids
+
+    def wait(self) -> list[Ended]:
+        """Wait until all processes have ended."""
+        return [Ended(*ended) for ended in self._ask(wait=True)]
+
+    def run(self, folder: Path, *arguments: Any, **options: Any) -> list[Ended]:
+        """Start and wait."""
+        self.start(folder, *arguments, **options)
+        return self.wait()
+
+    def close(self) -> None:
+        assert self.program.stdin is not None
+        self.program.stdin.close()
+        self.program.wait()
+
+
+def _start(job: dict[str, Any]) -> dict[int, Path]:
+    files = {}
+    for rank, environment in enumerate(job["environments"]):
+        error = Path(job["folder"], f"error-{rank}.txt")
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.chdir(job["folder"])
+            with error.open("w") as file:
+                os.dup2(file.fileno(), 2)
+                os.dup2(file.fileno(), 1)
+            os.environ.update(environment)
+            sys.argv = ["rimlit", *job["command"]]
+            from rimlit.cli import main
+
+            main()
+            sys.exit()
+        files[pid] = error
+    return files
+
+
+def _serve() -> None:
+    import rimlit.cli.run  # noqa: F401, the point of this program
+
+    files: dict[int, Path] = {}
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "wait" in job:
+            ended = {}
+            while len(ended) < len(files):
+                pid, status = os.wait()
+                ended[pid] = os.waitstatus_to_exitcode(status), time.monotonic() - started
+            answer: Any = [(*ended[pid], path.read_text()) for pid, path in files.items()]
+        else:
+            started = time.monotonic()
+            files = _start(job)
+            answer = list(files)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
