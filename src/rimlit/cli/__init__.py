@@ -1,6 +1,7 @@
 """The command ``rimlit``. This module imports neither torch nor Lightning, so that help answers at once."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from difflib import get_close_matches
 
 from rimlit import __version__
 from rimlit.cli.configs import list_configs, read_config
-from rimlit.errors import ConfigError, ProcessError, RimlitError
+from rimlit.errors import ConfigError, ProcessError, RimlitError, StoppedError
 
 SUBCOMMANDS = {
     "fit": "train a task, then test the best checkpoint",
@@ -98,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RimlitError as error:
         if os.environ.get("RIMLIT_DEBUG"):
             traceback.print_exc()
+        if isinstance(error, StoppedError) and argv is None:  # the process is this command's own, and ends now
+            for signum in ("SIGINT", "SIGTERM", "SIGUSR1"):
+                if hasattr(signal, signum):
+                    signal.signal(getattr(signal, signum), signal.SIG_IGN)
         print(f"rimlit: error: {_text_of(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 

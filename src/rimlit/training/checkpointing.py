@@ -164,6 +164,19 @@ class Checkpointer(Checkpoint):
             restore(trainer, pl_module, self._sums_restored[trainer.global_rank], in_epoch=in_epoch)
         self._sums_restored = []
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals; nothing is to be saved."""
+        self._signals.listen(at_once=True)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals; nothing is to be saved."""
+        self._signals.listen(at_once=True)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals; nothing is to be saved, unless the validation is part of a training."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._signals.listen(at_once=True)
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen no more."""
         self._signals.listen_no_more()

@@ -23,6 +23,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
 from rimlit.errors import ConfigError, ProcessError, StoppedError
@@ -344,7 +345,7 @@ class Guard:
     def fail(self, error: BaseException) -> None:
         """Tell the others of an error, or, where it came from one of them, end with the first culprit's name."""
         self._is_leaving = True
-        if isinstance(error, StoppedError):
+        if isinstance(error, StoppedError) and self.trainer.state.fn == TrainerFn.FITTING:
             return  # all processes have agreed to
         if not is_broken_connection(error):
             self._has_failed = True

@@ -1,15 +1,16 @@
 """Signals that ask a run to stop: noted when they come, obeyed at the next step."""
 
-import logging
+import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rimlit.errors import StoppedError
+from lightning_utilities.core.rank_zero import rank_zero_only
 
-log = logging.getLogger(__name__)
+from rimlit.errors import StoppedError
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):  # what SLURM sends before the time limit
@@ -23,13 +24,18 @@ class SignalFlag:
         self.received = 0
         self._before: dict[int, Any] = {}
 
-    def listen(self) -> None:
-        """Take the signals, in the main thread, where Python delivers them."""
+    def listen(self, *, at_once: bool = False) -> None:
+        """Take the signals, in the main thread, where Python delivers them.
+
+        Args:
+            at_once: Whether the first one ends what runs with a :class:`StoppedError`, where there is nothing to save.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         self.received = 0
         for signum in EXIT_CODES:
-            self._before[signum] = signal.signal(signum, self._note)
+            before = signal.signal(signum, self._stop if at_once else self._note)
+            self._before.setdefault(signum, before)
 
     def listen_no_more(self) -> None:
         """Put back what handled the signals before."""
@@ -41,11 +47,37 @@ class SignalFlag:
         if not self.received:
             self.received = signum
 
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received = signum
+            raise self.error(signum)
+
     @staticmethod
-    def error(signum: int, step: int, saved: Path) -> StoppedError:
-        """Return what ends the run."""
+    def error(signum: int, step: int | None = None, saved: Path | None = None) -> StoppedError:
+        """Return what ends the run, whose SLURM job goes back into its queue if SLURM asked.
+
+        Args:
+            signum: The signal.
+            step: The last step, where one was saved.
+            saved: The checkpoint that holds it.
+        """
         name = signal.Signals(signum).name
-        return StoppedError(
-            f"Stopped by {name} after step {step}; {saved} holds it. The same command goes on.",
-            EXIT_CODES[signal.Signals(signum)],
-        )
+        what = "" if saved is None else f" after step {step}; {saved} holds it"
+        text = f"Stopped by {name}{what}. The same command goes on."
+        if name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ and getattr(rank_zero_only, "rank", 0) == 0:
+            text += " " + requeue()
+        return StoppedError(text, EXIT_CODES[signal.Signals(signum)])
+
+
+def requeue() -> str:
+    """Put this SLURM job, or this task of its array, back into the queue; returns what to tell the user."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the first task's job id would stand for the whole array
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    command = ["scontrol", "requeue", job]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+        return f"{' '.join(command)} failed ({reason}): submit the job again."
+    return f"SLURM puts job {job} back into its queue."
