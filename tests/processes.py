@@ -19,7 +19,7 @@ import lightning as L
 
 
 class Fault(L.Callback):
-    """Let something happen in one process when a training step begins.
+    """Let something happen in one process when a training step begins, but not after torchrun's restart.
 
     Args:
         kind: ``kill``, ``stop``, ``hang``, ``raise``, or the name of a signal.
@@ -31,7 +31,8 @@ class Fault(L.Callback):
         self.kind, self.rank, self.step = kind, rank, step
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_rank != self.rank or trainer.global_step != self.step:
+        is_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if trainer.global_rank != self.rank or trainer.global_step != self.step or is_again:
             return
         if self.kind == "hang":
             while True:
@@ -90,20 +91,30 @@ class Warm:
         return json.loads(self.program.stdout.readline())
 
     def start(
-        self, folder: Path, *arguments: Any, processes: int = 2, env: dict[str, str] | None = None
+        self,
+        folder: Path,
+        *arguments: Any,
+        processes: int = 2,
+        env: dict[str, str] | None = None,
+        by_slurm: bool = False,
     ) -> list[int]:
-        """Start ``rimlit`` in several processes, as torchrun would; returns their ids."""
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-        ranks = [
-            {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "LOCAL_WORLD_SIZE": str(processes)}
-            for rank in range(processes)
-        ]
-        own = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"} if env is None else env
-        several = ("--trainer.accelerator=cpu", f"--trainer.devices={processes}", "--trainer.strategy=ddp")
-        command = [str(argument) for argument in (*arguments, *several)]
-        if processes == 1:
-            address, own, ranks, command = {}, {}, [{}], [str(argument) for argument in arguments]
-        environments = [{**address, **rank, **own} for rank in ranks]
+        """Start ``rimlit`` in several processes, as torchrun or srun would; returns their ids."""
+        command = [str(argument) for argument in arguments]
+        if processes > 1:
+            command += ["--trainer.accelerator=cpu", f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
+        environments = []
+        port = str(free_port())
+        for number in range(processes):
+            rank = str(number)
+            if by_slurm:
+                own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0"}
+            elif processes == 1:
+                own = {}
+            else:
+                own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+                own |= {"LOCAL_WORLD_SIZE": str(processes), "WORLD_SIZE": str(processes)}
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
+            environments.append({**address, **own, **(env or {})})
         pids: list[int] = self._ask(folder=str(folder), command=command, environments=environments)
         return pids
 

@@ -124,6 +124,16 @@ class Checkpointer(Checkpoint):
         """The checkpoint of the best validation."""
         return self.folder / "best.ckpt"
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the place of Lightning's handlers, which save, requeue and talk to other processes at once."""
+        connector = trainer._signal_connector
+
+        def register() -> None:
+            connector._original_handlers = connector._get_current_signal_handlers()  # Lightning puts them back
+            self._signals.listen(at_once=trainer.state.fn != TrainerFn.FITTING)
+
+        connector.register_signal_handlers = register  # type: ignore[method-assign]
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Try the folder before any work is done, and tell the data module where its training stream goes on."""
         self._has_ended = False
@@ -146,8 +156,7 @@ class Checkpointer(Checkpoint):
             data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals, after Lightning has set its own handlers; take up what the checkpoint brought."""
-        self._signals.listen()
+        """Take up what the checkpoint brought."""
         if self._restored is not None:
             # Lightning passes the end of the last batch once more, and would show them its score twice
             configs = trainer.lr_scheduler_configs
@@ -163,19 +172,6 @@ class Checkpointer(Checkpoint):
             in_epoch = self._restored["batches_in_epoch"] > 0
             restore(trainer, pl_module, self._sums_restored[trainer.global_rank], in_epoch=in_epoch)
         self._sums_restored = []
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals; nothing is to be saved."""
-        self._signals.listen(at_once=True)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals; nothing is to be saved."""
-        self._signals.listen(at_once=True)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals; nothing is to be saved, unless the validation is part of a training."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._signals.listen(at_once=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen no more."""

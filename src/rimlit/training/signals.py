@@ -28,14 +28,13 @@ class SignalFlag:
         """Take the signals, in the main thread, where Python delivers them.
 
         Args:
-            at_once: Whether the first one ends what runs with a :class:`StoppedError`, where there is nothing to save.
+            at_once: Whether the first one ends what runs, by a :class:`StoppedError`: there is nothing to save.
         """
         if threading.current_thread() is not threading.main_thread():
             return
         self.received = 0
         for signum in EXIT_CODES:
-            before = signal.signal(signum, self._stop if at_once else self._note)
-            self._before.setdefault(signum, before)
+            self._before[signum] = signal.signal(signum, self._stop if at_once else self._note)
 
     def listen_no_more(self) -> None:
         """Put back what handled the signals before."""

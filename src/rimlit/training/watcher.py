@@ -119,7 +119,10 @@ class Line:
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        messages = [json.loads(line) for line in lines]
+        if not all(isinstance(message, dict) for message in messages):
+            raise ValueError("A message is an object.")
+        return messages
 
     def send(self, **message: Any) -> None:
         """Send a message; one that cannot be sent is dropped: the other side is gone, as will be noticed."""
