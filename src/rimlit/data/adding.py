@@ -63,7 +63,7 @@ class Adding(DataModule):
         train_size: Sequences in an epoch; None for an endless stream of fresh ones.
         val_size: Validation sequences.
         test_size: Test sequences for each length.
-        batch_size: Sequences in a batch of each process, at least 1.
+        batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Seed of all samples; None takes the run's ``seed_everything``, or 0.
 

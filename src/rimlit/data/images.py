@@ -85,7 +85,7 @@ class SequentialImages(DataModule):
         threshold: A pixel is lit above this share of white, 0 to 1.
         val_fraction: Share of the training file that is validation, 0 to 1 (the authors' code: 12,000 of 60,000).
         train_size: Training images that are used; None for all that are not validation.
-        batch_size: Sequences in a batch of each process, at least 1.
+        batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Seed of the split and of the order; None takes the run's ``seed_everything``, or 0.
 

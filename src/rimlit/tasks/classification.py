@@ -83,6 +83,10 @@ class ClassificationTask(Task):
         logits, targets = self.scored(outputs, batch)
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
+    def weight(self, batch: SequenceBatch) -> Tensor:
+        """Return the number of labels."""
+        return (batch.targets != IGNORED).sum()
+
     def metrics(self) -> dict[str, Metric]:
         """Return metrics counted once per label."""
         return {"cross_entropy": CrossEntropy(), "accuracy": SymbolAccuracy()}

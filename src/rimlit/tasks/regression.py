@@ -82,6 +82,10 @@ class RegressionTask(Task):
         """Return the mean squared error."""
         return functional.mse_loss(*self.scored(outputs, batch))
 
+    def weight(self, batch: SequenceBatch) -> Tensor:
+        """Return the number of sequences, or of steps where each has a target."""
+        return super().weight(batch) if batch.targets.dim() == 2 else batch.lengths.sum()
+
     def metrics(self) -> dict[str, Metric]:
         """Return metrics counted once per number."""
         return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}

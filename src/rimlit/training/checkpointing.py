@@ -276,6 +276,8 @@ class Checkpointer(Checkpoint):
         for counts in (progress["total"], progress["current"]):
             if self._is_between_batches:
                 counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
+        if self._is_between_batches:  # the batch that starts may be the epoch's last, but none that is done was
+            progress["is_last_batch"] = False
         if self._has_ended and progress["is_last_batch"]:
             # the next epoch has trained on nothing: Lightning would count an empty one
             progress["current"] = dict.fromkeys(progress["current"], 0)
