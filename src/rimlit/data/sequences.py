@@ -89,8 +89,8 @@ class Sequences(DataModule):
         test_fraction: Share of the sequences drawn for the test, where no split is given, 0 to 1.
         standardize: Whether inputs and values are brought to mean 0 and deviation 1, measured in training. Scores
             are then in deviations; predictions are in the file's own units.
-        batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number; shorter ones
-            are padded, which changes no result.
+        batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number; shorter
+            ones are padded, which changes no result.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Seed of the drawn split and of the order; None takes the run's ``seed_everything``, or 0.
 
