@@ -174,7 +174,11 @@ class Watcher:
             self.selector.register(self.server, selectors.EVENT_READ, self._accept)
             self.process.send(port=self.server.getsockname()[1])
         else:
-            connection = socket.create_connection((host, port), timeout=self.timeout)
+            try:
+                connection = socket.create_connection((host, port), timeout=self.timeout)
+            except OSError:
+                self._conclude(self._lost_judge())
+                return
             self.judge = socket_line(connection)
             self.selector.register(connection, selectors.EVENT_READ, self._hear_judge)
             self.judge.send(token=self.settings["token"], rank=self.rank, where=self.own.where)
