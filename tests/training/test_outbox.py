@@ -139,7 +139,7 @@ def test_a_next_process_sends_the_rest_and_drops_a_line_that_was_cut_short(
         killed.append(metric(number))
     assert not killed.flush(10)
     with killed.path.open("a") as file:
-        file.write('{"kind": "metrics", "val')
+        file.write('{"kind": "metrics", "values": {"a name that is longer than all of the next line will be": 1')
     outbox = make(tmp_path, receiver)
     outbox.append(metric(3))
     assert outbox.flush(10)
