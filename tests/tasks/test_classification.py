@@ -115,6 +115,7 @@ def test_a_test_scores_every_size_and_every_image_once(tmp_path: Path) -> None:
         assert metrics["accuracy"].count.item() == 360
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["RIM", "LSTM"])
 def test_training_on_a_few_images_learns_their_labels(tmp_path: Path, backbone: str) -> None:
     wide = {"class_path": f"rimlit.backbones.{backbone}", "init_args": {"hidden_size": 36}}

@@ -86,6 +86,7 @@ def test_a_checkpoint_alone_gives_the_task_back_and_a_test_scores_every_length(t
     assert scores["test/length_7/loss"] == pytest.approx(scores["test/length_7/mse"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["RIM", "LSTM"])
 def test_training_gets_below_the_floor_of_short_sums(tmp_path: Path, backbone: str) -> None:
     wide = {"class_path": f"rimlit.backbones.{backbone}", "init_args": {"hidden_size": 36}}
