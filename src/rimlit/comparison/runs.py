@@ -179,7 +179,10 @@ def last_words(log: Path) -> str:
 
 def _stop(runs: Sequence[Run]) -> None:
     """Ask what still runs to stop, and wait until it has saved."""
-    running = [run for run in runs if run.status == "running" and run.process is not None]
+    for run in runs:
+        if run.status == "running":
+            _look_at(run)
+    running = [run for run in runs if run.status == "running"]
     for run in running:
         assert run.process is not None
         run.process.terminate()

@@ -1,0 +1,309 @@
+"""``rimlit compare``: many runs, and what is made of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rimlit as package
+from rimlit.cli.compare import SettingsReader, read_curve
+from rimlit.comparison import Comparison, runs
+from rimlit.comparison.runs import Run, last_step, last_words
+from rimlit.errors import ConfigError
+from tests.cli.running import QUIET, SMALL_COPYING, UNTRACKED, read_json, rimlit
+
+MODELS = ("copying/rim", "copying/lstm")
+SMALL = ("--config=trainer/quick", *SMALL_COPYING[3:], "--model.embedding_size=8")
+FAST = (*MODELS, "--seeds=2", *SMALL, *UNTRACKED)
+COMPARISON = Path("runs/copying/compare")
+
+Ending = Callable[[Run], int]
+
+
+class FakeFit:
+    """In place of a process: writes what a run leaves behind, at once."""
+
+    def __init__(self, run: Run, code: int) -> None:
+        self.code = code
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        run.log.write_text("Seed set to 0\nrimlit: error: the loss is not finite.\n" if code else "fine\n")
+        settings, folder = SettingsReader().read(run.arguments[1:])
+        assert folder == run.folder.path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        if code:
+            run.folder.write_state(status="failed", step=1)
+            return
+        worse = 0.5 if run.config == "lstm" else 0.0
+        test = {f"span_{span}/cross_entropy": 1.0 + worse + run.seed / 4 for span in (5, 9)}
+        run.folder.write_results(
+            seed=run.seed, command="fit", commit="c", machine="m", steps=4, train_seconds=1.0, test=test
+        )
+        run.folder.write_state(status="finished", step=4)
+        (folder / "metrics.csv").write_text("step,train/loss,val/cross_entropy\n1,3.0,\n2,,2.0\n4,,1.5\n")
+
+    def poll(self) -> int:
+        return self.code
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that were started, all of which end well unless ``ending`` says otherwise."""
+    return fake(monkeypatch, lambda run: 0)
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, ending: Ending) -> list[str]:
+    names: list[str] = []
+
+    def start(run: Run, parent: str | None) -> FakeFit:
+        names.append(run.name)
+        return FakeFit(run, ending(run))
+
+    monkeypatch.setattr(runs, "start", start)
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
+    return names
+
+
+def test_every_config_runs_with_every_seed_and_a_table_and_figures_come_of_it(
+    folder: Path, started: list[str]
+) -> None:
+    answer = rimlit("compare", *FAST, "--jobs=3")
+    assert answer.code == 0, answer.err
+    assert started == ["rim-seed0", "lstm-seed0", "rim-seed1", "lstm-seed1"]
+    results = read_json(COMPARISON / "results.json")
+    assert results["command"].startswith("rimlit compare copying/rim copying/lstm --seeds=2")
+    assert results["seeds"] == [0, 1]
+    assert results["dataset"] == "copying"
+    assert results["higher_is_better"] == {"cross_entropy": False, "sequence_accuracy": True}
+    assert [run["seed"] for run in results["models"]["lstm"]["runs"]] == [0, 1]
+    assert results["models"]["rim"]["runs"][0]["val"] == {"cross_entropy": [[2, 2.0], [4, 1.5]]}
+    table = (COMPARISON / "table.md").read_text()
+    assert "| **1.125 ± 0.177** |" in table and "| 1.625 ± 0.177 |" in table
+    assert (COMPARISON / "figures/cross_entropy.png").stat().st_size > 10_000
+    assert "4 of 4 runs" in answer.out and "1.125" in answer.out
+
+
+def test_what_is_finished_is_not_repeated_and_more_may_be_added(folder: Path, started: list[str]) -> None:
+    assert rimlit("compare", *FAST).code == 0
+    assert rimlit("compare", *FAST).code == 0
+    assert len(started) == 4
+    assert rimlit("compare", *MODELS, "copying/gru", "--seeds=0,1,7", *FAST[3:]).code == 0
+    assert started[4:] == ["gru-seed0", "gru-seed1", "rim-seed7", "lstm-seed7", "gru-seed7"]
+    assert read_json(COMPARISON / "results.json")["seeds"] == [0, 1, 7]
+
+
+def test_runs_of_other_settings_are_refused_before_anything_runs(folder: Path, started: list[str]) -> None:
+    assert rimlit("compare", *FAST).code == 0
+    answer = rimlit("compare", *FAST, "--trainer.max_steps=9")
+    assert answer.code == 2
+    assert "was started with trainer.max_steps=4; got 9" in answer.err and "--name" in answer.err
+    assert len(started) == 4
+    assert rimlit("compare", *FAST, "--trainer.max_steps=9", "--name=longer").code == 0
+    assert (folder / "runs/copying/compare-longer/table.csv").is_file()
+
+
+def test_a_run_that_fails_does_not_stop_the_rest_and_is_named_with_its_log(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = fake(monkeypatch, lambda run: 5 if run.name == "rim-seed0" else 0)
+    answer = rimlit("compare", *FAST, "--jobs=1")
+    assert answer.code == 1
+    assert "1 of the runs failed: rim-seed0 (exit code 5: the loss is not finite." in answer.err
+    assert str(COMPARISON / "logs/rim-seed0.log") in answer.err
+    assert len(started) == 4
+    comparison = Comparison.load(COMPARISON)
+    assert [run["name"] for run in comparison.failed] == ["rim-seed0"]
+    assert [row["seeds"] for row in comparison.rows] == [1, 2]
+    again = fake(monkeypatch, lambda run: 0)
+    assert rimlit("compare", *FAST).code == 0
+    assert again == ["rim-seed0"]
+
+
+def test_a_signal_stops_the_rest_and_leaves_a_table_of_what_was_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(run: Run) -> int:
+        if run.name == "lstm-seed0":
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    started = fake(monkeypatch, interrupt)
+    answer = rimlit("compare", *FAST, "--jobs=1")
+    assert answer.code == 130
+    assert "The same command goes on" in answer.err
+    assert started == ["rim-seed0", "lstm-seed0"]
+    assert Comparison.load(COMPARISON).rows[0]["seeds"] == 1
+    rest = fake(monkeypatch, lambda run: 0)
+    assert rimlit("compare", *FAST).code == 0
+    assert rest == ["rim-seed1", "lstm-seed1"]
+
+
+def test_every_model_but_the_target_gets_the_width_of_equal_size(folder: Path, started: list[str]) -> None:
+    answer = rimlit("compare", *FAST, "--match=params", "--model.backbone.hidden_size=24")
+    assert answer.code == 0, answer.err
+    results = read_json(COMPARISON / "results.json")
+    rim, lstm = results["models"]["rim"], results["models"]["lstm"]
+    assert rim["hidden_size"] == 24
+    assert rim["parameters"] <= lstm["parameters"] < 1.05 * rim["parameters"]
+    assert results["match"] == {"measure": "params", "words": "parameters", "to": "copying/rim"}
+    config = yaml.safe_load((COMPARISON / "lstm-seed0/config.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"]["init_args"]["hidden_size"] == lstm["hidden_size"] != 24
+
+
+def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> None:
+    overrides = {
+        "trainer.max_steps": 4,
+        "trainer.logger": False,
+        "data.train_span": 5,
+        "data.test_spans": [5, 9],
+        "model.embedding_size": 8,
+    }
+    comparison = package.compare(MODELS, seeds=[3], overrides=overrides, name="python")
+    assert comparison.folder == Path("runs/copying/compare-python")
+    assert started == ["rim-seed3", "lstm-seed3"]
+    assert comparison.rows[0]["span_9/cross_entropy"] == 1.75
+    assert comparison.results["data"]["test_spans"] == [5, 9]
+    assert "| rim | 1 |" in comparison._repr_markdown_()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["copying/rim", "copying/lstn"], ["config='copying/lstn'", "Did you mean copying/lstm"]),
+        (
+            ["copying/rim", "language/lstm"],
+            ["copying/rim and language/lstm are about different data", "class_path"],
+        ),
+        (["copying/rim", "--seeds=0"], ["seeds must be at least 1", "seeds=0"]),
+        (["copying/rim", "--seeds=three"], ["seeds must be a number, or a list", "'three'"]),
+        (["copying/rim", "--seeds"], ["--seeds needs a value"]),
+        (["copying/rim", "--jobs=0"], ["jobs must be at least 1; got jobs=0"]),
+        (["copying/rim", "--jobs=two"], ["jobs must be a whole number; got 'two'"]),
+        (["copying/rim", "--match=size"], ["match must be one of params, flops, state; got match='size'"]),
+        (["copying/rim", "--match=params", "--match_to=copying/rimm"], ["'copying/rimm'", "copying/rim"]),
+        (["copying/rim", "--seed_everything=3"], ["--seed_everything is set by compare itself"]),
+        (["copying/rim", "--trainer.max_step=3"], ["max_step", "Did you mean"]),
+        (["copying/rim", "copying/rim"], ["Two configs are called 'rim'"]),
+        (["--seeds=2"], ["compare needs the files or names of configs"]),
+        (
+            ["copying/rim", "paper/copying/rim"],
+            ["about different data: data.min_train_span is 1 and None"],
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_before_anything_runs(
+    folder: Path, started: list[str], arguments: list[str], words: list[str]
+) -> None:
+    answer = rimlit("compare", *arguments)
+    assert answer.code == 2, answer.err
+    for word in words:
+        assert word in answer.err
+    assert not started
+    assert not (folder / "runs").exists()
+
+
+def test_two_comparisons_do_not_share_a_folder(folder: Path, started: list[str]) -> None:
+    from filelock import FileLock
+
+    COMPARISON.mkdir(parents=True)
+    with FileLock(COMPARISON / ".lock"):
+        answer = rimlit("compare", *FAST)
+    assert answer.code == 2
+    assert "Another comparison is at work" in answer.err
+
+
+def test_overrides_are_words_or_a_mapping(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume is set by compare itself"):
+        package.compare(MODELS, overrides={"resume": "never"})
+
+
+def test_the_step_is_read_from_the_last_lines_of_the_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert last_step(path) == 0
+    path.write_text("loss,step\n" + "".join(f"{1 / (step + 1):.17f},{step}\n" for step in range(3000)) + "0.5,")
+    assert last_step(path) == 2999
+    assert read_curve(path, "val/loss") == []
+
+
+def test_the_reason_is_the_error_in_the_log_or_its_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("rimlit: error: no space\nsomething after\n\n")
+    assert last_words(log) == "no space"
+    log.write_text("Killed\n")
+    assert last_words(log) == "Killed"
+    log.write_text("")
+    assert last_words(log) == "it printed nothing"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rimlit", "compare", *MODELS, *SMALL, *QUIET[1:], *arguments]
+
+
+@pytest.mark.slow
+def test_real_runs_end_in_a_table_and_in_children_of_one_mlflow_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    store = f"sqlite:///{folder}/own.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    options = ("--seeds=1", "--match=params", "--model.backbone.hidden_size=24")
+    done = subprocess.run(command(*options), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 runs" in done.stdout
+    comparison = Comparison.load(COMPARISON)
+    assert [row["seeds"] for row in comparison.rows] == [1, 1]
+    assert all("1 threads" in run["machine"] for run in comparison.models["rim"]["runs"])
+    client = mlflow.MlflowClient(store)
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    by_name = {run.info.run_name: run for run in found}
+    parent = by_name.pop("compare")
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_name.values()} == {parent.info.run_id}
+    assert sorted(by_name) == ["lstm-seed0", "rim-seed0"]
+    assert parent.data.metrics["test/rim/span_5/cross_entropy"] == pytest.approx(
+        comparison.rows[0]["span_5/cross_entropy"]
+    )
+    assert {"flops_per_step", "state_size", "active_parameters"} <= by_name["rim-seed0"].data.params.keys()
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"table.md", "table.csv", "results.json", "figures"} <= files
+    assert rimlit("test", f"--ckpt_path={COMPARISON}/lstm-seed0/checkpoints/best.ckpt").code == 0
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_saves_its_runs_and_goes_on_with_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    options = (
+        "--seeds=1",
+        "--trainer.max_steps=1500",
+        "--trainer.val_check_interval=500",
+        "--trainer.logger=false",
+    )
+    process = subprocess.Popen(command(*options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folders = [COMPARISON / f"{name}-seed0" for name in ("rim", "lstm")]
+    states = [folder / "run_state.json" for folder in folders]
+    try:
+        for _ in range(1200):
+            if all(state.is_file() and "running" in state.read_text() for state in states):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, out
+    stopped = [read_json(state) for state in states]
+    assert [state["status"] for state in stopped] == ["stopped", "stopped"]
+    assert all(0 <= state["step"] < 1500 for state in stopped)
+    done = subprocess.run(command(*options), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "Going on with" in (COMPARISON / "logs/rim-seed0.log").read_text()
+    assert [read_json(folder / "results.json")["steps"] for folder in folders] == [1500, 1500]
