@@ -1,11 +1,13 @@
 """Copy a finished run's results into benchmarks/results, where tables and the command line read them.
 
 python benchmarks/record.py runs/copying/rim-seed0            → benchmarks/results/copying/rim.json
+python benchmarks/record.py runs/copying/compare-small        → benchmarks/results/comparison/copying-small.json
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -13,6 +15,8 @@ RESULTS = Path(__file__).parent / "results"
 def record(run: Path) -> Path:
     """Copy ``results.json`` of ``run``; refuse one that cannot be traced to a commit."""
     result = json.loads((run / "results.json").read_text())
+    if "models" in result:
+        return record_comparison(run, result)
     missing = {"command", "commit", "seed", "machine", "test"} - set(result)
     if missing:
         raise SystemExit(f"{run} is not finished: its results.json lacks {', '.join(sorted(missing))}.")
@@ -26,6 +30,18 @@ def record(run: Path) -> Path:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def record_comparison(folder: Path, result: dict[str, Any]) -> Path:
+    """Write the results of a comparison; refuse runs of several commits or of one that cannot be found again."""
+    commits = {run["commit"] for model in result["models"].values() for run in model["runs"]}
+    if len(commits) != 1 or commits & {"unknown"} or any(commit.endswith("+") for commit in commits):
+        raise SystemExit(f"The runs in {folder} are not from one clean commit; got {', '.join(sorted(commits))}.")
+    name = folder.name.removeprefix("compare").strip("-")
+    path = RESULTS / "comparison" / f"{'-'.join(filter(None, (result['dataset'], name)))}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**result, "commit": commits.pop()}, indent=2) + "\n")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/performance.md from the JSON files in benchmarks/results.
+"""Write the tables of README.md and of docs from the JSON files in benchmarks/results.
 
 python benchmarks/tables.py            rewrites what stands between the table markers
 python benchmarks/tables.py --check    only says whether anything would change; exit 1 if so
@@ -7,6 +7,7 @@ python benchmarks/tables.py --check    only says whether anything would change; 
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,65 @@ def adding() -> str:
     if not rows:
         return "(not recorded)"
     return table(["mean squared error", "parameters", "budget", *(f"{length} steps" for length in lengths)], rows)
+
+
+MODELS = {
+    "rim": "RIM",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "rnn": "RNN",
+    "ntm": "NTM",
+    "dnc": "DNC",
+    "rmc": "RMC",
+    "entnet": "EntNet",
+    "transformer": "Transformer",
+    "ablations-rim_without_communication": "RIM without communication",
+    "ablations-rim_without_input_attention": "RIM without input attention",
+}
+PAPER_COPYING = {  # table 1: cross-entropy of the last 10 steps at spans 50 and 200, trained at 50, not at equal size
+    "rim": "0.00, 0.00",
+    "lstm": "0.00, 3.56 (600 wide)",
+    "ntm": "0.00, 2.54",
+    "rmc": "0.00, 0.13",
+    "transformer": "0.00, 0.54",
+    "ablations-rim_without_communication": "0.7, 5.0",
+    "ablations-rim_without_input_attention": "0.0, 0.7",
+}
+
+
+def comparison() -> str:
+    """A row per model: sizes, mean ± standard deviation over seeds, the paper's figures."""
+    result = load("comparison", "copying-small")
+    if result is None:
+        return "(not recorded)"
+    names = [name for run in next(iter(result["models"].values()))["runs"][:1] for name in run["test"]]
+    shown = [name for metric in result["metrics"] for name in names if name.endswith(f"/{metric}")]
+    rows = []
+    for model, facts in result["models"].items():
+        scores = []
+        for name in shown:
+            values = [run["test"][name] for run in facts["runs"]]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            scores.append(f"{statistics.fmean(values):.2f}{spread}" if values else "not run")
+        sizes = [
+            f"{facts[size]:,}" for size in ("parameters", "active_parameters", "flops_per_step", "state_size")
+        ]
+        seeds = ", ".join(str(run["seed"]) for run in facts["runs"]) or "none"
+        rows.append([MODELS[model], seeds, *sizes, *scores, PAPER_COPYING.get(model, "")])
+    floors = [f"{result['floors'][name.partition('/')[2]]:.2f}" for name in shown]
+    rows.append(["floor: format known, symbols guessed", "", "", "", "", "", *floors, ""])
+    columns = [" ".join(reversed(name.replace("_", " ").split("/"))) for name in shown]
+    header = [
+        "",
+        "seeds",
+        "parameters",
+        "active in a step",
+        "FLOPs a step",
+        "state",
+        *columns,
+        "paper, spans 50, 200",
+    ]
+    return table(header, rows)
 
 
 def part_of_layer(name: str) -> Any:
@@ -317,6 +377,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": lambda: images("sequential_mnist", {}),
     "mnist": lambda: images("mnist", PAPER_MNIST),
     "adding": adding,
+    "comparison": comparison,
     "layer": layer,
     "goals": goals,
     "tokens": tokens,
@@ -325,7 +386,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "streaming": streaming,
     "training": training,
 }
-PAGES = ("README.md", "docs/performance.md")
+PAGES = ("README.md", "docs/performance.md", "docs/comparing.md")
 
 
 def fill(text: str) -> str:

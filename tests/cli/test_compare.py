@@ -1,5 +1,6 @@
 """``rimlit compare``: many runs, and what is made of them."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -26,6 +27,11 @@ COMPARISON = Path("runs/copying/compare")
 Ending = Callable[[Run], int]
 
 
+@functools.cache
+def reader() -> SettingsReader:
+    return SettingsReader()
+
+
 class FakeFit:
     """In place of a process: writes what a run leaves behind, at once."""
 
@@ -33,7 +39,7 @@ class FakeFit:
         self.code = code
         run.log.parent.mkdir(parents=True, exist_ok=True)
         run.log.write_text("Seed set to 0\nrimlit: error: the loss is not finite.\n" if code else "fine\n")
-        settings, folder = SettingsReader().read(run.arguments[1:])
+        settings, folder = reader().read(run.arguments[1:])
         assert folder == run.folder.path
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))

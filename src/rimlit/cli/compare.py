@@ -270,7 +270,7 @@ def _plan(
             log.info("%s: %s.", model, found)
         models.append(Model(model, config, arguments, settings, task, found))
     folder = read[paths[0]][1].parent / ("compare" if name is None else f"compare-{name}")
-    return models, data, folder, match_to or target.relative_to(target.parents[1]).with_suffix("").as_posix()
+    return models, data, folder, match_to or "/".join(target.with_suffix("").parts[-2:])
 
 
 def _run(model: Model, seed: int, folder: Path) -> Run:

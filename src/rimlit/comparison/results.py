@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -70,7 +70,7 @@ class Comparison:
         (0.5, 10)
     """
 
-    results: dict[str, Any]
+    results: dict[str, Any] = field(repr=False)
     folder: Path | None = None
 
     @classmethod
