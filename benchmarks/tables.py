@@ -175,7 +175,7 @@ MODELS = {
     "ablations-rim_without_communication": "RIM without communication",
     "ablations-rim_without_input_attention": "RIM without input attention",
 }
-PAPER_COPYING = {  # table 1: cross-entropy of the last 10 steps at spans 50 and 200, trained at 50, not at equal size
+PAPER_COPYING = {  # table 1: cross-entropy at spans 50 and 200, trained at 50, not at equal size
     "rim": "0.00, 0.00",
     "lstm": "0.00, 3.56 (600 wide)",
     "ntm": "0.00, 2.54",
