@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import rimlit as package
+import rimlit.cli.compare
 from rimlit.cli.compare import SettingsReader, read_curve
 from rimlit.comparison import Comparison, runs
 from rimlit.comparison.runs import Run, last_step, last_words
 from rimlit.errors import ConfigError
-from tests.cli.running import QUIET, SMALL_COPYING, UNTRACKED, read_json, rimlit
+from tests.cli import running
+from tests.cli.running import QUIET, SMALL_COPYING, UNTRACKED, read_json
 
 MODELS = ("copying/rim", "copying/lstm")
 SMALL = ("--config=trainer/quick", *SMALL_COPYING[3:], "--model.embedding_size=8")
@@ -72,6 +73,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, ending: Ending) -> list[str]:
         return FakeFit(run, ending(run))
 
     monkeypatch.setattr(runs, "start", start)
+    monkeypatch.setattr(rimlit.cli.compare, "SettingsReader", reader)  # building the parser takes its time
     monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
     return names
 
@@ -79,7 +81,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, ending: Ending) -> list[str]:
 def test_every_config_runs_with_every_seed_and_a_table_and_figures_come_of_it(
     folder: Path, started: list[str]
 ) -> None:
-    answer = rimlit("compare", *FAST, "--jobs=3")
+    answer = running.rimlit("compare", *FAST, "--jobs=3")
     assert answer.code == 0, answer.err
     assert started == ["rim-seed0", "lstm-seed0", "rim-seed1", "lstm-seed1"]
     results = read_json(COMPARISON / "results.json")
@@ -96,21 +98,21 @@ def test_every_config_runs_with_every_seed_and_a_table_and_figures_come_of_it(
 
 
 def test_what_is_finished_is_not_repeated_and_more_may_be_added(folder: Path, started: list[str]) -> None:
-    assert rimlit("compare", *FAST).code == 0
-    assert rimlit("compare", *FAST).code == 0
+    assert running.rimlit("compare", *FAST).code == 0
+    assert running.rimlit("compare", *FAST).code == 0
     assert len(started) == 4
-    assert rimlit("compare", *MODELS, "copying/gru", "--seeds=0,1,7", *FAST[3:]).code == 0
+    assert running.rimlit("compare", *MODELS, "copying/gru", "--seeds=0,1,7", *FAST[3:]).code == 0
     assert started[4:] == ["gru-seed0", "gru-seed1", "rim-seed7", "lstm-seed7", "gru-seed7"]
     assert read_json(COMPARISON / "results.json")["seeds"] == [0, 1, 7]
 
 
 def test_runs_of_other_settings_are_refused_before_anything_runs(folder: Path, started: list[str]) -> None:
-    assert rimlit("compare", *FAST).code == 0
-    answer = rimlit("compare", *FAST, "--trainer.max_steps=9")
+    assert running.rimlit("compare", *FAST).code == 0
+    answer = running.rimlit("compare", *FAST, "--trainer.max_steps=9")
     assert answer.code == 2
     assert "was started with trainer.max_steps=4; got 9" in answer.err and "--name" in answer.err
     assert len(started) == 4
-    assert rimlit("compare", *FAST, "--trainer.max_steps=9", "--name=longer").code == 0
+    assert running.rimlit("compare", *FAST, "--trainer.max_steps=9", "--name=longer").code == 0
     assert (folder / "runs/copying/compare-longer/table.csv").is_file()
 
 
@@ -118,7 +120,7 @@ def test_a_run_that_fails_does_not_stop_the_rest_and_is_named_with_its_log(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = fake(monkeypatch, lambda run: 5 if run.name == "rim-seed0" else 0)
-    answer = rimlit("compare", *FAST, "--jobs=1")
+    answer = running.rimlit("compare", *FAST, "--jobs=1")
     assert answer.code == 1
     assert "1 of the runs failed: rim-seed0 (exit code 5: the loss is not finite." in answer.err
     assert str(COMPARISON / "logs/rim-seed0.log") in answer.err
@@ -127,7 +129,7 @@ def test_a_run_that_fails_does_not_stop_the_rest_and_is_named_with_its_log(
     assert [run["name"] for run in comparison.failed] == ["rim-seed0"]
     assert [row["seeds"] for row in comparison.rows] == [1, 2]
     again = fake(monkeypatch, lambda run: 0)
-    assert rimlit("compare", *FAST).code == 0
+    assert running.rimlit("compare", *FAST).code == 0
     assert again == ["rim-seed0"]
 
 
@@ -140,18 +142,18 @@ def test_a_signal_stops_the_rest_and_leaves_a_table_of_what_was_done(
         return 0
 
     started = fake(monkeypatch, interrupt)
-    answer = rimlit("compare", *FAST, "--jobs=1")
+    answer = running.rimlit("compare", *FAST, "--jobs=1")
     assert answer.code == 130
     assert "The same command goes on" in answer.err
     assert started == ["rim-seed0", "lstm-seed0"]
     assert Comparison.load(COMPARISON).rows[0]["seeds"] == 1
     rest = fake(monkeypatch, lambda run: 0)
-    assert rimlit("compare", *FAST).code == 0
+    assert running.rimlit("compare", *FAST).code == 0
     assert rest == ["rim-seed1", "lstm-seed1"]
 
 
 def test_every_model_but_the_target_gets_the_width_of_equal_size(folder: Path, started: list[str]) -> None:
-    answer = rimlit("compare", *FAST, "--match=params", "--model.backbone.hidden_size=24")
+    answer = running.rimlit("compare", *FAST, "--match=params", "--model.backbone.hidden_size=24")
     assert answer.code == 0, answer.err
     results = read_json(COMPARISON / "results.json")
     rim, lstm = results["models"]["rim"], results["models"]["lstm"]
@@ -170,7 +172,7 @@ def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> N
         "data.test_spans": [5, 9],
         "model.embedding_size": 8,
     }
-    comparison = package.compare(MODELS, seeds=[3], overrides=overrides, name="python")
+    comparison = rimlit.compare(MODELS, seeds=[3], overrides=overrides, name="python")
     assert comparison.folder == Path("runs/copying/compare-python")
     assert started == ["rim-seed3", "lstm-seed3"]
     assert comparison.rows[0]["span_9/cross_entropy"] == 1.75
@@ -206,7 +208,7 @@ def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> N
 def test_a_mistake_is_one_message_before_anything_runs(
     folder: Path, started: list[str], arguments: list[str], words: list[str]
 ) -> None:
-    answer = rimlit("compare", *arguments)
+    answer = running.rimlit("compare", *arguments)
     assert answer.code == 2, answer.err
     for word in words:
         assert word in answer.err
@@ -219,14 +221,14 @@ def test_two_comparisons_do_not_share_a_folder(folder: Path, started: list[str])
 
     COMPARISON.mkdir(parents=True)
     with FileLock(COMPARISON / ".lock"):
-        answer = rimlit("compare", *FAST)
+        answer = running.rimlit("compare", *FAST)
     assert answer.code == 2
     assert "Another comparison is at work" in answer.err
 
 
 def test_overrides_are_words_or_a_mapping(folder: Path) -> None:
     with pytest.raises(ConfigError, match="--resume is set by compare itself"):
-        package.compare(MODELS, overrides={"resume": "never"})
+        rimlit.compare(MODELS, overrides={"resume": "never"})
 
 
 def test_the_step_is_read_from_the_last_lines_of_the_metrics(tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_real_runs_end_in_a_table_and_in_children_of_one_mlflow_run(
     assert {"flops_per_step", "state_size", "active_parameters"} <= by_name["rim-seed0"].data.params.keys()
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"table.md", "table.csv", "results.json", "figures"} <= files
-    assert rimlit("test", f"--ckpt_path={COMPARISON}/lstm-seed0/checkpoints/best.ckpt").code == 0
+    assert running.rimlit("test", f"--ckpt_path={COMPARISON}/lstm-seed0/checkpoints/best.ckpt").code == 0
 
 
 @pytest.mark.slow
