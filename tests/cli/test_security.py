@@ -337,6 +337,10 @@ CONFIGS = {
         "trainer: {callbacks: {class_path: lightning.pytorch.callbacks.LambdaCallback, "
         "init_args: {setup: torch.hub.load}}}\n"
     ),
+    "callback, re-exported class": (
+        "trainer: {callbacks: {class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: "
+        "{class_path: torch.utils.cpp_extension.subprocess.Popen, init_args: {args: [touch, MARKER]}}}}}\n"
+    ),
     "logger": "trainer: {logger: {class_path: evilmod.X}}\n",
     "plugin": "trainer: {plugins: [{class_path: evilmod.X}]}\n",
     "profiler": "trainer: {profiler: {class_path: evilmod.X}}\n",
