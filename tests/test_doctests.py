@@ -47,6 +47,8 @@ def test_the_examples_of_a_module_give_what_they_say(name: str, capsys: pytest.C
         "rimlit.backbones.transformer.Transformer",
         "rimlit.data.bouncing_balls.BouncingBalls",
         "rimlit.data.adding.Adding",
+        "rimlit.comparison.matching.match_parameters",
+        "rimlit.comparison.results.Comparison",
         "rimlit.data.copying.Copying",
         "rimlit.data.images.SequentialImages",
         "rimlit.data.sequences.Sequences",

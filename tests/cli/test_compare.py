@@ -1,6 +1,8 @@
 """``rimlit compare``: many runs, and what is made of them."""
 
+import copy
 import functools
+import io
 import os
 import signal
 import subprocess
@@ -8,15 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 import rimlit.cli.compare
 from rimlit.cli.compare import SettingsReader, read_curve
 from rimlit.comparison import Comparison, runs
 from rimlit.comparison.runs import Run, last_step, last_words
 from rimlit.errors import ConfigError
+from rimlit.training.recording import RunFolder
 from tests.cli import running
 from tests.cli.running import QUIET, SMALL_COPYING, UNTRACKED, read_json
 
@@ -28,9 +33,23 @@ COMPARISON = Path("runs/copying/compare")
 Ending = Callable[[Run], int]
 
 
+class CachingReader(SettingsReader):
+    """Parses the same words once for all tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[tuple[str, ...], tuple[dict[str, Any], Path]] = {}
+
+    def read(self, arguments: list[str]) -> tuple[dict[str, Any], Path]:
+        key = tuple(arguments)
+        if key not in self._known:
+            self._known[key] = super().read(arguments)
+        return copy.deepcopy(self._known[key])
+
+
 @functools.cache
-def reader() -> SettingsReader:
-    return SettingsReader()
+def reader() -> CachingReader:
+    return CachingReader()
 
 
 class FakeFit:
@@ -315,3 +334,28 @@ def test_an_interrupted_comparison_saves_its_runs_and_goes_on_with_them(
     assert done.returncode == 0, done.stdout
     assert "Going on with" in (COMPARISON / "logs/rim-seed0.log").read_text()
     assert [read_json(folder / "results.json")["steps"] for folder in folders] == [1500, 1500]
+
+
+def test_the_progress_bar_shows_what_is_done_and_the_step_of_each_run_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FakeFit):
+        def __init__(self, run: Run) -> None:
+            self.polls = 0
+            self.run = run
+
+        def poll(self) -> int | None:  # type: ignore[override]
+            self.polls += 1
+            self.run.folder.write_state(step=self.polls)
+            return 0 if self.polls == 3 else None
+
+    monkeypatch.setattr(runs, "start", lambda run, parent: Slow(run))
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.2)  # the bar is drawn ten times a second
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    several = [Run("rim", seed, [], RunFolder(tmp_path / str(seed)), tmp_path / "log", steps=4) for seed in (0, 1)]
+    runs.run_all(several, 1, console=console)
+    text = screen.getvalue()
+    assert "runs: 0 finished" in text and "runs: 1 finished" in text
+    assert "rim-seed0" in text and "2/4" in text
+    assert "rim-seed1: finished, 2 of 2 runs" in text
