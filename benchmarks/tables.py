@@ -122,7 +122,7 @@ def language() -> str:
     )
 
 
-PAPER_MNIST = {  # Goyal et al. 2021, table 2: accuracy at 16, 19 and 24
+PAPER_MNIST = {  # Goyal et al. 2021: accuracy at 16, 19 and 24
     "RIM of 600, 6 mechanisms, 4 active (paper)": (0.900, 0.734, 0.381),
     "LSTM of 600 (paper)": (0.845, 0.522, 0.219),
     "LSTM of 300 (paper)": (0.868, 0.423, 0.252),

@@ -1,4 +1,4 @@
-"""The adding task (Hochreiter and Schmidhuber 1997), as in Goyal et al. 2021, appendix D (arXiv:1909.10893).
+"""The adding task (Hochreiter and Schmidhuber 1997), at the lengths of Goyal et al. 2021 (arXiv:1909.10893).
 
 A step holds a number drawn evenly from 0 to 1 and a mark. One number in each half of a sequence is marked; the
 target is the sum of the two. Always answering 1 has a squared error of 1/6.
