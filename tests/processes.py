@@ -128,9 +128,7 @@ class Warm:
         return self.wait()
 
     def close(self) -> None:
-        assert self.program.stdin is not None
-        self.program.stdin.close()
-        self.program.wait()
+        self.program.communicate()
 
 
 def _start(job: dict[str, Any]) -> dict[int, Path]:
