@@ -289,6 +289,29 @@ def test_lightnings_launcher_ends_with_its_processes_and_they_with_it(folder: Pa
     assert (runs / "rim-seed0.1/config.yaml").is_file()
 
 
+PLAIN = """\
+import lightning as L
+from rimlit.training import ProcessWatch
+from tests.processes import Fault
+from tests.tasks.running import make_copying, make_copying_task
+L.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False, enable_checkpointing=False,
+    use_distributed_sampler=False, callbacks=[Fault("stop", 1, 5), ProcessWatch(timeout=3)],
+).fit(make_copying_task(), make_copying())
+"""
+
+
+def test_a_plain_trainer_ends_with_its_processes_too(folder: Path) -> None:
+    (folder / "plain.py").write_text(PLAIN)
+    command = [sys.executable, "plain.py"]
+    here = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])}
+    done = subprocess.run(command, cwd=folder, env=here, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 7, done.stderr
+    assert "rimlit: error: Process 1 (pid " in done.stderr
+    assert "its state is 'stopped'. It is killed." in done.stderr
+    assert_no_orphans(folder)
+
+
 def torchrun(*options: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *options, "--no-python", *program()]
 
