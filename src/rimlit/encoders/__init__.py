@@ -1,8 +1,9 @@
 """Encoders: from what the data holds to what a backbone reads."""
 
+from rimlit.encoders.base import Encoder
 from rimlit.encoders.convolutional import ConvolutionalEncoder
 from rimlit.encoders.dense import DenseEncoder
 from rimlit.encoders.embedding import Embedding
 from rimlit.encoders.identity import Identity
 
-__all__ = ["ConvolutionalEncoder", "DenseEncoder", "Embedding", "Identity"]
+__all__ = ["ConvolutionalEncoder", "DenseEncoder", "Embedding", "Encoder", "Identity"]

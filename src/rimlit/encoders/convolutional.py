@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from rimlit.backbones.base import require_positive
+from rimlit.encoders.base import Encoder
 
 
-class ConvolutionalEncoder(nn.Module):
+class ConvolutionalEncoder(Encoder):
     """Convolutions of 4 × 4 with stride 2, ELU and layer norm, then one vector or a set of slots.
 
     The sizes by default are those of van Steenkiste et al. 2018 (arXiv:1802.10353), whose encoder the paper takes.

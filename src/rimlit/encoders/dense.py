@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from rimlit.backbones.base import require_positive
+from rimlit.encoders.base import Encoder
 
 
-class DenseEncoder(nn.Module):
+class DenseEncoder(Encoder):
     """Dense layers over all pixels of a frame, each with ELU and layer norm: much faster than convolutions.
 
     Args:

@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 
 from rimlit.backbones.base import require_dropout, require_positive
+from rimlit.encoders.base import Encoder
 
 
-class Embedding(nn.Module):
+class Embedding(Encoder):
     """Look up a vector for each token and drop features of it.
 
     Args:

@@ -3,9 +3,10 @@
 from torch import nn
 
 from rimlit.backbones.base import require_positive
+from rimlit.encoders.base import Encoder
 
 
-class Identity(nn.Identity):
+class Identity(nn.Identity, Encoder):
     """Hand inputs (B, T, input_size) on.
 
     Args:

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from rimlit.backbones import BackboneFactory
 from rimlit.backbones.base import require_known
 from rimlit.data.bouncing_balls import FrameBatch
-from rimlit.encoders import ConvolutionalEncoder
+from rimlit.encoders import ConvolutionalEncoder, Encoder
 from rimlit.errors import ConfigError
 from rimlit.heads import FrameHead, HeadFactory
 from rimlit.metrics.frames import FrameScores, locate_balls
@@ -75,7 +75,7 @@ class FramePredictionTask(Task):
         context_length: int,
         rollout_length: int,
         *,
-        encoder: Callable[[int], nn.Module] = ConvolutionalEncoder,
+        encoder: Callable[[int], Encoder] = ConvolutionalEncoder,
         head: HeadFactory = FrameHead,
         prediction: Prediction = "pixels",
         optimizer: OptimizerFactory | None = None,
@@ -88,7 +88,7 @@ class FramePredictionTask(Task):
             )
         cells = frame_size // CELL
         super().__init__(
-            build(to_spec(encoder, "encoder"), nn.Module, frame_size),
+            build(to_spec(encoder, "encoder"), Encoder, frame_size),
             backbone,
             frame_size**2 if prediction == "pixels" else cells**2 * 2 * TAPS,
             head=head,
