@@ -214,6 +214,7 @@ def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> N
         (["copying/rim", "--jobs=two"], ["jobs must be a whole number; got 'two'"]),
         (["copying/rim", "--match=size"], ["match must be one of params, flops, state; got match='size'"]),
         (["copying/rim", "--match=params", "--match_to=copying/rimm"], ["'copying/rimm'", "copying/rim"]),
+        (["copying/rim", "--name=../mine"], ["name must be that of a folder", "'../mine'"]),
         (["copying/rim", "--seed_everything=3"], ["--seed_everything is set by compare itself"]),
         (["copying/rim", "--trainer.max_step=3"], ["max_step", "Did you mean"]),
         (["copying/rim", "copying/rim"], ["Two configs are called 'rim'"]),

@@ -270,6 +270,8 @@ def _plan(
             log.info("%s: %s.", model, found)
         models.append(Model(model, config, arguments, settings, task, found))
     folder = read[paths[0]][1].parent / ("compare" if name is None else f"compare-{name}")
+    if name is not None and Path(name).name != name:
+        raise ConfigError(f"name must be that of a folder, without a way to it; got name={name!r}.")
     return models, data, folder, match_to or "/".join(target.with_suffix("").parts[-2:])
 
 
@@ -281,7 +283,7 @@ def _run(model: Model, seed: int, folder: Path) -> Run:
     """
     name = f"{model.name}-seed{seed}"
     arguments = ["fit", "--config", model.config, *model.arguments, f"--seed_everything={seed}"]
-    arguments.append(f"--name={folder.name}/{name}")
+    arguments.append(f"--trainer.default_root_dir={folder / name}")
     run = Run(model.name, seed, arguments, RunFolder(folder / name), folder / "logs" / f"{name}.log")
     steps = model.settings["trainer"].get("max_steps", -1)
     run.steps = steps if steps > 0 else None
