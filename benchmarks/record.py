@@ -22,6 +22,8 @@ def record(run: Path) -> Path:
         raise SystemExit(f"{run} is not finished: its results.json lacks {', '.join(sorted(missing))}.")
     if result["commit"] == "unknown" or result["commit"].endswith("+"):
         raise SystemExit(f"{run} was not run from a clean commit; got commit={result['commit']}.")
+    if (run / "rollout.json").is_file():  # scores frame by frame
+        result["rollout"] = json.loads((run / "rollout.json").read_text())
     folder = RESULTS / run.parent.name
     # other seeds than 0 stand apart: the command line shows one recorded run per config
     is_first = run.name.endswith("-seed0") or "-seed" not in run.name

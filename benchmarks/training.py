@@ -26,7 +26,14 @@ from lightning.pytorch.loops import training_epoch_loop
 from rimlit.cli import main as rimlit
 from rimlit.training.recording import git_commit, machine
 
-CONFIGS = ("copying/rim", "copying/lstm", "language/rim", "language/lstm")
+CONFIGS = (
+    "copying/rim",
+    "copying/lstm",
+    "language/rim",
+    "language/lstm",
+    "bouncing_balls/rim",
+    "bouncing_balls/lstm",
+)
 WARMUP = 10
 
 

@@ -21,6 +21,7 @@ SMALL = {
     "language": "--data.size_limit 3000 --data.batch_size 4 --model.num_tokens 5",
     "tinyshakespeare": "--data.batch_size 2 --data.eval_batch_size 2",
     "wikitext-2": "--data.batch_size 2 --data.eval_batch_size 2",
+    "bouncing_balls": "--data.test_size 2 --data.val_size 2 --data.batch_size 2 --data.frame_size 16",
     "adding": "--data.test_size 2 --data.val_size 2 --data.batch_size 2 --data.test_lengths [50,60]",
     "sequential_mnist": "--data.batch_size 2",
     "mnist": "--data.batch_size 2 --data.image_size 6 --data.test_sizes [6,7]",

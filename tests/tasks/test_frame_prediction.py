@@ -181,10 +181,10 @@ def test_training_and_evaluation_work_at_other_precisions(tmp_path: Path, precis
 
 
 def test_training_on_few_sequences_learns_to_predict_them(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"optimizer": partial(Adam, lr=0.01), "head": partial(DenseHead, hidden_size=64)}
+    options: dict[str, Any] = {"optimizer": partial(Adam, lr=0.02), "head": partial(DenseHead, hidden_size=64)}
     task = make_task(**options, backbone={**SMALL_LSTM, "init_args": {"hidden_size": 32}})
     data = make_data(train_size=4, batch_size=4)
-    make_trainer(tmp_path, max_steps=150, limit_val_batches=0).fit(task, data)
+    make_trainer(tmp_path, max_steps=100, limit_val_batches=0).fit(task, data)
     frames = next(iter(data.train_dataloader()))
     loss = task.loss(task.eval()(frames.inputs)[0], frames).item()
     copied = frames.inputs.float().clamp(0.05, 0.95)

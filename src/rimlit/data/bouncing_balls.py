@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from rimlit.data.base import SPLITS, DataModule, Split, require_at_least
+from rimlit.data.sampling import share_of
 from rimlit.errors import ConfigError
 from rimlit.metrics.frames import drawn_frame_scores, summarise
 
@@ -312,6 +313,7 @@ class BouncingBalls(DataModule):
         val_size: Validation sequences.
         test_size: Test sequences for each set (paper: 10,000).
         batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number.
+        eval_batch_size: The same outside training. Rollouts go step by step, where small batches are slow.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Seed of all samples; None takes the run's ``seed_everything``, or 0.
 
@@ -344,12 +346,13 @@ class BouncingBalls(DataModule):
         val_size: int = 256,
         test_size: int = 256,
         batch_size: int = 64,
+        eval_batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         require_at_least(1, context_length=context_length, rollout_length=rollout_length)
-        require_at_least(1, val_size=val_size, test_size=test_size)
+        require_at_least(1, val_size=val_size, test_size=test_size, eval_batch_size=eval_batch_size)
         require_at_least(context_length + rollout_length, num_frames=num_frames)
         if train_size is not None:
             require_at_least(1, train_size=train_size)
@@ -374,6 +377,7 @@ class BouncingBalls(DataModule):
         self.frame_size = frame_size
         self.context_length = context_length
         self.rollout_length = rollout_length
+        self.eval_batch_size = eval_batch_size
         self._sizes = {"train": train_size, "val": val_size, "test": test_size, "predict": test_size}
         self._floor_curves: dict[str, dict[str, dict[str, Tensor]]] | None = None
 
@@ -394,6 +398,17 @@ class BouncingBalls(DataModule):
             seed=self.seed,
             size=self._sizes[split],
         )
+
+    def check_shares(self, world_size: int) -> None:
+        """Raise a ConfigError if a batch cannot be dealt evenly to ``world_size`` processes."""
+        super().check_shares(world_size)
+        share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
+
+    def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
+        """Return a loader; see :meth:`DataModule.loader`."""
+        if split != "train":
+            options.setdefault("batch_size", self.eval_batch_size)
+        return super().loader(dataset, split, **options)
 
     def size_of(self, dataset: Dataset[Any]) -> int | None:
         """Return the number of samples, None for an endless training stream."""
@@ -421,8 +436,8 @@ class BouncingBalls(DataModule):
 
     def _floor_curves_of(self, dataset: BouncingBallsDataset) -> dict[str, dict[str, Tensor]]:
         totals: dict[str, dict[str, Tensor]] = {COPY: {}, ORACLE: {}}
-        for start in range(0, len(dataset), self.batch_size):
-            indices = list(range(start, min(start + self.batch_size, len(dataset))))
+        for start in range(0, len(dataset), self.eval_batch_size):
+            indices = list(range(start, min(start + self.eval_batch_size, len(dataset))))
             batch = self.collate(dataset.__getitems__(indices))
             ahead = slice(self.context_length, self.context_length + self.rollout_length)
             truth = (part[:, ahead] for part in (batch.frames, batch.positions, batch.visible))

@@ -66,14 +66,14 @@ def _f1(predicted: Tensor, lit: Tensor) -> tuple[Tensor, Tensor]:
 def _position_errors(found: Tensor, positions: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each frame ahead the distances of matched balls, added up, and their number."""
     distances = torch.cdist(positions.double(), found.double())  # (B, T, balls, found)
-    totals = distances.new_zeros(positions.shape[1])
+    totals = [0.0] * positions.shape[1]
     every = distances.cpu().numpy()
     is_scored, is_found = visible.cpu().numpy(), ~found.isnan().any(dim=-1).cpu().numpy()
     for sequence in range(positions.shape[0]):
         for step in range(positions.shape[1]):
             part = every[sequence, step][is_scored[sequence, step]][:, is_found[sequence, step]]
-            totals[step] += part[linear_sum_assignment(part)].sum()
-    return totals, visible.sum(dim=(0, 2))
+            totals[step] += float(part[linear_sum_assignment(part)].sum())
+    return distances.new_tensor(totals), visible.sum(dim=(0, 2))
 
 
 def locate_balls(frames: Tensor, radii: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ def summarise(metric: str, curve: Tensor, frames: Sequence[int] = FRAMES_LOGGED)
 class FrameScores(Metric):
     """Scores of rolled-out frames, for each frame ahead; see :func:`frame_scores`.
 
-    :meth:`compute` gives each score's mean over all frames ahead and its value at some.
+    :meth:`compute` gives each score's mean over all frames ahead and its value at some; ``curves`` then holds each
+    score of every frame (T,).
 
     Args:
         num_frames: Frames ahead.
@@ -168,6 +169,7 @@ class FrameScores(Metric):
 
     def __init__(self, num_frames: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.curves: dict[str, Tensor] = {}
         for metric in FRAME_METRICS:
             for part in ("total", "count"):
                 zeros = torch.zeros(num_frames, dtype=torch.float64)
@@ -182,16 +184,12 @@ class FrameScores(Metric):
             for part, value in (("total", total), ("count", count)):
                 getattr(self, f"{metric}_{part}").add_(value)
 
-    def curves(self) -> dict[str, Tensor]:
-        """Return each score (T,) by frame ahead."""
-        return {
+    def compute(self) -> dict[str, Tensor]:
+        """Return means and values at some frames, by name."""
+        # here the states hold all processes' sums
+        self.curves = {
             metric: getattr(self, f"{metric}_total") / getattr(self, f"{metric}_count").clamp(min=1)
             for metric in FRAME_METRICS
         }
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return means and values at some frames, by name."""
-        curves = self.curves()
-        return {
-            name: value for metric, curve in curves.items() for name, value in summarise(metric, curve).items()
-        }
+        summaries = [summarise(metric, curve) for metric, curve in self.curves.items()]
+        return {name: value for summary in summaries for name, value in summary.items()}

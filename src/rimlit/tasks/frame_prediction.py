@@ -166,7 +166,7 @@ class FramePredictionTask(Task):
         for prefix, metrics in self._metrics.items():
             scores = metrics["rollout"]
             assert isinstance(scores, FrameScores)
-            curves[prefix.partition("/")[2]] = scores.curves()
+            curves[prefix.partition("/")[2]] = scores.curves
         return curves
 
     def predict_step(self, batch: FrameBatch, batch_index: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
