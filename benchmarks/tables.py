@@ -495,8 +495,10 @@ PAGES = ("README.md", "docs/bouncing_balls.md", "docs/performance.md", "docs/com
 def fill(text: str) -> str:
     """Return ``text`` with every marked table written anew."""
     for name, build in TABLES.items():
-        pattern = rf"(<!-- table:{name} -->\n).*?(\n<!-- end -->)"
-        text = re.sub(pattern, lambda found, build=build: found[1] + build() + found[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- table:{name} -->\n).*?(<!-- end -->)"  # an empty table ends at its own end
+        text = re.sub(
+            pattern, lambda found, build=build: f"{found[1]}{build()}\n{found[2]}", text, flags=re.DOTALL
+        )
     return text
 
 
@@ -504,6 +506,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is stale")
     arguments = parser.parse_args()
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
+    if lost := [name for name in TABLES if f"<!-- table:{name} -->" not in pages]:
+        sys.exit(f"No page has a place for the table {lost[0]!r}.")
     for page in PAGES:
         path = ROOT / page
         old = path.read_text()
