@@ -119,7 +119,8 @@ class FramePredictionTask(Task):
         cells = self.frame_size // CELL
         scores = outputs.to(self.certainty.dtype).view(-1, cells, cells, 2, TAPS)
         moved = move_cells(frames.flatten(0, 1).to(scores.dtype), scores).reshape(frames.shape)
-        return (self.certainty * (2 * moved - 1)).flatten(2), moved
+        # in one piece for the encoder, which is many times slower on frames that are not, in bfloat16
+        return (self.certainty * (2 * moved - 1)).flatten(2), moved.contiguous()
 
     def loss(self, outputs: Tensor, batch: FrameBatch) -> Tensor:
         """Return the mean binary cross-entropy of all frames but the first, nats a pixel."""
