@@ -174,13 +174,6 @@ def verify(path: str | Path) -> None:
         raise CheckpointError(f"{path} is damaged: the sum of {damaged} is not the one it was written with.")
 
 
-def has_digest(path: str | Path) -> bool:
-    """Return whether a file carries a digest, as those that rimlit wrote do."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _COMMENT_SIZE))
-        return file.read().startswith(_PREFIX)
-
-
 def _append_digest(file: Any) -> None:
     """Put the digest of all but the length of the comment, the archive's last two bytes, into that comment."""
     end = file.seek(0, os.SEEK_END)
