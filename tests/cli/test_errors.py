@@ -126,6 +126,8 @@ def test_a_setting_that_only_the_optimizer_can_judge_is_one_message_too(folder: 
         ),
         ("- 1\n- 2\n", ["config='own.yaml' must hold keys such as model, data and trainer; got [1, 2]."]),
         ("", ["config='own.yaml' must hold keys", "got None."]),
+        ("? [a, b]\n: 1\n", ["config='own.yaml' is not valid YAML", "unhashable key"]),
+        ("model: 2020-13-45\n", ["config='own.yaml' is not valid YAML", "month must be in 1..12"]),
     ],
 )
 def test_a_mistake_in_a_file_is_told_as_one_on_the_command_line(folder: Path, text: str, words: list[str]) -> None:

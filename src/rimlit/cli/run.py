@@ -553,7 +553,7 @@ def _readable(path: Path) -> Path:
     """Refuse a config that is no YAML while its name is known: the parser sees only its text."""
     try:
         content = yaml.load(path.read_text(), _UniqueKeys)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date of month 13 is a ValueError
         reason = " ".join(str(error).split()).replace('"<unicode string>"', "it")
         raise ConfigError(f"config={str(path)!r} is not valid YAML: {reason}.") from error
     if not isinstance(content, dict):
@@ -566,14 +566,14 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping."""
-        seen: set[Any] = set()
+        seen: list[Any] = []
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
                 )
-            seen.add(key)
+            seen.append(key)  # a list or mapping as a key is refused below
         return super().construct_mapping(node, deep)
 
 
