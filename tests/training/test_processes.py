@@ -161,7 +161,14 @@ def test_a_machine_that_goes_away_is_missed(companions: list[Companion], which: 
 
 def test_a_stranger_is_not_heard() -> None:
     with contextlib.closing(Judge(timeout=30.0)) as first:
-        for message in (b'{"token": "wrong", "rank": 1, "failure": "none"}\n', b"GET / HTTP/1.1\r\n\r\n", b"[]\n"):
+        for message in (
+            b'{"token": "wrong", "rank": 1, "failure": "none"}\n',
+            '{"token": "é", "rank": 1}\n'.encode(),
+            b'{"token": "\\ud800"}\n',
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"[]\n",
+            b"[" * 20_000 + b"\n",
+        ):
             with socket.create_connection(first.address, timeout=3) as stranger:
                 stranger.sendall(message)
                 assert stranger.recv(100) in (b"", b'{"tick": true}\n')

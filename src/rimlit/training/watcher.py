@@ -285,11 +285,12 @@ class Watcher:
         peer = self.peers[connection]
         try:
             messages = peer.line.receive()
-        except ValueError:  # not one of ours
+        except (ValueError, RecursionError):  # not one of ours
             messages = None
         for message in messages or []:
             if peer.rank is None:
-                if not hmac.compare_digest(str(message.pop("token", "")), self.settings["token"]):
+                token = str(message.pop("token", ""))
+                if not hmac.compare_digest(token.encode(errors="replace"), self.settings["token"].encode()):
                     messages = None
                     break
                 peer.rank = message.pop("rank")
