@@ -526,8 +526,9 @@ def test_a_stepper_gives_what_a_sequence_gives(options: dict[str, Any], backend:
         torch.testing.assert_close(part, other, rtol=1e-10, atol=1e-12)
 
 
-def test_a_step_reads_the_weights_as_they_are() -> None:
-    rim, inputs = RIM(2, 12, num_mechanisms=3, num_active=2).eval(), random_tensor(1, 2)
+@pytest.mark.parametrize("choice", [{"num_active": 2}, {"num_active": 3, "input_attention": False}])
+def test_a_step_reads_the_weights_as_they_are(choice: dict[str, Any]) -> None:
+    rim, inputs = RIM(2, 12, num_mechanisms=3, **choice).eval(), random_tensor(1, 2)
     with torch.no_grad():
         before, _ = rim.step(inputs, rim.initial_state(1))
         for parameter in rim.parameters():

@@ -290,6 +290,7 @@ class RIM(Backbone):
             and not self._activity_hooks
             and not (self.training and self._drops())
             and not self._layers[0].options.project_in_bf16
+            and self.input_attention  # without, the values' weights are doubled: a copy, which would grow old
             and self.resolve_backend()[0] == "cpu"
             and all(weight.is_contiguous() for weight in weights)
         )
