@@ -116,6 +116,11 @@ def test_a_sequence_of_one_step_has_no_next_step_and_is_left_out(tmp_path: Path)
         assert not target[length:].any()
 
 
+def test_a_column_of_targets_is_no_input_where_the_next_step_is_predicted(tmp_path: Path) -> None:
+    labelled = table_of(target=["ok", "broken"] * 15)
+    assert make(write_table(tmp_path / "a.csv", labelled), target="next_step").input_size == 2
+
+
 def test_an_array_without_a_last_dimension_has_one_feature(tmp_path: Path) -> None:
     data = make(write(tmp_path / "a.npy", inputs=INPUTS[..., 0]), target="next_step")
     assert data.input_size == 1
@@ -245,6 +250,12 @@ def test_numbers_are_standardised_by_the_training_data_alone(tmp_path: Path) -> 
 def test_a_feature_that_never_changes_stays_finite(tmp_path: Path) -> None:
     data = make(write(tmp_path / "a.npz", inputs=INPUTS * [1, 0] + 5, targets=LABELS), standardize=True)
     assert not torch.cat(list(data.datasets("train")[""].inputs))[:, 1].any()
+
+
+def test_small_numbers_are_standardised_like_any(tmp_path: Path) -> None:
+    data = make(write(tmp_path / "a.npz", inputs=INPUTS * 1e-20, targets=LABELS), standardize=True)
+    steps = torch.cat(list(data.datasets("train")[""].inputs))
+    torch.testing.assert_close(steps.std(dim=0, correction=0), torch.ones(2))
 
 
 def test_classes_and_scales_come_back_from_a_checkpoint_as_plain_data(tmp_path: Path) -> None:
@@ -482,6 +493,48 @@ def test_a_ragged_or_empty_csv_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("")
     with pytest.raises(DataError, match=r"b\.csv cannot be read as a table: No columns to parse"):
         make(tmp_path / "b.csv").setup("fit")
+
+
+def test_rows_with_more_cells_than_the_header_are_refused_and_not_read_shifted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sequence,a,target\nx,1,0,\ny,2,1,\nz,3,0,\n")
+    with pytest.raises(DataError, match=r"a\.csv has more cells in its rows than names in its header"):
+        make(tmp_path / "a.csv").setup("fit")
+
+
+def test_a_column_without_a_name_is_not_taken_for_an_input(tmp_path: Path) -> None:
+    table_of().to_csv(tmp_path / "a.csv")  # pandas' default writes row numbers too
+    with pytest.raises(DataError, match=r"a\.csv: column 1 has no name; .* Name what is read in input_columns\."):
+        make(tmp_path / "a.csv").setup("fit")
+    assert everything(make(tmp_path / "a.csv", input_columns=["a", "b"])) == EXPECTED
+
+
+def test_names_of_sequences_are_text_whatever_they_look_like(tmp_path: Path) -> None:
+    names = [f"{'0' * (index % 2)}{index // 2}" for index in range(10)]  # 0, 00, 1, 01, …
+    path = write_table(tmp_path / "a.csv", table_of(sequence=np.repeat(names, LENGTHS)))
+    assert everything(make(path)) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "given"),
+    [
+        (pandas.array([1, None] * 15, dtype="Int64"), 2, "nothing"),
+        ([[1, 2]] * 30, 1, r"array\(\[1, 2\]\)"),
+        (pandas.date_range("2026-01-01", periods=30), 1, r"Timestamp\('2026-01-01 00:00:00'\)"),
+    ],
+)
+def test_what_a_parquet_file_can_hold_beside_numbers_is_refused(
+    tmp_path: Path, column: Any, row: int, given: str
+) -> None:
+    path = write_table(tmp_path / "a.parquet", table_of(a=column))
+    with pytest.raises(DataError, match=rf"row {row}, column 'a' must be a finite number .*; got {given}\."):
+        make(path).setup("fit")
+
+
+@pytest.mark.parametrize("content", [{"inputs": torch.eye(4).to_sparse()}, {1: torch.eye(4)}])
+def test_other_tensors_and_keys_are_refused_by_name(tmp_path: Path, content: dict[Any, Any]) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt (is damaged or holds more than plain|must hold inputs)"):
+        make(tmp_path / "a.pt", target="next_step").setup("fit")
 
 
 def test_paths_that_lead_nowhere_are_refused_with_what_is_expected(tmp_path: Path) -> None:

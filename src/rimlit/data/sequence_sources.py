@@ -80,7 +80,7 @@ def _listed() -> str:
 def read_file(path: Path, layout: Layout) -> SequenceData:
     """Read the sequences of one file; see :func:`read_sequences`."""
     if path.name.endswith(TABLES):
-        return _from_table(path, _read_table(path), layout)
+        return _from_table(path, _read_table(path, layout), layout)
     if path.name.endswith(ARRAYS):
         return _from_arrays(path, _read_arrays(path), layout)
     raise DataError(f"{path} must be a {_listed()} file.")
@@ -110,11 +110,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if unknown or "inputs" not in content:
         raise DataError(
             f"{path} must hold inputs, and may hold targets, lengths and split; it holds "
-            f"{', '.join(content.keys()) or 'nothing'}."
+            f"{', '.join(map(str, content.keys())) or 'nothing'}."
         )
     try:
         return {name: _plain(content[name]) for name in list(content)}  # numpy reads at the access
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is damaged or holds more than plain numbers ({error}): Python objects are not loaded. Save "
             "sequences of different lengths padded, with lengths beside them."
@@ -219,13 +219,20 @@ def _targets(path: Path, targets: np.ndarray, is_real: np.ndarray, layout: Layou
 # Tables
 
 
-def _read_table(path: Path) -> "pandas.DataFrame":
+def _read_table(path: Path, layout: Layout) -> "pandas.DataFrame":
     import pandas  # takes half a second
 
     try:
-        table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path, low_memory=False)
+        if path.suffix == ".parquet":
+            table = pandas.read_parquet(path)
+        else:
+            # names stay text: as numbers 01 and 1 would be one sequence
+            table = pandas.read_csv(path, low_memory=False, dtype={layout.sequence_column: str})
     except Exception as error:  # the readers raise their own kinds
         raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+    if path.suffix != ".parquet" and not isinstance(table.index, pandas.RangeIndex):
+        # pandas then takes the first column for an index, and every name stands over its neighbour's values
+        raise DataError(f"{path} has more cells in its rows than names in its header; each column needs one.")
     if not len(table):
         raise DataError(f"{path} has no rows; it must have one for each step of each sequence.")
     return table
@@ -238,7 +245,12 @@ def _from_table(path: Path, table: "pandas.DataFrame", layout: Layout) -> Sequen
     special = [layout.sequence_column, *target_columns, *filter(None, [layout.split_column])]
     inputs = layout.input_columns
     if inputs is None:
-        inputs = [str(name) for name in table.columns if name not in special]
+        inputs = [str(name) for name in table.columns if name not in {*special, *layout.target_columns}]
+        if unnamed := [name for name in inputs if name.startswith("Unnamed: ")]:  # as pandas calls them
+            number = list(table.columns).index(unnamed[0]) + 1
+            raise DataError(
+                f"{path}: column {number} has no name; it may be a row number. Name what is read in input_columns."
+            )
     for column in (*special, *inputs):
         if column not in table.columns:
             raise DataError(
@@ -289,8 +301,7 @@ def _from_table(path: Path, table: "pandas.DataFrame", layout: Layout) -> Sequen
 def _refuse(path: Path, column: str, values: "pandas.Series[Any]", wrong: Any, wanted: str) -> None:
     places = np.flatnonzero(np.asarray(wrong))
     if len(places):
-        value = values.iloc[places[0]]
-        given = "nothing" if value != value or value is None else repr(value)
+        given = "nothing" if values.isna().iloc[places[0]] else repr(values.iloc[places[0]])
         raise DataError(
             f"{path}: row {places[0] + 1}, column {column!r} must be {wanted}; got {given}. (Row 1 is the first "
             "one below the header.)"
@@ -301,6 +312,8 @@ def _column(path: Path, table: "pandas.DataFrame", name: str, wanted: str = "a f
     """Return a column of finite numbers, in the file's order."""
     import pandas
 
+    is_time = table[name].dtype.kind in "mM"  # which pandas would count in fractions of a second
+    _refuse(path, name, table[name], np.full(len(table), is_time), wanted)
     numbers: np.ndarray = pandas.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
     _refuse(path, name, table[name], ~np.isfinite(numbers), wanted)
     return numbers

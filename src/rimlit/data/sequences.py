@@ -29,7 +29,7 @@ class Scale(NamedTuple):
     def of(cls, values: np.ndarray) -> "Scale":
         """Measure values (n, D); a column of equal values keeps a deviation of 1."""
         deviation = values.std(axis=0, dtype=np.float64)
-        deviation[deviation < 1e-12] = 1.0
+        deviation[(values.min(axis=0) == values.max(axis=0)) | (deviation == 0)] = 1.0
         return cls(values.mean(axis=0, dtype=np.float64).tolist(), deviation.tolist())
 
     def standardized(self, values: np.ndarray) -> np.ndarray:
