@@ -18,6 +18,7 @@ from rich.console import Console
 
 import rimlit.cli.compare
 from rimlit.cli.compare import SettingsReader, read_curve
+from rimlit.cli.configs import configs_folder
 from rimlit.comparison import Comparison, runs
 from rimlit.comparison.runs import Run, last_step, last_words
 from rimlit.errors import ConfigError
@@ -234,6 +235,28 @@ def test_a_mistake_is_one_message_before_anything_runs(
         assert word in answer.err
     assert not started
     assert not (folder / "runs").exists()
+
+
+def test_configs_that_cannot_be_compared_are_named_before_anything_runs(folder: Path, started: list[str]) -> None:
+    rim, lstm = (yaml.safe_load((configs_folder() / f"{name}.yaml").read_text()) for name in MODELS)
+    rim["data"]["init_args"]["train_span"] = 7
+    (folder / "rim.yaml").write_text(yaml.safe_dump(rim))  # what --match=params takes by default
+    (folder / "lstm.yaml").write_text(yaml.safe_dump(lstm))
+    answer = running.rimlit("compare", "lstm.yaml", "--match=params", *UNTRACKED)
+    assert answer.code == 2
+    assert "match_to='rim.yaml' are about different data: data.train_span is 50 and 7" in answer.err
+    (folder / "asking.yaml").write_text(yaml.safe_dump({**lstm, "match": "params"}))
+    answer = running.rimlit("compare", "asking.yaml", *UNTRACKED)
+    assert answer.code == 2
+    assert "asking.yaml holds match='params': give it to compare" in answer.err
+    assert not started and not (folder / "runs").exists()
+
+
+def test_a_config_that_names_its_runs_gives_the_model_s_name(folder: Path, started: list[str]) -> None:
+    content = yaml.safe_load((configs_folder() / "copying/lstm.yaml").read_text())
+    (folder / "mine.yaml").write_text(yaml.safe_dump({**content, "name": "wide"}))
+    assert running.rimlit("compare", "copying/rim", "mine.yaml", "--seeds=1", *FAST[3:]).code == 0
+    assert started == ["rim-seed0", "wide-seed0"]
 
 
 def test_two_comparisons_do_not_share_a_folder(folder: Path, started: list[str]) -> None:

@@ -249,14 +249,15 @@ def _plan(
     target = find_target(match_to, paths) if match else paths[0]
     read = {path: reader.read(["--config", str(path), *EVERY_RUN, *overrides]) for path in (*paths, target)}
     require_same_data({config: read[path][0] for config, path in zip(configs, paths, strict=True)})
-    if match_to is not None:
-        require_same_data({configs[0]: read[paths[0]][0], f"match_to={match_to!r}": read[target][0]})
+    require_same_data({configs[0]: read[paths[0]][0], f"match_to={match_to or str(target)!r}": read[target][0]})
     data = build_data(read[paths[0]][0])
     aim = build_task(read[target][0], data) if match else None
     models: list[Model] = []
     for config, path in zip(configs, paths, strict=True):
         settings, run_folder = read[path]
-        model = run_folder.name.rpartition("-seed")[0]
+        if "match" in settings:
+            raise ConfigError(f"{config} holds match={settings['match']!r}: give it to compare, for all configs.")
+        model = run_folder.name.removesuffix(f"-seed{settings['seed_everything']}")
         if model in [other.name for other in models]:
             raise ConfigError(
                 f"Two configs are called {model!r}: {', '.join(configs)}. Give one another file name."

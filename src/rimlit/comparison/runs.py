@@ -14,7 +14,6 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from rimlit.errors import StoppedError
 from rimlit.spec import trusted_packages
 from rimlit.training.recording import RunFolder
 from rimlit.training.signals import SignalFlag
@@ -143,10 +142,7 @@ def run_all(
             while waiting or any(run.status == "running" for run in runs):
                 if signals.received:
                     _stop(runs)
-                    raise StoppedError(
-                        "Stopped; every run has been saved. The same command goes on.",
-                        signals.error(signals.received, 0, Path()).exit_code,
-                    )
+                    raise signals.error(signals.received)
                 for run in runs:
                     if run.status == "running":
                         _look_at(run)
