@@ -148,6 +148,28 @@ def test_a_next_process_sends_the_rest_and_drops_a_line_that_was_cut_short(
     assert json.loads((tmp_path / "tracking.json").read_text())["sent"] == outbox.path.stat().st_size
 
 
+def test_what_a_loss_of_power_has_damaged_is_left_out_and_said(
+    tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make(tmp_path, receiver)
+    first.append(metric(0))
+    assert first.flush(10)
+    with first.path.open("ab") as file:
+        file.write(b"\0\0\0\n")
+    with caplog.at_level(logging.WARNING, logger="rimlit"):
+        second = make(tmp_path, receiver)
+        second.start()
+        assert second.flush(10), "there is nothing else to send"
+        second.append(metric(1))
+        assert second.flush(10)
+    assert receiver.steps == [0, 1]
+    assert [entry["step"] for entry in second.entries()] == [0, 1]
+    assert "a line before byte" in caplog.text
+    (tmp_path / "tracking.json").write_bytes(b"\0\0")
+    assert make(tmp_path, receiver).notes == {}
+    assert f"{tmp_path / 'tracking.json'} is damaged" in caplog.text
+
+
 def test_an_entry_that_is_refused_is_left_out_alone_and_said(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,7 +61,10 @@ class Outbox:
         self._notes_path = self.path.with_suffix(".json")
         self.notes: dict[str, Any] = {}
         if self._notes_path.is_file():
-            self.notes = json.loads(self._notes_path.read_text())
+            try:
+                self.notes = json.loads(self._notes_path.read_text())
+            except ValueError:  # of a machine that lost its power
+                log.warning("%s is damaged: everything is sent anew, to a run of its own.", self._notes_path)
         self._send, self._name, self._interval, self._retry = send, name, interval, retry
         with self.path.open("a+b") as file:
             file.seek(0)
@@ -178,7 +181,7 @@ class Outbox:
 
     def _send_next(self) -> None:
         entries: list[Entry] = []
-        values, position = 0, self._sent
+        values, position, end_now = 0, self._sent, self._end
         for entry, end in self._read(position):
             values += len(entry.get("values", ""))
             limit = BATCH_LIMITS.get(entry["kind"], 100)
@@ -188,6 +191,8 @@ class Outbox:
             position = end
         if entries:
             self._deliver(entries)
+        else:
+            position = end_now  # nothing but lines that are damaged
         if self._starts_again:
             self._starts_again = False
             return
@@ -207,13 +212,18 @@ class Outbox:
                 log.warning("%s refuses what is tracked (%s): left out.", self._name, reason_of(refusal))
 
     def _read(self, position: int) -> Iterator[tuple[Entry, int]]:
-        """Yield entries from a position on, each with the position behind it."""
+        """Yield entries from a position on, each with the position behind it, but for lines that are damaged."""
         with self.path.open("rb") as file:
             file.seek(position)
             while position < self._end:
                 line = file.readline()
                 position += len(line)
-                yield json.loads(line), position
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # of a machine that lost its power
+                    log.warning("%s: a line before byte %d is damaged and left out.", self.path, position)
+                    continue
+                yield entry, position
 
 
 def reason_of(error: BaseException) -> str:
