@@ -356,6 +356,16 @@ def test_fit_takes_the_newest_whole_checkpoint_and_names_what_it_passed_over(
     assert read_json(copying / "run_state.json")["step"] == 6
 
 
+def test_a_run_that_a_callback_ended_is_done_too(folder: Path) -> None:
+    early = "{class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 1, min_delta: 9.0}}"
+    options = ("--test_after_fit=false", f"--trainer.callbacks+={early}", "--trainer.max_steps=40")
+    command = ("fit", *COPYING, *UNTRACKED, FIGURELESS, *options)
+    succeed(*command)
+    assert "is done, 4 steps" in succeed(*command).out
+    succeed(*command, "--trainer.max_steps=41")
+    assert read_json(folder / "runs/copying/rim-seed0/run_state.json")["step"] > 4
+
+
 @pytest.mark.slow
 def test_a_run_of_so_many_epochs_is_done_after_them(folder: Path) -> None:
     epochs = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.train_size=8")

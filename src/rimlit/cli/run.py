@@ -288,10 +288,16 @@ class RimlitCLI(LightningCLI):
             changes, str(self.folder.path if self._is_same_run else start), are_allowed=config.allow_changes
         )
         step, epoch = checkpoint["global_step"], checkpoint.get("rimlit_position", {}).get("epoch", 0)
-        is_trained = self._is_same_run and self.folder.read_state().get("status") == "finished"
+        state = self.folder.read_state()
+        is_trained = self._is_same_run and state.get("status") == "finished"
         is_tested = "test" in self.folder.read_results() or not config.test_after_fit
         limits = (self.trainer.max_steps, step), (self.trainer.max_epochs, epoch)
         is_long_enough = any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
+        if state.get("step") == step and self._get(self.config, "trainer").get("max_time") is None:
+            # what ended it before these limits, EarlyStopping for example, would do so again
+            lengths = ("trainer.max_steps", "trainer.max_epochs")
+            # Lightning turns None into a number when it trains
+            is_long_enough |= not any(change.key in lengths and change.now is not None for change in changes)
         if is_trained and is_tested and is_long_enough and config.ckpt_path is None:
             raise AlreadyDone(
                 f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path "
