@@ -3,7 +3,7 @@
 Each config is trained by the command line with everything it brings: bar, logs, MLflow, checkpoints, activity. Its
 steps are timed between two batches. Then the same task takes the same batches in a bare loop of forward, backward,
 clipping and optimiser, in the same process. What the first takes longer than the second is the share of all else.
-Steps of validation are left out; the two loops take turns.
+Steps of validation are left out; the bare loop runs after the other one.
 
 python benchmarks/training.py [--steps 60] [--json benchmarks/results/training.json]
 """

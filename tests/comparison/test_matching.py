@@ -122,6 +122,14 @@ def test_matching_leaves_the_random_numbers_alone() -> None:
         ),
         (lambda: match_parameters(LSTM, 1000), ["input_size must be given"]),
         (
+            lambda: match_parameters(LSTM, task_of(LSTM, 8), input_size=6),
+            ["a backbone to a backbone", "got LSTM and CopyingTask"],
+        ),
+        (
+            lambda: match_parameters(task_of(GRU, 8), LSTM(6, 8)),
+            ["A task is matched to a task", "got CopyingTask and LSTM"],
+        ),
+        (
             lambda: match_parameters(LSTM, 1000, input_size=5, measure="time"),  # type: ignore[arg-type]
             ["match must be one of params, flops, state; got match='time'"],
         ),

@@ -161,7 +161,7 @@ def compare(
     prepare([])
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if not configs:
-        raise ConfigError("compare needs the files or names of configs; got none.")
+        raise ConfigError("compare needs the files or names of configs, before its options; got none.")
     if not numbers or min(numbers) < 0:
         raise ConfigError(
             f"seeds must be at least 1, or a list of seeds that are at least 0; got seeds={seeds!r}."

@@ -78,8 +78,8 @@ def match_parameters(
         The width, the size it gives, and the model of that width.
 
     Raises:
-        ConfigError: ``measure`` is unknown, no width can be built, the size does not grow with the width, or the
-            smallest width with no less is too large by more than ``tolerance``.
+        ConfigError: ``measure`` is unknown, a task meets a backbone, no width can be built, the size does not grow
+            with the width, or the smallest width with no less is too large by more than ``tolerance``.
 
     Example:
         >>> from functools import partial
@@ -95,8 +95,15 @@ def match_parameters(
         raise ConfigError(f"match must be one of {', '.join(MEASURES)}; got match={measure!r}.")
     if tolerance < 0:
         raise ConfigError(f"match_tolerance must be at least 0; got match_tolerance={tolerance}.")
+    spec = model.spec if isinstance(model, Task) else to_spec(model, "model")
+    is_task = issubclass(find_class(spec["class_path"], nn.Module), Task)
+    if not isinstance(to, int) and isinstance(to, Task) is not is_task:
+        raise ConfigError(
+            "A task is matched to a task and a backbone to a backbone, as embedding and head count; "
+            f"got {spec['class_path'].split('.')[-1]} and {type(to).__name__}."
+        )
     target = to if isinstance(to, int) else size_of(to, measure)
-    make, name = _maker(model, input_size)
+    make, name = _maker(spec, is_task, input_size)
     with torch.random.fork_rng(devices=[]):  # matching draws weights that nobody trains
         return _solve(make, name, target, measure, tolerance)
 
@@ -117,10 +124,9 @@ def size_of(model: Task | Backbone, measure: Measure) -> int:
     return model.flops_per_step() if measure == "flops" else model.state_size()
 
 
-def _maker(model: Any, input_size: int | None) -> tuple[Callable[[int], Task | Backbone], str]:
-    """Return what builds ``model`` at a width, and its backbone's name."""
-    spec = model.spec if isinstance(model, Task) else to_spec(model, "model")
-    if issubclass(find_class(spec["class_path"], nn.Module), Task):
+def _maker(spec: Spec, is_task: bool, input_size: int | None) -> tuple[Callable[[int], Task | Backbone], str]:
+    """Return what builds the model of ``spec`` at a width, and its backbone's name."""
+    if is_task:
         backbone = to_spec(spec["init_args"]["backbone"], "backbone")
 
         def make_task(width: int) -> Task:
