@@ -26,8 +26,11 @@ from rimlit.errors import ConfigError, DataError, StoppedError, StorageError, Tr
 from rimlit.training import tracking
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.recording import RunFolder, RunRecorder
+from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_gone, process_name, save_figure
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
+from tests.tasks.test_frame_prediction import make_data as make_frame_data
+from tests.tasks.test_frame_prediction import make_task as make_frame_task
 
 pytestmark = [
     *quiet,
@@ -128,6 +131,16 @@ def test_a_run_has_config_parameters_metrics_figure_and_tags_and_is_finished(tmp
     assert paths == {"config.yaml", "figures"}, "no clutter"
     assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/activity.png"]
     assert RunFolder(tmp_path).read_state()["status"] == "finished"
+
+
+def test_rollouts_of_frames_are_in_the_run_as_film_curves_and_numbers(tmp_path: Path, store: str) -> None:
+    tracker = MLflowTracker("bouncing_balls", "film", folder=tmp_path, tracking_uri=store)
+    trainer = make_trainer(tmp_path, logger=tracker, callbacks=[RolloutPictures()])
+    trainer.test(make_frame_task(), make_frame_data(), verbose=False)
+    client = MlflowClient(store)
+    assert "rollout.json" in {file.path for file in client.list_artifacts(tracker.run_id)}
+    figures = {file.path for file in client.list_artifacts(tracker.run_id, "figures")}
+    assert figures == {"figures/rollout.gif", "figures/rollout_curves.png"}
 
 
 def test_a_run_is_gone_on_with_by_its_id(store: str) -> None:

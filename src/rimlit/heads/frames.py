@@ -50,7 +50,10 @@ def side_of(output_size: int) -> int:
     """
     side = math.isqrt(output_size)
     if side**2 != output_size:
-        raise ValueError(f"output_size must be a square frame's number of pixels; got output_size={output_size}.")
+        raise ValueError(
+            "output_size must be a square frame's number of pixels, as with prediction='pixels'; got "
+            f"output_size={output_size}."
+        )
     return side
 
 
