@@ -30,6 +30,8 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ],
     )
     environment, handlers = dict(os.environ), list(logging.getLogger("rimlit").handlers)
+    # a run that a fixture of the session trained has left the one that writes into its own stderr
+    logging.getLogger("rimlit").handlers.clear()
     with warnings.catch_warnings():
         yield
     os.environ.clear()
