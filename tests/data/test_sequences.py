@@ -288,6 +288,11 @@ def test_floors_are_those_of_frequencies_means_and_the_last_step(tmp_path: Path)
     mean = values.datasets("train")[""].targets.mean()
     expected = (values.datasets("test")[""].targets - mean).abs().mean().item()
     assert values.floors()["mae"] == pytest.approx(expected)
+    tokens = INPUTS[..., 0].astype(int)
+    of_tokens = make(
+        write(tmp_path / "t.npz", inputs=tokens, targets=np.arange(10.0)), target="value", tokens=True
+    )
+    assert of_tokens.floors() == values.floors()
 
 
 # Bad files
@@ -463,6 +468,11 @@ def bad_table(column: str, row: int, value: Any) -> pandas.DataFrame:
             table_of(part="tain"),
             {"split_column": "part"},
             "row 1, column 'part' must be train, val or test; got 'tain'",
+        ),
+        (
+            table_of(part=["train", None] * 15),
+            {"split_column": "part"},
+            "row 2, column 'part' must be train, val or test; got nothing",
         ),
         (
             table_of(part=["train", "val"] * 15),

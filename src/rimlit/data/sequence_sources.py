@@ -291,7 +291,9 @@ def _from_table(path: Path, table: "pandas.DataFrame", layout: Layout) -> Sequen
         targets = targets[order if layout.target_per_step else firsts]
     splits = None
     if layout.split_column is not None:
-        named = table[layout.split_column].astype(str).to_numpy(dtype=object)
+        given = table[layout.split_column]
+        _refuse(path, layout.split_column, given, given.isna(), "train, val or test")
+        named = given.astype(str).to_numpy(dtype=object)
         _require_constant(path, [layout.split_column], named, codes, firsts)
         column = f"column {layout.split_column!r}"
         splits = _splits(named[firsts], lambda index: f"{path}: row {firsts[index] + 1}, {column}")

@@ -358,7 +358,7 @@ class Sequences(DataModule):
         mean in training; for vectors to come it repeats the last one.
         """
         train, test = (self.datasets(split)[""] for split in ("train", "test"))
-        if self.layout.target == "label" or self.layout.tokens:
+        if self.layout.target == "label" or (self.layout.target == "next_step" and self.layout.tokens):
             counts = torch.bincount(_together(train.targets), minlength=self.output_size).double() + 1
             targets = _together(test.targets)
             nats = -(counts / counts.sum()).log()[targets].mean().item()
