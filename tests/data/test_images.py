@@ -168,6 +168,10 @@ def test_a_hugging_face_dataset_of_something_else_is_refused_with_what_it_has(
     (tmp_path / "rows/test.csv").write_text("first,second\n1,2\n")
     with pytest.raises(DataError, match=r"must have the columns image and label; it has first, second\."):
         make_images(dataset=str(tmp_path / "rows")).setup("fit")
+    for split in ("train", "test"):
+        (tmp_path / f"rows/{split}.csv").write_text("image,label\n1,2\n")
+    with pytest.raises(DataError, match=r"the column image must hold images; number 0 of train is a int\."):
+        make_images(dataset=str(tmp_path / "rows")).setup("fit")
     with pytest.raises(DataError, match=r"nowhere' \(name='small'\) cannot be loaded: "):
         make_images(dataset=str(tmp_path / "nowhere"), dataset_name="small").setup("fit")
 

@@ -116,7 +116,14 @@ def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImag
                 f"dataset={dataset!r} must have the columns image and label; "
                 f"it has {', '.join(rows.column_names)}."
             )
-        images = [np.asarray(image.convert("L")) for image in rows["image"]]
+        pictures = list(rows["image"])
+        for index, picture in enumerate(pictures):
+            if not hasattr(picture, "convert"):
+                raise DataError(
+                    f"dataset={dataset!r}: the column image must hold images; number {index} of {split} is a "
+                    f"{type(picture).__name__}."
+                )
+        images = [np.asarray(picture.convert("L")) for picture in pictures]
         for index, image in enumerate(images):
             if image.shape != images[0].shape:
                 raise DataError(
@@ -125,7 +132,8 @@ def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImag
                 )
         labels = np.asarray(rows["label"])
         if labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise DataError(f"dataset={dataset!r}: labels must be integers from 0; {split} has {labels.dtype}.")
+            given = labels.min() if labels.dtype.kind in "iu" else labels.dtype
+            raise DataError(f"dataset={dataset!r}: labels must be integers from 0; {split} has {given}.")
         read[split] = LabelledImages(np.stack(images), labels)
     return read
 
