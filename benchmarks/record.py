@@ -22,6 +22,10 @@ def record(run: Path) -> Path:
         raise SystemExit(f"{run} is not finished: its results.json lacks {', '.join(sorted(missing))}.")
     if result["commit"] == "unknown" or result["commit"].endswith("+"):
         raise SystemExit(f"{run} was not run from a clean commit; got commit={result['commit']}.")
+    if not result.get("tested", {}).get("after_fit", True):
+        raise SystemExit(
+            f"{run} was tested again by {result['tested']['command']!r}; its own command tests it as before."
+        )
     if (run / "rollout.json").is_file():  # scores frame by frame
         result["rollout"] = json.loads((run / "rollout.json").read_text())
     folder = RESULTS / run.parent.name

@@ -63,6 +63,7 @@ def test_the_recorder_writes_config_counts_floor_and_scores(
     assert (results["seed"], results["steps"]) == (5, 2)
     assert results["parameters"] == sum(weight.numel() for weight in task.parameters())
     assert results["floor"] == data.floors()
+    assert RunFolder(tmp_path / "run").has_own_test()
     assert results["versions"]["rimlit"] == rimlit.__version__
     assert set(results["test"]) == {
         name.removeprefix("test/") for name in trainer.callback_metrics if "test" in name
@@ -80,6 +81,8 @@ def test_a_test_alone_adds_its_scores_and_leaves_the_config(tmp_path: Path) -> N
     results = folder.read_results()
     assert results["steps"] == 9
     assert "old" not in results["test"] and "span_3/cross_entropy" in results["test"]
+    assert results["tested"]["command"] == "rimlit test"
+    assert not folder.has_own_test()  # fit, asked again, tests its best checkpoint once more
 
 
 def test_a_run_is_described_by_what_differs_from_the_defaults(

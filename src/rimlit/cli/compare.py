@@ -301,7 +301,7 @@ def _run(model: Model, seed: int, folder: Path) -> Run:
                 "--name for this comparison."
             )
     is_trained = run.folder.read_state().get("status") == "finished"
-    if is_trained and "test" in run.folder.read_results():
+    if is_trained and run.folder.has_own_test():
         run.status = "finished"
     return run
 

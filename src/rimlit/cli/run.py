@@ -290,7 +290,7 @@ class RimlitCLI(LightningCLI):
         step, epoch = checkpoint["global_step"], checkpoint.get("rimlit_position", {}).get("epoch", 0)
         state = self.folder.read_state()
         is_trained = self._is_same_run and state.get("status") == "finished"
-        is_tested = "test" in self.folder.read_results() or not config.test_after_fit
+        is_tested = self.folder.has_own_test() or not config.test_after_fit
         limits = (self.trainer.max_steps, step), (self.trainer.max_epochs, epoch)
         is_long_enough = any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
         if state.get("step") == step and self._get(self.config, "trainer").get("max_time") is None:

@@ -58,6 +58,11 @@ class RunFolder:
         """Add entries to ``results.json``."""
         _write_json(self.path / "results.json", {**self.read_results(), **entries})
 
+    def has_own_test(self) -> bool:
+        """Return whether the scores in ``results.json`` are those of the test that ended the training."""
+        results = self.read_results()
+        return "test" in results and bool(results.get("tested", {}).get("after_fit", True))
+
     def set_aside_earlier_run(self) -> None:
         """Rename an earlier run of this name, so that a new one neither mixes with it nor destroys it."""
         if not any((self.path / name).exists() for name in ("checkpoints", "run_state.json", "results.json")):
@@ -215,13 +220,11 @@ class RunRecorder(L.Callback):
         """Write down that the run is finished, after the last checkpoint."""
         self._write_status(trainer, "finished")
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down the test."""
-        self._write_scores(trainer, "test")
-
     @rank_zero_only
-    def _write_scores(self, trainer: L.Trainer, stage: str) -> None:
-        self.folder.write_results(**{stage: scores_of(trainer, stage)})
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write down the test and where it comes from: a later one may be of another checkpoint."""
+        tested = {"after_fit": self._has_begun, "command": self.command, "commit": self._commit}
+        self.folder.write_results(test=scores_of(trainer, "test"), tested=tested)
 
 
 def scores_of(trainer: L.Trainer, stage: str) -> dict[str, float]:
