@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 from rimlit.heads import AttentionHead
 from rimlit.tasks import CopyingTask, LanguageModelingTask, Task
 from rimlit.training import Checkpointer, FiniteGuard
+from rimlit.training.tracking import process_name
 from tests.cli.running import (
     COPYING,
     LANGUAGE,
@@ -563,3 +566,36 @@ def test_a_module_beside_the_user_is_used_by_its_path_once_it_is_trusted(
     assert saved["task"]["init_args"]["backbone"]["class_path"] == f"{module}.OwnBackbone"
     assert saved["data"]["class_path"] == f"{module}.OwnData"
     succeed("test", "--ckpt_path", run / "checkpoints/best.ckpt", *QUIET, *UNTRACKED, *trusting)
+
+
+def test_a_run_that_another_process_trains_is_refused_until_that_has_ended(
+    copying: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=5")
+    state = read_json(copying / "run_state.json")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        running = {**state, "status": "running", "process": process_name(other.pid)}
+        (copying / "run_state.json").write_text(json.dumps(running))
+        before = {path: path.read_bytes() for path in copying.rglob("*") if path.is_file()}
+        for option in ("--resume=auto", "--resume=never"):
+            answer = rimlit(*longer, option)
+            assert answer.code == 2
+            named = f"runs/copying/rim-seed0 is being trained by process {other.pid} on {socket.gethostname()}"
+            assert named in answer.err
+        assert {path: path.read_bytes() for path in copying.rglob("*") if path.is_file()} == before
+        other.kill()
+    succeed(*longer)
+    assert "An earlier process of this run was killed after step 4" in caplog.text
+    assert read_json(copying / "run_state.json")["process"] == process_name()
+
+
+def test_of_a_process_on_another_machine_it_is_not_said_that_it_was_killed(
+    copying: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = read_json(copying / "run_state.json")
+    elsewhere = {**state, "status": "running", "process": "node7/4026531836/17/12345"}
+    (copying / "run_state.json").write_text(json.dumps(elsewhere))
+    succeed("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=5")
+    assert "An earlier process of this run, on node7, has not written down its end" in caplog.text
+    assert "killed" not in caplog.text
+    assert "killed" not in read_json(copying / "run_state.json")

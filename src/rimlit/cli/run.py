@@ -43,7 +43,7 @@ from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunFolder, RunRecorder
 from rimlit.training.rollouts import RolloutPictures
-from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_rank_zero
+from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_of_this_machine, is_rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -411,11 +411,23 @@ class RimlitCLI(LightningCLI):
             )
 
     def before_fit(self) -> None:
-        """Keep an earlier run of the same name from being mixed with this one."""
+        """Keep another run of the same name, earlier or at the same time, from being mixed with this one."""
+        if is_rank_zero() and not self._is_trial:
+            self._require_nobody_else()
         if self._going_on_from is not None:
             self._require_same_run(self._going_on_from)
         if not self._is_same_run and is_rank_zero() and not self._is_trial:
             self.folder.set_aside_earlier_run()
+
+    def _require_nobody_else(self) -> None:
+        """Refuse a folder in which another process of this machine trains: each would undo what the other does."""
+        process = self.folder.running_process()
+        if process is not None and is_of_this_machine(process):
+            host, _, pid, _ = process.split("/")
+            raise ConfigError(
+                f"{self.folder.path} is being trained by process {pid} on {host}. Wait for its end, stop it, or "
+                "give another --name."
+            )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; a checkpoint of another model and a file that cannot be written become one message."""

@@ -22,7 +22,7 @@ from rimlit.data import DataModule
 from rimlit.errors import StoppedError, StorageError
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
-from rimlit.training.tracking import MLflowTracker
+from rimlit.training.tracking import MLflowTracker, is_gone, process_name
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,17 @@ class RunFolder:
     def write_state(self, **entries: Any) -> None:
         """Add entries to ``run_state.json``."""
         _write_json(self.path / "run_state.json", {**self.read_state(), **entries})
+
+    def running_process(self) -> str | None:
+        """Return the other process that trains this run, by its :func:`process_name`; None where it has ended.
+
+        Of one on another machine nothing is known but that it did not write down its end.
+        """
+        state = self.read_state()
+        process = state.get("process")
+        if state.get("status") != "running" or not isinstance(process, str):
+            return None
+        return None if process == process_name() or is_gone(process) else process
 
     def read_results(self) -> dict[str, Any]:
         """Return ``results.json``, empty before the end of a run."""
@@ -151,9 +162,17 @@ class RunRecorder(L.Callback):
     @rank_zero_only
     def _name_killed(self) -> None:
         """Say so where an earlier process of this run ended without a word, and clear away what it left."""
-        state = self.folder.read_state()
-        if state.get("status") == "running":
-            step, when = state.get("step"), state.get("written")
+        state, elsewhere = self.folder.read_state(), self.folder.running_process()
+        step, when = state.get("step"), state.get("written")
+        if elsewhere is not None:
+            log.warning(
+                "An earlier process of this run, on %s, has not written down its end (last heard of after step "
+                "%s, at %s): two must not train it at a time.",
+                elsewhere.split("/")[0],
+                step,
+                when,
+            )
+        elif state.get("status") == "running":
             killed = {"process": state.get("process"), "step": step, "written": when}
             self.folder.write_state(killed=[*state.get("killed", []), killed])
             log.warning(
@@ -177,7 +196,7 @@ class RunRecorder(L.Callback):
                 log.warning("%s", error)
 
     def _write_status(self, trainer: L.Trainer, status: str, reason: str | None = None) -> None:
-        self._write_state(trainer, status=status, reason=reason, process=os.getpid())
+        self._write_state(trainer, status=status, reason=reason, process=process_name())
 
     @rank_zero_only
     def _write_state(self, trainer: L.Trainer, **entries: Any) -> None:
