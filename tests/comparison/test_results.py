@@ -118,6 +118,22 @@ def test_published_figures_stand_beside_the_same_scores_of_data_trained_on_alike
     assert "published" not in Comparison(results(dataset="copying", data=paper)).markdown()
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "sequential_mnist"])
+@pytest.mark.parametrize(
+    ("source", "is_mnist"),
+    [
+        ({"path": "data/mnist"}, True),
+        ({"path": None, "dataset": "ylecun/mnist"}, True),
+        ({"path": "data/fashion"}, False),
+        ({}, False),  # scikit-learn's digits
+    ],
+)
+def test_figures_of_mnist_stand_beside_mnist_only(dataset: str, source: dict[str, Any], is_mnist: bool) -> None:
+    models = {"rim": model({"size_16/accuracy": 0.5})}
+    comparison = Comparison(results(dataset=dataset, data={"image_size": 14, **source}, models=models))
+    assert ("published: LSTM 600" in comparison.markdown()) == is_mnist
+
+
 def test_published_figures_have_a_source_and_scores_in_range() -> None:
     for dataset in published_figures().values():
         assert "arXiv" in dataset["source"]

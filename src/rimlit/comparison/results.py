@@ -160,7 +160,9 @@ class Comparison:
         """Return what others published on data trained on as here and on these scores: ``source`` and ``rows``."""
         known = published_figures().get(self.results["dataset"], {"data": {}, "source": "", "rows": []})
         settings = self.results.get("data", {})
-        if any(settings.get(name) != value for name, value in known["data"].items()):
+        source = str(settings.get("path") or settings.get("dataset") or "")
+        is_other_source = Path(source).name.lower() != known.get("read_from", Path(source).name.lower())
+        if is_other_source or any(settings.get(name) != value for name, value in known["data"].items()):
             return {**known, "rows": []}
         names = set(self.score_names)
         return {**known, "rows": [row for row in known["rows"] if names & row["scores"].keys()]}
