@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {"rim": "RIM", "lstm": "LSTM"}
@@ -122,11 +124,15 @@ def language() -> str:
     )
 
 
-PAPER_MNIST = {  # Goyal et al. 2021: accuracy at 16, 19 and 24
-    "RIM of 600, 6 mechanisms, 4 active (paper)": (0.900, 0.734, 0.381),
-    "LSTM of 600 (paper)": (0.845, 0.522, 0.219),
-    "LSTM of 300 (paper)": (0.868, 0.423, 0.252),
-}
+PAPER_MNIST = ("RIM 600, 6 mechanisms, 4 active", "LSTM 600", "LSTM 300")  # those shown
+
+
+def published(dataset: str, model: str) -> dict[str, str]:
+    """Return a model's published scores, in the digits they were published in."""
+    text = (ROOT / "src" / "rimlit" / "comparison" / "published.yaml").read_text()
+    figures = yaml.load(text, Loader=yaml.BaseLoader)[dataset]["rows"]  # numbers stay text
+    scores: dict[str, str] = next(row["scores"] for row in figures if row["model"] == model)
+    return scores
 
 
 def by_group(dataset: str, prefix: str, metric: str, digits: int) -> tuple[list[int], list[list[str]]]:
@@ -144,13 +150,15 @@ def by_group(dataset: str, prefix: str, metric: str, digits: int) -> tuple[list[
     return groups, rows
 
 
-def images(dataset: str, paper: dict[str, tuple[float, ...]]) -> str:
+def images(dataset: str, paper: tuple[str, ...] = ()) -> str:
     """A row per model, a column per size of the test images."""
     sizes, rows = by_group(dataset, "size", "accuracy", 3)
     if not rows:
         return "(not recorded)"
-    for name, scores in paper.items():
-        rows.append([name, "", "100 epochs", "", *(f"{score:.3f}" for score in scores)])
+    for model in paper:
+        scores = published(dataset, model)
+        cells = [scores.get(f"size_{size}/accuracy", "") for size in sizes]
+        rows.append([f"{model} (paper)", "", "100 epochs", *cells])
     return table(["accuracy", "parameters", "budget", *(f"{size} × {size}" for size in sizes)], rows)
 
 
@@ -175,15 +183,24 @@ MODELS = {
     "ablations-rim_without_communication": "RIM without communication",
     "ablations-rim_without_input_attention": "RIM without input attention",
 }
-PAPER_COPYING = {  # table 1: cross-entropy at spans 50 and 200, trained at 50, not at equal size
-    "rim": "0.00, 0.00",
-    "lstm": "0.00, 3.56 (600 wide)",
-    "ntm": "0.00, 2.54",
-    "rmc": "0.00, 0.13",
-    "transformer": "0.00, 0.54",
-    "ablations-rim_without_communication": "0.7, 5.0",
-    "ablations-rim_without_input_attention": "0.0, 0.7",
+PAPER_COPYING = {  # table 1: trained at span 50, not at equal size
+    "rim": "RIM 600, 6 mechanisms, 2 to 4 active",
+    "lstm": "LSTM 600",
+    "ntm": "NTM",
+    "rmc": "RMC",
+    "transformer": "Transformer",
+    "ablations-rim_without_communication": "RIM without communication, 6 mechanisms, 4 active",
+    "ablations-rim_without_input_attention": "RIM without input attention, 6 mechanisms",
 }
+
+
+def paper_copying(model: str) -> str:
+    """Return the paper's cross-entropies at spans 50 and 200, empty where it has none."""
+    if model not in PAPER_COPYING:
+        return ""
+    scores = published("copying", PAPER_COPYING[model])
+    width = " (600 wide)" if model == "lstm" else ""
+    return ", ".join(scores[f"span_{span}/cross_entropy"] for span in (50, 200)) + width
 
 
 def comparison() -> str:
@@ -204,7 +221,7 @@ def comparison() -> str:
             f"{facts[size]:,}" for size in ("parameters", "active_parameters", "flops_per_step", "state_size")
         ]
         seeds = ", ".join(str(run["seed"]) for run in facts["runs"]) or "none"
-        rows.append([MODELS[model], seeds, *sizes, *scores, PAPER_COPYING.get(model, "")])
+        rows.append([MODELS[model], seeds, *sizes, *scores, paper_copying(model)])
     floors = [f"{result['floors'][name.partition('/')[2]]:.2f}" for name in shown]
     rows.append(["floor: format known, symbols guessed", "", "", "", "", "", *floors, ""])
     columns = [" ".join(reversed(name.replace("_", " ").split("/"))) for name in shown]
@@ -474,7 +491,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "promise": promise,
     "copying": copying,
     "language": language,
-    "digits": lambda: images("sequential_mnist", {}),
+    "digits": lambda: images("sequential_mnist"),
     "mnist": lambda: images("mnist", PAPER_MNIST),
     "adding": adding,
     "comparison": comparison,
