@@ -35,14 +35,16 @@ Ending = Callable[[Run], int]
 
 
 class CachingReader(SettingsReader):
-    """Parses the same words once for all tests."""
+    """Parses the same words, and files of the same content, once for all tests."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[tuple[str, ...], tuple[dict[str, Any], Path]] = {}
+        self._known: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], Path]] = {}
 
     def read(self, arguments: list[str]) -> tuple[dict[str, Any], Path]:
-        key = tuple(arguments)
+        files = [Path(word.rpartition("=")[2]) for word in arguments]
+        contents = [file.read_text() if file.is_file() else "" for file in files]
+        key = tuple(zip(arguments, contents, strict=True))
         if key not in self._known:
             self._known[key] = super().read(arguments)
         return copy.deepcopy(self._known[key])
@@ -51,6 +53,14 @@ class CachingReader(SettingsReader):
 @functools.cache
 def reader() -> CachingReader:
     return CachingReader()
+
+
+def test_files_of_one_name_in_two_tests_are_read_each(folder: Path) -> None:
+    content = yaml.safe_load((configs_folder() / "copying/lstm.yaml").read_text())
+    for seed in (3, 4):
+        (folder / "same.yaml").write_text(yaml.safe_dump({**content, "seed_everything": seed}))
+        for words in (["--config=same.yaml"], ["--config", "same.yaml"]):
+            assert reader().read(words)[0]["seed_everything"] == seed
 
 
 class FakeFit:
@@ -220,6 +230,12 @@ def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> N
         (["copying/rim", "--trainer.max_step=3"], ["max_step", "Did you mean"]),
         (["copying/rim", "copying/rim"], ["Two configs are called 'rim'"]),
         (["--seeds=2"], ["compare needs the files or names of configs"]),
+        (
+            ["copying/rim", "--seeds", "1", "copying/lstm"],
+            ["'copying/lstm' stands behind an option", "rimlit compare copying/rim copying/lstm"],
+        ),
+        (["copying/rim", "--trainer.max_steps=4", "copying/lstm"], ["'copying/lstm' stands behind an option"]),
+        (["--seeds", "1", "copying/lstm"], ["'copying/lstm' stands behind an option"]),
         (
             ["copying/rim", "paper/copying/rim"],
             ["about different data: data.min_train_span is 1 and None"],

@@ -429,17 +429,29 @@ def yaml_of(value: Any) -> str:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
-    """Split a command line into configs, which come first, compare's own options, and what is for all runs."""
+    """Split a command line into configs, which come first, compare's own options, and what is for all runs.
+
+    Raises:
+        ConfigError: An option has no value, or a word is no option's.
+    """
     start = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     configs = arguments[:start]
     own: dict[str, str] = {}
     overrides: list[str] = []
     pending = iter(arguments[start:])
+    takes_value = False
     for word in pending:
         option, is_joined, value = word.partition("=")
         if option not in OWN:
+            if not word.startswith("-") and not takes_value:
+                raise ConfigError(
+                    f"{word!r} stands behind an option that takes no more words. Configs come first: "
+                    f"rimlit compare {' '.join([*configs, word])} --seeds 3."
+                )
+            takes_value = word.startswith("-") and not is_joined
             overrides.append(word)
             continue
+        takes_value = False
         given = value if is_joined else next(pending, None)
         if given is None:
             raise ConfigError(f"{option} needs a value.")
