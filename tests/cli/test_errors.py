@@ -54,6 +54,7 @@ def nothing_is_left(folder: Path) -> bool:
         (f"{BACKBONE}.class_path=rimlit.backbones.RIMM", ["model.backbone: ", "RIMM'", "Did you mean RIM?"]),
         (f"{BACKBONE}=torch.nn.LSTM", ["model.backbone: 'torch.nn.LSTM'", "There are "]),
         ("--model.head=SumHed", ["model.head: 'SumHed'", "Did you mean SumHead", "AttentionHead, "]),
+        ("--model.head=TiedHead", ["model.head: 'TiedHead'", "AttentionHead, "]),
         ("--model.head={class_path: SumHead, init_args: {hiden_size: 3}}", ["'hiden_size'", "mean hidden_size"]),
         (f"{OPTIMIZER}=Adm", ["model.optimizer: 'Adm'", "Did you mean Adam"]),
         ("--model.scheduler=WarmupCosin", ["model.scheduler: 'WarmupCosin'", "Did you mean WarmupCosine?"]),

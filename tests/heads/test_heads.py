@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rimlit.heads
 from rimlit.errors import ConfigError
-from rimlit.heads import AttentionHead, Head, LinearHead, SumHead, TiedHead
+from rimlit.heads import AttentionHead, Head, LinearHead, SumHead
 from rimlit.spec import subclasses
 from tests.conftest import counting_tensor, random_tensor
 
@@ -24,11 +24,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def head_classes() -> list[type[Head]]:
-    """Every concrete head that is built from sizes alone; a tied one also needs the embedding."""
+    """Every concrete head; all are built from sizes alone."""
     for module in pkgutil.walk_packages(rimlit.heads.__path__, "rimlit.heads."):
         importlib.import_module(module.name)
     found = {cls for cls in subclasses(Head) if cls.__module__.startswith("rimlit.")}
-    return sorted((cls for cls in found - {TiedHead} if not inspect.isabstract(cls)), key=lambda cls: cls.__name__)
+    return sorted((cls for cls in found if not inspect.isabstract(cls)), key=lambda cls: cls.__name__)
 
 
 every_head = pytest.mark.parametrize(

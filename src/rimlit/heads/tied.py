@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_dropout
-from rimlit.heads.base import Head
+from rimlit.backbones.base import require_dropout, require_positive
 
 
-class TiedHead(Head):
+class TiedHead(nn.Module):
     """Score tokens by their embedding, after a linear map where the widths differ.
+
+    No :class:`rimlit.heads.Head` that a config could name: it needs the embedding. ``tie_embeddings`` of
+    :class:`rimlit.tasks.LanguageModelingTask` builds it.
 
     Args:
         input_size: Features of the backbone.
@@ -21,7 +23,8 @@ class TiedHead(Head):
     """
 
     def __init__(self, input_size: int, table: nn.Embedding, *, dropout: float = 0.0) -> None:
-        super().__init__(input_size, table.num_embeddings)
+        super().__init__()
+        require_positive(input_size=input_size)
         require_dropout(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         width = table.embedding_dim

@@ -93,7 +93,7 @@ class Task(Recorded, L.LightningModule, ABC):
         self.encoder = encoder
         self.backbone: Backbone = build(to_spec(backbone, "backbone"), Backbone, encoder.output_size)
         sizes = (self.backbone.output_size, output_size, self.backbone.num_mechanisms)
-        self.head: Head = build(to_spec(LinearHead if head is None else head, "head"), Head, *sizes)
+        self.head: nn.Module = build(to_spec(LinearHead if head is None else head, "head"), Head, *sizes)
         self._optimizer = to_spec(Adam if optimizer is None else optimizer, "optimizer")
         if optimizer is None:
             self._optimizer["init_args"]["lr"] = 7e-4
