@@ -317,6 +317,19 @@ def test_going_on_with_other_settings_is_refused_by_name_unless_allowed(
     assert read_json(copying / "run_state.json")["step"] == 6
 
 
+def test_a_language_model_goes_on_with_another_number_of_rows_from_the_initial_state(
+    language: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (carried,) = read_checkpoint(language / "checkpoints/last.ckpt")["rimlit"]["carried"]
+    assert len(carried[0]) == 4
+    longer = ("fit", *LANGUAGE, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6")
+    with caplog.at_level(logging.INFO, logger="rimlit"):
+        succeed(*longer, "--data.batch_size=3", "--allow_changes=true")
+    assert "The state of 4 rows of text is not taken up: a batch has 3 from here on." in caplog.text
+    (carried,) = read_checkpoint(language / "checkpoints/last.ckpt")["rimlit"]["carried"]
+    assert len(carried[0]) == 3
+
+
 def test_another_learning_rate_is_used_and_said(copying: Path, caplog: pytest.LogCaptureFixture) -> None:
     rate = "--model.init_args.optimizer.init_args.lr=0.001"
     longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6", rate)

@@ -1,5 +1,6 @@
 """Language modelling: predict the next token, state carried from chunk to chunk."""
 
+import logging
 import math
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from rimlit.metrics import IGNORED, BitsPerCharacter, CrossEntropy, Perplexity
 from rimlit.spec import to_spec
 from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Stage, Task
 from rimlit.types import SequenceBatch, State, detach_state, flat_state, map_state
+
+log = logging.getLogger(__name__)
 
 
 class LanguageModelingTask(Task):
@@ -106,14 +109,25 @@ class LanguageModelingTask(Task):
         self.sample_seed = sample_seed
         # neither parameter nor buffer: it belongs to the rows of this process, and DDP would broadcast it
         self._carried: State | None = None
+        self._is_restored = False  # from a checkpoint, not used yet
 
     def shared_step(self, batch: SequenceBatch, stage: Stage, group: int = 0) -> Tensor:
         """Run a chunk from the state the last one left."""
         if stage == "train" and not self.carry_state:
             self._carried = None
+        if stage == "train" and self._is_restored:
+            self._is_restored = False
+            self._drop_other_rows(len(batch.inputs))
         outputs, state = self(batch.inputs, self._carried)
         self._carried = detach_state(state)
         return self.log_step(outputs, batch, stage, group)
+
+    def _drop_other_rows(self, rows: int) -> None:
+        """Start from the initial state where a checkpoint's state is that of another number of rows."""
+        before = rows if self._carried is None else len(flat_state(self._carried)[0])
+        if before != rows:
+            log.info("The state of %d rows of text is not taken up: a batch has %d from here on.", before, rows)
+            self._carried = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the carried state of every process."""
@@ -133,11 +147,14 @@ class LanguageModelingTask(Task):
         if everyone is None or any(state is None for state in everyone):
             return
         rank, world_size = rank_and_world_size()
+        if sum(len(state[0]) for state in everyone) % world_size:
+            return  # of another batch size: its rows cannot be dealt out
         parts = [
             torch.cat(states).chunk(world_size)[rank].to(self.device) for states in zip(*everyone, strict=True)
         ]
         left = iter(parts)
         self._carried = map_state(lambda _: next(left), self.backbone.initial_state(len(parts[0])))
+        self._is_restored = True
 
     def loss(self, outputs: Tensor, batch: SequenceBatch) -> Tensor:
         """Return the mean cross-entropy over unpadded tokens, nats."""
