@@ -39,7 +39,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Write ``checkpoint`` to ``path``; what was there before stays until all of it is on the disk.
 
     Raises:
-        NonFiniteError: A weight or the optimiser's state holds NaN or infinity.
+        NonFiniteError: A weight, the optimiser's state or the carried state holds NaN or infinity.
         StorageError: The folder cannot be written or has too little space.
     """
     spoilt = _not_finite(checkpoint)
@@ -102,15 +102,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint that rimlit wrote, with ``weights_only=True``.
 
     Raises:
-        CheckpointError: The path is a URL, is missing, is damaged, holds a number that is not finite, or is
-            no checkpoint of rimlit.
+        CheckpointError: The path is a URL, is missing, cannot be read, is damaged, holds a number that is not
+            finite, or is no checkpoint of rimlit.
         ConfigError: It names a class outside the trusted packages.
     """
     if "://" in str(path):
         raise CheckpointError(f"Checkpoints are local files; got {path}.")
     if not Path(path).is_file():
         raise CheckpointError(f"No checkpoint at {path}.")
-    verify(path)
+    try:
+        verify(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from error
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds
@@ -202,9 +205,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return the way to the first tensor that was learned and holds NaN or infinity."""
-    learned = {key: checkpoint.get(key) for key in ("state_dict", "optimizer_states")}
-    for name, tensor in _tensors(learned):
+    """Return the way to the first tensor that was learned, or is carried on, and holds NaN or infinity."""
+    used = {key: checkpoint.get(key) for key in ("state_dict", "optimizer_states")}
+    # a metric's state may begin at infinity; what a backbone remembers never holds it
+    if isinstance(own := checkpoint.get("rimlit"), Mapping):
+        used["rimlit"] = {"carried": own.get("carried")}
+    for name, tensor in _tensors(used):
         if tensor.is_floating_point() and not tensor.isfinite().all():
             return name
     return None

@@ -250,3 +250,20 @@ def test_the_newest_whole_checkpoint_is_found_and_the_damaged_are_named(tmp_path
     with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
         fit(CASES["endless"], tmp_path, ckpt_path=tmp_path / "last.ckpt")
     assert newest_checkpoint(tmp_path / "none") == (None, 0, [])
+
+
+def test_a_checkpoint_that_may_not_be_read_is_passed_over_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, step in (("best", 3), ("last", 4)):
+        write_checkpoint({"rimlit": {}, "state_dict": {}, "global_step": step}, tmp_path / f"{name}.ckpt")
+    verify = checkpoints.verify
+
+    def refuse(path: Path) -> None:  # by rights it would be: the tests may run as root
+        if Path(path).stem == "last":
+            raise PermissionError(13, "Permission denied", str(path))
+        verify(path)
+
+    monkeypatch.setattr(checkpoints, "verify", refuse)
+    denied = f"{tmp_path / 'last.ckpt'} cannot be read (Permission denied)."
+    assert newest_checkpoint(tmp_path) == (tmp_path / "best.ckpt", 3, [denied])

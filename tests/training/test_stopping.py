@@ -229,6 +229,14 @@ def test_infinity_that_is_no_weight_is_saved(tmp_path: Path) -> None:
         write_checkpoint({"state_dict": {"weight": torch.tensor(torch.inf)}}, tmp_path / "last.ckpt")
 
 
+def test_a_carried_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    carried = [None, [torch.zeros(2, 3), torch.tensor([[torch.inf]])]]
+    message = r"last\.ckpt is not written: rimlit\.carried\.1\.1 holds NaN or infinity"
+    with pytest.raises(NonFiniteError, match=message):
+        write_checkpoint({"rimlit": {"carried": carried}, "state_dict": {}}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_signal_in_the_last_step_ends_the_run_too(tmp_path: Path) -> None:
     class Late(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
