@@ -355,3 +355,14 @@ def test_the_debug_switch_brings_the_traceback_back(
     assert answer.code == 2
     assert answer.err.startswith("Traceback") and "ConfigError" in answer.err
     assert answer.err.splitlines()[-1].startswith("rimlit: error: ")
+
+
+def test_an_interruption_before_the_run_listens_is_one_line_with_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rimlit.cli._dispatch", interrupt)
+    answer = rimlit("fit", *COPYING)
+    assert (answer.code, answer.out, answer.err) == (130, "", "rimlit: interrupted\n")

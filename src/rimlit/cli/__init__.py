@@ -94,6 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(arguments)
+    except KeyboardInterrupt:  # before a run listens, or where there is nothing to save
+        if os.environ.get("RIMLIT_DEBUG"):
+            traceback.print_exc()
+        print("rimlit: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except ProcessError as error:
         raise SystemExit(error.exit_code) from None  # it has been said why
     except RimlitError as error:
