@@ -65,6 +65,17 @@ def test_sync_leaves_a_run_to_the_process_that_trains_it(copying: Path) -> None:
     assert "sent to" in succeed("sync", copying).out
 
 
+@pytest.mark.parametrize("text", ["", "[1]", '{"sent": 3'])
+def test_a_damaged_file_of_notes_is_named_by_sync_and_stops_nothing(folder: Path, text: str) -> None:
+    (folder / "tracking.jsonl").write_text('{"kind": "tags", "values": {}}\n')
+    (folder / "tracking.json").write_text(text)
+    assert MLflowTracker("copying", folder=folder).run_id is None
+    answer = rimlit("sync", folder)
+    assert answer.code == 1
+    assert f"{folder}: tracking.json is damaged" in answer.out
+    assert answer.err == f"rimlit: error: MLflow did not take all of {folder}; it is kept there.\n"
+
+
 def test_sync_of_a_folder_that_is_not_there_is_one_message(folder: Path) -> None:
     answer = rimlit("sync", "rnus")
     assert (answer.code, answer.out) == (2, "")

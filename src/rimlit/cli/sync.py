@@ -1,10 +1,9 @@
 """``rimlit sync``: send to MLflow what it did not take while runs were trained."""
 
-import json
 from pathlib import Path
 
 from rimlit.errors import ConfigError, TrackingError
-from rimlit.training.outbox import FILE_NAME
+from rimlit.training.outbox import FILE_NAME, read_notes
 from rimlit.training.tracking import MLflowTracker, is_gone, is_of_this_machine
 
 PATIENCE = 600.0
@@ -24,7 +23,11 @@ def sync(folders: list[str]) -> None:
             raise ConfigError(f"{folder} is no folder; rimlit sync takes folders of runs, by default runs.")
         for path in sorted(folder.rglob(FILE_NAME)):
             run = path.parent
-            notes = json.loads(path.with_suffix(".json").read_text())
+            notes = read_notes(run)
+            if not notes:
+                print(f"{run}: tracking.json is damaged or missing; the next fit of this run sends all anew")
+                left.append(str(run))
+                continue
             if path.stat().st_size <= notes.get("sent", 0):
                 continue
             process = notes.get("process")

@@ -59,12 +59,10 @@ class Outbox:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE_NAME
         self._notes_path = self.path.with_suffix(".json")
-        self.notes: dict[str, Any] = {}
-        if self._notes_path.is_file():
-            try:
-                self.notes = json.loads(self._notes_path.read_text())
-            except ValueError:  # of a machine that lost its power
-                log.warning("%s is damaged: everything is sent anew, to a run of its own.", self._notes_path)
+        notes = read_notes(folder)
+        if notes is None:
+            log.warning("%s is damaged: everything is sent anew, to a run of its own.", self._notes_path)
+        self.notes: dict[str, Any] = notes or {}
         self._send, self._name, self._interval, self._retry = send, name, interval, retry
         with self.path.open("a+b") as file:
             file.seek(0)
@@ -224,6 +222,16 @@ class Outbox:
                     log.warning("%s: a line before byte %d is damaged and left out.", self.path, position)
                     continue
                 yield entry, position
+
+
+def read_notes(folder: Path) -> dict[str, Any] | None:
+    """Return ``tracking.json`` of a run's folder, empty where there is none, None where it is damaged."""
+    path = (folder / FILE_NAME).with_suffix(".json")
+    try:
+        notes = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:  # of a machine that lost its power
+        return None
+    return notes if isinstance(notes, dict) else None
 
 
 def reason_of(error: BaseException) -> str:

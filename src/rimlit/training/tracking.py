@@ -1,7 +1,6 @@
 """Loggers: MLflow, which training never waits for, and a CSV file beside the checkpoints."""
 
 import csv
-import json
 import logging
 import math
 import os
@@ -25,7 +24,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from rimlit.checkpoints import storage_error
 from rimlit.errors import StoppedError, TrackingError
-from rimlit.training.outbox import FILE_NAME, Entry, Outbox, Refused, reason_of
+from rimlit.training.outbox import Entry, Outbox, Refused, read_notes, reason_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -237,8 +236,7 @@ class MLflowTracker(Logger):
     def run_id(self) -> str | None:
         """The MLflow run; None until it is created, which happens in the background."""
         if self._run_id is None and self.folder is not None:
-            notes = (self.folder / FILE_NAME).with_suffix(".json")
-            return json.loads(notes.read_text()).get("mlflow_run_id") if notes.is_file() else None
+            return (read_notes(self.folder) or {}).get("mlflow_run_id")
         return self._run_id
 
     @rank_zero_only
