@@ -60,7 +60,7 @@ class StoppedError(RimlitError):
 
     Args:
         message: What happened.
-        exit_code: 130 for SIGINT, 143 for SIGTERM and SIGUSR1.
+        exit_code: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM and SIGUSR1.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

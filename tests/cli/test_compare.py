@@ -163,17 +163,18 @@ def test_a_run_that_fails_does_not_stop_the_rest_and_is_named_with_its_log(
     assert again == ["rim-seed0"]
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_stops_the_rest_and_leaves_a_table_of_what_was_done(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, signum: int, code: int
 ) -> None:
     def interrupt(run: Run) -> int:
         if run.name == "lstm-seed0":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signum)
         return 0
 
     started = fake(monkeypatch, interrupt)
     answer = running.rimlit("compare", *FAST, "--jobs=1")
-    assert answer.code == 130
+    assert answer.code == code
     assert "The same command goes on" in answer.err
     assert started == ["rim-seed0", "lstm-seed0"]
     assert Comparison.load(COMPARISON).rows[0]["seeds"] == 1
@@ -288,6 +289,59 @@ def test_two_comparisons_do_not_share_a_folder(folder: Path, started: list[str])
 def test_overrides_are_words_or_a_mapping(folder: Path) -> None:
     with pytest.raises(ConfigError, match="--resume is set by compare itself"):
         rimlit.compare(MODELS, overrides={"resume": "never"})
+
+
+def test_a_run_does_not_see_slurm_which_would_be_asked_twice_for_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("RIMLIT_BACKEND", "eager")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text("#!/bin/sh\nenv\n")
+    (tmp_path / "python").chmod(0o755)
+    run = Run("rim", 0, ["fit"], RunFolder(tmp_path / "run"), tmp_path / "log")
+    assert runs.start(run, None).wait(timeout=30) == 0
+    assert "RIMLIT_BACKEND=eager" in run.log.read_text()
+    assert "SLURM_" not in run.log.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for it")
+def test_a_run_is_asked_to_stop_when_the_comparison_is_killed() -> None:
+    run = """if True:
+        import signal, sys
+        from rimlit.__main__ import end_with_parent
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saved", flush=True)))
+        end_with_parent()
+        print("at work", flush=True)
+        signal.pause()
+    """
+    comparison = f"""if True:
+        import os, subprocess, sys
+        environment = {{**os.environ, "RIMLIT_PARENT_PROCESS": str(os.getpid())}}
+        subprocess.run([sys.executable, "-c", {run!r}], env=environment, start_new_session=True)
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", comparison], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    process.kill()
+    out, _ = process.communicate(timeout=60)
+    assert out == "saved\n"
+
+
+def test_a_run_whose_comparison_died_before_it_began_does_not_begin() -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "RIMLIT_PARENT_PROCESS": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "rimlit", "--version"], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == (143 if sys.platform == "linux" else 0)
 
 
 def test_the_step_is_read_from_the_last_lines_of_the_metrics(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.errors import NonFiniteError, StoppedError, StorageError
 from rimlit.training import Checkpointer, FiniteGuard, VerifiedCheckpointIO
+from rimlit.training.signals import SignalFlag
 from tests.tasks.running import make_copying, make_copying_task, quiet
 
 pytestmark = quiet
@@ -58,7 +59,9 @@ def train(
     return task
 
 
-@pytest.mark.parametrize(("signum", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 143), ("SIGHUP", 129)]
+)
 def test_a_signal_saves_the_last_step_and_ends_the_run(signum: str, code: int, tmp_path: Path) -> None:
     number = signal.Signals[signum]
     before = signal.getsignal(number)
@@ -72,6 +75,19 @@ def test_a_signal_saves_the_last_step_and_ends_the_run(signum: str, code: int, t
     assert error.value.exit_code == code
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
     assert signal.getsignal(number) == before
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    flag = SignalFlag()
+    try:
+        flag.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not flag.received
+        flag.listen_no_more()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def spoil_weight(task: Any) -> None:

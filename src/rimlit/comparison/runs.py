@@ -22,7 +22,7 @@ Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 
 POLL_SECONDS = 0.5
 SECONDS_TO_SAVE = 120.0
-NAMED_EXIT_CODES = {130: "interrupted", 143: "terminated"}
+NAMED_EXIT_CODES = {129: "hung up", 130: "interrupted", 143: "terminated"}
 
 
 @dataclass
@@ -79,17 +79,21 @@ def last_step(metrics: Path) -> int:
 def start(run: Run, parent: str | None) -> "subprocess.Popen[bytes]":
     """Start a run in a process and a session of its own: the terminal's Ctrl-C reaches this process only.
 
+    It does not see SLURM, which signals all processes of a job: one of them puts the job back into its queue, and
+    that is the comparison.
+
     Args:
         run: The run.
         parent: MLflow run that it is shown under.
     """
     run.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
         "OMP_NUM_THREADS": str(threads_of_a_run()),
         "MKL_NUM_THREADS": str(threads_of_a_run()),
         "RIMLIT_TRUST": ",".join(trusted_packages()),
         "RIMLIT_PARENT_RUN": parent or "",
+        "RIMLIT_PARENT_PROCESS": str(os.getpid()),
     }
     with run.log.open("ab") as log:
         return subprocess.Popen(
@@ -132,7 +136,7 @@ def run_all(
         parent: MLflow run that they are shown under.
 
     Raises:
-        StoppedError: SIGINT, SIGTERM or SIGUSR1 came. The runs have been asked to stop, have saved and ended.
+        StoppedError: A signal of ``EXIT_CODES`` came. The runs have been asked to stop, have saved and ended.
     """
     waiting = [run for run in runs if run.status == "waiting"]
     signals = SignalFlag()

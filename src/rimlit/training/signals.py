@@ -15,6 +15,8 @@ from rimlit.errors import StoppedError
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):  # what SLURM sends before the time limit
     EXIT_CODES[signal.SIGUSR1] = 143
+if hasattr(signal, "SIGHUP"):  # what a terminal that closes and a lost connection send
+    EXIT_CODES[signal.SIGHUP] = 129
 
 
 class SignalFlag:
@@ -34,6 +36,8 @@ class SignalFlag:
             return
         self.received = 0
         for signum in EXIT_CODES:
+            if signal.Signals(signum).name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN:
+                continue  # under nohup
             self._before[signum] = signal.signal(signum, self._stop if at_once else self._note)
 
     def listen_no_more(self) -> None:
