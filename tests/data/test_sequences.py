@@ -189,6 +189,16 @@ def test_labels_are_integers_of_any_kind_or_text_and_keep_their_names(tmp_path: 
     assert [arrays.class_names(i) for i in range(2)] == ["x", "yy"]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_words_that_often_mean_nothing_may_be_labels_and_names(tmp_path: Path, suffix: str) -> None:
+    table = table_of()
+    table["target"] = [["NA", "None", "yes"][label] for label in table["target"]]
+    table["sequence"] = table["sequence"].replace("s3", "null")
+    data = make(write_table(tmp_path / f"a{suffix}", table))
+    assert {data.class_names(label) for _, label in everything(data)} == {"NA", "None", "yes"}
+    assert len(everything(data)) == 10
+
+
 # Splits
 
 
@@ -277,9 +287,13 @@ def test_classes_and_scales_come_back_from_a_checkpoint_as_plain_data(tmp_path: 
 
 def test_floors_are_those_of_frequencies_means_and_the_last_step(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz", inputs=INPUTS, targets=LABELS)
-    labels = make(path).floors()
-    assert set(labels) == {"cross_entropy", "accuracy"}
-    assert labels["cross_entropy"] == pytest.approx(np.log(3), rel=0.4)
+    data = make(path)
+    train, test = (data.datasets(split)[""].targets.tolist() for split in ("train", "test"))
+    counts = [train.count(label) + 1 for label in range(3)]  # one more of each: none is impossible
+    nats = [-np.log(counts[label] / (len(train) + 3)) for label in test]
+    most = counts.index(max(counts))
+    expected = {"cross_entropy": np.mean(nats), "accuracy": test.count(most) / len(test)}
+    assert data.floors() == pytest.approx(expected)
     steps = make(path, target="next_step")
     test = steps.datasets("test")[""]
     errors = torch.cat([target - inputs for inputs, target in (test[i] for i in range(len(test)))])
@@ -355,7 +369,7 @@ def with_value(array: np.ndarray, place: tuple[int, ...], value: float) -> np.nd
         (
             {"targets": with_value(LABELS, (7,), np.nan)},
             {"target": "value"},
-            "targets of sequence 7, step 0 must be a finite number; got nan",
+            "targets of sequence 7, value 0 must be a finite number; got nan",
         ),
         ({"split": np.array(["train"] * 9)}, {}, "split must name train, val or test for each of 10 sequences"),
         (
@@ -371,12 +385,32 @@ def with_value(array: np.ndarray, place: tuple[int, ...], value: float) -> np.nd
         (
             {"inputs": INPUTS[..., 0] + 0.5},
             {"tokens": True},
-            "inputs of sequence 0, step 0 must be a token id, an integer from 0; got 0.5",
+            "inputs of sequence 0, step 0 must be a token id, an integer from 0 to 10,000,000; got 0.5",
         ),
         (
             {"inputs": INPUTS[..., 0] - 1},
             {"tokens": True},
-            "inputs of sequence 0, step 0 must be a token id, an integer from 0; got -1",
+            "inputs of sequence 0, step 0 must be a token id, an integer from 0 to 10,000,000; got -1",
+        ),
+        (
+            {"inputs": with_value(INPUTS[..., 0], (2, 1), 5e9)},
+            {"tokens": True},
+            "inputs of sequence 2, step 1 must be a token id, an integer from 0 to 10,000,000; got 5000000000",
+        ),
+        (
+            {"targets": with_value(np.stack([LABELS] * 3, axis=1), (7, 2), np.nan)},
+            {"target": "value"},
+            "targets of sequence 7, value 2 must be a finite number; got nan",
+        ),
+        (
+            {"inputs": with_value(INPUTS, (3, 2, 1), 1e300)},
+            {},
+            r"inputs of sequence 3, step 2, feature 1 must be a number from -3\.4e\+38 to 3\.4e\+38; got 1e\+300",
+        ),
+        (
+            {"targets": LABELS.astype(np.uint64) + np.uint64(2**63)},
+            {},
+            "targets must be integers up to 9223372036854775807; got 9223372036854775810",
         ),
         ({}, {"tokens": True}, r"inputs must be \(sequences, steps\), none of them 0; got shape \(10, 4, 2\)"),
     ],
@@ -478,6 +512,18 @@ def bad_table(column: str, row: int, value: Any) -> pandas.DataFrame:
             table_of(part=["train", "val"] * 15),
             {"split_column": "part"},
             "row 2 has val in part, where row 1 of the same",
+        ),
+        (
+            bad_table("b", 4, 1e300),
+            {},
+            r"row 4, column 'b' must be a number from -3\.4e\+38 to 3\.4e\+38; got .*1e\+300",
+        ),
+        (bad_table("b", 4, "NA"), {}, "row 4, column 'b' must be a finite number .*; got 'NA'"),
+        (bad_table("target", 4, "NA"), {}, "row 4, column 'target' must be a label, a number as .*; got 'NA'"),
+        (
+            table_of(target=2**63),
+            {},
+            "row 1, column 'target' must be a label, an integer up to 9223372036854775807, or text; got",
         ),
         (table_of()[["sequence", "target"]], {}, "must have a column of inputs; input_columns are none"),
         (table_of(), {"tokens": True}, "must have one column of token ids; input_columns are a, b"),

@@ -20,6 +20,13 @@ ARRAYS = (".npy", ".npz", ".pt")
 TABLES = (".csv", ".csv.gz", ".parquet")
 SUFFIXES = (*ARRAYS, *TABLES)
 KEYS = ("inputs", "targets", "lengths", "split")
+MAX_TOKEN = 10_000_000
+"""The greatest token id: every one has a row in the embedding and an output."""
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""The greatest size of a number: models compute in 32 bits."""
+MAX_LABEL = 2**63 - 1
+MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
+"""Words that mean a missing number among numbers, and may be labels among words."""
 FILE_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 
 
@@ -157,8 +164,7 @@ def _from_arrays(path: Path, arrays: dict[str, np.ndarray], layout: Layout) -> S
     return SequenceData(flat, lengths, targets, splits)
 
 
-def _place(place: Sequence[int]) -> str:
-    names = ("sequence", "step", "feature")
+def _place(place: Sequence[int], names: Sequence[str] = ("sequence", "step", "feature")) -> str:
     return ", ".join(f"{name} {index}" for name, index in zip(names, place, strict=False))
 
 
@@ -178,7 +184,13 @@ def _lengths(path: Path, lengths: np.ndarray | None, number: int, steps: int) ->
     return lengths.astype(np.int64)
 
 
-def _numbers(path: Path, key: str, values: np.ndarray, is_real: np.ndarray | None) -> np.ndarray:
+def _numbers(
+    path: Path,
+    key: str,
+    values: np.ndarray,
+    is_real: np.ndarray | None,
+    names: Sequence[str] = ("sequence", "step", "feature"),
+) -> np.ndarray:
     """Return numbers as float64; refuse what is not finite where ``is_real``, everywhere if that is None."""
     if values.dtype.kind not in "fiub":
         raise DataError(f"{path}: {key} must be numbers; got {values.dtype}.")
@@ -188,10 +200,20 @@ def _numbers(path: Path, key: str, values: np.ndarray, is_real: np.ndarray | Non
     if wrong.any():
         place = np.argwhere(wrong)[0]
         raise DataError(
-            f"{path}: {key} of {_place(place)} must be a finite number; got {values[tuple(place)]}. What lies "
-            "beyond a sequence's length is not read."
+            f"{path}: {key} of {_place(place, names)} must be a finite number; got {values[tuple(place)]}. What "
+            "lies beyond a sequence's length is not read."
         )
-    return values.astype(np.float64)
+    numbers = values.astype(np.float64)
+    wrong = np.abs(numbers) > MAX_NUMBER
+    if is_real is not None:
+        wrong &= is_real[..., None]
+    if wrong.any():
+        place = np.argwhere(wrong)[0]
+        raise DataError(
+            f"{path}: {key} of {_place(place, names)} must be a number from {-MAX_NUMBER:.2g} to "
+            f"{MAX_NUMBER:.2g}; got {values[tuple(place)]}."
+        )
+    return numbers
 
 
 def _targets(path: Path, targets: np.ndarray, is_real: np.ndarray, layout: Layout) -> np.ndarray:
@@ -211,8 +233,11 @@ def _targets(path: Path, targets: np.ndarray, is_real: np.ndarray, layout: Layou
                 f"{path}: targets must be integers or text for target='label'; got {targets.dtype}. Numbers to "
                 "predict are target='value'."
             )
+        if targets.dtype.kind == "u" and (targets > MAX_LABEL).any():
+            raise DataError(f"{path}: targets must be integers up to {MAX_LABEL}; got {targets.max()}.")
         return targets if where is None else targets[where]
-    numbers = _numbers(path, "targets", targets.reshape(*expected, -1), where)
+    names = ("sequence", "step", "value") if layout.target_per_step else ("sequence", "value")
+    numbers = _numbers(path, "targets", targets.reshape(*expected, -1), where, names)
     return numbers if where is None else numbers[where]
 
 
@@ -226,8 +251,13 @@ def _read_table(path: Path, layout: Layout) -> "pandas.DataFrame":
         if path.suffix == ".parquet":
             table = pandas.read_parquet(path)
         else:
-            # names stay text: as numbers 01 and 1 would be one sequence
-            table = pandas.read_csv(path, low_memory=False, dtype={layout.sequence_column: str})
+            table = pandas.read_csv(
+                path,
+                low_memory=False,
+                dtype={layout.sequence_column: str},  # names stay text: as numbers 01 and 1 would be one sequence
+                keep_default_na=False,  # NA and None may be labels or names
+                na_values=[""],
+            )
     except Exception as error:  # the readers raise their own kinds
         raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
     if path.suffix != ".parquet" and not isinstance(table.index, pandas.RangeIndex):
@@ -318,12 +348,22 @@ def _column(path: Path, table: "pandas.DataFrame", name: str, wanted: str = "a f
     _refuse(path, name, table[name], np.full(len(table), is_time), wanted)
     numbers: np.ndarray = pandas.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
     _refuse(path, name, table[name], ~np.isfinite(numbers), wanted)
+    limits = f"a number from {-MAX_NUMBER:.2g} to {MAX_NUMBER:.2g}"
+    _refuse(path, name, table[name], np.abs(numbers) > MAX_NUMBER, limits)
     return numbers
 
 
 def _labels(path: Path, table: "pandas.DataFrame", name: str) -> np.ndarray:
+    import pandas
+
     values = table[name]
     _refuse(path, name, values, values.isna(), "a label")
+    if values.dtype.kind in "fu":
+        _refuse(path, name, values, values > MAX_LABEL, f"a label, an integer up to {MAX_LABEL}, or text")
+    elif values.dtype.kind not in "ib":
+        is_word = pandas.to_numeric(values, errors="coerce").isna()
+        if values[is_word].isin(MISSING).all() and not is_word.all():
+            _refuse(path, name, values, is_word, "a label, a number as the others are")
     if values.dtype.kind == "f":
         _refuse(path, name, values, values % 1 != 0, "an integer or text; numbers to predict are target='value'")
         values = values.astype(np.int64)
@@ -354,13 +394,13 @@ def _shown(value: Any) -> str:
 
 
 def _require_tokens(values: np.ndarray, is_real: np.ndarray, describe: Any) -> None:
-    """Refuse what is no token id: an integer from 0."""
+    """Refuse what is no token id: an integer from 0 to ``MAX_TOKEN``."""
+    wanted = f"must be a token id, an integer from 0 to {MAX_TOKEN:,}"
     if values.dtype.kind not in "fiu":
-        raise DataError(f"{describe((0, 0))} must be a token id, an integer from 0; got {values.dtype}.")
-    wrong = np.argwhere(~((values >= 0) & (values % 1 == 0)) & is_real)
+        raise DataError(f"{describe((0, 0))} {wanted}; got {values.dtype}.")
+    wrong = np.argwhere(~((values >= 0) & (values <= MAX_TOKEN) & (values % 1 == 0)) & is_real)
     if len(wrong):
-        value = values[tuple(wrong[0])]
-        raise DataError(f"{describe(wrong[0])} must be a token id, an integer from 0; got {value}.")
+        raise DataError(f"{describe(wrong[0])} {wanted}; got {values[tuple(wrong[0])]}.")
 
 
 def _splits(values: np.ndarray, describe: Any) -> np.ndarray:
