@@ -26,6 +26,8 @@ _KINDS: dict[str, type] = {
     "rimlit": dict,
     "state_dict": dict,
     "hyper_parameters": dict,
+    "rimlit_position": dict,
+    "rimlit_sums": list,
     "loops": dict,
     "callbacks": dict,
     "optimizer_states": list,

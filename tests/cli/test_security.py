@@ -217,6 +217,32 @@ def test_a_checkpoint_that_names_anything_else_is_refused_by_every_command(
     assert nothing_ran(marker)
 
 
+PROGRESS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "position, no mapping": (("rimlit_position",), [1]),
+    "position, no number": (("rimlit_position", "epoch"), "evilmod.X"),
+    "sums, no list": (("rimlit_sums",), {"a": 1}),
+    "sums, others": (("rimlit_sums",), [{"logged": 1}]),
+    "sums, reduction": (
+        ("rimlit_sums",),
+        [{"shown": {}, "metrics": {}, "logged": {"a": {"is_builtin": True, "reduction": "exec"}}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRESS)
+def test_a_checkpoint_whose_progress_is_something_else_is_refused_by_name(copying: Path, name: str) -> None:
+    keys, value = PROGRESS[name]
+    path = copying / "checkpoints/last.ckpt"
+    checkpoint = running.read_checkpoint(path)
+    in_place(*keys, value=value)(checkpoint)
+    write_checkpoint(checkpoint, path)
+    longer = ("--test_after_fit=false", "--trainer.max_steps=6")
+    answer = running.rimlit("fit", *COPYING, *UNTRACKED, *longer, "--ckpt_path", path)
+    assert answer.code == 4
+    assert f"{path} is not a checkpoint that rimlit wrote" in answer.err
+    assert "Traceback" not in answer.err
+
+
 def as_pickle(path: Path, content: Any) -> None:
     path.write_bytes(pickle.dumps(content))
 

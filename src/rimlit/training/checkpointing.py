@@ -170,7 +170,10 @@ class Checkpointer(Checkpoint):
         self._sums_at_end = None
         if self._restored is not None and len(self._sums_restored) == trainer.world_size:
             in_epoch = self._restored["batches_in_epoch"] > 0
-            restore(trainer, pl_module, self._sums_restored[trainer.global_rank], in_epoch=in_epoch)
+            try:
+                restore(trainer, pl_module, self._sums_restored[trainer.global_rank], in_epoch=in_epoch)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise _unusable(trainer, "rimlit_sums") from error
         self._sums_restored = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -311,7 +314,11 @@ class Checkpointer(Checkpoint):
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        self._restored = checkpoint.get("rimlit_position")
+        position = checkpoint.get("rimlit_position")
+        counts = ("epoch", "batches_in_epoch", "batches_that_stepped")
+        if position is not None and not all(type(position.get(name)) is int for name in counts):
+            raise _unusable(trainer, "rimlit_position")
+        self._restored = position
         self._sums_restored = checkpoint.get("rimlit_sums", [])
         data = getattr(trainer, "datamodule", None)
         self._changes = find_changes(checkpoint, trainer, pl_module, data, self.seed)
@@ -324,6 +331,12 @@ class Checkpointer(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score so far."""
         self.best_score = state_dict["best_score"]
+
+
+def _unusable(trainer: L.Trainer, key: str) -> CheckpointError:
+    return CheckpointError(
+        f"{trainer.ckpt_path} is not a checkpoint that rimlit wrote: {key} holds something else."
+    )
 
 
 def _raise_together(trainer: L.Trainer, failure: RimlitError | None) -> None:

@@ -4,7 +4,6 @@ Lightning keeps the sums behind ``self.log(..., on_epoch=True)`` and the states 
 that goes on in the middle of an epoch would report the mean of the rest of it.
 """
 
-import builtins
 from operator import attrgetter
 from typing import Any
 
@@ -26,6 +25,11 @@ _SETTINGS = (
     "dataloader_idx",
     "metric_attribute",
 )
+# Lightning takes no others, and tells min and torch.min apart, though they do the same
+_REDUCTIONS = {
+    **{(True, function.__name__): function for function in (sum, max, min)},
+    **{(False, function.__name__): function for function in (torch.mean, torch.sum, torch.max, torch.min)},
+}
 _VALUES = ("value", "cumulated_batch_size", "_forward_cache")
 
 
@@ -35,7 +39,6 @@ def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
         key: {
             "settings": {name: getattr(result.meta, name) for name in _SETTINGS},
             "reduction": result.meta.reduce_fx.__name__,
-            # Lightning tells min and torch.min apart, though they do the same
             "is_builtin": result.meta.reduce_fx in (sum, max, min),
             "is_added_up": result.meta.sync.should,
             "rank_zero_only": result.meta.sync.rank_zero_only,
@@ -64,13 +67,16 @@ def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epo
         task: Its module.
         sums: What :func:`collect` returned in the earlier process.
         in_epoch: Whether batches of this epoch were trained on already.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: ``sums`` is not what :func:`collect` returns.
     """
     device = trainer.strategy.root_device
     for name, value in sums["shown"].items():  # what schedules and callbacks may look at before it comes anew
         trainer._logger_connector._callback_metrics[name] = value.to(device)
     results = trainer.fit_loop.epoch_loop._results
     for key, entry in sums["logged"].items():
-        reduction = getattr(builtins if entry["is_builtin"] else torch, entry["reduction"])
+        reduction = _REDUCTIONS[entry["is_builtin"], entry["reduction"]]
         meta = _Metadata(**entry["settings"], reduce_fx=reduction)
         meta.sync = _Sync(
             _should=entry["is_added_up"], fn=trainer.strategy.reduce, rank_zero_only=entry["rank_zero_only"]
@@ -79,6 +85,8 @@ def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epo
         if meta.metric_attribute is not None:
             result.value = attrgetter(meta.metric_attribute)(task)
         for name, value in entry["values"].items():
+            if name not in _VALUES:
+                raise KeyError(name)
             setattr(result, name, value.to(device))
         result._update_count = 1
     metrics = dict(task.named_modules())
@@ -86,6 +94,8 @@ def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epo
         metric = metrics.get(name)
         if isinstance(metric, Metric):
             for state, value in _copied(entry["states"]).items():
+                if state not in metric._defaults:
+                    raise KeyError(state)
                 setattr(metric, state, _to(value, metric.device))
             metric._update_count = entry["updates"]
     if in_epoch:
