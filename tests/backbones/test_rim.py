@@ -382,7 +382,9 @@ def test_without_input_attention_and_communication_a_mechanism_is_an_lstm_of_the
 
 
 def test_without_input_attention_there_are_no_slots_to_choose_from() -> None:
-    with pytest.raises(ValueError, match=r"inputs must be non-empty, \(B, T, input_size\); got shape"):
+    with pytest.raises(
+        ValueError, match=r"This RIM reads one vector per step, .* no input slots; got shape .*True"
+    ):
         make_rim(input_attention=False, num_active=M)(make_inputs(slots=3))
 
 

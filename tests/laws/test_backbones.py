@@ -11,6 +11,7 @@ from torch import Tensor
 
 import rimlit.backbones
 from rimlit.backbones import GRU, LSTM, RIM, Backbone
+from rimlit.errors import ConfigError
 from rimlit.types import State, detach_state, map_state
 from tests.conftest import counting_tensor, random_tensor
 from tests.laws.backbone_cases import HIDDEN_SIZE, INPUT_SIZE, backbone_cases, backbone_classes, make_backbone
@@ -294,9 +295,8 @@ def test_inputs_of_another_shape_are_refused_with_their_shape(
 
 @pytest.mark.parametrize("cls", [cls for cls in backbone_classes() if cls is not RIM])
 def test_several_slots_are_refused_by_what_reads_one_vector(cls: type[Backbone]) -> None:
-    with pytest.raises(
-        ValueError, match=r"non-empty, \(B, T, input_size\); got shape \(3, 6, 2, 5\), input_size=5"
-    ):
+    message = rf"This {cls.__name__} reads one vector per step, .* no input slots; got shape \(3, 6, 2, 5\)\. An"
+    with pytest.raises(ConfigError, match=rf"{message} encoder with position_wise=True"):
         make_backbone(cls, {})(torch.ones(3, 6, 2, 5))
 
 

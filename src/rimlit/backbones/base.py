@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from rimlit.errors import ConfigError
 from rimlit.types import State, flat_state, map_state, replace_state
 
 
@@ -146,7 +147,13 @@ def require_positive(**sizes: int) -> None:
 def require_input(
     backbone: Backbone, inputs: Tensor, resets: Tensor | None = None, *, allow_slots: bool = False
 ) -> None:
-    """Raise a ValueError if ``inputs`` or ``resets`` do not have the shape ``backbone`` reads."""
+    """Raise a ValueError, for slots a ConfigError, if ``inputs`` or ``resets`` are not what ``backbone`` reads."""
+    if inputs.dim() == 4 and not allow_slots:
+        raise ConfigError(
+            f"This {type(backbone).__name__} reads one vector per step, (B, T, input_size), and no input slots; "
+            f"got shape {tuple(inputs.shape)}. An encoder with position_wise=True gives slots, which a RIM with "
+            "input_attention=True reads."
+        )
     dimensions = (3, 4) if allow_slots else (3,)
     shapes = "(B, T, input_size)" + (" or (B, T, N, input_size)" if allow_slots else "")
     if inputs.dim() not in dimensions or inputs.shape[-1] != backbone.input_size or 0 in inputs.shape:
