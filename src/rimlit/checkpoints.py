@@ -128,7 +128,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         not isinstance(checkpoint.get(name, kind()), kind) for name, kind in _KINDS.items()
     ):
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
-    if not {"rimlit", "state_dict"} <= checkpoint.keys():
+    if not {"rimlit", "state_dict"} <= checkpoint.keys() or not _is_carried(checkpoint["rimlit"].get("carried")):
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
     check_specs(checkpoint, path)
     spoilt = _not_finite(checkpoint)
@@ -216,6 +216,17 @@ def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             return name
     return None
+
+
+def _is_carried(value: Any) -> bool:
+    """Whether it is a state that a task may carry on: for each process its tensors, or None."""
+    if not isinstance(value, list):
+        return value is None
+    states = [state for state in value if state is not None]
+    return all(
+        isinstance(state, list) and state and all(isinstance(part, Tensor) and part.ndim for part in state)
+        for state in states
+    )
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

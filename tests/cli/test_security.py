@@ -220,6 +220,9 @@ def test_a_checkpoint_that_names_anything_else_is_refused_by_every_command(
 PROGRESS: dict[str, tuple[tuple[str, ...], Any]] = {
     "position, no mapping": (("rimlit_position",), [1]),
     "position, no number": (("rimlit_position", "epoch"), "evilmod.X"),
+    "callback, no mapping": (("callbacks", "Checkpointer"), [1]),
+    "callback, no number": (("callbacks", "RunRecorder"), {"seconds": "evilmod.X"}),
+    "carried, no tensors": (("rimlit", "carried"), [["evilmod.X"]]),
     "sums, no list": (("rimlit_sums",), {"a": 1}),
     "sums, others": (("rimlit_sums",), [{"logged": 1}]),
     "sums, reduction": (

@@ -312,6 +312,13 @@ class Checkpointer(Checkpoint):
 
         Lightning calls this for tests, too.
         """
+        states = checkpoint.get("callbacks") or {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            own, state = callback.state_dict(), states.get(callback.state_key)
+            if state is not None and own and type(callback).__module__.startswith("rimlit."):
+                is_known = isinstance(state, dict) and own.keys() <= state.keys()
+                if not is_known or not all(isinstance(state[name], int | float | None) for name in own):
+                    raise _unusable(trainer, f"callbacks.{callback.state_key}")
         if trainer.state.fn != TrainerFn.FITTING:
             return
         position = checkpoint.get("rimlit_position")
