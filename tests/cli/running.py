@@ -77,7 +77,7 @@ def succeed(*arguments: str | Path) -> Answer:
     """Run ``rimlit`` and see that it ends well."""
     answer = rimlit(*arguments)
     assert answer.code == 0, answer.err
-    assert not answer.warned, "what a user cannot mend is not shown"
+    assert not answer.warned, answer.warned
     return answer
 
 

@@ -29,7 +29,13 @@ PAIRS = sorted(
     if stem != "rim" and f"{dataset}/rim" in NAMES
 )
 SMALL = {
-    "BouncingBalls": ("--data.batch_size=2", "--data.val_size=2", "--data.test_size=2", "--data.frame_size=16"),
+    "BouncingBalls": (
+        "--data.batch_size=2",
+        "--data.val_size=2",
+        "--data.test_size=2",
+        "--data.frame_size=16",
+        "--data.num_workers=0",
+    ),
     "Adding": (
         "--data.batch_size=2",
         "--data.val_size=2",
