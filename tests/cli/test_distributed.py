@@ -53,7 +53,12 @@ def program(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "rimlit", *map(str, arguments)]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ROOT = str(Path(__file__).parents[2])  # where processes find tests.processes
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]),
+}
 
 
 def assert_no_orphans(folder: Path) -> None:
@@ -304,7 +309,7 @@ L.Trainer(
 def test_a_plain_trainer_ends_with_its_processes_too(folder: Path) -> None:
     (folder / "plain.py").write_text(PLAIN)
     command = [sys.executable, "plain.py"]
-    here = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])}
+    here = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([ROOT, *sys.path[1:]])}
     done = subprocess.run(command, cwd=folder, env=here, capture_output=True, text=True, timeout=120)
     assert done.returncode == 7, done.stderr
     assert "rimlit: error: Process 1 (pid " in done.stderr
