@@ -685,5 +685,7 @@ def _quieten() -> None:
     # torchmetrics adds the processes' sums up itself
     warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # the summary of a model counts megabytes at 32 bits
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     # Lightning's own, about torch's pytree
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
