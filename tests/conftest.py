@@ -1,12 +1,14 @@
 """What every test starts from: one thread, a seed, no override from the environment, and tensors that tell."""
 
 import math
+import signal
 
 import pytest
 import torch
 from torch import Tensor
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores is what some tests send
 
 
 @pytest.fixture(autouse=True)

@@ -319,7 +319,6 @@ def test_a_command_without_a_trained_run_is_one_message_with_exit_code_4(folder:
         (["fit", *COPYING, "--ckpt_path=garbage.ckpt"], ["garbage.ckpt cannot be read as a checkpoint"]),
         (["fit", *COPYING, "--resume=garbage.ckpt"], ["garbage.ckpt cannot be read as a checkpoint"]),
         (["fit", *COPYING, "--resume=none.ckpt"], ["No checkpoint at none.ckpt."]),
-        (["fit", *COPYING, "--resume=."], ["resume='.': there is no whole checkpoint in ."]),
         (["fit", *COPYING, "--ckpt_path=last"], ["ckpt_path='last'", "rim-seed0/checkpoints/last.ckpt"]),
         (["test", *COPYING, "--ckpt_path=last"], ["ckpt_path='last'", "rim-seed0/checkpoints/last.ckpt"]),
         (["test", "--ckpt_path=https://example.org/x.ckpt"], ["local files", "https://example.org/x.ckpt"]),
@@ -334,6 +333,16 @@ def test_an_unusable_checkpoint_is_one_message_with_exit_code_4(
     (folder / "garbage.ckpt").write_text("garbage")
     torch.save({"state_dict": {}}, folder / "other.ckpt")
     refused(rimlit(*arguments), 4, *words)
+    assert nothing_is_left(folder)
+
+
+def test_a_folder_without_a_whole_checkpoint_is_refused_and_what_was_passed_over_named(folder: Path) -> None:
+    (folder / "garbage.ckpt").write_text("garbage")
+    answer = rimlit("fit", *COPYING, "--resume=.")
+    passed_over, error = answer.err.splitlines()
+    assert passed_over.startswith("Passed over: garbage.ckpt cannot be read as a checkpoint")
+    assert error.startswith("rimlit: error: resume='.': there is no whole checkpoint in .")
+    assert answer.code == 4
     assert nothing_is_left(folder)
 
 
