@@ -7,7 +7,6 @@ python benchmarks/guard.py [--steps 60] [--json benchmarks/results/guard.json]
 """
 
 import argparse
-import inspect
 import json
 import os
 import statistics
@@ -22,10 +21,7 @@ import torch
 import yaml
 
 from rimlit.cli.configs import find_config
-from rimlit.data import DataModule
-from rimlit.spec import build, find_class
-from rimlit.tasks import Task
-from rimlit.tasks.base import LINKED
+from rimlit.cli.settings import build_data, build_task
 from rimlit.training import FiniteGuard
 from rimlit.training.recording import git_commit, machine
 
@@ -33,19 +29,12 @@ CONFIGS = ("copying/rim", "copying/lstm", "language/rim", "language/lstm")
 WARMUP = 10
 
 
-def build_task(config: str) -> tuple[Task, DataModule]:
-    given = yaml.safe_load(find_config(config).read_text())
-    data = build({"init_args": {}, **given["data"]}, DataModule)
-    data.setup("fit")
-    spec = given["model"]
-    takes = inspect.signature(find_class(spec["class_path"], Task)).parameters
-    sizes = {name: getattr(data, name) for name in LINKED if name in takes and hasattr(data, name)}
-    spec["init_args"].pop("scheduler", None)
-    return build({**spec, "init_args": {**spec["init_args"], **sizes}}, Task), data
-
-
 def measure(config: str, steps: int) -> dict[str, Any]:
-    task, data = build_task(config)
+    settings = yaml.safe_load(find_config(config).read_text())
+    settings["model"]["init_args"].pop("scheduler", None)
+    data = build_data(settings)
+    data.setup("fit")
+    task = build_task(settings, data)
     task.train()
     task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     optimizer = cast(torch.optim.Optimizer, task.configure_optimizers())

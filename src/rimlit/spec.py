@@ -233,6 +233,17 @@ def non_default_arguments(spec: Spec) -> dict[str, Any]:
     return {name: value for name, value in spec["init_args"].items() if name not in plain or value != plain[name]}
 
 
+def flat_settings(settings: Any, name: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted names, below ``name``."""
+    if isinstance(settings, dict) and settings:
+        return {
+            key: value
+            for part, inner in settings.items()
+            for key, value in flat_settings(inner, f"{name}.{part}").items()
+        }
+    return {name.lstrip("."): settings}
+
+
 def subclasses(base: type[Any]) -> list[type[Any]]:
     """Return ``base`` and all its subclasses that are imported."""
     found: list[type[Any]] = [base]

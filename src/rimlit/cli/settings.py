@@ -8,7 +8,7 @@ from typing import Any
 from rimlit.cli.configs import find_config
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
-from rimlit.spec import build, find_class, to_spec
+from rimlit.spec import build, find_class, flat_settings, to_spec
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
 
@@ -18,7 +18,7 @@ def changed_setting(
 ) -> tuple[str, Any, Any] | None:
     """Return the first setting that differs, with both values: one of ``fixed``, and of what is run, not where."""
     free = ("data.init_args.num_workers", "data.init_args.path", "trainer.default_root_dir")
-    old, new = _flat(before), _flat(now)
+    old, new = flat_settings(before), flat_settings(now)
     for key in sorted((old.keys() | new.keys()) - set(free)):
         if key.startswith(fixed) and old.get(key) != new.get(key):
             return key, old.get(key), new.get(key)
@@ -50,7 +50,8 @@ def require_same_data(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """
     free = ("init_args.num_workers", "init_args.batch_size", "init_args.eval_batch_size", "init_args.seed")
     flat = {
-        name: {k: v for k, v in _flat(each["data"]).items() if k not in free} for name, each in settings.items()
+        name: {k: v for k, v in flat_settings(each["data"]).items() if k not in free}
+        for name, each in settings.items()
     }
     first, *others = flat
     for other in others:
@@ -76,12 +77,3 @@ def build_task(settings: Mapping[str, Any], data: DataModule) -> Task:
     sizes = {name: getattr(data, name) for name in LINKED if name in takes and hasattr(data, name)}
     task: Task = build({**spec, "init_args": {**spec["init_args"], **sizes}}, Task)
     return task
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted names."""
-    if isinstance(settings, dict) and settings:
-        return {
-            key: value for part, inner in settings.items() for key, value in _flat(inner, f"{name}.{part}").items()
-        }
-    return {name.lstrip("."): settings}

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
+from rimlit.spec import flat_settings
 from rimlit.tasks import Task
 
 MEANING = ("accumulate_grad_batches", "precision")
@@ -70,7 +71,7 @@ def find_changes(
     for part in ("seed_everything", "data", "model", "trainer"):
         if before.get(part) is None or now[part] is None:
             continue
-        old, new = _flat(before[part], part), _flat(now[part], part)
+        old, new = flat_settings(before[part], part), flat_settings(now[part], part)
         differing = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
         changes.extend(Change(key, old.get(key), new.get(key)) for key in differing if key not in _FREE)
     return changes
@@ -136,12 +137,3 @@ def _replay(fresh: LRScheduler, schedule: LRScheduler) -> None:
     schedule.load_state_dict(fresh.state_dict())
     for new, group in zip(fresh.optimizer.param_groups, schedule.optimizer.param_groups, strict=True):
         group.update({name: value for name, value in new.items() if name != "params"})
-
-
-def _flat(settings: Any, name: str) -> dict[str, Any]:
-    """Return nested settings by dotted names."""
-    if isinstance(settings, dict) and settings:
-        return {
-            key: value for part, inner in settings.items() for key, value in _flat(inner, f"{name}.{part}").items()
-        }
-    return {name: settings}
