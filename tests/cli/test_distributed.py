@@ -324,7 +324,7 @@ def torchrun(*options: str) -> list[str]:
 def test_torchrun_starts_the_processes_again_and_the_run_goes_on(folder: Path, warm: Warm) -> None:
     options = (*COPYING, *UNTRACKED, UNTESTED, "--trainer.max_steps=7", "--trainer.limit_val_batches=1")
     options += ("--trainer.val_check_interval=1",)  # and a checkpoint
-    start = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=3")
+    start = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=1")
     command = [*start, "fit", *options, *TWO, *WATCH, *fault("kill", 1), "--name=cut"]
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
