@@ -21,6 +21,8 @@ import lightning as L
 class Fault(L.Callback):
     """Let something happen in one process when a training step begins, but not after torchrun's restart.
 
+    There the first process comes late: who is early must wait for it.
+
     Args:
         kind: ``kill``, ``stop``, ``hang``, ``raise``, or the name of a signal.
         rank: The process.
@@ -29,10 +31,12 @@ class Fault(L.Callback):
 
     def __init__(self, kind: str, rank: int = 1, step: int = 3) -> None:
         self.kind, self.rank, self.step = kind, rank, step
+        self.is_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if self.is_again and os.environ["RANK"] == "0":
+            time.sleep(5)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        is_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        if trainer.global_rank != self.rank or trainer.global_step != self.step or is_again:
+        if trainer.global_rank != self.rank or trainer.global_step != self.step or self.is_again:
             return
         if self.kind == "hang":
             while True:

@@ -25,6 +25,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rimlit.errors import ConfigError, ProcessError, StoppedError
 from rimlit.training import watcher
@@ -84,6 +85,7 @@ class ProcessWatch(L.Callback):
         """Watch the start-up, before Lightning waits for other processes; the command line calls this."""
         if trainer.world_size > 1 and self._guard is None:
             self._guard = Guard(trainer, self.timeout, self.startup_timeout)
+            self._guard.open_store()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch the processes, which have found each other."""
@@ -185,6 +187,7 @@ class Guard:
         self._is_leaving = False  # the main thread ends the process
         self._has_failed = False
         self._companion: subprocess.Popen[bytes] | None = None
+        self._store: TCPStore | None = None  # the first process's, kept open
         self._sending = threading.Lock()
         self._main = threading.main_thread().ident or 0
         self._parent = os.getppid()
@@ -193,6 +196,25 @@ class Guard:
         self._is_slow = True
         self._position = 0
         threading.Thread(target=self._watch, name="process-watch", daemon=True).start()
+
+    def open_store(self) -> None:
+        """Let the processes of a restart under torchrun meet in a store of their own.
+
+        torchrun's store outlives a restart, and the addresses of processes that are gone stay in it: one that
+        starts before the others reads them, and finds nobody there (torch 2.13).
+        """
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return
+        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        host, key = environment.main_address, f"rimlit/port/{attempt}"
+        shared = TCPStore(host, environment.main_port, is_master=False)
+        if self.trainer.is_global_zero:
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+            shared.set(key, str(store.port))
+            self._store = store
+        os.environ["MASTER_PORT"] = shared.get(key).decode()  # waits for it
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
     def start_companion(self) -> None:
         """Start the companion and tell it where the first process's listens; all processes call this together."""
