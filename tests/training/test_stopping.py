@@ -117,6 +117,14 @@ def test_a_weight_that_no_loss_depends_on_is_looked_at_too(tmp_path: Path) -> No
         train(tmp_path, At(2, spoil), FiniteGuard(), task=task, interval=1e9)
 
 
+def test_finite_numbers_whose_sum_is_not_end_nothing(tmp_path: Path) -> None:
+    task = make_copying_task()
+    task.large = torch.nn.Parameter(torch.full((3,), 3e38))
+    assert not task.large.sum().isfinite()
+    train(tmp_path, FiniteGuard(), task=task, steps=2)
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
+
+
 class Spoilt(L.Callback):
     """Make a number infinite in some steps: of the gradient, or of the loss alone."""
 

@@ -44,30 +44,33 @@ class FiniteGuard(L.Callback):
         """Keep the loss until the update."""
         self._losses.append(loss.detach())
 
+    @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Look at losses, gradients and weights; Lightning has unscaled the gradients and not yet clipped them."""
         losses, self._losses = self._losses, []
-        weights = list(pl_module.parameters())
-        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-        size = get_total_norm(weights)  # the largest weight would tell as much, ten times slower
+        weights: list[Tensor] = list(pl_module.parameters())
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        looked_at: list[list[Tensor]] = [losses, gradients, weights]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             self._require_scale(trainer)
-            are_finite = size.isfinite()[None].repeat(3)
-        else:
-            loss = torch.stack(losses).sum() if losses else norm
-            are_finite = torch.stack([loss.isfinite(), norm.isfinite(), size.isfinite()])
-        # one look at the device a step
-        is_good = are_finite.all()
+            looked_at = [[], [], weights]
+        # of all ways to read a tensor on a CPU a sum is the fastest; one look at the device a step
+        is_good = torch.stack([tensor.sum(dtype=torch.float32) for group in looked_at for tensor in group]).sum()
+        is_good = is_good.isfinite()
         if trainer.world_size > 1:
             agreed = is_good.to(torch.int32)
             distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
             is_good = agreed.bool()
         if is_good:
             return
-        everyone = self._of_everyone(trainer, are_finite)
-        message = self._describe(trainer, pl_module, optimizer, losses, norm, everyone)
+        # a sum of finite numbers may overflow
+        are_finite = torch.tensor([all(bool(tensor.isfinite().all()) for tensor in group) for group in looked_at])
+        everyone = self._of_everyone(trainer, are_finite.to(is_good.device))
+        if everyone.all():
+            return
+        message = self._describe(trainer, pl_module, optimizer, losses, get_total_norm(gradients), everyone)
         are_weights_finite = bool(everyone[:, 2].all())
         if self.skipped >= self.skip or not are_weights_finite:
             raise NonFiniteError(f"{message} Nothing was updated; the checkpoints hold finite steps.")
