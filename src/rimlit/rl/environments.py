@@ -1,0 +1,152 @@
+"""Several environments stepped together: the contract between environments and what learns in them.
+
+gymnasium is an extra (``rl``) and imported where environments are made, not here.
+"""
+
+import importlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rimlit.errors import ConfigError, DataError
+
+Array: TypeAlias = NDArray[Any]
+
+BUILDERS: dict[str, str] = {}
+"""First part of an id → class of rimlit that makes such environments, where it is not gymnasium's registry."""
+
+
+class Step(NamedTuple):
+    """What E environments answer to an action each.
+
+    Where an episode ended, the environment has begun its next one in the same step.
+    """
+
+    observations: Array  # (E, …): what to act on next; the first one of an episode where one has begun
+    rewards: Array  # (E,) float32: what is learnt from
+    scores: Array  # (E,) float32: what is reported; the rewards, unless these are clipped
+    terminated: Array  # (E,) bool: nothing more was to be won: the value after this step is 0
+    truncated: Array  # (E,) bool: cut off; the value after this step is that of the final observation
+    ended: Array  # (E,) bool: an episode ended and the next one has begun: states start anew here
+    final_observations: Array  # (E, …): what the step led to; differs from observations where an episode ended
+
+
+class Environments(ABC):
+    """E environments of one kind, stepped together; none ever waits for a reset.
+
+    A subclass sets the attributes and gives the abstract methods. Exactly one of ``num_actions`` and
+    ``action_size`` is not None. In most environments ``ended`` is ``terminated | truncated``; a game that goes on
+    after a lost life may terminate without an end.
+    """
+
+    name: str
+    """What a user calls the environment."""
+    num_environments: int
+    observation_shape: tuple[int, ...]
+    """Of one environment: (D,) for vectors, (channels, height, width) for frames."""
+    observation_type: type[np.generic] = np.float32
+    """``numpy.float32``, or ``numpy.uint8`` for frames of 0 to 255."""
+    num_actions: int | None = None
+    """Choices where actions are discrete, 0 to ``num_actions`` − 1."""
+    action_size: int | None = None
+    """Numbers of an action where actions are continuous; −1 to 1 is the range the environment takes."""
+
+    @abstractmethod
+    def reset(self, seed: int) -> Array:
+        """Start an episode in each environment.
+
+        Args:
+            seed: At least 0; the environments take ``seed``, ``seed + 1``, …, or what follows from it.
+
+        Returns:
+            Observations (E, …).
+        """
+
+    @abstractmethod
+    def step(self, actions: Array) -> Step:
+        """Act.
+
+        Args:
+            actions: (E,) int64, or (E, action_size) float32.
+
+        Raises:
+            DataError: An environment raised, or returned what it does not declare.
+        """
+
+    @abstractmethod
+    def render(self) -> Array | None:
+        """Return a picture (height, width, 3) uint8 of the first environment, None where there is none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the environments hold."""
+
+    def require_finite(self, observations: Array, rewards: Array, step: int) -> None:
+        """Raise a DataError that names the first environment whose observation or reward is not finite."""
+        is_whole = observations.dtype.kind != "f"
+        if math.isfinite(rewards.sum() + (0 if is_whole else observations.sum())):  # then all are: this is quick
+            return
+        flat = observations.reshape(len(observations), -1)
+        is_finite = np.isfinite(rewards)
+        if not is_whole:
+            is_finite &= np.isfinite(flat).all(axis=1)
+        if not is_finite.all():
+            index = int(np.argmin(is_finite))
+            what = "a reward" if not np.isfinite(rewards[index]) else "an observation"
+            value = rewards[index] if what == "a reward" else flat[index][~np.isfinite(flat[index])][0]
+            raise DataError(f"{self.name}: environment {index} returned {what} of {value} at step {step}.")
+
+
+def make_environments(
+    environment: str,
+    num_environments: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    wrappers: Sequence[str] = (),
+    observed: Sequence[int] | None = None,
+    can_render: bool = False,
+) -> Environments:
+    """Make environments of one kind.
+
+    Args:
+        environment: An id that gymnasium knows, or the dotted path of a class of your own, which must lie in a
+            trusted package.
+        num_environments: Environments E, at least 1.
+        options: Arguments of the environment.
+        wrappers: Dotted paths of gymnasium's wrappers, the innermost first.
+        observed: Places of the observation vector that are shown; None for all. Leaving some out makes an
+            environment partially observed.
+        can_render: Whether pictures will be asked for.
+
+    Raises:
+        ConfigError: There is no such environment, what it needs is not installed, it does not take the options,
+            or its observations or actions are of a kind that nothing here can handle.
+        DataError: It could not be made.
+    """
+    if num_environments < 1:
+        raise ConfigError(f"num_environments must be at least 1; got num_environments={num_environments}.")
+    path = BUILDERS.get(environment.partition("/")[0], "rimlit.rl.gym.GymEnvironments")
+    module, _, name = path.rpartition(".")
+    require_installed("gymnasium", "rl")
+    builder: type[Any] = getattr(importlib.import_module(module), name)
+    made: Environments = builder(
+        environment,
+        num_environments,
+        options=dict(options or {}),
+        wrappers=tuple(wrappers),
+        observed=None if observed is None else tuple(observed),
+        can_render=can_render,
+    )
+    return made
+
+
+def require_installed(module: str, extra: str) -> None:
+    """Import ``module``; where it is missing raise a ConfigError that names the command which installs it."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"This needs {module}: pip install 'rimlit[{extra}]' ({error}).") from error

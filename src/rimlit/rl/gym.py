@@ -1,0 +1,224 @@
+"""Environments of gymnasium: any registered id, or a class of one's own, in gymnasium's vector environment."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import Env, Wrapper, spaces
+from gymnasium.envs.registration import EnvSpec, registry
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import ClipAction, DtypeObservation, FlattenObservation, RescaleAction
+
+from rimlit.errors import ConfigError, DataError
+from rimlit.rl.environments import Array, Environments, Step, require_installed
+from rimlit.spec import check_trusted, find_class
+
+PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "popgym": "popgym"}
+"""First part of an id → package that registers such ids; each is in the extra ``rl``."""
+
+
+class GymEnvironments(Environments):
+    """E environments of gymnasium in this process; see :func:`rimlit.rl.make_environments` for the arguments.
+
+    Observations that are no array (one of a set, tuples, dictionaries) are flattened to a vector, choices as
+    one-hot vectors. Bounded continuous actions are scaled from −1 to 1 to their bounds and clipped there.
+    """
+
+    def __init__(
+        self,
+        environment: str,
+        num_environments: int,
+        *,
+        options: Mapping[str, Any],
+        wrappers: Sequence[str],
+        observed: Sequence[int] | None,
+        can_render: bool,
+    ) -> None:
+        self.name = environment
+        self.num_environments = num_environments
+        spec = _find(environment)
+        if can_render:
+            options = {**options, "render_mode": "rgb_array"}
+        makers = [partial(_make, spec, options, wrappers, index) for index in range(num_environments)]
+        self._vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        observations, actions = self._vector.single_observation_space, self._vector.single_action_space
+        assert isinstance(observations, spaces.Box)
+        self.observation_shape, self._observed = observations.shape, None
+        if observed is not None:
+            self._observed = self._places(list(observed), observations.shape)
+            self.observation_shape = (len(observed),)
+        self.observation_type = np.uint8 if observations.dtype == np.uint8 else np.float32
+        self._first_action = 0
+        if isinstance(actions, spaces.Discrete):
+            self.num_actions, self._first_action = int(actions.n), int(actions.start)
+        elif isinstance(actions, spaces.Box) and len(actions.shape) == 1:
+            self.action_size = actions.shape[0]
+        else:
+            raise ConfigError(
+                f"{environment} takes actions of a kind that PPOTask does not know: {actions}; known are Discrete "
+                "and Box of one dimension."
+            )
+        self._steps = 0
+
+    def reset(self, seed: int) -> Array:
+        """Start an episode in each environment, from ``seed``, ``seed + 1``, …."""
+        self._steps = 0
+        observations: Array = self._vector.reset(seed=seed)[0]
+        if self._observed is not None:
+            observations = observations[:, self._observed]
+        self.require_finite(observations, np.zeros(len(observations)), 0)
+        return observations
+
+    def step(self, actions: Array) -> Step:
+        """Act; see :meth:`Environments.step`."""
+        if self.num_actions is not None:
+            actions = actions + self._first_action
+        observations, rewards, terminated, truncated, infos = self._vector.step(actions)
+        self._steps += 1
+        ended = terminated | truncated
+        finals = observations
+        if ended.any():
+            finals = observations.copy()
+            for index in ended.nonzero()[0]:
+                finals[index] = infos["final_obs"][index]
+        if self._observed is not None:
+            is_same = finals is observations
+            observations = observations[:, self._observed]
+            finals = observations if is_same else finals[:, self._observed]
+        self.require_finite(observations, rewards, self._steps)
+        if finals is not observations:
+            self.require_finite(finals, rewards, self._steps)
+        rewards = rewards.astype(np.float32)
+        return Step(observations, rewards, rewards, terminated, truncated, ended, finals)
+
+    def _places(self, observed: list[int], shape: tuple[int, ...]) -> Array:
+        """Return the places of the observation vector that are shown."""
+        if len(shape) != 1:
+            raise ConfigError(f"observed needs vectors, and {self.name} shows {shape}; got observed={observed}.")
+        if not observed or not all(0 <= place < shape[0] for place in observed):
+            raise ConfigError(
+                f"observed must name places of what {self.name} shows, 0 to {shape[0] - 1}; got "
+                f"observed={observed}."
+            )
+        return np.array(observed)
+
+    def render(self) -> Array | None:
+        """Return a picture of the first environment."""
+        picture = self._vector.envs[0].render()
+        return picture if isinstance(picture, np.ndarray) else None
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._vector.close()
+
+
+class _Watched(Wrapper[Any, Any, Any, Any]):
+    """Name the environment and the step where one raises, or returns an observation of another shape."""
+
+    def __init__(self, env: Env[Any, Any], name: str, index: int) -> None:
+        super().__init__(env)
+        self._name = f"{name}: environment {index}"
+        self._shape = env.observation_space.shape
+        self._steps = 0
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        try:
+            observation, info = self.env.reset(**options)
+        except Exception as error:
+            raise self._failure("raised in its reset after", error) from error
+        self._check(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        try:
+            answer = self.env.step(action)
+        except Exception as error:
+            raise self._failure("raised at", error) from error
+        self._check(answer[0])
+        return answer
+
+    def _failure(self, when: str, error: Exception) -> DataError:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return DataError(f"{self._name} {when} step {self._steps}: {reason}.")
+
+    def _check(self, observation: Any) -> None:
+        shape = getattr(observation, "shape", None)
+        if shape != self._shape:
+            what = type(observation).__name__ if shape is None else f"shape {shape}"
+            raise DataError(
+                f"{self._name} returned an observation of {what} at step {self._steps}; it declares an array of "
+                f"shape {self._shape}."
+            )
+
+
+def _find(environment: str) -> EnvSpec:
+    """Return the specification of an id or of a dotted path."""
+    module, colon, name = environment.rpartition(":")
+    if colon:
+        check_trusted(module)
+        importlib.import_module(module)
+    provider = PROVIDERS.get(name.split("-")[0].split("/")[0])
+    if provider is not None:
+        require_installed(provider, "rl")
+    if name in registry:
+        return registry[name]
+    if "." in name and "/" not in name and all(part.isidentifier() for part in name.split(".")):
+        return EnvSpec(name, entry_point=cast(Any, find_class(name, Env)))
+    near = get_close_matches(name, registry, n=3, cutoff=0.5)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise ConfigError(
+        f"environment={environment!r} is neither an id that gymnasium knows nor the dotted path of a class.{hint}"
+    )
+
+
+def _make(
+    spec: EnvSpec,
+    options: Mapping[str, Any],
+    wrappers: Sequence[str],
+    index: int,
+) -> Env[Any, Any]:
+    """Make one environment whose observations are arrays."""
+    try:
+        env: Env[Any, Any] = gymnasium.make(spec, disable_env_checker=True, **options)
+        for path in wrappers:
+            env = _find_wrapper(path)(env)
+    except ConfigError:
+        raise
+    except (gymnasium.error.Error, TypeError, ImportError) as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "render_mode")
+        raise ConfigError(f"{spec.id}{f' with {given}' if given else ''}: {error}") from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(f"{spec.id} cannot be made: {reason}.") from error
+    if not isinstance(env.observation_space, spaces.Box):
+        try:
+            env = FlattenObservation(env)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"{spec.id} shows what cannot be flattened to a vector: {env.observation_space}. Name in wrappers "
+                "one that takes a part of it."
+            ) from error
+    if env.observation_space.dtype not in (np.uint8, np.float32):
+        env = DtypeObservation(env, np.float32)
+    env = _Watched(env, spec.id, index)
+    actions = env.action_space
+    if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
+        env = ClipAction(RescaleAction(env, np.float32(-1), np.float32(1)))
+    return env
+
+
+def _find_wrapper(path: str) -> type[Any]:
+    """Return a wrapper of gymnasium's world, or of a trusted package."""
+    if path.partition(".")[0] not in ("gymnasium", *PROVIDERS.values()):
+        return find_class(path, Wrapper)
+    module, _, name = path.rpartition(".")
+    require_installed(module, "rl")
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, Wrapper)):
+        raise ConfigError(f"wrappers: {path!r} is no wrapper of gymnasium.")
+    return found

@@ -1,0 +1,207 @@
+"""Environments stepped together: episodes follow each other without a gap, and a fault is named."""
+
+import re
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rimlit.errors import ConfigError, DataError
+from rimlit.rl import make_environments
+from rimlit.rl.environments import Environments
+from rimlit.spec import trust
+
+
+class Corridor(gymnasium.Env[Any, Any]):
+    """Shows how many steps are done; ends after ``length`` steps, or is cut off there."""
+
+    def __init__(self, length: int = 3, is_cut: bool = False, fault: str = "", at: int = 4) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Discrete(2, start=5)
+        self.length, self.is_cut, self.fault, self.at = length, is_cut, fault, at
+        self.steps = self.total = 0
+        self.actions: list[int] = []
+
+    def _observation(self) -> Any:
+        return np.array([self.steps, self.total], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.total += 1
+        self.actions.append(int(action))
+        is_over = self.steps == self.length
+        observation, reward = self._observation(), float(self.total)
+        if self.fault and self.total == self.at:
+            if self.fault == "raises":
+                raise RuntimeError("the motor is hot")
+            if self.fault == "shape":
+                observation = np.zeros(3, dtype=np.float32)
+            if self.fault == "list":
+                observation = [0.0, 0.0]
+            if self.fault == "nan":
+                observation[1] = np.nan
+            if self.fault == "reward":
+                reward = np.inf
+        return observation, reward, is_over and not self.is_cut, is_over and self.is_cut, {}
+
+
+PATH = f"{__name__}.Corridor"
+
+
+@pytest.fixture(autouse=True)
+def trusted() -> None:
+    trust("tests")
+
+
+def make(environment: str = PATH, number: int = 2, **options: Any) -> Environments:
+    return make_environments(environment, number, options=options)
+
+
+def test_the_next_episode_begins_in_the_step_that_ends_one() -> None:
+    environments = make(length=3)
+    assert environments.reset(0).tolist() == [[0, 0], [0, 0]]
+    steps = [environments.step(np.array([0, 1])) for _ in range(4)]
+    assert [step.observations[0].tolist() for step in steps] == [[1, 1], [2, 2], [0, 3], [1, 4]]
+    assert [step.final_observations[0].tolist() for step in steps] == [[1, 1], [2, 2], [3, 3], [1, 4]]
+    assert [step.ended.tolist() for step in steps] == [[False] * 2, [False] * 2, [True] * 2, [False] * 2]
+    assert [step.scores[0] for step in steps] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_an_end_and_a_cut_are_told_apart(is_cut: bool) -> None:
+    environments = make(length=1, is_cut=is_cut)
+    environments.reset(0)
+    step = environments.step(np.array([0, 0]))
+    assert step.truncated.tolist() == [is_cut] * 2
+    assert step.terminated.tolist() == [not is_cut] * 2
+    assert step.ended.all()
+
+
+def test_choices_are_counted_from_0_whatever_the_environment_counts_from() -> None:
+    environments = make()
+    assert environments.num_actions == 2
+    environments.reset(0)
+    environments.step(np.array([0, 1]))
+    assert [each.unwrapped.actions for each in environments._vector.envs] == [[5], [6]]  # type: ignore[attr-defined]
+
+
+def test_an_environment_is_limited_by_its_options() -> None:
+    environments = make(length=100, max_episode_steps=2)
+    environments.reset(0)
+    steps = [environments.step(np.array([0, 0])) for _ in range(2)]
+    assert [step.truncated.any() for step in steps] == [False, True]
+
+
+def test_one_seed_repeats_and_two_differ() -> None:
+    def play(seed: int) -> np.ndarray[Any, Any]:
+        environments = make_environments("CartPole-v1", 3)
+        first = environments.reset(seed)
+        rest = [environments.step(np.array([1, 1, 0])).observations for _ in range(30)]  # over an end
+        return np.stack([first, *rest])
+
+    assert np.array_equal(play(1), play(1))
+    assert not np.array_equal(play(1), play(10))
+    assert len(np.unique(play(1)[0], axis=0)) == 3
+
+
+def test_places_that_are_not_observed_are_left_out() -> None:
+    whole, some = make_environments("CartPole-v1", 2), make_environments("CartPole-v1", 2, observed=[0, 2])
+    assert some.observation_shape == (2,)
+    assert np.array_equal(whole.reset(4)[:, [0, 2]], some.reset(4))
+    for _ in range(20):
+        full, part = (each.step(np.array([1, 0])) for each in (whole, some))
+        assert np.array_equal(full.observations[:, [0, 2]], part.observations)
+        assert np.array_equal(full.final_observations[:, [0, 2]], part.final_observations)
+
+
+def test_continuous_actions_are_scaled_from_minus_1_and_1_and_clipped() -> None:
+    environments = make_environments("Pendulum-v1", 3)
+    assert (environments.action_size, environments.num_actions) == (1, None)
+    environments.reset(0)
+    environments.step(np.array([[0.25], [1.0], [7.0]], dtype=np.float32))
+    torques = [each.unwrapped.last_u for each in environments._vector.envs]  # type: ignore[attr-defined]
+    assert torques == [0.5, 2.0, 2.0]
+
+
+def test_choices_that_are_observed_become_vectors() -> None:
+    environments = make_environments("Taxi-v4" if "Taxi-v4" in gymnasium.registry else "Taxi-v3", 2)
+    observations = environments.reset(0)
+    assert environments.observation_shape == (500,)
+    assert observations.dtype == np.float32
+    assert observations.sum(axis=1).tolist() == [1, 1]
+
+
+def test_an_unknown_id_is_answered_with_the_nearest_ones() -> None:
+    with pytest.raises(ConfigError, match=r"environment='CartPol-v1' is neither .* Did you mean CartPole-v1"):
+        make("CartPol-v1")
+
+
+@pytest.mark.parametrize("name", ["os.path:CartPole-v1", "shutil.Class"])
+def test_nothing_untrusted_is_imported(name: str) -> None:
+    with pytest.raises(ConfigError, match="outside the trusted packages"):
+        make(name)
+
+
+def test_an_untrusted_wrapper_is_not_imported() -> None:
+    with pytest.raises(ConfigError, match="outside the trusted packages"):
+        make_environments("CartPole-v1", 1, wrappers=["os.path"])
+    with pytest.raises(ConfigError, match=r"'gymnasium\.make' is no wrapper"):
+        make_environments("CartPole-v1", 1, wrappers=["gymnasium.make"])
+
+
+def test_a_wrapper_changes_what_is_observed() -> None:
+    made = make_environments(
+        "MiniGrid-DoorKey-5x5-v0", 1, wrappers=["minigrid.wrappers.ImgObsWrapper"], options={"max_steps": 9}
+    )
+    assert (made.observation_shape, made.observation_type) == ((7, 7, 3), np.uint8)
+
+
+def test_an_option_that_is_not_one_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"CartPole-v1 with gravity=3: .*unexpected keyword"):
+        make("CartPole-v1", gravity=3)
+
+
+def test_observations_that_are_no_vector_ask_for_a_wrapper() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be flattened .*mission.* Name in wrappers"):
+        make("MiniGrid-DoorKey-5x5-v0")
+
+
+@pytest.mark.parametrize("observed", [[], [4], [-1]])
+def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
+    says = f"places of what CartPole-v1 shows, 0 to 3; got observed={observed}"
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        make_environments("CartPole-v1", 1, observed=observed)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("raises", "environment 1 raised at step 4: RuntimeError: the motor is hot"),
+        ("shape", r"environment 1 returned an observation of shape \(3,\) at step 4; it declares .* \(2,\)"),
+        ("list", "environment 1 returned an observation of list at step 4"),
+        ("nan", "environment 1 returned an observation of nan at step 4"),
+        ("reward", "environment 1 returned a reward of inf at step 4"),
+    ],
+)
+def test_a_fault_is_named_with_its_environment_and_step(fault: str, says: str) -> None:
+    environments = make()
+    environments._vector.envs[1].unwrapped.fault = fault  # type: ignore[attr-defined]
+    environments.reset(0)
+    for _ in range(3):
+        environments.step(np.array([0, 0]))
+    with pytest.raises(DataError, match=says):
+        environments.step(np.array([0, 0]))
+
+
+def test_a_missing_extra_is_answered_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ConfigError, match=r"needs gymnasium: pip install 'rimlit\[rl\]'"):
+        make("CartPole-v1")
