@@ -14,7 +14,7 @@ from rimlit.backbones import Backbone
 from rimlit.checkpoints import read_checkpoint
 from rimlit.data import Text
 from rimlit.data.text import ContiguousText
-from rimlit.errors import ConfigError
+from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import SumHead, TiedHead
 from rimlit.metrics import IGNORED
 from rimlit.tasks import LanguageModelingTask, Task
@@ -258,6 +258,12 @@ def test_a_checkpoint_deals_the_carried_state_to_any_number_of_processes(
     checkpoint["rimlit"]["carried"] = dealt(4)  # as four processes write it
     for part, parts in zip(whole, dealt(1)[0], strict=True):
         assert torch.equal(parts, part)
+    (state, *rest) = checkpoint["rimlit"]["carried"]
+    damaged = ([], state[:-1], [state[0][:, :-1], *state[1:]], [state[0][:0], *state[1:]])
+    for other in damaged:
+        checkpoint["rimlit"]["carried"] = [other, *rest]
+        with pytest.raises(CheckpointError, match="carried in the checkpoint is of another model, or damaged"):
+            dealt(1)
 
 
 # Sampling

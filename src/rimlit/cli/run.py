@@ -380,7 +380,7 @@ class RimlitCLI(LightningCLI):
         config["callbacks"] = [*(callback for callback in own if type(callback) not in names), *given]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
             raise ConfigError(f"trainer: {error}") from error
 
     def _default_loggers(self) -> list[Logger]:
@@ -401,6 +401,10 @@ class RimlitCLI(LightningCLI):
         """Refuse a run that would never end, and batches that cannot be dealt to the processes."""
         trainer, data = self.trainer, self.datamodule
         data.check_shares(trainer.world_size)
+        overfit, limit = trainer.overfit_batches, trainer.limit_train_batches  # type: ignore[attr-defined]
+        if data.is_endless and (overfit or (isinstance(limit, float) and limit != 1.0)):
+            asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
+            raise ConfigError(f"{asked} needs training data with an end, and this has none: set data.train_size.")
         has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
         if self.subcommand != "fit" or has_end:
             return
@@ -438,6 +442,8 @@ class RimlitCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except RimlitError:
             raise
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer: {error}") from error
         except OSError as error:
             if isinstance(error.__context__, StorageError):  # it ended the run, whose end met the same disk
                 raise error.__context__ from None

@@ -14,7 +14,7 @@ from rimlit.backbones import BackboneFactory
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.data.text import Prompt, Text
 from rimlit.encoders import Embedding
-from rimlit.errors import ConfigError
+from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import HeadFactory, LinearHead, TiedHead
 from rimlit.metrics import IGNORED, BitsPerCharacter, CrossEntropy, Perplexity
 from rimlit.spec import to_spec
@@ -146,6 +146,12 @@ class LanguageModelingTask(Task):
         self._carried = None
         if everyone is None or any(state is None for state in everyone):
             return
+        shapes = [tensor.shape[1:] for tensor in flat_state(self.backbone.initial_state(1))]
+        if any(
+            [tensor.shape[1:] for tensor in state] != shapes or len({len(tensor) for tensor in state}) > 1
+            for state in everyone
+        ):
+            raise CheckpointError("The state carried in the checkpoint is of another model, or damaged.")
         rank, world_size = rank_and_world_size()
         if sum(len(state[0]) for state in everyone) % world_size:
             return  # of another batch size: its rows cannot be dealt out
