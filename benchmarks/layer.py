@@ -236,7 +236,8 @@ def growth(rounds: int) -> dict[str, dict[str, Any]]:
     inputs = torch.randn(BATCH, STEPS, SIZE)
     return {
         "mechanisms, 4 active": sizes([4, 8, 16, 32], lambda m: (of_mechanisms(m, 4), inputs)),
-        "active of 6": sizes([1, 2, 4, 6], lambda k: (of_mechanisms(6, k), inputs)),
+        "active of 6": sizes([1, 2, 4, 5, 6], lambda k: (of_mechanisms(6, k), inputs)),
+        "active of 6, batch 4": sizes([1, 2, 4, 5, 6], lambda k: (of_mechanisms(6, k), inputs[:4])),
         "steps": sizes([35, 70, 140, 280], lambda t: (rim(backend="cpu"), torch.randn(BATCH, t, SIZE))),
         "batch": sizes([16, 32, 64, 128], lambda b: (rim(backend="cpu"), torch.randn(b, STEPS, SIZE))),
     }
