@@ -7,61 +7,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
 
 from rimlit.errors import ConfigError, DataError
 from rimlit.rl import make_environments
 from rimlit.rl.environments import Environments
-from rimlit.spec import trust
+from tests.rl.corridor import CORRIDOR
 
 
-class Corridor(gymnasium.Env[Any, Any]):
-    """Shows how many steps are done; ends after ``length`` steps, or is cut off there."""
-
-    def __init__(self, length: int = 3, is_cut: bool = False, fault: str = "", at: int = 4) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-        self.action_space = spaces.Discrete(2, start=5)
-        self.length, self.is_cut, self.fault, self.at = length, is_cut, fault, at
-        self.steps = self.total = 0
-        self.actions: list[int] = []
-
-    def _observation(self) -> Any:
-        return np.array([self.steps, self.total], dtype=np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.steps = 0
-        return self._observation(), {}
-
-    def step(self, action: Any) -> Any:
-        self.steps += 1
-        self.total += 1
-        self.actions.append(int(action))
-        is_over = self.steps == self.length
-        observation, reward = self._observation(), float(self.total)
-        if self.fault and self.total == self.at:
-            if self.fault == "raises":
-                raise RuntimeError("the motor is hot")
-            if self.fault == "shape":
-                observation = np.zeros(3, dtype=np.float32)
-            if self.fault == "list":
-                observation = [0.0, 0.0]
-            if self.fault == "nan":
-                observation[1] = np.nan
-            if self.fault == "reward":
-                reward = np.inf
-        return observation, reward, is_over and not self.is_cut, is_over and self.is_cut, {}
-
-
-PATH = f"{__name__}.Corridor"
-
-
-@pytest.fixture(autouse=True)
-def trusted() -> None:
-    trust("tests")
-
-
-def make(environment: str = PATH, number: int = 2, **options: Any) -> Environments:
+def make(environment: str = CORRIDOR, number: int = 2, **options: Any) -> Environments:
     return make_environments(environment, number, options=options)
 
 

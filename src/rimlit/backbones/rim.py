@@ -380,6 +380,20 @@ class RIM(Backbone):
         finally:
             self._activity_hooks.remove(hook)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody asks for the activity of forwards."""
+        return bool(self._activity_hooks)
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Tell nobody of the forwards inside the ``with`` block; single steps then take the shortest way."""
+        hooks, self._activity_hooks = self._activity_hooks, []
+        try:
+            yield
+        finally:
+            self._activity_hooks = hooks
+
     def resolve_backend(self) -> tuple[str, str]:
         """Return the time loop that a forward takes now, and why."""
         weight = self._layers[0].cell_bias

@@ -364,6 +364,7 @@ class RimlitCLI(LightningCLI):
                 checkpointer = Checkpointer(
                     self.folder.checkpoints,
                     monitor=self.model.monitor,
+                    higher_is_better=self.model.higher_is_better,
                     seed=seed,
                     allow_changes=self.config[self.subcommand].allow_changes,
                     on_saved=recorder.note_saved,

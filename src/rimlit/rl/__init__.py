@@ -1,5 +1,8 @@
 """Reinforcement learning: environments, rollouts and recurrent PPO. gymnasium is the extra ``rl``."""
 
 from rimlit.rl.environments import Environments, Step, make_environments
+from rimlit.rl.experience import Experience
+from rimlit.rl.observations import VectorEncoder
+from rimlit.rl.ppo import PPOTask
 
-__all__ = ["Environments", "Step", "make_environments"]
+__all__ = ["Environments", "Experience", "PPOTask", "Step", "VectorEncoder", "make_environments"]

@@ -23,7 +23,8 @@ BUILDERS: dict[str, str] = {}
 class Step(NamedTuple):
     """What E environments answer to an action each.
 
-    Where an episode ended, the environment has begun its next one in the same step.
+    Where an episode ended, the environment has begun its next one in the same step. The arrays are the caller's:
+    nothing writes to them later.
     """
 
     observations: Array  # (E, …): what to act on next; the first one of an episode where one has begun

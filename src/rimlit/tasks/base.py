@@ -38,6 +38,9 @@ LINKED = (
     "frame_size",
     "context_length",
     "rollout_length",
+    "observation_shape",
+    "num_actions",
+    "action_size",
 )
 """Plain values that the command line takes from the data module for the task's arguments of the same name."""
 
@@ -62,7 +65,10 @@ class Task(Recorded, L.LightningModule, ABC):
     """
 
     monitor: ClassVar[str] = "val/loss"
-    """Metric that decides which checkpoint is best; lower is better. In-distribution validation only."""
+    """Metric that decides which checkpoint is best. In-distribution validation only."""
+
+    higher_is_better: ClassVar[bool] = False
+    """Whether the best checkpoint is the one where ``monitor`` is highest."""
 
     headline: ClassVar[tuple[str, ...]] = ("loss",)
     """Test metrics that the table at the end of a run shows."""
@@ -123,7 +129,7 @@ class Task(Recorded, L.LightningModule, ABC):
         return outputs, batch.targets
 
     def forward(
-        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+        self, inputs: Any, state: State | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Run over a sequence.
 
@@ -219,7 +225,8 @@ class Task(Recorded, L.LightningModule, ABC):
 
     def _log_metrics(self, *, show: bool) -> None:
         for prefix, metrics in self._metrics.items():
-            values = {"loss": self._losses[prefix].compute(), **metrics.compute()}
+            losses = self._losses[prefix]
+            values = {**({"loss": losses.compute()} if losses.update_called else {}), **metrics.compute()}
             for name, value in values.items():
                 self.log(
                     f"{prefix}/{name}",
@@ -261,17 +268,25 @@ class Task(Recorded, L.LightningModule, ABC):
         spec = self._scheduler
         parameters = inspect.signature(find_class(spec["class_path"], LRScheduler)).parameters
         if "total_steps" in parameters and spec["init_args"].get("total_steps") is None:
-            steps = self.trainer.estimated_stepping_batches
-            total = None if math.isinf(steps) else int(steps)
-            spec = {**spec, "init_args": {**spec["init_args"], "total_steps": total}}
+            spec = {**spec, "init_args": {**spec["init_args"], "total_steps": self.schedule_length()}}
         scheduler = self._built(spec, LRScheduler, optimizer)
-        options: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        options: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             options |= {"interval": "epoch", "monitor": self.monitor}
             data, every = getattr(self.trainer, "datamodule", None), self.trainer.val_check_interval
             if isinstance(data, DataModule) and data.is_endless and isinstance(every, int):
                 options |= {"interval": "step", "frequency": every}  # after each validation: no epoch ever ends
         return {"optimizer": optimizer, "lr_scheduler": options}
+
+    @property
+    def schedule_interval(self) -> Literal["step", "epoch"]:
+        """When a schedule advances: with every optimiser step, or with every epoch."""
+        return "step"
+
+    def schedule_length(self) -> int | None:
+        """Return how often a schedule advances until the run's end, None where nobody knows."""
+        steps = self.trainer.estimated_stepping_batches
+        return None if math.isinf(steps) else int(steps)
 
     @staticmethod
     def _built(spec: Spec, base: type, *args: Any) -> Any:

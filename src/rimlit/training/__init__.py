@@ -8,12 +8,13 @@ from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
-from rimlit.training.schedules import WarmupCosine
+from rimlit.training.schedules import LinearDecay, WarmupCosine
 from rimlit.training.tracking import LocalMetrics, MLflowTracker
 
 __all__ = [
     "Checkpointer",
     "FiniteGuard",
+    "LinearDecay",
     "LocalMetrics",
     "MLflowTracker",
     "MechanismActivity",

@@ -70,7 +70,8 @@ class Checkpointer(Checkpoint):
 
     Args:
         folder: Where the files are kept.
-        monitor: Metric that decides which is best; lower is better.
+        monitor: Metric that decides which is best.
+        higher_is_better: Whether the best is the one where it is highest.
         seed: The run's seed.
         interval: Seconds between two saves of ``last``, at least 0; it is also saved after each validation.
         allow_changes: Whether a run goes on with another task, other data or another seed than it was started
@@ -89,6 +90,7 @@ class Checkpointer(Checkpoint):
         folder: str | Path,
         *,
         monitor: str = "val/loss",
+        higher_is_better: bool = False,
         seed: int = 0,
         interval: float = 120.0,
         allow_changes: bool = False,
@@ -97,6 +99,7 @@ class Checkpointer(Checkpoint):
     ) -> None:
         self.folder = Path(folder)
         self.monitor = monitor
+        self.higher_is_better = higher_is_better
         self.seed = seed
         self.interval = interval
         self.allow_changes = allow_changes
@@ -218,9 +221,14 @@ class Checkpointer(Checkpoint):
         score = None if metric is None else float(metric)
         if trainer.world_size > 1:  # processes that decide differently would wait for each other for ever
             score = trainer.strategy.broadcast(score)
-        if score is not None and math.isfinite(score) and (self.best_score is None or score < self.best_score):
+        if score is not None and math.isfinite(score) and self._is_best(score):
             self.best_score = score
             self._due.add("best")
+
+    def _is_best(self, score: float) -> bool:
+        if self.best_score is None:
+            return True
+        return score > self.best_score if self.higher_is_better else score < self.best_score
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step."""

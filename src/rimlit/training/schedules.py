@@ -8,6 +8,51 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
+class LinearDecay(LRScheduler):
+    """Let the rate fall on a straight line to the run's end.
+
+    Args:
+        optimizer: Optimiser whose rates are those of the start.
+        final_ratio: Rate at the end over that at the start, 0 to 1.
+        total_steps: How often it advances in all; the task fills in the run's own number.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> schedule = LinearDecay(optimizer, total_steps=4)
+        >>> optimizer.step(), schedule.step(), schedule.get_last_lr()
+        (None, None, [0.75])
+    """
+
+    def __init__(self, optimizer: Optimizer, *, final_ratio: float = 0.0, total_steps: int | None = None) -> None:
+        if not 0 <= final_ratio <= 1:
+            raise ValueError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
+        self.final_ratio = final_ratio
+        self.total_steps = _known(total_steps, type(self).__name__)
+        super().__init__(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the run's length: a run that is gone on with may be longer."""
+        return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rates of the step to come."""
+        progress = min(1.0, self.last_epoch / self.total_steps)
+        return [base * (1 - (1 - self.final_ratio) * progress) for base in self.base_lrs]
+
+
+def _known(total_steps: int | None, name: str) -> int:
+    if total_steps is None or total_steps < 1:
+        raise ValueError(
+            f"{name} needs a run of known length; got total_steps={total_steps}. "
+            "Set trainer.max_steps or trainer.max_epochs."
+        )
+    return total_steps
+
+
 class WarmupCosine(LRScheduler):
     """Raise the rate linearly, then let it fall along half a cosine to the run's last step.
 
@@ -40,14 +85,9 @@ class WarmupCosine(LRScheduler):
             raise ValueError(f"warmup_steps must be at least 0; got warmup_steps={warmup_steps}.")
         if not 0 <= final_ratio <= 1:
             raise ValueError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
-        if total_steps is None or total_steps < 1:
-            raise ValueError(
-                f"WarmupCosine needs a run of known length; got total_steps={total_steps}. "
-                "Set trainer.max_steps or trainer.max_epochs."
-            )
         self.warmup_steps = warmup_steps
         self.final_ratio = final_ratio
-        self.total_steps = total_steps
+        self.total_steps = _known(total_steps, type(self).__name__)
         super().__init__(optimizer)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,348 @@
+"""The data of reinforcement learning: rollouts of the policy that is trained, and episodes that score it."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from rimlit.backbones import RIM
+from rimlit.data.base import SPLITS, DataModule, Split, TrainingLoader, require_at_least
+from rimlit.data.sampling import rank_and_world_size, share_of
+from rimlit.errors import CheckpointError, ConfigError
+from rimlit.rl.environments import Environments, make_environments
+from rimlit.rl.ppo import Collected, Minibatch, PPOTask
+from rimlit.rl.rollouts import Evaluated, Player, Record, evaluate, record
+from rimlit.types import map_state
+
+
+class Experience(DataModule):
+    """What a policy meets in environments that are stepped together.
+
+    An epoch is one rollout: ``rollout_length`` steps of every environment, learnt from ``num_passes`` times in
+    minibatches of whole environments. Training ends after ``total_steps`` steps of all environments, to the next
+    whole rollout, or earlier by the trainer's own limits. Where a run is gone on with, the environments begin new
+    episodes; the rest of a rollout that was not learnt from yet is the rest of a new one.
+
+    Validation and test play episodes in environments of their own, the same ones each time.
+
+    Args:
+        environment: An id that gymnasium knows, or the dotted path of a class of your own.
+        options: Arguments of the environment; ``max_episode_steps`` cuts episodes off.
+        wrappers: Dotted paths of gymnasium's wrappers, the innermost first.
+        observed: Places of the observation vector that are shown; None for all.
+        total_steps: Steps of all environments together, at least those of one rollout.
+        num_environments: Environments over all processes, at least 1 and a multiple of ``batch_size``.
+        rollout_length: Steps of each environment in a rollout, at least 1.
+        batch_size: Environments in a minibatch over all processes, at least 1 and a multiple of their number.
+        num_passes: How often a rollout is learnt from, at least 1.
+        val_episodes: Episodes of a validation, at least 1.
+        test_episodes: Episodes of a test, for each environment, at least 1.
+        predict_episodes: Episodes that prediction writes, at least 1.
+        test_environments: Environments that are tested, each a group by its name; by default the one trained on.
+        floor_episodes: Episodes of random actions whose mean return is the floor, 0 for no floor.
+        seed: Seed of environments and actions; None takes the run's ``seed_everything``, or 0.
+
+    Raises:
+        ConfigError: A value is out of its range, an environment is unknown, or what it needs is not installed.
+        DataError: The environment cannot be made.
+
+    Example:
+        >>> data = Experience("CartPole-v1", observed=[0, 2])
+        >>> data.observation_shape, data.num_actions, data.action_size
+        ([2], 2, None)
+        >>> data.num_rollouts  # 1,000,000 steps in rollouts of 8 × 128
+        977
+    """
+
+    name = "experience"
+
+    def __init__(
+        self,
+        environment: str,
+        *,
+        options: dict[str, Any] | None = None,
+        wrappers: Sequence[str] = (),
+        observed: Sequence[int] | None = None,
+        total_steps: int = 1_000_000,
+        num_environments: int = 8,
+        rollout_length: int = 128,
+        batch_size: int = 2,
+        num_passes: int = 4,
+        val_episodes: int = 20,
+        test_episodes: int = 100,
+        predict_episodes: int = 5,
+        test_environments: Sequence[str] = (),
+        floor_episodes: int = 10,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=0, seed=seed)
+        require_at_least(
+            1,
+            num_environments=num_environments,
+            rollout_length=rollout_length,
+            num_passes=num_passes,
+            val_episodes=val_episodes,
+            test_episodes=test_episodes,
+            predict_episodes=predict_episodes,
+        )
+        require_at_least(0, floor_episodes=floor_episodes)
+        require_at_least(num_environments * rollout_length, total_steps=total_steps)
+        if num_environments % batch_size:
+            raise ConfigError(
+                "A minibatch is of whole environments: num_environments must be a multiple of batch_size; got "
+                f"num_environments={num_environments}, batch_size={batch_size}."
+            )
+        self.environment = environment
+        self.options = options
+        self.wrappers = tuple(wrappers)
+        self.observed = observed
+        self.total_steps = total_steps
+        self.num_environments = num_environments
+        self.rollout_length = rollout_length
+        self.num_passes = num_passes
+        self.test_environments = tuple(dict.fromkeys(test_environments))
+        self.env_steps = 0
+        """Steps of all environments of all processes that were trained on so far."""
+        self._episodes = {"val": val_episodes, "test": test_episodes, "predict": predict_episodes}
+        self._floor_episodes = floor_episodes
+        self._floors: dict[str, float] | None = None
+        self._open: dict[tuple[str, str], Environments] = {}
+        probe = self.make(environment, 1)
+        self.observation_shape = list(probe.observation_shape)
+        self.num_actions = probe.num_actions
+        self.action_size = probe.action_size
+        probe.close()
+
+    def make(self, environment: str, number: int, *, can_render: bool = False) -> Environments:
+        """Return ``number`` environments, made as this data module's are."""
+        return make_environments(
+            environment,
+            number,
+            options=self.options,
+            wrappers=self.wrappers,
+            observed=self.observed,
+            can_render=can_render,
+        )
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts in ``total_steps``, the last one whole."""
+        return math.ceil(self.total_steps / (self.num_environments * self.rollout_length))
+
+    def check_shares(self, world_size: int) -> None:
+        """Raise a ConfigError if environments cannot be dealt evenly to ``world_size`` processes."""
+        super().check_shares(world_size)
+        share_of(self.num_environments, key="num_environments", world_size=world_size)
+
+    def setup(self, stage: str) -> None:
+        """End training with the budget, and refuse environments to test that are of another kind."""
+        for name in self.test_environments:
+            probe = self.make(name, 1)
+            kind = [list(probe.observation_shape), probe.num_actions, probe.action_size]
+            probe.close()
+            expected = [self.observation_shape, self.num_actions, self.action_size]
+            if kind != expected:
+                raise ConfigError(
+                    f"test_environments: {name} is of another kind than {self.environment}: observation_shape, "
+                    f"num_actions and action_size are {kind}, not {expected}."
+                )
+        trainer = self.trainer
+        if stage == "fit" and trainer is not None:
+            limit = trainer.fit_loop.max_epochs
+            trainer.fit_loop.max_epochs = (
+                self.num_rollouts if limit in (None, -1) else min(limit, self.num_rollouts)
+            )
+
+    def teardown(self, stage: str) -> None:
+        """Close the environments."""
+        for environments in self._open.values():
+            environments.close()
+        self._open.clear()
+
+    @property
+    def actor(self) -> PPOTask:
+        """The task that is trained, tested or predicts."""
+        task = None if self.trainer is None else self.trainer.lightning_module
+        if not isinstance(task, PPOTask):
+            raise ConfigError(f"Experience is what a PPOTask learns from; got {type(task).__name__}.")
+        return task
+
+    def datasets(self, split: Split) -> Mapping[str, Dataset[Any]]:
+        """Return what each group of a split plays: the environment trained on, or those to be tested."""
+        if split == "train":
+            return {"": Rollouts(self)}
+        if split in ("val", "predict") or not self.test_environments:
+            return {"": Episodes(self, split, self.environment)}
+        return {name.replace("/", "_"): Episodes(self, split, name) for name in self.test_environments}
+
+    def size_of(self, dataset: Dataset[Any]) -> int | None:
+        """Return the episodes that are played, or the environments that are trained on."""
+        return self._episodes[dataset.split] if isinstance(dataset, Episodes) else self.num_environments
+
+    def floors(self) -> dict[str, float]:
+        """Return the mean return of random actions in each environment that is tested."""
+        if self._floors is None:
+            self._floors = {}
+            for index, (name, dataset) in enumerate(self.datasets("test").items()):
+                assert isinstance(dataset, Episodes)
+                if self._floor_episodes:
+                    environments = self.make(dataset.environment, 1)
+                    key = f"{name}/episode_return" if name else "episode_return"
+                    seed = self.seed_for(split="test", group=index, count=1)
+                    self._floors[key] = mean_of_random(environments, seed, self._floor_episodes)
+                    environments.close()
+        return self._floors
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the rollouts, which begins at the minibatch that a run goes on with."""
+        (_, batch), self._start = self._start, (0, 0)
+        return TrainingLoader(Rollouts(self, batch), batch_size=None)
+
+    def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
+        """Return a loader of what ``dataset`` yields, as it is."""
+        return DataLoader(dataset, batch_size=None)
+
+    def environments_for(self, split: Split, environment: str, number: int) -> Environments:
+        """Return environments that are made once and kept until :meth:`teardown`."""
+        key = split, environment
+        if key not in self._open or self._open[key].num_environments != number:
+            self._open[key] = self.make(environment, number)
+        return self._open[key]
+
+    def seed_for(self, *, split: Split, group: int = 0, count: int = 0) -> int:
+        """Return the seed of a process's environments: another one for each split, group, process and count."""
+        rank, _ = rank_and_world_size()
+        sequence = np.random.SeedSequence((self.seed, SPLITS.index(split), group, rank, count))
+        return int(sequence.generate_state(1)[0] % 2**31)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many steps were trained on."""
+        return {"env_steps": self.env_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting.
+
+        Raises:
+            CheckpointError: It is not what :meth:`state_dict` returns.
+        """
+        env_steps = state_dict.get("env_steps") if isinstance(state_dict, dict) else None
+        if type(env_steps) is not int or env_steps < 0:
+            raise CheckpointError("The checkpoint is not one that rimlit wrote: Experience holds something else.")
+        self.env_steps = env_steps
+
+
+class Rollouts(IterableDataset[Minibatch]):
+    """A rollout each time it is iterated over, in minibatches of whole environments.
+
+    Args:
+        data: The data module.
+        first: Minibatches to leave out the first time.
+    """
+
+    def __init__(self, data: Experience, first: int = 0) -> None:
+        self.data = data
+        self.first = first
+        self._player: Player | None = None
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        """Collect a rollout and yield its minibatches, for as long as the task wants any."""
+        data, actor = self.data, self.data.actor
+        first, self.first = self.first, 0
+        _, world_size = rank_and_world_size()
+        number, batch_size = share_of(data.num_environments), share_of(data.batch_size)
+        if self._player is None:
+            environments = data.environments_for("train", data.environment, number)
+            self._player = Player(environments, data.seed_for(split="train", count=data.env_steps))
+        actor.begin_rollout()
+        began = time.perf_counter()
+        with actor.trainer.precision_plugin.forward_context():
+            rollout = self._player.collect(actor, data.rollout_length)
+        seconds = time.perf_counter() - began
+        new_steps = number * data.rollout_length * world_size
+        data.env_steps += new_steps
+        actor.collected = Collected(data.env_steps, new_steps, seconds, list(self._player.ended))
+        self._player.ended.clear()
+        whole = actor.prepare(rollout)
+        generator = np.random.default_rng((data.seed, rank_and_world_size()[0], data.env_steps))
+        order = np.concatenate([generator.permutation(number) for _ in range(data.num_passes)])
+        batches = torch.split(torch.from_numpy(order), batch_size)
+        for rows in batches[first:]:
+            if not actor.wants_another_minibatch:
+                return
+            yield rows_of(whole, rows)
+
+
+class Episodes(IterableDataset[Evaluated | Record]):
+    """Episodes in environments of their own, the same each time.
+
+    Args:
+        data: The data module.
+        split: ``val``, ``test`` or ``predict``, which yields whole episodes.
+        environment: What is played.
+    """
+
+    def __init__(self, data: Experience, split: Split, environment: str) -> None:
+        self.data = data
+        self.split = split
+        self.environment = environment
+
+    def __iter__(self) -> Iterator[Evaluated | Record]:
+        """Play this process's share of the episodes."""
+        data, actor = self.data, self.data.actor
+        rank, world_size = rank_and_world_size()
+        episodes = len(range(rank, data._episodes[self.split], world_size))
+        if episodes == 0:
+            return
+        number = min(episodes, data.num_environments)
+        quotas = [len(range(index, episodes, number)) for index in range(number)]
+        group = (
+            data.test_environments.index(self.environment)
+            if self.split == "test" and data.test_environments
+            else 0
+        )
+        environments = data.environments_for(self.split, self.environment, number)
+        player = Player(environments, data.seed_for(split=self.split, group=group), greedy=actor.evaluate_greedily)
+        played: Iterator[Evaluated | Record]
+        if self.split == "predict":
+            played = record(player, actor, quotas)
+        else:
+            played = evaluate(player, actor, quotas, data.rollout_length)
+        while True:
+            with unwatched(actor), actor.trainer.precision_plugin.forward_context():
+                piece = next(played, None)
+            if piece is None:
+                return
+            yield piece
+
+
+def rows_of(batch: Minibatch, rows: Tensor) -> Minibatch:
+    """Return the environments of a batch that ``rows`` names."""
+    taken: Minibatch = map_state(lambda part: part[rows], batch)
+    return taken
+
+
+def unwatched(actor: PPOTask) -> Any:
+    """Return a context in which nobody is told what mechanisms do: it is told when the steps are replayed."""
+    return actor.backbone.unwatched() if isinstance(actor.backbone, RIM) else contextlib.nullcontext()
+
+
+def mean_of_random(environments: Environments, seed: int, episodes: int) -> float:
+    """Return the mean score of episodes of random actions in a single environment."""
+    generator = np.random.default_rng(seed)
+    environments.reset(seed)
+    total, ended = 0.0, 0
+    while ended < episodes:
+        if environments.num_actions is not None:
+            actions: Any = generator.integers(environments.num_actions, size=1)
+        else:
+            actions = generator.uniform(-1, 1, size=(1, environments.action_size or 0)).astype(np.float32)
+        step = environments.step(actions)
+        total += float(step.scores[0])
+        ended += int(step.ended[0])
+    return total / episodes

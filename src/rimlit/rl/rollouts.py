@@ -1,0 +1,275 @@
+"""Playing a policy in environments: what training collects and what evaluation scores."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rimlit.rl.environments import Array, Environments, Step
+from rimlit.rl.observations import Seen
+from rimlit.rl.policies import Policy
+from rimlit.types import State, map_state, replace_state
+
+
+class Actor(Protocol):
+    """What is played: a recurrent policy with a value beside its outputs."""
+
+    policy: Policy
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state an episode starts from."""
+
+    def step(self, seen: Seen, state: State) -> tuple[Tensor, Tensor, State]:
+        """Return outputs (E, size), values (E,) and the state after a step."""
+
+
+class Rollout(NamedTuple):
+    """What E environments gave in T steps; batches of training are rows of it."""
+
+    seen: Seen  # (E, T, …)
+    state: State  # before the first step, where no episode starts
+    actions: Tensor  # (E, T) or (E, T, size)
+    log_probs: Tensor  # (E, T): of the actions, as they were drawn
+    values: Tensor  # (E, T)
+    next_values: Tensor  # (E, T): after each step; 0 where an episode terminated
+    rewards: Tensor  # (E, T): what is learnt from
+    breaks: Tensor  # (E, T) bool: an episode, or what counts as one, ended in this step
+
+
+class Episode(NamedTuple):
+    """An episode that has ended."""
+
+    environment: int
+    score: float  # the sum of its scores
+    length: int  # steps
+
+
+class Played(NamedTuple):
+    """One step of E environments."""
+
+    seen: Seen
+    outputs: Tensor
+    values: Tensor
+    actions: Tensor
+    step: Step
+
+
+class Player:
+    """Plays in environments and remembers how each episode stands.
+
+    Args:
+        environments: Environments, E of them.
+        seed: Of the environments and of the actions that are drawn, at least 0.
+        greedy: Whether it takes the likeliest actions instead of drawing them.
+    """
+
+    def __init__(self, environments: Environments, seed: int, *, greedy: bool = False) -> None:
+        self.environments = environments
+        self.greedy = greedy
+        self.ended: list[Episode] = []
+        """Episodes in the order in which they ended; for the caller to empty."""
+        self.state: State = None
+        number = environments.num_environments
+        self._seed = seed
+        self._generator: torch.Generator | None = None
+        self._observations = environments.reset(seed)
+        size = environments.action_size
+        self._actions: Array = np.zeros(number, np.int64) if size is None else np.zeros((number, size), np.float32)
+        self._rewards: Array = np.zeros(number, np.float32)
+        self._starts: Array = np.ones(number, bool)
+        self._scores: Array = np.zeros(number)
+        self._lengths: Array = np.zeros(number, np.int64)
+
+    @torch.no_grad()
+    def play(self, actor: Actor) -> Played:
+        """Take one step in every environment."""
+        if self._generator is None:
+            self._generator = torch.Generator(actor.device).manual_seed(self._seed)
+        self._begin(actor)
+        seen = self._seen(actor, self._observations)
+        outputs, values, self.state = actor.step(seen, self.state)
+        policy = actor.policy
+        actions = policy.mode(outputs) if self.greedy else policy.sample(outputs, self._generator)
+        taken = actions.cpu().numpy()
+        step = self.environments.step(taken)
+        self._observations, self._actions, self._rewards = step.observations, taken, step.rewards
+        self._starts = step.ended
+        self._scores += step.scores
+        self._lengths += 1
+        if step.ended.any():
+            self._note_ends(step.ended)
+        return Played(seen, outputs, values, actions, step)
+
+    def _begin(self, actor: Actor) -> None:
+        """Put the initial state where an episode starts."""
+        if self.state is None:
+            self.state = actor.initial_state(self.environments.num_environments)
+        elif self._starts.any():
+            initial = actor.initial_state(self.environments.num_environments)
+            self.state = replace_state(self.state, initial, torch.from_numpy(self._starts).to(actor.device))
+
+    def _seen(self, actor: Actor, observations: Array) -> Seen:
+        parts = (observations, self._actions, self._rewards, self._starts)
+        if actor.device.type == "cpu":
+            return Seen(*map(torch.from_numpy, parts))
+        return Seen(*(torch.from_numpy(part).to(actor.device) for part in parts))
+
+    def _note_ends(self, ended: Array) -> None:
+        for index in ended.nonzero()[0].tolist():
+            self.ended.append(Episode(index, float(self._scores[index]), int(self._lengths[index])))
+        self._scores[ended] = 0
+        self._lengths[ended] = 0
+
+    @torch.no_grad()
+    def collect(self, actor: Actor, num_steps: int) -> Rollout:
+        """Play ``num_steps`` steps, at least 1, and keep what can be learnt from them."""
+        self._begin(actor)
+        state = map_state(torch.clone, self.state)
+        plays = []
+        next_values: list[Tensor | None] = []
+        for _ in range(num_steps):
+            played = self.play(actor)
+            plays.append(played)
+            next_values.append(self._final_values(actor, played.step) if played.step.truncated.any() else None)
+        self._begin(actor)
+        last = actor.step(self._seen(actor, self._observations), self.state)[1]
+        return _joined(plays, next_values, last, state, actor.policy)
+
+    def _final_values(self, actor: Actor, step: Step) -> Tensor:
+        """Return the values of what the last step led to, before any new episode."""
+        seen = self._seen(actor, step.final_observations)
+        values = actor.step(seen._replace(starts=torch.zeros_like(seen.starts)), self.state)[1]
+        return values
+
+
+def _joined(
+    plays: list[Played], final_values: list[Tensor | None], last: Tensor, state: State, policy: Policy
+) -> Rollout:
+    """Put the steps of a rollout side by side, on the CPU."""
+
+    def over_time(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts, dim=1).cpu()
+
+    def from_arrays(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(played.step, name) for played in plays], axis=1))
+
+    seen = Seen(*(over_time(list(parts)) for parts in zip(*(played.seen for played in plays), strict=True)))
+    outputs, actions = over_time([p.outputs for p in plays]), over_time([p.actions for p in plays])
+    values = over_time([played.values for played in plays])
+    terminated, truncated = from_arrays("terminated"), from_arrays("truncated")
+    next_values = torch.cat([values[:, 1:], last.cpu()[:, None]], dim=1)
+    for index, finals in enumerate(final_values):
+        if finals is not None:
+            next_values[:, index] = torch.where(truncated[:, index], finals.cpu(), next_values[:, index])
+    return Rollout(
+        seen=seen,
+        state=map_state(Tensor.cpu, state),
+        actions=actions,
+        log_probs=policy.log_prob(outputs.to(last.device), actions.to(last.device)).cpu(),
+        values=values,
+        next_values=next_values.masked_fill(terminated, 0),
+        rewards=from_arrays("rewards"),
+        breaks=terminated | truncated,
+    )
+
+
+class Evaluated(NamedTuple):
+    """A piece of the episodes that are evaluated."""
+
+    seen: Seen  # (E, T, …)
+    state: State  # before the first step, where no episode starts
+    mask: Tensor  # (E, T) bool: steps of episodes that count
+    scores: Tensor  # (n,): of the episodes that ended in it
+    lengths: Tensor  # (n,): their steps
+
+
+class Record(NamedTuple):
+    """A whole episode, T steps."""
+
+    environment: str
+    number: int
+    observations: Tensor  # (T, …): what was acted on
+    actions: Tensor  # (T,) or (T, size)
+    scores: Tensor  # (T,)
+    final_observation: Tensor  # (…): what the last step led to
+    is_cut: bool  # the episode was truncated and had not ended
+
+
+def play_quotas(player: Player, actor: Actor, quotas: list[int]) -> Iterator[tuple[Played, Array, list[Episode]]]:
+    """Play until each environment has ended its quota of episodes, so that short episodes count no more than long.
+
+    Yields:
+        Each step, which environments it counts in (E,), and the episodes that count and ended in it.
+    """
+    left = np.array(quotas)
+    while (left > 0).any():
+        counts = left > 0
+        player.ended.clear()
+        played = player.play(actor)
+        ended = [episode for episode in player.ended if counts[episode.environment]]
+        for episode in ended:
+            left[episode.environment] -= 1
+        yield played, counts, ended
+
+
+def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) -> Iterator[Evaluated]:
+    """Play each environment's quota of episodes.
+
+    Yields:
+        Pieces of at most ``num_steps`` steps.
+    """
+    steps = play_quotas(player, actor, quotas)
+    while True:
+        state = actor.initial_state(len(quotas)) if player.state is None else player.state
+        state = map_state(torch.clone, state)
+        piece = list(itertools.islice(steps, num_steps))
+        if not piece:
+            return
+        ended = [episode for _, _, episodes in piece for episode in episodes]
+        yield Evaluated(
+            Seen(
+                *(
+                    torch.stack(parts, dim=1)
+                    for parts in zip(*(played.seen for played, _, _ in piece), strict=True)
+                )
+            ),
+            state,
+            torch.from_numpy(np.stack([counts for _, counts, _ in piece], axis=1)),
+            torch.tensor([episode.score for episode in ended]),
+            torch.tensor([episode.length for episode in ended]),
+        )
+
+
+def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
+    """Play each environment's quota of episodes.
+
+    Yields:
+        Each whole, in the order in which they end.
+    """
+    name, number = player.environments.name, 0
+    open_steps: list[list[tuple[Tensor, Tensor, float]]] = [[] for _ in quotas]
+    for played, counts, ended in play_quotas(player, actor, quotas):
+        for index in counts.nonzero()[0].tolist():
+            seen = played.seen.observations[index].cpu(), played.actions[index].cpu()
+            open_steps[index].append((*seen, float(played.step.scores[index])))
+        for episode in ended:
+            index = episode.environment
+            observations, actions, scores = zip(*open_steps[index], strict=True)
+            yield Record(
+                name,
+                number,
+                torch.stack(observations),
+                torch.stack(actions),
+                torch.tensor(scores),
+                torch.from_numpy(np.array(played.step.final_observations[index])),
+                bool(played.step.truncated[index] and not played.step.terminated[index]),
+            )
+            open_steps[index] = []
+            number += 1
