@@ -4,6 +4,16 @@ from rimlit.encoders.base import Encoder
 from rimlit.encoders.convolutional import ConvolutionalEncoder
 from rimlit.encoders.dense import DenseEncoder
 from rimlit.encoders.embedding import Embedding
+from rimlit.encoders.grid import GridEncoder
 from rimlit.encoders.identity import Identity
+from rimlit.encoders.screens import ScreenEncoder
 
-__all__ = ["ConvolutionalEncoder", "DenseEncoder", "Embedding", "Encoder", "Identity"]
+__all__ = [
+    "ConvolutionalEncoder",
+    "DenseEncoder",
+    "Embedding",
+    "Encoder",
+    "GridEncoder",
+    "Identity",
+    "ScreenEncoder",
+]
