@@ -16,7 +16,7 @@ from rimlit.errors import ConfigError, DataError
 
 Array: TypeAlias = NDArray[Any]
 
-BUILDERS: dict[str, str] = {}
+BUILDERS: dict[str, str] = {"ALE": "rimlit.rl.atari.AtariEnvironments"}
 """First part of an id → class of rimlit that makes such environments, where it is not gymnasium's registry."""
 
 

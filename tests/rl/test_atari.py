@@ -1,0 +1,180 @@
+"""Atari: each trap of the vector environment, in games that are really played."""
+
+import itertools
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rimlit.errors import ConfigError
+from rimlit.rl import Step, make_environments
+from rimlit.rl.environments import Environments
+
+
+def make(game: str = "Breakout", number: int = 2, **options: Any) -> Environments:
+    return make_environments(f"ALE/{game}-v5", number, options={"repeat_action_probability": 0, **options})
+
+
+def play(environments: Environments, steps: int, *, seed: int = 3) -> list[Step]:
+    """Steps of the same random actions whatever is played, after a reset."""
+    environments.reset(seed)
+    assert environments.num_actions is not None
+    choose = np.random.default_rng(0)
+    shape = environments.num_environments
+    return [environments.step(choose.integers(0, environments.num_actions, shape)) for _ in range(steps)]
+
+
+def test_screens_are_bytes_and_actions_those_of_the_game() -> None:
+    breakout, pong = make("Breakout"), make("Pong", 3)
+    assert (breakout.num_actions, pong.num_actions) == (4, 6)
+    for environments in (breakout, pong):
+        observations = environments.reset(0)
+        assert observations.dtype == environments.observation_type == np.uint8
+        assert observations.shape == (environments.num_environments, 4, 84, 84)
+        assert environments.observation_shape == (4, 84, 84)
+
+
+def test_a_lost_life_terminates_and_the_game_goes_on() -> None:
+    steps = play(make(), 130)
+    terminated, ended = (np.stack([getattr(step, name) for step in steps]) for name in ("terminated", "ended"))
+    # five lives: four are lost before the one with which the game ends
+    first_end = int(ended[:, 0].argmax())
+    assert ended[:, 0].sum() == 1
+    assert terminated[: first_end + 1, 0].sum() == 5
+    assert terminated[first_end, 0]
+    assert not np.stack([step.truncated for step in steps]).any()
+
+
+def test_what_follows_a_lost_life_is_the_next_screen_of_the_same_game() -> None:
+    import ale_py.vector_env
+    from gymnasium.vector import AutoresetMode
+
+    without = ale_py.vector_env.AtariVectorEnv(
+        "breakout", 2, autoreset_mode=AutoresetMode.SAME_STEP, reward_clipping=False, num_threads=1
+    )
+    without.reset(seed=3)
+    choose = np.random.default_rng(0)
+    lost = 0
+    for step in play(make(), 130):
+        observations, rewards, game_over, *_ = without.step(choose.integers(0, 4, 2))
+        assert np.array_equal(step.observations, observations)
+        assert np.array_equal(step.scores, rewards)
+        assert np.array_equal(step.ended, game_over)
+        lives = step.terminated & ~step.ended
+        lost += int(lives.sum())
+        # not what happened to be in memory
+        assert np.array_equal(step.final_observations[lives], step.observations[lives])
+    assert lost > 4
+    without.close()
+
+
+def test_a_game_that_is_cut_off_shows_its_last_screen_and_begins_anew_in_the_same_step() -> None:
+    whole, cut = play(make(), 12), play(make(max_num_frames_per_episode=40), 12)
+    ended = np.stack([step.ended for step in cut])
+    assert np.array_equal(ended, np.stack([step.truncated for step in cut]))
+    assert ended.all(axis=1).argmax() == 9, "no-ops at the start are not counted"
+    final, began, uncut = cut[9].final_observations, cut[9].observations, whole[9].observations
+    assert np.array_equal(final[:, :3], uncut[:, :3])
+    # ale-py does not pool the very last screen, in which a flickering ball differs
+    assert (final != uncut).mean() < 0.001 < 0.1 < (began != uncut).mean()
+    # no step of an episode is a dummy: each brings a new screen
+    assert all(not np.array_equal(a.observations, b.observations) for a, b in itertools.pairwise(cut))
+
+
+def test_rewards_are_cut_for_learning_and_scores_are_not() -> None:
+    scores, rewards = (
+        np.stack([getattr(step, name) for step in play(make("BeamRider", 2), 112)])
+        for name in ("scores", "rewards")
+    )
+    assert scores.max() == 44  # a ship
+    assert rewards.max() == 1
+    assert np.array_equal(rewards, np.sign(scores))
+    assert rewards.dtype == scores.dtype == np.float32
+
+
+def test_one_seed_repeats_and_two_differ() -> None:
+    def screens(environments: Environments, seed: int) -> np.ndarray[Any, Any]:
+        environments.reset(seed)
+        return np.stack([environments.step(np.full(2, 2 + i % 2)).observations for i in range(8)])
+
+    one, other, sticky = make(), make(), make(repeat_action_probability=0.25)
+    fives = screens(one, 5)
+    assert np.array_equal(fives, screens(other, 5))
+    sixes = screens(one, 6)
+    assert not np.array_equal(fives, sixes)
+    assert np.array_equal(fives[:, 1], sixes[:, 0]), "seed + 1"
+    assert np.array_equal(fives, screens(one, 5)), "whatever was played before"
+    assert np.array_equal(screens(sticky, 5), screens(sticky, 5))
+    assert not np.array_equal(screens(sticky, 5), fives)
+
+
+def test_a_seed_may_be_larger_than_ale_py_takes() -> None:
+    environments = make("Pong")
+    assert np.array_equal(environments.reset(2**31 + 4), environments.reset(4))
+
+
+def test_an_id_means_what_it_is_registered_with() -> None:
+    def last(**options: Any) -> np.ndarray[Any, Any]:
+        environments = make_environments("ALE/Pong-v5", 2, options=options)
+        return play(environments, 8)[-1].observations
+
+    as_registered = last()
+    assert np.array_equal(as_registered, last(repeat_action_probability=0.25))
+    assert not np.array_equal(as_registered, last(repeat_action_probability=0))
+
+
+def test_the_screen_of_the_first_game_can_be_shown() -> None:
+    environments = make("Pong")
+    assert environments.render() is None
+    (*_, last) = play(environments, 3)
+    picture = environments.render()
+    assert picture is not None and picture.shape == (84, 84, 3)
+    assert np.array_equal(picture[..., 1], last.observations[0, -1])
+    environments.close()
+
+
+def test_games_take_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ale_py.vector_env
+
+    given: list[int] = []
+    made = ale_py.vector_env.AtariVectorEnv
+
+    def spy(**options: Any) -> Any:
+        given.append(options["num_threads"])
+        return made(**options)
+
+    monkeypatch.setattr(ale_py.vector_env, "AtariVectorEnv", spy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    make()
+    make(num_threads=2)
+    assert given == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ("ALE/Pongg-v5", {}, r"environment='ALE/Pongg-v5' is no game .* Did you mean ALE/Pong-v5"),
+        ("ALE/?", {}, r"There are 1\d\d, such as ALE/Pong-v5"),
+        ("ALE/Pong-v5", {"frame_skip": 4}, "ALE/Pong-v5 has no option 'frame_skip'. Did you mean frameskip"),
+        ("ALE/Pong-v5", {"episodic_life": True}, "has no option 'episodic_life'"),
+        ("ALE/Pong-v5", {"frameskip": 0}, "ALE/Pong-v5 with frameskip=0: .*must be positive"),
+    ],
+)
+def test_what_is_no_game_or_option_is_answered_with_what_is(
+    environment: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_environments(environment, 2, options=options)
+
+
+def test_wrappers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"takes no wrappers .*got wrappers=\['a.B'\], observed=None"):
+        make_environments("ALE/Pong-v5", 2, wrappers=["a.B"])
+
+
+def test_a_missing_extra_is_answered_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(ConfigError, match=r"needs ale_py: pip install 'rimlit\[atari\]'"):
+        make_environments("ALE/Pong-v5", 2)
