@@ -45,6 +45,15 @@ SMALL = {
     ),
     "SequentialImages": ("--data.batch_size=2", "--data.image_size=4", "--data.test_sizes=[4,6]"),
     "Copying": ("--data.batch_size=2", "--data.samples_per_span=2", "--data.val_size=2", "--data.test_size=2"),
+    "Experience": (
+        "--data.num_environments=2",
+        "--data.batch_size=1",
+        "--data.rollout_length=8",
+        "--data.val_episodes=2",
+        "--data.test_episodes=2",
+        "--data.floor_episodes=1",
+        '--data.options={"max_episode_steps":6}',
+    ),
     "Sequences": ("--data.batch_size=2",),
     "Text": ("--data.batch_size=2", "--data.eval_batch_size=2", "--data.chunk_length=8", "--data.size_limit=400"),
 }
@@ -165,7 +174,8 @@ def test_a_baseline_stands_where_the_rim_stood(texts: Path, backbone: str, datas
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+# environments begin new episodes: see tests/rl/test_runs.py
+@pytest.mark.parametrize("name", [name for name in NAMES if class_name(name) != "Experience"])
 def test_a_config_s_run_goes_on_exactly_where_it_was_stopped(texts: Path, name: str) -> None:
     command = ("fit", "--config", name, "--config=trainer/quick", "--trainer.max_steps=4", *small(name), *QUIET)
     options = (*UNTRACKED, "--trainer.log_every_n_steps=1", "--test_after_fit=false")

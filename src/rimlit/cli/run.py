@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+import rimlit.rl  # noqa: F401, its classes are then known by their names
 from rimlit.checkpoints import read_checkpoint, storage_error
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
@@ -299,9 +300,10 @@ class RimlitCLI(LightningCLI):
             # Lightning turns None into a number when it trains
             is_long_enough |= not any(change.key in lengths and change.now is not None for change in changes)
         if is_trained and is_tested and is_long_enough and config.ckpt_path is None:
+            length = "trainer.max_steps" if self.datamodule.num_epochs is None else "data.total_steps"
             raise AlreadyDone(
                 f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path "
-                f"{self.folder.checkpoints / 'best.ckpt'}, train on with more --trainer.max_steps, or start anew "
+                f"{self.folder.checkpoints / 'best.ckpt'}, train on with more --{length}, or start anew "
                 "with --resume never, which sets it aside."
             )
 
@@ -406,9 +408,16 @@ class RimlitCLI(LightningCLI):
         if data.is_endless and (overfit or (isinstance(limit, float) and limit != 1.0)):
             asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
             raise ConfigError(f"{asked} needs training data with an end, and this has none: set data.train_size.")
+        if data.num_epochs is not None and (overfit or (isinstance(limit, float) and limit != 1.0)):
+            asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
+            raise ConfigError(
+                f"{asked} needs epochs of known length, and those of {type(data).__name__} have none."
+            )
         has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
         if self.subcommand != "fit" or has_end:
             return
+        if data.num_epochs is not None and trainer.max_epochs is None:
+            trainer.fit_loop.max_epochs = data.num_epochs
         if data.is_endless:
             raise ConfigError(
                 "The training stream has no end: set trainer.max_steps, trainer.max_time or data.train_size; "

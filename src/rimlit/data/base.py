@@ -72,6 +72,16 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         return len(dataset)  # type: ignore[arg-type]
 
     @property
+    def num_epochs(self) -> int | None:
+        """Epochs after which training ends by itself; None where only the trainer says when."""
+        return None
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """How much was trained on and how much there is, where that is not counted in batches of an epoch."""
+        return None
+
+    @property
     def is_endless(self) -> bool:
         """Whether the training stream never ends."""
         return any(self.size_of(dataset) is None for dataset in self.datasets("train").values())

@@ -56,7 +56,7 @@ class Experience(DataModule):
         >>> data = Experience("CartPole-v1", observed=[0, 2])
         >>> data.observation_shape, data.num_actions, data.action_size
         ([2], 2, None)
-        >>> data.num_rollouts  # 1,000,000 steps in rollouts of 8 × 128
+        >>> data.num_epochs  # 1,000,000 steps in rollouts of 8 × 128
         977
     """
 
@@ -131,14 +131,14 @@ class Experience(DataModule):
         )
 
     @property
-    def num_rollouts(self) -> int:
+    def num_epochs(self) -> int:
         """Rollouts in ``total_steps``, the last one whole."""
         return math.ceil(self.total_steps / (self.num_environments * self.rollout_length))
 
-    def check_shares(self, world_size: int) -> None:
-        """Raise a ConfigError if environments cannot be dealt evenly to ``world_size`` processes."""
-        super().check_shares(world_size)
-        share_of(self.num_environments, key="num_environments", world_size=world_size)
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Steps of all environments so far, and those of all rollouts."""
+        return self.env_steps, self.num_epochs * self.num_environments * self.rollout_length
 
     def setup(self, stage: str) -> None:
         """End training with the budget, and refuse environments to test that are of another kind."""
@@ -155,9 +155,7 @@ class Experience(DataModule):
         trainer = self.trainer
         if stage == "fit" and trainer is not None:
             limit = trainer.fit_loop.max_epochs
-            trainer.fit_loop.max_epochs = (
-                self.num_rollouts if limit in (None, -1) else min(limit, self.num_rollouts)
-            )
+            trainer.fit_loop.max_epochs = self.num_epochs if limit in (None, -1) else min(limit, self.num_epochs)
 
     def teardown(self, stage: str) -> None:
         """Close the environments."""
@@ -222,8 +220,10 @@ class Experience(DataModule):
         return int(sequence.generate_state(1)[0] % 2**31)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many steps were trained on."""
-        return {"env_steps": self.env_steps}
+        """Return how many steps were trained on: without those of a rollout that was only collected."""
+        task = None if self.trainer is None else self.trainer.lightning_module
+        waiting = task.collected if isinstance(task, PPOTask) and not task.has_learnt else None
+        return {"env_steps": self.env_steps - (0 if waiting is None else waiting.new_steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting.
@@ -249,33 +249,41 @@ class Rollouts(IterableDataset[Minibatch]):
         self.data = data
         self.first = first
         self._player: Player | None = None
+        self._batch: Minibatch | None = None
+        self._left_out = 0
 
     def __iter__(self) -> Iterator[Minibatch]:
         """Collect a rollout and yield its minibatches, for as long as the task wants any."""
         data, actor = self.data, self.data.actor
         first, self.first = self.first, 0
-        _, world_size = rank_and_world_size()
-        number, batch_size = share_of(data.num_environments), share_of(data.batch_size)
+        if self._batch is None or actor.has_learnt:  # Lightning may ask twice for the batches of an epoch
+            self._batch = self._collect(actor)
+            self._left_out = first
+        generator = np.random.default_rng((data.seed, rank_and_world_size()[0], data.env_steps))
+        number = share_of(data.num_environments)
+        order = np.concatenate([generator.permutation(number) for _ in range(data.num_passes)])
+        minibatches = torch.split(torch.from_numpy(order), share_of(data.batch_size))
+        for rows in minibatches[self._left_out :]:
+            if not actor.wants_another_minibatch:
+                return
+            yield rows_of(self._batch, rows)
+
+    def _collect(self, actor: PPOTask) -> Minibatch:
+        """Play in the environments, count the steps, and return what is to be learnt."""
+        data = self.data
         if self._player is None:
-            environments = data.environments_for("train", data.environment, number)
+            environments = data.environments_for("train", data.environment, share_of(data.num_environments))
             self._player = Player(environments, data.seed_for(split="train", count=data.env_steps))
         actor.begin_rollout()
         began = time.perf_counter()
         with actor.trainer.precision_plugin.forward_context():
             rollout = self._player.collect(actor, data.rollout_length)
         seconds = time.perf_counter() - began
-        new_steps = number * data.rollout_length * world_size
+        new_steps = data.num_environments * data.rollout_length
         data.env_steps += new_steps
         actor.collected = Collected(data.env_steps, new_steps, seconds, list(self._player.ended))
         self._player.ended.clear()
-        whole = actor.prepare(rollout)
-        generator = np.random.default_rng((data.seed, rank_and_world_size()[0], data.env_steps))
-        order = np.concatenate([generator.permutation(number) for _ in range(data.num_passes)])
-        batches = torch.split(torch.from_numpy(order), batch_size)
-        for rows in batches[first:]:
-            if not actor.wants_another_minibatch:
-                return
-            yield rows_of(whole, rows)
+        return actor.prepare(rollout)
 
 
 class Episodes(IterableDataset[Evaluated | Record]):

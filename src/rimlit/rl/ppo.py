@@ -219,6 +219,8 @@ class PPOTask(Task):
         self.evaluate_greedily = evaluate_greedily
         self.divergence = 0.0
         """Divergence from the policy that collected, of the last minibatch, nats."""
+        self.has_learnt = False
+        """Whether a minibatch of the last rollout was learnt from."""
         self.collected: Collected | None = None
         """What the rollout that is being learnt from cost and brought."""
         self._explained_variance: float | None = None
@@ -317,6 +319,7 @@ class PPOTask(Task):
     def begin_rollout(self) -> None:
         """Take up what was seen so far, before a rollout is collected."""
         self.divergence = 0.0
+        self.has_learnt = False
         if self._normalization is not None:
             self._normalization.adopt()
 
@@ -363,6 +366,7 @@ class PPOTask(Task):
 
     def training_step(self, batch: Minibatch, batch_index: int) -> Tensor:
         """Learn from a minibatch."""
+        self.has_learnt = True
         outputs, _ = self(batch.seen, batch.state)
         losses = self.losses(outputs, batch)
         loss, whole = over_processes(losses.loss, self.weight(batch))

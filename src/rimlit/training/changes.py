@@ -22,6 +22,7 @@ COURSE = ("max_steps", "max_epochs", "gradient_clip_val", "gradient_clip_algorit
 _USED = (
     "model.init_args.optimizer.init_args.",
     "model.init_args.scheduler.init_args.",
+    "data.init_args.total_steps",
     *(f"trainer.{name}" for name in COURSE),
 )
 _FREE = ("data.init_args.num_workers", "data.init_args.path")  # where it runs, not what

@@ -71,7 +71,8 @@ class Checkpointer(Checkpoint):
     Args:
         folder: Where the files are kept.
         monitor: Metric that decides which is best.
-        higher_is_better: Whether the best is the one where it is highest.
+        higher_is_better: Whether the best is the one where it is highest, of equal ones the latest: a return
+            often has a limit.
         seed: The run's seed.
         interval: Seconds between two saves of ``last``, at least 0; it is also saved after each validation.
         allow_changes: Whether a run goes on with another task, other data or another seed than it was started
@@ -228,7 +229,7 @@ class Checkpointer(Checkpoint):
     def _is_best(self, score: float) -> bool:
         if self.best_score is None:
             return True
-        return score > self.best_score if self.higher_is_better else score < self.best_score
+        return score >= self.best_score if self.higher_is_better else score < self.best_score
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step."""

@@ -4,9 +4,11 @@ import math
 
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from rimlit.data import DataModule
+
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar; over an endless stream it counts to ``max_steps``.
+    """Lightning's bar; over an endless stream it counts to ``max_steps``, in environments to the steps of the run.
 
     Args:
         refresh_rate: Batches between two updates.
@@ -22,6 +24,32 @@ class ProgressBar(TQDMProgressBar):
         if math.isinf(total) and self.trainer.max_steps > 0:
             return self.trainer.max_steps * self.trainer.accumulate_grad_batches
         return total
+
+    @property
+    def _progress(self) -> tuple[int, int] | None:
+        """What the data module counts by itself."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data.progress if isinstance(data, DataModule) else None
+
+    def on_train_epoch_start(self, trainer, *_):  # type: ignore[no-untyped-def]
+        """Start the epoch's bar, or go on with the one of the whole run."""
+        if self._progress is None:
+            super().on_train_epoch_start(trainer, *_)
+        else:
+            done, self.train_progress_bar.total = self._progress
+            self.train_progress_bar.initial = self.train_progress_bar.initial or done
+            self.train_progress_bar.set_description("Environment steps", refresh=False)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):  # type: ignore[no-untyped-def]
+        """Count the batch."""
+        if self._progress is None:
+            super().on_train_batch_end(trainer, pl_module, *_)
+
+    def on_train_epoch_end(self, trainer, pl_module):  # type: ignore[no-untyped-def]
+        """Show what the epoch brought."""
+        if self._progress is not None:
+            self.train_progress_bar.n = self._progress[0]
+        super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer, pl_module):  # type: ignore[no-untyped-def]
         """Return what the bar shows, without the run's version."""
