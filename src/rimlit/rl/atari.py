@@ -24,11 +24,12 @@ OPTIONS = (
     "maxpool",
     "noop_max",
     "use_fire_reset",
-    "max_num_frames_per_episode",
+    "max_episode_steps",
     "full_action_space",
     "num_threads",
 )
-"""Arguments of ale-py's vector environment that may be given; the others are what makes it fit here."""
+"""Arguments of ale-py's vector environment that may be given, the others are what makes it fit here; and
+``max_episode_steps``, which counts actions as elsewhere."""
 
 LARGEST_SEED = 2**31
 
@@ -71,6 +72,9 @@ class AtariEnvironments(Environments):
         self.num_environments = num_environments
         # as many threads as torch takes, not all cores
         settings = {"num_threads": torch.get_num_threads(), **_registered(environment), **options}
+        limit = settings.pop("max_episode_steps", None)
+        if limit is not None:
+            settings["max_num_frames_per_episode"] = limit * settings["frameskip"]
         try:
             self._vector = AtariVectorEnv(
                 num_envs=num_environments,
