@@ -138,6 +138,13 @@ def test_validation_is_scored_once_per_episode_and_shows_the_mechanisms(tmp_path
     assert int(activity._counters[0].steps) == 5 * 4
 
 
+def test_returns_and_lengths_stay_apart_when_no_episode_ends_in_the_first_piece(tmp_path: Path) -> None:
+    data = make_experience(options={"length": 15})  # pieces of 10 steps
+    (scores,) = make_trainer(tmp_path).test(make_task(data), data, verbose=False)
+    # four environments begin with 1 + … + 15, one goes on with 16 + … + 30
+    assert scores == {"test/episode_return": (4 * 120 + 345) / 5, "test/episode_length": 15}
+
+
 def test_the_same_episodes_are_evaluated_each_time(tmp_path: Path) -> None:
     data = make_experience("CartPole-v1")
     task = make_task(data)

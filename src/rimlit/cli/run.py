@@ -38,6 +38,7 @@ from rimlit.tasks.base import LINKED
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.changes import find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, newest_checkpoint
+from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
@@ -359,7 +360,7 @@ class RimlitCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
         if not self._is_trial:
-            own.append(RolloutPictures())
+            own += [RolloutPictures(), EpisodePictures()]
             recorder = RunRecorder(self.folder, self.command, self._resolved_config())
             if config.get("enable_checkpointing") is not False:
                 seed = int(self.config[self.subcommand].seed_everything)

@@ -2,6 +2,7 @@
 
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
+from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
@@ -13,6 +14,7 @@ from rimlit.training.tracking import LocalMetrics, MLflowTracker
 
 __all__ = [
     "Checkpointer",
+    "EpisodePictures",
     "FiniteGuard",
     "LinearDecay",
     "LocalMetrics",

@@ -169,7 +169,8 @@ def save_gif(films: list[Film], path: Path, *, milliseconds: int = 90) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0, optimize=False)
 
 
-def _colours() -> list[str]:
+def gif_colours() -> list[str]:
+    """Return the colours of the GIFs, those of mechanisms bright and then dimmed."""
     return [DARK, INK, PALE, *FALSE, *MISSED, *COLOURS, *(_dimmed(colour) for colour in COLOURS)]
 
 
@@ -182,7 +183,7 @@ def _frame(films: list[Film], step: int) -> "Image":
     """Draw all films at a step."""
     from PIL import Image, ImageDraw, ImageFont
 
-    palette = _colours()
+    palette = gif_colours()
     panels = [_panels(film, step, palette) for film in films]
     rows = [np.concatenate(_with_gaps([panel for _, panel in row]), axis=1) for row in panels]
     width = max(row.shape[1] for row in rows)
@@ -223,7 +224,9 @@ def _panels(film: Film, step: int, palette: list[str]) -> list[tuple[str, np.nda
         bright = palette.index(COLOURS[0])
         panels.append(("masks", _large(bright + owners + np.where(levels < LEVELS // 2, len(COLOURS), 0))))
     if film.active is not None:
-        panels.append(("active mechanisms", _activity(film, step, palette, lit.shape[0] * SCALE)))
+        panel = active_panel(film.active, step, lit.shape[0] * SCALE, palette)
+        panel[:, (film.context_length - 1) * SCALE] = palette.index(PALE)  # where its own frames begin
+        panels.append(("active mechanisms", panel))
     return panels
 
 
@@ -232,20 +235,28 @@ def _large(indices: np.ndarray) -> np.ndarray:
     return indices.astype(np.uint8).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
 
 
-def _activity(film: Film, step: int, palette: list[str], height: int) -> np.ndarray:
-    """Return a row for each mechanism and a column for each step until now."""
-    assert film.active is not None
-    num_steps, num_mechanisms = film.active.shape
+def active_panel(active: Tensor, step: int, height: int, palette: list[str]) -> np.ndarray:
+    """Draw when each mechanism was active: a row for each and a column for each step until now.
+
+    Args:
+        active: (T, M) bool.
+        step: The last step that is shown; those that follow stay dark.
+        height: Height of the panel, pixels.
+        palette: What :func:`gif_colours` returns.
+
+    Returns:
+        (height, T · 3): places in the palette.
+    """
+    num_steps, num_mechanisms = active.shape
     shown = np.full((num_mechanisms, num_steps), palette.index(DARK))
     for mechanism in range(num_mechanisms):
         colour = palette.index(COLOURS[mechanism % len(COLOURS)])
         shown[mechanism, : step + 1] = np.where(
-            film.active[: step + 1, mechanism].numpy(), colour, colour + len(COLOURS)
+            active[: step + 1, mechanism].numpy(), colour, colour + len(COLOURS)
         )
     tall = shown.repeat(max(1, height // num_mechanisms), axis=0).repeat(SCALE, axis=1)
     panel = np.full((height, num_steps * SCALE), palette.index(DARK))
     panel[: len(tall)] = tall[:height]
     for mechanism in range(1, num_mechanisms):  # a line between mechanisms
         panel[mechanism * max(1, height // num_mechanisms) - 1] = palette.index(DARK)
-    panel[:, (film.context_length - 1) * SCALE] = palette.index(PALE)  # where its own frames begin
     return panel.astype(np.uint8)

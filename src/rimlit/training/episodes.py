@@ -1,0 +1,138 @@
+"""An episode to look at: a GIF of what the environment showed and which mechanisms were active."""
+
+import logging
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from rimlit.backbones import RIM
+from rimlit.rl import Experience, PPOTask
+from rimlit.rl.environments import Array, Environments
+from rimlit.rl.rollouts import Player
+from rimlit.training.rollouts import DARK, GAP, INK, LABEL, active_panel, gif_colours
+from rimlit.training.tracking import MLflowTracker
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+MOST_STEPS = 250
+"""Steps of the episode that are shown."""
+WINDOW = 80
+"""Steps that the panel of mechanisms holds; it moves on with longer episodes."""
+LEAST_HEIGHT = 160
+"""Pictures are enlarged to this height by a whole factor."""
+GREATEST_HEIGHT = 320
+"""Pictures above this height are reduced."""
+
+
+class Take(NamedTuple):
+    """The first steps of an episode."""
+
+    pictures: list[Array]  # T of (height, width, 3) uint8: what was acted on
+    scores: list[float]  # T: what each step brought
+    active: Tensor | None  # (T, M) bool: mechanisms of the lowest layer that were active
+
+
+class EpisodePictures(L.Callback):
+    """At the end of a test of a :class:`rimlit.rl.PPOTask`, write an episode that it plays.
+
+    ``figures/episode.gif``, in MLflow too: the pictures of the environment in an episode's first 250 steps, and
+    beside them when each mechanism was active. It is played in an environment of its own, always from the same
+    seed. Environments without pictures, and other tasks, are left alone.
+    """
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Play and write."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, PPOTask) or not isinstance(data, Experience):
+            return
+        try:
+            with warnings.catch_warnings(action="ignore"):  # gymnasium's, where there are no pictures
+                environments = data.make(data.environment, 1, can_render=True)
+                with trainer.precision_plugin.forward_context():
+                    take = take_of(pl_module, environments, data.seed_for(split="predict"))
+                environments.close()
+        except Exception as error:  # whatever a picture meets, a run is not lost by it
+            log.info("No picture of an episode: %s", error)
+            return
+        if take is None or not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "figures/episode.gif"
+        save_episode(take, path)
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowTracker):
+                logger.log_file(path, "figures")
+
+
+def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps: int = MOST_STEPS) -> Take | None:
+    """Play an episode in a single environment and note what is seen of it; None where there are no pictures."""
+    player = Player(environments, seed, greedy=task.evaluate_greedily)
+    pictures: list[Array] = []
+    scores: list[float] = []
+    num_layers = len(task.backbone.layers) if isinstance(task.backbone, RIM) else 0
+    with ExitStack() as watching:
+        activities = []
+        if isinstance(task.backbone, RIM):
+            watching.enter_context(task.backbone.unwatched())  # whoever counts has counted
+            activities = watching.enter_context(task.backbone.record_activity())
+        while len(pictures) < most_steps and not player.ended:
+            picture = environments.render()
+            if picture is None:
+                return None
+            pictures.append(picture.copy())
+            scores.append(float(player.play(task).step.scores[0]))
+        active = [activity.active[0] for activity in activities[::num_layers]] if activities else []
+    return Take(pictures, scores, torch.cat(active).cpu() if active else None)
+
+
+def save_episode(take: Take, path: Path, *, milliseconds: int = 60) -> None:
+    """Write the steps as a GIF that repeats.
+
+    Args:
+        take: The steps.
+        path: The file.
+        milliseconds: Time of a step.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = [_frame(take, step) for step in range(len(take.pictures))]
+    pause = [milliseconds] * (len(frames) - 1) + [20 * milliseconds]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+
+
+def _frame(take: Take, step: int) -> "Image":
+    """Draw a step: its picture, the mechanisms until then, and what was won."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.fromarray(take.pictures[step])
+    if picture.height > GREATEST_HEIGHT:
+        picture = picture.reduce(-(-picture.height // GREATEST_HEIGHT))
+    elif picture.height < LEAST_HEIGHT:
+        factor = -(-LEAST_HEIGHT // picture.height)
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    panels = [("environment", picture)]
+    if take.active is not None:
+        palette = gif_colours()
+        start = max(0, min(step + 1, len(take.active)) - WINDOW)
+        window = take.active[start : start + WINDOW]
+        places = active_panel(window, step - start, picture.height, palette)
+        colours = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in palette], np.uint8)
+        panels.append(("active mechanisms", Image.fromarray(colours[places])))
+    width = GAP + sum(panel.width + GAP for _, panel in panels)
+    image = Image.new("RGB", (width, picture.height + 2 * LABEL + GAP), DARK)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    left = GAP
+    for title, panel in panels:
+        draw.text((left, 3), title, fill=INK, font=font)
+        image.paste(panel, (left, LABEL))
+        left += panel.width + GAP
+    text = f"step {step + 1}, won before {sum(take.scores[:step]):g}"
+    draw.text((GAP, LABEL + picture.height + 4), text, fill=INK, font=font)
+    return image
