@@ -59,6 +59,18 @@ class Losses(L.Callback):
                 file.write(f"{number} {trainer.callback_metrics['train/loss'].item().hex()}\n")
 
 
+class FirstObservations(L.Callback):
+    """Write what the environments of each process show first to a file of the run's folder."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, _: int) -> None:
+        if trainer.current_epoch == 0:
+            path = Path(trainer.default_root_dir, f"first-{trainer.global_rank}.txt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                for observation in batch.seen.observations[:, 0].tolist():
+                    file.write(f"{observation[0].hex()}\n")
+
+
 class Ended(NamedTuple):
     """How a process ended."""
 

@@ -398,3 +398,37 @@ def test_two_nodes_train_one_run_and_end_together_when_one_of_them_freezes(
     assert "rimlit: error: Process 1 (pid " in errors[0] and "is frozen: no sign of life for" in errors[0]
     assert "its state is 'stopped'. It is killed." in errors[1]  # said on the machine where it is
     assert_no_orphans(folder)
+
+
+# Reinforcement learning
+
+POLE = (
+    "--config=cartpole/rim",
+    *QUIET,
+    "--data.num_environments=4",
+    "--data.rollout_length=10",
+    "--data.num_passes=2",
+    "--data.total_steps=160",
+    "--data.val_episodes=3",
+    "--data.test_episodes=5",
+    "--trainer.check_val_every_n_epoch=2",
+)
+
+
+def test_each_process_plays_in_environments_of_its_own_and_steps_are_added_up(folder: Path, warm: Warm) -> None:
+    seeing = ("--trust=tests", "--trainer.callbacks+=tests.processes.FirstObservations")
+    # their optimiser steps are one another's: a divergence that stops one stops both
+    stopping = ("--model.max_kl=0.001", "--model.optimizer.init_args.lr=0.02")
+    for ended in warm.run(folder, "fit", *POLE, *UNTRACKED, *seeing, *stopping):
+        assert ended.code == 0, ended.error
+    run = folder / "runs/cartpole/rim-seed0"
+    firsts = [set((run / f"first-{rank}.txt").read_text().split()) for rank in (0, 1)]
+    assert [len(each) for each in firsts] == [2, 2]
+    assert firsts[0].isdisjoint(firsts[1])
+    last = read_checkpoint(run / "checkpoints/last.ckpt")
+    assert last["global_step"] < 4 * 2 * 2
+    assert last["Experience"]["env_steps"] == 160
+    assert last["state_dict"]["encoder.normalization.count"] == 160
+    wanted = scores_of(run)
+    succeed("test", "--ckpt_path", run / "checkpoints/best.ckpt", *QUIET, *UNTRACKED)
+    assert scores_of(run).keys() == wanted.keys()

@@ -43,7 +43,7 @@ def test_choices_are_counted_from_0_whatever_the_environment_counts_from() -> No
     assert environments.num_actions == 2
     environments.reset(0)
     environments.step(np.array([0, 1]))
-    assert [each.unwrapped.actions for each in environments._vector.envs] == [[5], [6]]  # type: ignore[attr-defined]
+    assert [each.unwrapped.actions for each in environments._envs] == [[5], [6]]  # type: ignore[attr-defined]
 
 
 def test_an_environment_is_limited_by_its_options() -> None:
@@ -80,7 +80,7 @@ def test_continuous_actions_are_scaled_from_minus_1_and_1_and_clipped() -> None:
     assert (environments.action_size, environments.num_actions) == (1, None)
     environments.reset(0)
     environments.step(np.array([[0.25], [1.0], [7.0]], dtype=np.float32))
-    torques = [each.unwrapped.last_u for each in environments._vector.envs]  # type: ignore[attr-defined]
+    torques = [each.unwrapped.last_u for each in environments._envs]  # type: ignore[attr-defined]
     assert torques == [0.5, 2.0, 2.0]
 
 
@@ -146,7 +146,7 @@ def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
 )
 def test_a_fault_is_named_with_its_environment_and_step(fault: str, says: str) -> None:
     environments = make()
-    environments._vector.envs[1].unwrapped.fault = fault  # type: ignore[attr-defined]
+    environments._envs[1].unwrapped.fault = fault  # type: ignore[attr-defined]
     environments.reset(0)
     for _ in range(3):
         environments.step(np.array([0, 0]))

@@ -123,10 +123,9 @@ class Counter:
     def initial_state(self, batch_size: int) -> State:
         return (torch.zeros(batch_size, 1),)
 
-    def step(self, seen: Seen, state: State) -> tuple[Tensor, Tensor, State]:
-        self.met.append(seen.observations[:, 0] - state[0][:, 0])
-        outputs = torch.zeros(len(state[0]), 2)
-        return outputs, state[0][:, 0] + 100, (state[0] + 1,)
+    def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
+        self.met.append(seen.observations[:, 0, 0] - state[0][:, 0])
+        return torch.cat([torch.zeros(len(state[0]), 2), state[0] + 100], dim=1), (state[0] + 1,)
 
 
 @pytest.mark.parametrize("is_cut", [False, True])

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rimlit.errors import ConfigError
-from rimlit.types import State, flat_state, map_state, replace_state
+from rimlit.types import State, flat_state, replace_state
 
 
 class Backbone(nn.Module, ABC):
@@ -79,6 +79,13 @@ class Backbone(nn.Module, ABC):
         """
         features, state = self(inputs.unsqueeze(1), state)
         return features.squeeze(1), state
+
+    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """Return what runs single steps of ``batch_size`` samples while weights and mode stay as they are.
+
+        By default :meth:`step`; a backbone may have a shorter way.
+        """
+        return self.step
 
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence; by default all."""
@@ -236,5 +243,6 @@ def segments(resets: Tensor) -> list[tuple[int, int]]:
 
 
 def layers_first(state: State) -> State:
-    """Turn a state (B, L, H) into the (L, B, H) of ``torch.nn``, and back."""
-    return map_state(lambda tensor: tensor.transpose(0, 1).contiguous(), state)
+    """Turn the tensors (B, L, H) of a state into the (L, B, H) of ``torch.nn``, and back."""
+    parts = [part.transpose(0, 1).contiguous() for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)

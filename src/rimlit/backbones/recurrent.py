@@ -69,6 +69,14 @@ class TorchRecurrent(Backbone):
             pieces.append(features)
         return torch.cat(pieces, dim=1), state
 
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step; see :meth:`Backbone.step`."""
+        if torch.is_grad_enabled():  # learned initial states then stay in the graph
+            return super().step(inputs, state)
+        require_input(self, inputs.unsqueeze(1))
+        features, state = self._run(inputs.unsqueeze(1), state)
+        return features.squeeze(1), state
+
     def _run(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         parts = layers_first(tuple(state))
         if len(parts) > 1:  # torch.nn takes and gives a tuple for the LSTM, one tensor for the others

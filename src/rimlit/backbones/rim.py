@@ -284,14 +284,8 @@ class RIM(Backbone):
         weights = list(self.parameters())
         is_plain = (
             inputs.dim() == 2
-            and not torch.is_grad_enabled()
             and inputs.device.type == "cpu"
-            and not torch.is_autocast_enabled("cpu")
-            and not self._activity_hooks
-            and not (self.training and self._drops())
-            and not self._layers[0].options.project_in_bf16
-            and self.input_attention  # without, the values' weights are doubled: a copy, which would grow old
-            and self.resolve_backend()[0] == "cpu"
+            and self._takes_the_shortest_way()
             and all(weight.is_contiguous() for weight in weights)
         )
         if not is_plain:
@@ -301,6 +295,30 @@ class RIM(Backbone):
         if self._stepper is None or self._stepper[0] != key:
             self._stepper = key, Stepper(self, len(inputs), fold=False)
         return self._stepper[1](inputs, state)
+
+    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """Return :meth:`step` without its look at every weight, for as long as the weights stay where they are.
+
+        It gives what :meth:`step` gives; mode, gradients and autocast are those of now.
+
+        Args:
+            batch_size: Samples of every step, at least 1.
+        """
+        weights = list(self.parameters())
+        is_plain = self._takes_the_shortest_way() and all(weight.is_contiguous() for weight in weights)
+        return Stepper(self, batch_size, fold=False) if is_plain else self.step
+
+    def _takes_the_shortest_way(self) -> bool:
+        """Whether single steps may run in the C++ loop, whatever the inputs and the weights are."""
+        return (
+            not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not self._activity_hooks
+            and not (self.training and self._drops())
+            and not self._layers[0].options.project_in_bf16
+            and self.input_attention  # without, the values' weights are doubled: a copy, which would grow old
+            and self.resolve_backend()[0] == "cpu"
+        )
 
     def _drops(self) -> bool:
         return self.dropout > 0 or any(

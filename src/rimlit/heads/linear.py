@@ -31,5 +31,7 @@ class LinearHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, T, input_size) to (B, T, output_size)."""
-        outputs: Tensor = self.linear(self.dropout(features))
+        if self.dropout.p:
+            features = self.dropout(features)
+        outputs: Tensor = self.linear(features)
         return outputs

@@ -1,6 +1,5 @@
 """The data of reinforcement learning: rollouts of the policy that is trained, and episodes that score it."""
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from rimlit.backbones import RIM
 from rimlit.data.base import SPLITS, DataModule, Split, TrainingLoader, require_at_least
 from rimlit.data.sampling import rank_and_world_size, share_of
 from rimlit.errors import CheckpointError, ConfigError
@@ -276,7 +274,7 @@ class Rollouts(IterableDataset[Minibatch]):
             self._player = Player(environments, data.seed_for(split="train", count=data.env_steps))
         actor.begin_rollout()
         began = time.perf_counter()
-        with actor.trainer.precision_plugin.forward_context():
+        with actor.playing(share_of(data.num_environments)):
             rollout = self._player.collect(actor, data.rollout_length)
         seconds = time.perf_counter() - began
         new_steps = data.num_environments * data.rollout_length
@@ -322,7 +320,7 @@ class Episodes(IterableDataset[Evaluated | Record]):
         else:
             played = evaluate(player, actor, quotas, data.rollout_length)
         while True:
-            with unwatched(actor), actor.trainer.precision_plugin.forward_context():
+            with actor.playing(number):
                 piece = next(played, None)
             if piece is None:
                 return
@@ -333,11 +331,6 @@ def rows_of(batch: Minibatch, rows: Tensor) -> Minibatch:
     """Return the environments of a batch that ``rows`` names."""
     taken: Minibatch = map_state(lambda part: part[rows], batch)
     return taken
-
-
-def unwatched(actor: PPOTask) -> Any:
-    """Return a context in which nobody is told what mechanisms do: it is told when the steps are replayed."""
-    return actor.backbone.unwatched() if isinstance(actor.backbone, RIM) else contextlib.nullcontext()
 
 
 def mean_of_random(environments: Environments, seed: int, episodes: int) -> float:

@@ -1,16 +1,14 @@
-"""Environments of gymnasium: any registered id, or a class of one's own, in gymnasium's vector environment."""
+"""Environments of gymnasium: any registered id, or a class of one's own."""
 
 import importlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import Env, Wrapper, spaces
 from gymnasium.envs.registration import EnvSpec, registry
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import ClipAction, DtypeObservation, FlattenObservation, RescaleAction
 
 from rimlit.errors import ConfigError, DataError
@@ -23,6 +21,9 @@ PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "popgym": "popgym"}
 
 class GymEnvironments(Environments):
     """E environments of gymnasium in this process; see :func:`rimlit.rl.make_environments` for the arguments.
+
+    They are stepped in a plain loop, as by gymnasium's own vector environment in its mode SAME_STEP, which takes
+    longer and does not tell which environment raised.
 
     Observations that are no array (one of a set, tuples, dictionaries) are flattened to a vector, choices as
     one-hot vectors. Bounded continuous actions are scaled from −1 to 1 to their bounds and clipped there.
@@ -43,11 +44,11 @@ class GymEnvironments(Environments):
         spec = _find(environment)
         if can_render:
             options = {**options, "render_mode": "rgb_array"}
-        makers = [partial(_make, spec, options, wrappers, index) for index in range(num_environments)]
-        self._vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        observations, actions = self._vector.single_observation_space, self._vector.single_action_space
+        self._envs = [_make(spec, options, wrappers) for _ in range(num_environments)]
+        observations, actions = self._envs[0].observation_space, self._envs[0].action_space
         assert isinstance(observations, spaces.Box)
-        self.observation_shape, self._observed = observations.shape, None
+        self._shape = self.observation_shape = observations.shape
+        self._observed: Array | None = None
         if observed is not None:
             self._observed = self._places(list(observed), observations.shape)
             self.observation_shape = (len(observed),)
@@ -67,33 +68,72 @@ class GymEnvironments(Environments):
     def reset(self, seed: int) -> Array:
         """Start an episode in each environment, from ``seed``, ``seed + 1``, …."""
         self._steps = 0
-        observations: Array = self._vector.reset(seed=seed)[0]
-        if self._observed is not None:
-            observations = observations[:, self._observed]
-        self.require_finite(observations, np.zeros(len(observations)), 0)
-        return observations
+        observations = np.empty((self.num_environments, *self._shape), self.observation_type)
+        for index in range(self.num_environments):
+            observations[index] = self._begin(index, seed=seed + index)
+        shown = self._shown(observations)
+        self.require_finite(shown, np.zeros(len(shown)), 0)
+        return shown
 
     def step(self, actions: Array) -> Step:
         """Act; see :meth:`Environments.step`."""
+        self._steps += 1
+        number, shape = self.num_environments, self._shape
+        observations = np.empty((number, *shape), self.observation_type)
+        rewards = np.empty(number, np.float32)
+        terminated, truncated = np.zeros(number, bool), np.zeros(number, bool)
+        finals: list[tuple[int, Array]] = []
         if self.num_actions is not None:
             actions = actions + self._first_action
-        observations, rewards, terminated, truncated, infos = self._vector.step(actions)
-        self._steps += 1
-        ended = terminated | truncated
-        finals = observations
-        if ended.any():
-            finals = observations.copy()
-            for index in ended.nonzero()[0]:
-                finals[index] = infos["final_obs"][index]
-        if self._observed is not None:
-            is_same = finals is observations
-            observations = observations[:, self._observed]
-            finals = observations if is_same else finals[:, self._observed]
-        self.require_finite(observations, rewards, self._steps)
-        if finals is not observations:
-            self.require_finite(finals, rewards, self._steps)
-        rewards = rewards.astype(np.float32)
-        return Step(observations, rewards, rewards, terminated, truncated, ended, finals)
+        for index, env in enumerate(self._envs):
+            try:
+                observation, rewards[index], is_over, is_cut, _ = env.step(actions[index])
+            except Exception as error:
+                raise self._fault(index, "raised at", error) from error
+            if getattr(observation, "shape", None) != shape:
+                raise self._misfit(index, observation)
+            if is_over or is_cut:
+                terminated[index], truncated[index] = is_over, is_cut
+                finals.append((index, observation))
+                observation = self._begin(index)
+            observations[index] = observation
+        led_to = observations
+        if finals:
+            led_to = observations.copy()
+            for index, observation in finals:
+                led_to[index] = observation
+        shown = self._shown(observations)
+        self.require_finite(shown, rewards, self._steps)
+        final_shown = shown
+        if finals:
+            final_shown = self._shown(led_to)
+            self.require_finite(final_shown, rewards, self._steps)
+        return Step(shown, rewards, rewards, terminated, truncated, terminated | truncated, final_shown)
+
+    def _begin(self, index: int, **options: Any) -> Array:
+        """Start an episode in one environment and return its first observation."""
+        try:
+            observation: Array = self._envs[index].reset(**options)[0]
+        except Exception as error:
+            raise self._fault(index, "raised in its reset after", error) from error
+        if getattr(observation, "shape", None) != self._shape:
+            raise self._misfit(index, observation)
+        return observation
+
+    def _shown(self, observations: Array) -> Array:
+        return observations if self._observed is None else observations[:, self._observed]
+
+    def _fault(self, index: int, when: str, error: Exception) -> DataError:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return DataError(f"{self.name}: environment {index} {when} step {self._steps}: {reason}.")
+
+    def _misfit(self, index: int, observation: Any) -> DataError:
+        shape = getattr(observation, "shape", None)
+        what = type(observation).__name__ if shape is None else f"shape {shape}"
+        return DataError(
+            f"{self.name}: environment {index} returned an observation of {what} at step {self._steps}; it "
+            f"declares an array of shape {self._shape}."
+        )
 
     def _places(self, observed: list[int], shape: tuple[int, ...]) -> Array:
         """Return the places of the observation vector that are shown."""
@@ -108,52 +148,13 @@ class GymEnvironments(Environments):
 
     def render(self) -> Array | None:
         """Return a picture of the first environment."""
-        picture = self._vector.envs[0].render()
+        picture = self._envs[0].render()
         return picture if isinstance(picture, np.ndarray) else None
 
     def close(self) -> None:
         """Close the environments."""
-        self._vector.close()
-
-
-class _Watched(Wrapper[Any, Any, Any, Any]):
-    """Name the environment and the step where one raises, or returns an observation of another shape."""
-
-    def __init__(self, env: Env[Any, Any], name: str, index: int) -> None:
-        super().__init__(env)
-        self._name = f"{name}: environment {index}"
-        self._shape = env.observation_space.shape
-        self._steps = 0
-
-    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        try:
-            observation, info = self.env.reset(**options)
-        except Exception as error:
-            raise self._failure("raised in its reset after", error) from error
-        self._check(observation)
-        return observation, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self._steps += 1
-        try:
-            answer = self.env.step(action)
-        except Exception as error:
-            raise self._failure("raised at", error) from error
-        self._check(answer[0])
-        return answer
-
-    def _failure(self, when: str, error: Exception) -> DataError:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return DataError(f"{self._name} {when} step {self._steps}: {reason}.")
-
-    def _check(self, observation: Any) -> None:
-        shape = getattr(observation, "shape", None)
-        if shape != self._shape:
-            what = type(observation).__name__ if shape is None else f"shape {shape}"
-            raise DataError(
-                f"{self._name} returned an observation of {what} at step {self._steps}; it declares an array of "
-                f"shape {self._shape}."
-            )
+        for env in self._envs:
+            env.close()
 
 
 def _find(environment: str) -> EnvSpec:
@@ -180,7 +181,6 @@ def _make(
     spec: EnvSpec,
     options: Mapping[str, Any],
     wrappers: Sequence[str],
-    index: int,
 ) -> Env[Any, Any]:
     """Make one environment whose observations are arrays."""
     try:
@@ -205,7 +205,6 @@ def _make(
             ) from error
     if env.observation_space.dtype not in (np.uint8, np.float32):
         env = DtypeObservation(env, np.float32)
-    env = _Watched(env, spec.id, index)
     actions = env.action_space
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
         env = ClipAction(RescaleAction(env, np.float32(-1), np.float32(1)))

@@ -19,16 +19,12 @@ EncoderFactory: TypeAlias = Callable[[Sequence[int]], Encoder]
 
 
 class Seen(NamedTuple):
-    """What a policy knows at each step, (B, T, …); without the T in a single step."""
+    """What a policy knows at each step, (B, T, …)."""
 
     observations: Tensor  # (B, T, …)
     actions: Tensor  # (B, T) or (B, T, size): those before; any where an episode starts
     rewards: Tensor  # (B, T): those before
     starts: Tensor  # (B, T) bool: an episode starts here
-
-    def sequence(self) -> "Seen":
-        """Return a single step as a sequence of one."""
-        return Seen(*(part.unsqueeze(1) for part in self))
 
 
 class Normalization(nn.Module):
@@ -67,7 +63,8 @@ class Normalization(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map observations (B, T, …) to the common scale."""
-        return ((observations - self.mean) / self.deviation).clamp(-10, 10)
+        scaled = observations - self.mean
+        return scaled.div_(self.deviation).clamp_(-10, 10)
 
     @torch.no_grad()
     def add(self, observations: Tensor) -> None:

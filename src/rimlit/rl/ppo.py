@@ -6,7 +6,8 @@ with, the state replaced by the initial one wherever an episode starts.
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -219,6 +220,7 @@ class PPOTask(Task):
         self.evaluate_greedily = evaluate_greedily
         self.divergence = 0.0
         """Divergence from the policy that collected, of the last minibatch, nats."""
+        self._step: Callable[[Tensor, State], tuple[Tensor, State]] | None = None
         self.has_learnt = False
         """Whether a minibatch of the last rollout was learnt from."""
         self.collected: Collected | None = None
@@ -263,20 +265,39 @@ class PPOTask(Task):
         outputs: Tensor = self.head(features)
         return outputs.float(), state
 
-    def step(self, seen: Seen, state: State) -> tuple[Tensor, Tensor, State]:
-        """Run one step, the shortest way.
+    def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
+        """Run one step.
 
         Args:
-            seen: What the policy knows, (B, …).
+            seen: What the policy knows, (B, 1, …).
             state: The backbone's state, the initial one where an episode starts.
 
         Returns:
-            The policy's outputs (B, size), the values (B,) and the state after the step.
+            The policy's outputs and, last, the value, (B, size + 1), and the state after the step.
         """
-        encoded = self.encoder(seen.sequence()).squeeze(1)
-        features, state = self.backbone.step(encoded, state)
-        outputs = self.head(features.unsqueeze(1)).squeeze(1).float()
-        return outputs[:, :-1], outputs[:, -1], state
+        encoded = self.encoder(seen).squeeze(1)
+        step = self.backbone.step if self._step is None or encoded.dim() == 3 else self._step
+        features, state = step(encoded, state)
+        outputs: Tensor = self.head(features.unsqueeze(1))
+        return outputs.squeeze(1).float(), state
+
+    @contextmanager
+    def playing(self, num_environments: int) -> Iterator[None]:
+        """Step as fast as can be, while the weights stay as they are: without a graph, and unwatched.
+
+        Whoever watches the mechanisms is told when the steps are run again as sequences.
+
+        Args:
+            num_environments: Samples of every step inside the ``with`` block.
+        """
+        unwatched = self.backbone.unwatched() if isinstance(self.backbone, RIM) else nullcontext()
+        precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
+        with torch.inference_mode(), unwatched, precision:
+            self._step = self.backbone.stepping(num_environments)
+            try:
+                yield
+            finally:
+                self._step = None
 
     def initial_state(self, batch_size: int) -> State:
         """Return the backbone's state at the start of an episode."""

@@ -26,8 +26,8 @@ class Actor(Protocol):
     def initial_state(self, batch_size: int) -> State:
         """Return the state an episode starts from."""
 
-    def step(self, seen: Seen, state: State) -> tuple[Tensor, Tensor, State]:
-        """Return outputs (E, size), values (E,) and the state after a step."""
+    def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
+        """Return outputs and, last, the value (E, size + 1), and the state after a step, ``seen`` (E, 1, …)."""
 
 
 class Rollout(NamedTuple):
@@ -54,10 +54,9 @@ class Episode(NamedTuple):
 class Played(NamedTuple):
     """One step of E environments."""
 
-    seen: Seen
-    outputs: Tensor
-    values: Tensor
-    actions: Tensor
+    seen: Seen  # (E, 1, …)
+    outputs: Tensor  # (E, size + 1): the policy's and, last, the value
+    actions: Tensor  # (E,) or (E, size)
     step: Step
 
 
@@ -90,22 +89,24 @@ class Player:
     @torch.no_grad()
     def play(self, actor: Actor) -> Played:
         """Take one step in every environment."""
+        return self._play(actor)
+
+    def _play(self, actor: Actor) -> Played:
         if self._generator is None:
             self._generator = torch.Generator(actor.device).manual_seed(self._seed)
         self._begin(actor)
         seen = self._seen(actor, self._observations)
-        outputs, values, self.state = actor.step(seen, self.state)
-        policy = actor.policy
-        actions = policy.mode(outputs) if self.greedy else policy.sample(outputs, self._generator)
+        outputs, self.state = actor.step(seen, self.state)
+        policy, numbers = actor.policy, outputs[:, :-1]
+        actions = policy.mode(numbers) if self.greedy else policy.sample(numbers, self._generator)
         taken = actions.cpu().numpy()
         step = self.environments.step(taken)
-        self._observations, self._actions, self._rewards = step.observations, taken, step.rewards
-        self._starts = step.ended
+        self._observations, self._actions, self._rewards, self._starts = step[0], taken, step.rewards, step.ended
         self._scores += step.scores
         self._lengths += 1
         if step.ended.any():
             self._note_ends(step.ended)
-        return Played(seen, outputs, values, actions, step)
+        return Played(seen, outputs, actions, step)
 
     def _begin(self, actor: Actor) -> None:
         """Put the initial state where an episode starts."""
@@ -116,7 +117,7 @@ class Player:
             self.state = replace_state(self.state, initial, torch.from_numpy(self._starts).to(actor.device))
 
     def _seen(self, actor: Actor, observations: Array) -> Seen:
-        parts = (observations, self._actions, self._rewards, self._starts)
+        parts = [part[:, None] for part in (observations, self._actions, self._rewards, self._starts)]
         if actor.device.type == "cpu":
             return Seen(*map(torch.from_numpy, parts))
         return Seen(*(torch.from_numpy(part).to(actor.device) for part in parts))
@@ -131,38 +132,36 @@ class Player:
     def collect(self, actor: Actor, num_steps: int) -> Rollout:
         """Play ``num_steps`` steps, at least 1, and keep what can be learnt from them."""
         self._begin(actor)
-        state = map_state(torch.clone, self.state)
+        state = self.state
         plays = []
         next_values: list[Tensor | None] = []
         for _ in range(num_steps):
-            played = self.play(actor)
+            played = self._play(actor)
             plays.append(played)
             next_values.append(self._final_values(actor, played.step) if played.step.truncated.any() else None)
         self._begin(actor)
-        last = actor.step(self._seen(actor, self._observations), self.state)[1]
-        return _joined(plays, next_values, last, state, actor.policy)
+        last = actor.step(self._seen(actor, self._observations), self.state)[0][:, -1]
+        with torch.inference_mode(False), torch.no_grad():  # it is learnt from
+            return joined(plays, next_values, last, state, actor.policy)
 
     def _final_values(self, actor: Actor, step: Step) -> Tensor:
         """Return the values of what the last step led to, before any new episode."""
         seen = self._seen(actor, step.final_observations)
-        values = actor.step(seen._replace(starts=torch.zeros_like(seen.starts)), self.state)[1]
-        return values
+        return actor.step(seen._replace(starts=torch.zeros_like(seen.starts)), self.state)[0][:, -1]
 
 
-def _joined(
+def joined(
     plays: list[Played], final_values: list[Tensor | None], last: Tensor, state: State, policy: Policy
 ) -> Rollout:
     """Put the steps of a rollout side by side, on the CPU."""
 
-    def over_time(parts: list[Tensor]) -> Tensor:
-        return torch.stack(parts, dim=1).cpu()
-
     def from_arrays(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(played.step, name) for played in plays], axis=1))
 
-    seen = Seen(*(over_time(list(parts)) for parts in zip(*(played.seen for played in plays), strict=True)))
-    outputs, actions = over_time([p.outputs for p in plays]), over_time([p.actions for p in plays])
-    values = over_time([played.values for played in plays])
+    seen = Seen(*(torch.cat(parts, dim=1).cpu() for parts in zip(*(played.seen for played in plays), strict=True)))
+    outputs = torch.stack([played.outputs for played in plays], dim=1)
+    actions = torch.stack([played.actions for played in plays], dim=1)
+    values = outputs[..., -1].cpu()
     terminated, truncated = from_arrays("terminated"), from_arrays("truncated")
     next_values = torch.cat([values[:, 1:], last.cpu()[:, None]], dim=1)
     for index, finals in enumerate(final_values):
@@ -170,9 +169,9 @@ def _joined(
             next_values[:, index] = torch.where(truncated[:, index], finals.cpu(), next_values[:, index])
     return Rollout(
         seen=seen,
-        state=map_state(Tensor.cpu, state),
-        actions=actions,
-        log_probs=policy.log_prob(outputs.to(last.device), actions.to(last.device)).cpu(),
+        state=map_state(lambda part: part.clone().cpu(), state),
+        actions=actions.cpu(),
+        log_probs=policy.log_prob(outputs[..., :-1], actions).cpu(),
         values=values,
         next_values=next_values.masked_fill(terminated, 0),
         rewards=from_arrays("rewards"),
@@ -235,10 +234,7 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
         ended = [episode for _, _, episodes in piece for episode in episodes]
         yield Evaluated(
             Seen(
-                *(
-                    torch.stack(parts, dim=1)
-                    for parts in zip(*(played.seen for played, _, _ in piece), strict=True)
-                )
+                *(torch.cat(parts, dim=1) for parts in zip(*(played.seen for played, _, _ in piece), strict=True))
             ),
             state,
             torch.from_numpy(np.stack([counts for _, counts, _ in piece], axis=1)),
@@ -257,7 +253,7 @@ def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
     open_steps: list[list[tuple[Tensor, Tensor, float]]] = [[] for _ in quotas]
     for played, counts, ended in play_quotas(player, actor, quotas):
         for index in counts.nonzero()[0].tolist():
-            seen = played.seen.observations[index].cpu(), played.actions[index].cpu()
+            seen = played.seen.observations[index, 0].cpu(), played.actions[index].cpu()
             open_steps[index].append((*seen, float(played.step.scores[index])))
         for episode in ended:
             index = episode.environment

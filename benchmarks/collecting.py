@@ -1,0 +1,124 @@
+"""What collecting costs beyond the environments and the network, and how its time is shared.
+
+In turns, in one process: a bare loop of gymnasium's own vector environment and the network (encoder, backbone,
+head, drawing an action), which keeps nothing and knows no episodes; and the package's own, which keeps what is
+learnt from. Each is timed step by step of all environments; medians, so that a busy machine matters little.
+
+python benchmarks/collecting.py [--rounds 40] [--json benchmarks/results/collecting.json]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+import yaml
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rimlit.backbones.rim import RIM, Stepper
+from rimlit.cli.configs import find_config
+from rimlit.cli.settings import build_data, build_task
+from rimlit.rl import PPOTask
+from rimlit.rl.experience import Experience
+from rimlit.rl.rollouts import Player, joined
+from rimlit.training.recording import git_commit, machine
+
+CONFIGS = ("cartpole/rim", "cartpole/lstm")
+STEPS = 128
+
+
+def bare_loop(task: PPOTask, data: Experience) -> Callable[[], tuple[float, float]]:
+    """Return what takes a step of the network and one of the environments, and tells the seconds of each."""
+    number = data.num_environments
+    vector = SyncVectorEnv(
+        [lambda: gymnasium.make(data.environment)] * number, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    observations, _ = vector.reset(seed=0)
+    encoder: Any = task.encoder
+    backbone: Any = task.backbone
+    head: Any = task.head
+    state = task.initial_state(number)
+    generator = torch.Generator().manual_seed(0)
+    stepper = Stepper(backbone, number, fold=False) if isinstance(backbone, RIM) else None
+    parts = None if stepper else tuple(part.transpose(0, 1).contiguous() for part in state)
+
+    def run() -> tuple[float, float]:
+        nonlocal state, parts, observations
+        start = time.perf_counter()
+        seen = torch.from_numpy(observations if data.observed is None else observations[:, data.observed])
+        encoded = encoder.observations(encoder.normalization(seen.unsqueeze(1)))
+        if stepper is not None:
+            features, state = stepper(encoded.squeeze(1), state)
+        else:
+            features, parts = backbone.recurrent(encoded, parts)
+        outputs = head.linear(features.view(number, -1))
+        actions = torch.multinomial(outputs[:, :-1].softmax(dim=-1), 1, generator=generator).squeeze(1).numpy()
+        middle = time.perf_counter()
+        observations = vector.step(actions)[0]
+        return middle - start, time.perf_counter() - middle
+
+    return run
+
+
+def measure(config: str, rounds: int) -> dict[str, Any]:
+    settings = yaml.safe_load(find_config(config).read_text())
+    data = build_data(settings)
+    task = build_task(settings, data)
+    assert isinstance(data, Experience) and isinstance(task, PPOTask)
+    player = Player(data.make(data.environment, data.num_environments), 0)
+    bare = bare_loop(task, data)
+    seconds: dict[str, list[float]] = {"network": [], "environments": [], "bare": [], "playing": []}
+    once = []
+    for _ in range(rounds):
+        with torch.no_grad():
+            for _ in range(STEPS):
+                network, environments = bare()
+                seconds["network"].append(network)
+                seconds["environments"].append(environments)
+                seconds["bare"].append(network + environments)
+        plays = []
+        with task.playing(data.num_environments):
+            for _ in range(STEPS):
+                start = time.perf_counter()
+                plays.append(player._play(task))
+                seconds["playing"].append(time.perf_counter() - start)
+        with torch.no_grad():
+            start = time.perf_counter()
+            joined(plays, [None] * STEPS, plays[0].outputs[:, -1], player.state, task.policy)
+            once.append((time.perf_counter() - start) / STEPS)
+    seconds["joining"] = once
+    micro = {name: 1e6 * statistics.median(times) / data.num_environments for name, times in seconds.items()}
+    return {
+        "microseconds_per_env_step": micro,
+        "overhead": (micro["playing"] + micro["joining"]) / micro["bare"] - 1,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = {}
+    for config in CONFIGS:
+        results[config] = result = measure(config, arguments.rounds)
+        micro = result["microseconds_per_env_step"]
+        print(
+            f"{config:<16}network {micro['network']:.1f} + environments {micro['environments']:.1f} µs a step, "
+            f"the package {micro['playing']:.1f} + {micro['joining']:.1f}: {100 * result['overhead']:.1f} % more"
+        )
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        command = f"python benchmarks/collecting.py --rounds {arguments.rounds}"
+        origin = {"command": command, "commit": git_commit(), "machine": machine()}
+        arguments.json.write_text(json.dumps({**origin, "configs": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
