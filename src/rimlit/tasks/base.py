@@ -217,8 +217,9 @@ class Task(Recorded, L.LightningModule, ABC):
         self._log_metrics(show=False)
 
     def _start_metrics(self, stage: Stage) -> None:
+        # not in groups: torchmetrics would take two metrics whose sums are alike after one batch for one
         self._metrics = {
-            self.prefix(stage, group): MetricCollection(dict(self.metrics())).to(self.device)
+            self.prefix(stage, group): MetricCollection(dict(self.metrics()), compute_groups=False).to(self.device)
             for group in range(len(self._group_names(stage)))
         }
         self._losses = {prefix: MeanMetric().to(self.device) for prefix in self._metrics}
