@@ -25,9 +25,11 @@ from rimlit.data import Copying
 from rimlit.errors import ConfigError, DataError, StoppedError, StorageError, TrackingError
 from rimlit.training import tracking
 from rimlit.training.activity import MechanismActivity
+from rimlit.training.episodes import EpisodePictures
 from rimlit.training.recording import RunFolder, RunRecorder
 from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_gone, process_name, save_figure
+from tests.rl.corridor import make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
 from tests.tasks.test_frame_prediction import make_data as make_frame_data
 from tests.tasks.test_frame_prediction import make_task as make_frame_task
@@ -141,6 +143,16 @@ def test_rollouts_of_frames_are_in_the_run_as_film_curves_and_numbers(tmp_path: 
     assert "rollout.json" in {file.path for file in client.list_artifacts(tracker.run_id)}
     figures = {file.path for file in client.list_artifacts(tracker.run_id, "figures")}
     assert figures == {"figures/rollout.gif", "figures/rollout_curves.png"}
+
+
+def test_an_episode_is_in_the_run_as_a_film(tmp_path: Path, store: str) -> None:
+    data = make_experience("CartPole-v1", options={"max_episode_steps": 3}, test_episodes=1)
+    tracker = MLflowTracker("cartpole", "film", folder=tmp_path, tracking_uri=store)
+    make_trainer(tmp_path, logger=tracker, callbacks=[EpisodePictures()]).test(
+        make_task(data), data, verbose=False
+    )
+    figures = MlflowClient(store).list_artifacts(tracker.run_id, "figures")
+    assert [file.path for file in figures] == ["figures/episode.gif"]
 
 
 def test_a_run_is_gone_on_with_by_its_id(store: str) -> None:
