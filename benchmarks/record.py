@@ -5,6 +5,7 @@ python benchmarks/record.py runs/copying/compare-small        → benchmarks/res
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def record(run: Path) -> Path:
         )
     if (run / "rollout.json").is_file():  # scores frame by frame
         result["rollout"] = json.loads((run / "rollout.json").read_text())
+    if curve := returns_by_env_steps(run / "metrics.csv"):
+        result["val_curve"] = curve
     folder = RESULTS / run.parent.name
     # other seeds than 0 stand apart: the command line shows one recorded run per config
     is_first = run.name.endswith("-seed0") or "-seed" not in run.name
@@ -37,6 +40,20 @@ def record(run: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def returns_by_env_steps(path: Path) -> list[list[float]]:
+    """Return the validations of a policy, each beside the steps of all environments before it."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    env_steps = {row["step"]: float(row["train/env_steps"]) for row in rows if row.get("train/env_steps")}
+    return [
+        [env_steps[row["step"]], float(row["val/episode_return"])]
+        for row in rows
+        if row.get("val/episode_return") and row["step"] in env_steps
+    ]
 
 
 def record_comparison(folder: Path, result: dict[str, Any]) -> Path:

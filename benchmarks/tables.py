@@ -487,6 +487,88 @@ def goals() -> str:
     return table(["", "must", "aim", "measured"], rows)
 
 
+def cartpole() -> str:
+    """A row per model: its seeds, when they were solved, what they reached."""
+    rows = []
+    for name, model in NAMES.items():
+        runs = seeds_of("cartpole", name)
+        if runs:
+            returns = [run["test"]["episode_return"] for run in runs]
+            minutes = [run["train_seconds"] / 60 for run in runs]
+            seeds = ", ".join(str(run["seed"]) for run in runs)
+            cells = " · ".join(f"{score:.1f}" for score in returns)
+            rows.append(
+                [
+                    model,
+                    f"{runs[0]['parameters']:,}",
+                    seeds,
+                    cells,
+                    f"{min(minutes):.1f} to {max(minutes):.1f} min",
+                ]
+            )
+    if not rows:
+        return "(not recorded)"
+    floors = [run["floor"]["episode_return"] for run in seeds_of("cartpole", "rim")]
+    rows.append(["random actions", "", "", " · ".join(f"{floor:.1f}" for floor in floors), ""])
+    return table(["model", "parameters", "seeds", "return over 100 episodes, of 500", "training"], rows)
+
+
+def outside() -> str:
+    """What sb3-contrib's agent reached beside ours, and the processor time of each."""
+    theirs, speed = load("sb3"), load("sb3_speed")
+    if theirs is None or speed is None:
+        return "(not recorded)"
+
+    def solved(curve: list[list[float]]) -> str:
+        steps = [step for step, score in curve if score >= 475]
+        return f"{min(steps):,.0f}" if steps else "never"
+
+    micro = speed["cpu_microseconds_per_env_step"]
+    rows = [
+        [
+            "sb3-contrib, LSTM",
+            f"{theirs['runs'][0]['parameters']:,}",
+            " · ".join(solved(run["val"]) for run in theirs["runs"]),
+            " · ".join(f"{run['test']['episode_return']:.1f}" for run in theirs["runs"]),
+            f"{micro['sb3-contrib, LSTM']:.0f} µs",
+        ]
+    ]
+    for name, model in NAMES.items():
+        runs = seeds_of("cartpole", name)
+        rows.append(
+            [
+                f"rimlit, {model}",
+                f"{runs[0]['parameters']:,}",
+                " · ".join(solved(run["val_curve"]) for run in runs),
+                " · ".join(f"{run['test']['episode_return']:.1f}" for run in runs),
+                f"{micro[f'rimlit, {model}']:.0f} µs",
+            ]
+        )
+    header = [
+        "agent",
+        "parameters",
+        "steps to a validation of 475, by seed",
+        "return over 100 episodes, by seed",
+        "processor time a step",
+    ]
+    return table(header, rows)
+
+
+def collecting() -> str:
+    """A row per config: the parts of a step, and what the package adds."""
+    result = load("collecting")
+    if result is None:
+        return "(not recorded)"
+    rows = []
+    for name, facts in result["configs"].items():
+        micro = facts["microseconds_per_env_step"]
+        shares = [micro[part] / micro["bare"] for part in ("network", "environments")]
+        cells = [f"{100 * share:.0f} %" for share in shares]
+        rows.append([f"`{name}`", *cells, f"{100 * facts['overhead']:.0f} %"])
+    header = ["config", "network, of a bare loop", "environments, of a bare loop", "the package adds"]
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "promise": promise,
     "copying": copying,
@@ -505,8 +587,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "streaming": streaming,
     "training": training,
+    "cartpole": cartpole,
+    "outside": outside,
+    "collecting": collecting,
 }
-PAGES = ("README.md", "docs/bouncing_balls.md", "docs/performance.md", "docs/comparing.md")
+PAGES = (
+    "README.md",
+    "docs/bouncing_balls.md",
+    "docs/performance.md",
+    "docs/comparing.md",
+    "docs/reinforcement_learning.md",
+)
 
 
 def fill(text: str) -> str:

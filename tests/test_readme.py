@@ -26,6 +26,8 @@ SMALL = {
     "sequential_mnist": "--data.batch_size 2",
     "mnist": "--data.batch_size 2 --data.image_size 6 --data.test_sizes [6,7]",
     "sequences": "--data.batch_size 2",
+    "cartpole": "--data.num_environments 2 --data.batch_size 1 --data.rollout_length 8 --data.val_episodes 2 "
+    "--data.test_episodes 2",
 }
 
 

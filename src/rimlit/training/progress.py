@@ -38,6 +38,7 @@ class ProgressBar(TQDMProgressBar):
         else:
             done, self.train_progress_bar.total = self._progress
             self.train_progress_bar.initial = self.train_progress_bar.initial or done
+            self.train_progress_bar.unit = " steps"
             self.train_progress_bar.set_description("Environment steps", refresh=False)
 
     def on_train_batch_end(self, trainer, pl_module, *_):  # type: ignore[no-untyped-def]
