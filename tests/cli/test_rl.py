@@ -116,7 +116,8 @@ def test_a_checkpoint_is_tested_and_predicts_by_itself(folder: Path) -> None:
     lines = (folder / RUN / "predictions.jsonl").read_text().splitlines()
     files = sorted((folder / RUN / "episodes").iterdir())
     assert len(lines) == len(files) == 2
-    assert np.load(files[0])["observations"].shape[1:] == (2,)
+    with np.load(files[0]) as episode:
+        assert episode["observations"].shape[1:] == (2,)
 
 
 def test_other_environments_are_tested_by_name(folder: Path) -> None:

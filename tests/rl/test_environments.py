@@ -108,6 +108,8 @@ def test_an_untrusted_wrapper_is_not_imported() -> None:
         make_environments("CartPole-v1", 1, wrappers=["os.path"])
     with pytest.raises(ConfigError, match=r"'gymnasium\.make' is no wrapper"):
         make_environments("CartPole-v1", 1, wrappers=["gymnasium.make"])
+    with pytest.raises(ConfigError, match=r"'gymnasium\.nowhere\.Wrapper' is no wrapper"):
+        make_environments("CartPole-v1", 1, wrappers=["gymnasium.nowhere.Wrapper"])
 
 
 def test_a_wrapper_changes_what_is_observed() -> None:

@@ -135,7 +135,7 @@ def test_validation_is_scored_once_per_episode_and_shows_the_mechanisms(tmp_path
     assert trainer.callback_metrics["val/episode_return"] > 0
     shares = [float(trainer.callback_metrics[f"mechanisms/usage_{m}"]) for m in range(3)]
     assert sum(shares) == pytest.approx(2)
-    assert int(activity._counters[0].steps) == 5 * 4
+    assert int(activity._counters[""][0].steps) == 5 * 4
 
 
 def test_returns_and_lengths_stay_apart_when_no_episode_ends_in_the_first_piece(tmp_path: Path) -> None:
@@ -156,8 +156,12 @@ def test_the_same_episodes_are_evaluated_each_time(tmp_path: Path) -> None:
 def test_several_environments_are_tested_by_name(tmp_path: Path) -> None:
     names = ["CartPole-v0", "CartPole-v1"]
     data = make_experience("CartPole-v1", test_environments=names, options={"max_episode_steps": 8})
-    scores = make_trainer(tmp_path).test(make_task(data), datamodule=data, verbose=False)
+    trainer = make_trainer(tmp_path, callbacks=[MechanismActivity(figure=False)])
+    scores = trainer.test(make_task(data), datamodule=data, verbose=False)
     found = {name for each in scores for name in each}
+    for name in names:
+        shares = [float(trainer.callback_metrics[f"mechanisms/{name}/usage_{m}"]) for m in range(3)]
+        assert sum(shares) == pytest.approx(2)
     assert {f"test/{name}/episode_return" for name in names} <= found
     assert set(data.floors()) == {f"{name}/episode_return" for name in names}
 
@@ -195,11 +199,11 @@ def test_prediction_writes_episodes(tmp_path: Path) -> None:
     records = [record for batch in answers for record in batch]
     assert [each["length"] for each in records] == [3, 3, 3]
     assert all(each["is_cut"] for each in records)
-    episode = np.load(records[0]["file"])
     assert Path(records[0]["file"]).parent == tmp_path / "episodes"
-    assert episode["rewards"].sum() == records[0]["return"] == 6
-    assert episode["observations"].shape == (3, 2)
-    assert episode["final_observation"].tolist() == [3, 3]
+    with np.load(records[0]["file"]) as episode:
+        assert episode["rewards"].sum() == records[0]["return"] == 6
+        assert episode["observations"].shape == (3, 2)
+        assert episode["final_observation"].tolist() == [3, 3]
 
 
 def test_steps_are_counted_on_from_a_checkpoint() -> None:

@@ -58,7 +58,7 @@ def test_the_mechanisms_of_a_take_are_those_of_the_same_episode_in_one_piece() -
     task.step = lambda *arguments: (seen.append(arguments[0]), step(*arguments))[1]  # type: ignore[method-assign]
     taken = take_of(task, data.make(PICTURED, 1, can_render=True), 3)
     assert taken is not None and taken.active is not None
-    whole = type(seen[0])(*(torch.stack(parts, dim=1) for parts in zip(*seen, strict=True)))
+    whole = type(seen[0])(*(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)))
     with task.backbone.record_activity() as activities:
         task(whole)
     assert torch.equal(activities[0].active[0], taken.active)

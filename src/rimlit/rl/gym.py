@@ -216,8 +216,11 @@ def _find_wrapper(path: str) -> type[Any]:
     if path.partition(".")[0] not in ("gymnasium", *PROVIDERS.values()):
         return find_class(path, Wrapper)
     module, _, name = path.rpartition(".")
-    require_installed(module, "rl")
-    found = getattr(importlib.import_module(module), name, None)
+    require_installed(path.partition(".")[0], "rl")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        found = None
     if not (isinstance(found, type) and issubclass(found, Wrapper)):
         raise ConfigError(f"wrappers: {path!r} is no wrapper of gymnasium.")
     return found

@@ -168,11 +168,12 @@ class Task(Recorded, L.LightningModule, ABC):
 
     def prefix(self, stage: Stage, group: int) -> str:
         """Return what stands before a metric's name: ``val``, or ``test/span_200`` for a named group."""
-        names = self._group_names(stage)
+        names = self.group_names(stage)
         name = names[group] if group < len(names) else f"group_{group}"
         return f"{stage}/{name}" if name else stage
 
-    def _group_names(self, stage: Stage) -> list[str]:
+    def group_names(self, stage: Stage) -> list[str]:
+        """Return the name of each group of a stage, ``""`` where there is only one."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, DataModule):
             return data.group_names(stage)
@@ -220,7 +221,7 @@ class Task(Recorded, L.LightningModule, ABC):
         # not in groups: torchmetrics would take two metrics whose sums are alike after one batch for one
         self._metrics = {
             self.prefix(stage, group): MetricCollection(dict(self.metrics()), compute_groups=False).to(self.device)
-            for group in range(len(self._group_names(stage)))
+            for group in range(len(self.group_names(stage)))
         }
         self._losses = {prefix: MeanMetric().to(self.device) for prefix in self._metrics}
 

@@ -65,12 +65,13 @@ class UsageCounter:
 
 
 class MechanismActivity(L.Callback):
-    """Log how the mechanisms of a task's RIM are used on validation and draw when each was active.
+    """Log how the mechanisms of a task's RIM are used and draw when each was active.
 
     Logs ``mechanisms/usage_<m>``, ``mechanisms/usage_entropy`` (1: all alike, 0: only one),
     ``mechanisms/dead`` (used in under 1 % of steps) and ``mechanisms/switch_rate``, with ``layer_<l>/`` before
-    the name where there are several layers. It reads what ordinary forwards report, without a second pass,
-    and does nothing for backbones that have no mechanisms.
+    the name where there are several layers: those of a validation, and of each named group of a test (a span, an
+    environment) with its name before. It reads what ordinary forwards report, without a second pass, and does
+    nothing for backbones that have no mechanisms.
 
     Args:
         figure: Whether to draw the figure, ``figures/activity.png``, at the end of training and of a test. It
@@ -80,7 +81,8 @@ class MechanismActivity(L.Callback):
     def __init__(self, *, figure: bool = True) -> None:
         self.figure = figure
         self._watching = ExitStack()
-        self._counters: list[UsageCounter] = []
+        self._counters: dict[str, list[UsageCounter]] = {}  # by group
+        self._group = ""
         self._mask: Tensor | None = None
         self._labels: list[str] | None = None
         self._wants_sample = False
@@ -88,40 +90,49 @@ class MechanismActivity(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
-        self._start(pl_module)
+        self._start(pl_module, [""])
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
-        self._start(pl_module)
+        self._start(pl_module, pl_module.group_names("test") if isinstance(pl_module, Task) else [""])
 
-    def _start(self, module: L.LightningModule) -> None:
+    def _start(self, module: L.LightningModule, groups: list[str]) -> None:
         self._watching.close()
         backbone = getattr(module, "backbone", None)
         if isinstance(backbone, RIM):
             self._watching.enter_context(backbone.watch(self._add))
-            self._counters = [UsageCounter(backbone.num_mechanisms, module.device) for _ in backbone.layers]
+            self._counters = {
+                group: [UsageCounter(backbone.num_mechanisms, module.device) for _ in backbone.layers]
+                for group in groups
+            }
             self._wants_sample = True
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *indices: int
     ) -> None:
         """Remember which steps are padding."""
-        self._look_at(pl_module, batch)
+        self._look_at(pl_module, batch, 0)
 
     def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *indices: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Remember which steps are padding."""
-        self._look_at(pl_module, batch)
+        """Remember which steps are padding, and whose they are."""
+        self._look_at(pl_module, batch, dataloader_idx)
 
-    def _look_at(self, module: L.LightningModule, batch: Any) -> None:
+    def _look_at(self, module: L.LightningModule, batch: Any, group: int) -> None:
+        self._group = dict(enumerate(self._counters)).get(group, "")
         mask = getattr(batch, "mask", None)
         self._mask = mask if isinstance(mask, Tensor) else None
         if self._wants_sample and isinstance(module, Task):
             self._labels = module.step_labels(batch)
 
     def _add(self, activities: tuple[Activity, ...]) -> None:
-        for counter, activity in zip(self._counters, activities, strict=True):
+        for counter, activity in zip(self._counters[self._group], activities, strict=True):
             counter.add(activity.active, self._mask)
         if self._wants_sample:
             self._wants_sample = False
@@ -138,8 +149,9 @@ class MechanismActivity(L.Callback):
         self._finish(trainer, pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the figure."""
-        self._watching.close()
+        """Log the usage in named groups, and draw the figure."""
+        self._counters.pop("", None)
+        self._finish(trainer, pl_module)
         self._draw(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -151,11 +163,17 @@ class MechanismActivity(L.Callback):
         if trainer.sanity_checking:
             return
         metrics: dict[str, float] = {}
-        for index, counter in enumerate(self._counters):
+        counted = [
+            (group, layer, counter)
+            for group, counters in self._counters.items()
+            for layer, counter in enumerate(counters)
+        ]
+        for group, layer, counter in counted:
             for name in ("active", "switches", "steps", "transitions"):
                 setattr(counter, name, trainer.strategy.reduce(getattr(counter, name), reduce_op="sum"))
             usage = counter.usage()
-            prefix = "mechanisms" if len(self._counters) == 1 else f"mechanisms/layer_{index}"
+            parts = ["mechanisms", group, f"layer_{layer}" if len(self._counters[group]) > 1 else ""]
+            prefix = "/".join(filter(None, parts))
             metrics |= {f"{prefix}/usage_{m}": share for m, share in enumerate(usage.share.tolist())}
             metrics[f"{prefix}/usage_entropy"] = usage.entropy
             metrics[f"{prefix}/dead"] = usage.dead
