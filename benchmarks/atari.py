@@ -70,7 +70,8 @@ def measure(config: str, rounds: int) -> dict[str, Any]:
         for step in range(length):
             environments.step(actions[step])
         wrapped = time.perf_counter()
-        rollout = player.collect(task, length)
+        with task.playing(number):
+            rollout = player.collect(task, length)
         collected = time.perf_counter()
         order = np.concatenate([generator.permutation(number) for _ in range(data.num_passes)])
         learn(task, data, optimizer, rollout, order)

@@ -37,7 +37,7 @@ def test_a_game_is_learnt_from_gone_on_with_tested_and_recorded(folder: Path) ->
     assert results["test"]["episode_length"] == 6
     with Image.open(folder / RUN / "figures/episode.gif") as gif:
         assert gif.n_frames == 6
-        assert gif.size == (12 + 168 + 12 + 6 * 3 + 12, 168 + 2 * 18 + 12)
+        assert gif.size == (12 + 168 + 12 + 80 * 3 + 12, 168 + 2 * 18 + 12)
 
 
 def test_what_is_no_game_is_answered_with_the_nearest_ones(folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_test_writes_an_episode_of_the_environment(tmp_path: Path) -> None:
     make_trainer(tmp_path, callbacks=[EpisodePictures()]).test(make_task(data), data, verbose=False)
     with Image.open(tmp_path / "figures/episode.gif") as gif:
         assert gif.n_frames == 6
-        assert gif.size == (12 + 300 + 12 + 6 * 3 + 12, 200 + 2 * 18 + 12)  # 600 × 400, halved
+        assert gif.size == (12 + 300 + 12 + 80 * 3 + 12, 200 + 2 * 18 + 12)  # 600 × 400, halved
         assert gif.info["loop"] == 0
 
 

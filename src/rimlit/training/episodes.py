@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rimlit.backbones import RIM
 from rimlit.rl import Experience, PPOTask
@@ -122,6 +123,7 @@ def _frame(take: Take, step: int) -> "Image":
         palette = gif_colours()
         start = max(0, min(step + 1, len(take.active)) - WINDOW)
         window = take.active[start : start + WINDOW]
+        window = functional.pad(window, (0, 0, 0, WINDOW - len(window)))
         places = active_panel(window, step - start, picture.height, palette)
         colours = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in palette], np.uint8)
         panels.append(("active mechanisms", Image.fromarray(colours[places])))
