@@ -101,7 +101,8 @@ class Player:
         actions = policy.mode(numbers) if self.greedy else policy.sample(numbers, self._generator)
         taken = actions.cpu().numpy()
         step = self.environments.step(taken)
-        self._observations, self._actions, self._rewards, self._starts = step[0], taken, step.rewards, step.ended
+        self._observations, self._actions, self._rewards = step.observations, taken, step.rewards
+        self._starts = step.ended
         self._scores += step.scores
         self._lengths += 1
         if step.ended.any():
