@@ -92,6 +92,25 @@ def test_choices_that_are_observed_become_vectors() -> None:
     assert observations.sum(axis=1).tolist() == [1, 1]
 
 
+class Thermometer(gymnasium.Env[Any, Any]):
+    """Shows a single number, in whole degrees."""
+
+    observation_space = gymnasium.spaces.Box(0, 100, (), np.int64)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.array(7), {}
+
+    def step(self, action: Any) -> Any:
+        return np.array(8), 0.0, False, False, {}
+
+
+def test_a_single_number_is_a_vector_of_one() -> None:
+    environments = make(f"{__name__}.Thermometer")
+    assert environments.reset(0).tolist() == [[7], [7]]
+    assert environments.step(np.array([0, 1])).observations.dtype == np.float32
+
+
 def test_an_unknown_id_is_answered_with_the_nearest_ones() -> None:
     with pytest.raises(ConfigError, match=r"environment='CartPol-v1' is neither .* Did you mean CartPole-v1"):
         make("CartPol-v1")

@@ -10,7 +10,7 @@ from torch import nn
 
 from rimlit.encoders import Identity
 from rimlit.errors import ConfigError
-from rimlit.rl import PPOTask
+from rimlit.rl import PPOTask, VectorEncoder
 from rimlit.rl.observations import Normalization, PolicyEncoder, Seen
 from rimlit.rl.policies import Categorical, Gaussian
 from rimlit.rl.ppo import Minibatch
@@ -135,6 +135,12 @@ def test_the_previous_action_and_reward_are_read_except_where_an_episode_starts(
         torch.testing.assert_close(encoded[0, 0, 1], encoder.slot.bias)
         read = encoder.slot(torch.tensor([0.0, 0, 1, 7]))
         torch.testing.assert_close(encoded[0, 1, 1], read)
+
+
+def test_whole_numbers_are_read_as_they_are() -> None:
+    encoder = VectorEncoder([2, 3], hidden_sizes=[4])
+    bytes_seen = torch.arange(12, dtype=torch.uint8).view(1, 2, 2, 3)
+    torch.testing.assert_close(encoder(bytes_seen), encoder(bytes_seen.float()))
 
 
 def test_a_slot_needs_a_backbone_that_reads_slots() -> None:

@@ -195,7 +195,7 @@ def _make(
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(f"{spec.id} cannot be made: {reason}.") from error
-    if not isinstance(env.observation_space, spaces.Box):
+    if not isinstance(env.observation_space, spaces.Box) or env.observation_space.shape == ():
         try:
             env = FlattenObservation(env)
         except NotImplementedError as error:

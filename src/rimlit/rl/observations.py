@@ -119,7 +119,7 @@ class VectorEncoder(Encoder):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map observations (B, T, …) to (B, T, output_size)."""
-        encoded: Tensor = self.layers(observations.flatten(2))
+        encoded: Tensor = self.layers(observations.flatten(2).float())
         return encoded
 
 
