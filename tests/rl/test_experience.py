@@ -153,6 +153,26 @@ def test_the_same_episodes_are_evaluated_each_time(tmp_path: Path) -> None:
     assert scores[0] == scores[1]
 
 
+def test_an_evaluation_draws_actions_where_it_is_to(tmp_path: Path) -> None:
+    def actions(*, greedily: bool) -> list[Any]:
+        torch.manual_seed(0)
+        data = make_experience(options={"length": 30})
+        task = make_task(data, evaluate_greedily=greedily)
+        answers = make_trainer(tmp_path).predict(task, datamodule=data)
+        assert answers is not None
+        drawn = []
+        for line in (each for batch in answers for each in batch):
+            with np.load(line["file"]) as episode:
+                drawn.extend(episode["actions"].tolist())
+        return drawn
+
+    greedy, drawn = actions(greedily=True), actions(greedily=False)
+    assert len(drawn) == 90
+    assert 0.35 < np.mean(drawn) < 0.65  # a fresh policy has no preference
+    assert drawn != greedy
+    assert actions(greedily=False) == drawn
+
+
 def test_several_environments_are_tested_by_name(tmp_path: Path) -> None:
     names = ["CartPole-v0", "CartPole-v1"]
     data = make_experience("CartPole-v1", test_environments=names, options={"max_episode_steps": 8})
