@@ -5,7 +5,7 @@ is the limit; rimlit's environments with the same actions; collecting, with the 
 from what was collected, as training does. A step is of one environment, four frames of the game. Read the ratios
 to the limit; all are medians over the turns.
 
-python benchmarks/atari.py [--rounds 6] [--json benchmarks/results/atari.json]
+python benchmarks/atari.py [--rounds 6] [--json benchmarks/results/atari_speed.json]
 """
 
 import argparse

@@ -630,7 +630,7 @@ def atari() -> str:
 
 def atari_speed() -> str:
     """A row per config: how much longer than the emulator alone."""
-    result = load("atari")
+    result = load("atari_speed")
     if result is None:
         return "(not measured)"
     rows = []

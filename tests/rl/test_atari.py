@@ -27,7 +27,7 @@ def play(environments: Environments, steps: int, *, seed: int = 3) -> list[Step]
 
 
 def test_screens_are_bytes_and_actions_those_of_the_game() -> None:
-    breakout, pong = make("Breakout"), make("Pong", 3)
+    breakout, pong = make("Breakout", 1), make("Pong", 2)
     assert (breakout.num_actions, pong.num_actions) == (4, 6)
     for environments in (breakout, pong):
         observations = environments.reset(0)
@@ -111,13 +111,13 @@ def test_one_seed_repeats_and_two_differ() -> None:
 
 
 def test_a_seed_may_be_larger_than_ale_py_takes() -> None:
-    environments = make("Pong")
+    environments = make("Pong", 1)
     assert np.array_equal(environments.reset(2**31 + 4), environments.reset(4))
 
 
 def test_an_id_means_what_it_is_registered_with() -> None:
     def last(**options: Any) -> np.ndarray[Any, Any]:
-        environments = make_environments("ALE/Pong-v5", 2, options=options)
+        environments = make_environments("ALE/Pong-v5", 1, options=options)
         return play(environments, 8)[-1].observations
 
     as_registered = last()
@@ -126,7 +126,7 @@ def test_an_id_means_what_it_is_registered_with() -> None:
 
 
 def test_the_screen_of_the_first_game_can_be_shown() -> None:
-    environments = make("Pong")
+    environments = make("Pong", 1)
     assert environments.render() is None
     (*_, last) = play(environments, 3)
     picture = environments.render()
@@ -147,8 +147,8 @@ def test_games_take_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(ale_py.vector_env, "AtariVectorEnv", spy)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    make()
-    make(num_threads=2)
+    make(number=1)
+    make(number=1, num_threads=2)
     assert given == [3, 2]
 
 
