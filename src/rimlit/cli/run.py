@@ -406,14 +406,16 @@ class RimlitCLI(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         data.check_shares(trainer.world_size)
         overfit, limit = trainer.overfit_batches, trainer.limit_train_batches  # type: ignore[attr-defined]
-        if data.is_endless and (overfit or (isinstance(limit, float) and limit != 1.0)):
+        if overfit or (isinstance(limit, float) and limit != 1.0):  # only then is the data looked at
             asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
-            raise ConfigError(f"{asked} needs training data with an end, and this has none: set data.train_size.")
-        if data.num_epochs is not None and (overfit or (isinstance(limit, float) and limit != 1.0)):
-            asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
-            raise ConfigError(
-                f"{asked} needs epochs of known length, and those of {type(data).__name__} have none."
-            )
+            if data.is_endless:
+                raise ConfigError(
+                    f"{asked} needs training data with an end, and this has none: set data.train_size."
+                )
+            if data.num_epochs is not None:
+                raise ConfigError(
+                    f"{asked} needs epochs of known length, and those of {type(data).__name__} have none."
+                )
         has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
         if self.subcommand != "fit" or has_end:
             return
