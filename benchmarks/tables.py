@@ -10,6 +10,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,15 @@ def paper_copying(model: str) -> str:
     return ", ".join(scores[f"span_{span}/cross_entropy"] for span in (50, 200)) + width
 
 
-def comparison() -> str:
+SIZES = {
+    "parameters": "parameters",
+    "active_parameters": "active in a step",
+    "flops_per_step": "FLOPs a step",
+    "state_size": "state",
+}
+
+
+def comparison(shown_sizes: tuple[str, ...] = tuple(SIZES)) -> str:
     """A row per model: sizes, mean ± standard deviation over seeds, the paper's figures."""
     result = load("comparison", "copying-small")
     if result is None:
@@ -217,24 +226,13 @@ def comparison() -> str:
             values = [run["test"][name] for run in facts["runs"]]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             scores.append(f"{statistics.fmean(values):.2f}{spread}" if values else "not run")
-        sizes = [
-            f"{facts[size]:,}" for size in ("parameters", "active_parameters", "flops_per_step", "state_size")
-        ]
+        sizes = [f"{facts[size]:,}" for size in shown_sizes]
         seeds = ", ".join(str(run["seed"]) for run in facts["runs"]) or "none"
         rows.append([MODELS[model], seeds, *sizes, *scores, paper_copying(model)])
     floors = [f"{result['floors'][name.partition('/')[2]]:.2f}" for name in shown]
-    rows.append(["floor: format known, symbols guessed", "", "", "", "", "", *floors, ""])
+    rows.append(["floor: format known, symbols guessed", "", *([""] * len(shown_sizes)), *floors, ""])
     columns = [" ".join(reversed(name.replace("_", " ").split("/"))) for name in shown]
-    header = [
-        "",
-        "seeds",
-        "parameters",
-        "active in a step",
-        "FLOPs a step",
-        "state",
-        *columns,
-        "paper, spans 50, 200",
-    ]
+    header = ["", "seeds", *(SIZES[size] for size in shown_sizes), *columns, "paper, spans 50, 200"]
     return table(header, rows)
 
 
@@ -659,6 +657,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mnist": lambda: images("mnist", PAPER_MNIST),
     "adding": adding,
     "comparison": comparison,
+    "comparison_in_short": partial(comparison, ("parameters",)),
     "bouncing_balls": bouncing_balls,
     "numbers_of_balls": numbers_of_balls,
     "frames_ahead": frames_ahead,
