@@ -1,8 +1,8 @@
 """What collecting costs beyond the environments and the network, and how its time is shared.
 
-In turns, in one process: a bare loop of gymnasium's own vector environment and the network (encoder, backbone,
-head, drawing an action), which keeps nothing and knows no episodes; and the package's own, which keeps what is
-learnt from. Each is timed step by step of all environments; medians, so that a busy machine matters little.
+In turns, in one process: a bare loop of ``env.step`` (``env.reset`` where an episode ends) and the network (encoder,
+backbone, head, drawing an action), which keeps nothing and starts no state anew; and the package's own, which keeps
+what is learnt from. Each is timed step by step of all environments; medians, so that a busy machine matters little.
 
 python benchmarks/collecting.py [--rounds 40] [--json benchmarks/results/collecting.json]
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 import yaml
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rimlit.backbones.rim import RIM, Stepper
 from rimlit.cli.configs import find_config
@@ -35,10 +35,8 @@ STEPS = 128
 def bare_loop(task: PPOTask, data: Experience) -> Callable[[], tuple[float, float]]:
     """Return what takes a step of the network and one of the environments, and tells the seconds of each."""
     number = data.num_environments
-    vector = SyncVectorEnv(
-        [lambda: gymnasium.make(data.environment)] * number, autoreset_mode=AutoresetMode.SAME_STEP
-    )
-    observations, _ = vector.reset(seed=0)
+    envs = [gymnasium.make(data.environment, disable_env_checker=True) for _ in range(number)]
+    observations = np.stack([env.reset(seed=index)[0] for index, env in enumerate(envs)])
     encoder: Any = task.encoder
     backbone: Any = task.backbone
     head: Any = task.head
@@ -59,7 +57,10 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[], tuple[float, floa
         outputs = head.linear(features.view(number, -1))
         actions = torch.multinomial(outputs[:, :-1].softmax(dim=-1), 1, generator=generator).squeeze(1).numpy()
         middle = time.perf_counter()
-        observations = vector.step(actions)[0]
+        for index, env in enumerate(envs):
+            observations[index], _, is_over, is_cut, _ = env.step(actions[index])
+            if is_over or is_cut:
+                observations[index], _ = env.reset()
         return middle - start, time.perf_counter() - middle
 
     return run

@@ -409,9 +409,9 @@ POLE = (
     "--data.rollout_length=10",
     "--data.num_passes=2",
     "--data.total_steps=160",
-    "--data.val_episodes=3",
+    "--data.val_episodes=1",  # one process plays, the other does not
     "--data.test_episodes=5",
-    "--trainer.check_val_every_n_epoch=2",
+    "--trainer.check_val_every_n_epoch=1",
 )
 
 

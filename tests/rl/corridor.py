@@ -16,7 +16,8 @@ trust("tests")
 class Corridor(gymnasium.Env[Any, Any]):
     """Shows how many steps of the episode, and in all, are done; ends after ``length`` steps, or is cut off there.
 
-    The reward is the number of steps in all. ``fault`` names what goes wrong at the step ``at``.
+    The reward is the number of steps in all. ``fault`` names what goes wrong at the step ``at``. What it shows is
+    one array, written over in each step.
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class Corridor(gymnasium.Env[Any, Any]):
         self.action_space = spaces.Box(-2, 2, (2,), np.float32) if is_continuous else spaces.Discrete(2, start=5)
         self.length, self.is_cut, self.fault, self.at = length, is_cut, fault, at
         self.steps = self.total = 0
+        self.shown = np.zeros(2, dtype=np.float32)
         self.actions: list[Any] = []
 
     def _observation(self) -> Any:
-        return np.array([self.steps, self.total], dtype=np.float32)
+        self.shown[:] = self.steps, self.total
+        return self.shown
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -47,6 +50,8 @@ class Corridor(gymnasium.Env[Any, Any]):
                 raise RuntimeError("the motor is hot")
             if self.fault == "shape":
                 observation = np.zeros(3, dtype=np.float32)
+            if self.fault == "words":
+                observation = np.array(["far", "near"])
             if self.fault == "list":
                 observation = [0.0, 0.0]
             if self.fault == "nan":

@@ -159,7 +159,11 @@ def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
     ("fault", "says"),
     [
         ("raises", "environment 1 raised at step 4: RuntimeError: the motor is hot"),
-        ("shape", r"environment 1 returned an observation of shape \(3,\) at step 4; it declares .* \(2,\)"),
+        (
+            "shape",
+            r"environment 1 returned an observation of shape \(3,\) and type float32 at step 4; it .* \(2,\)",
+        ),
+        ("words", r"environment 1 returned an observation of shape \(2,\) and type <U4 at step 4; .* of numbers"),
         ("list", "environment 1 returned an observation of list at step 4"),
         ("nan", "environment 1 returned an observation of nan at step 4"),
         ("reward", "environment 1 returned a reward of inf at step 4"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rimlit.errors import CheckpointError, ConfigError
+from rimlit.errors import CheckpointError, ConfigError, DataError
 from rimlit.rl import PPOTask
 from rimlit.rl.experience import Episodes
 from rimlit.rl.rollouts import Evaluated, Player, evaluate, record
@@ -277,3 +277,15 @@ def test_evaluation_says_which_split_it_is_of() -> None:
     assert isinstance(dataset, Episodes)
     assert data.size_of(dataset) == 5
     assert Evaluated._fields[2] == "mask"
+
+
+def test_an_evaluation_whose_episodes_never_end_asks_for_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rimlit.rl.rollouts.LONGEST", 50)
+    data = make_experience(options={"length": 51})
+    with pytest.raises(DataError, match=r"Corridor: no episode has ended in 50 steps .*max_episode_steps"):
+        data.floors()
+    data = make_experience(options={"length": 51}, floor_episodes=0)
+    player = Player(data.make(CORRIDOR, 2), 0)
+    with pytest.raises(DataError, match="no episode has ended"):
+        list(evaluate(player, make_task(data), [1, 1], 10))
+    assert make_experience(options={"length": 50}).floors() == {"episode_return": 1275 + 50 * 50 / 2}

@@ -196,19 +196,28 @@ def test_dropout_is_refused_because_a_rollout_could_not_be_replayed(backbone: An
 
 
 def test_learning_from_a_rollout_stops_where_the_policy_has_left_it(tmp_path: Path) -> None:
-    def steps_with(max_kl: float | None) -> int:
+    def updates_with(max_kl: float | None) -> list[int]:
         torch.manual_seed(0)
         data = make_experience("CartPole-v1", num_passes=5)
         optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.05}}
         task = make_task(data, max_kl=max_kl, optimizer=optimizer)
         trainer = make_trainer(tmp_path, max_steps=-1, max_epochs=2, limit_val_batches=0)
+        updates, before = [0, 0], [next(task.backbone.parameters()).clone()]
+
+        def count(*_: Any) -> None:
+            weight = next(task.backbone.parameters())
+            updates[trainer.current_epoch] += not torch.equal(weight, before[0])
+            before[0] = weight.clone()
+
+        task.on_train_batch_end = count  # type: ignore[method-assign]
         trainer.fit(task, datamodule=data)
         assert data.env_steps == 80
-        return trainer.global_step
+        return updates
 
-    assert steps_with(None) == 2 * 5 * 2
-    assert steps_with(1e9) == 2 * 5 * 2
-    assert 2 <= steps_with(1e-4) < 12
+    assert updates_with(None) == [5 * 2, 5 * 2]
+    assert updates_with(1e9) == [5 * 2, 5 * 2]
+    # the first minibatch is of the policy that collected, the second one tells that an update has moved it
+    assert updates_with(1e-4) == [2, 2]
 
 
 def test_a_schedule_advances_once_a_rollout_and_ends_with_the_last(tmp_path: Path) -> None:

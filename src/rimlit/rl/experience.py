@@ -15,7 +15,7 @@ from rimlit.data.sampling import rank_and_world_size, share_of
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.rl.environments import Environments, make_environments
 from rimlit.rl.ppo import Collected, Minibatch, PPOTask
-from rimlit.rl.rollouts import Evaluated, Player, Record, evaluate, record
+from rimlit.rl.rollouts import Evaluated, Player, Record, evaluate, record, require_end
 from rimlit.types import map_state
 
 
@@ -337,13 +337,16 @@ def mean_of_random(environments: Environments, seed: int, episodes: int) -> floa
     """Return the mean score of episodes of random actions in a single environment."""
     generator = np.random.default_rng(seed)
     environments.reset(seed)
-    total, ended = 0.0, 0
+    total, ended, steps = 0.0, 0, 0
     while ended < episodes:
+        steps += 1
+        require_end(environments, steps)
         if environments.num_actions is not None:
             actions: Any = generator.integers(environments.num_actions, size=1)
         else:
             actions = generator.uniform(-1, 1, size=(1, environments.action_size or 0)).astype(np.float32)
         step = environments.step(actions)
         total += float(step.scores[0])
-        ended += int(step.ended[0])
+        if step.ended[0]:
+            ended, steps = ended + 1, 0
     return total / episodes

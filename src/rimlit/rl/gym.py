@@ -70,7 +70,7 @@ class GymEnvironments(Environments):
         self._steps = 0
         observations = np.empty((self.num_environments, *self._shape), self.observation_type)
         for index in range(self.num_environments):
-            observations[index] = self._begin(index, seed=seed + index)
+            self._put(observations, index, self._begin(index, seed=seed + index))
         shown = self._shown(observations)
         self.require_finite(shown, np.zeros(len(shown)), 0)
         return shown
@@ -90,18 +90,16 @@ class GymEnvironments(Environments):
                 observation, rewards[index], is_over, is_cut, _ = env.step(actions[index])
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
-            if getattr(observation, "shape", None) != shape:
-                raise self._misfit(index, observation)
             if is_over or is_cut:
                 terminated[index], truncated[index] = is_over, is_cut
-                finals.append((index, observation))
+                finals.append((index, np.array(observation)))  # an environment may use its array again
                 observation = self._begin(index)
-            observations[index] = observation
+            self._put(observations, index, observation)
         led_to = observations
         if finals:
             led_to = observations.copy()
             for index, observation in finals:
-                led_to[index] = observation
+                self._put(led_to, index, observation)
         shown = self._shown(observations)
         self.require_finite(shown, rewards, self._steps)
         final_shown = shown
@@ -116,9 +114,13 @@ class GymEnvironments(Environments):
             observation: Array = self._envs[index].reset(**options)[0]
         except Exception as error:
             raise self._fault(index, "raised in its reset after", error) from error
-        if getattr(observation, "shape", None) != self._shape:
-            raise self._misfit(index, observation)
         return observation
+
+    def _put(self, observations: Array, index: int, observation: Array) -> None:
+        """Take up what an environment shows, if it is what it declares."""
+        if getattr(observation, "shape", None) != self._shape or observation.dtype.kind not in "biuf":
+            raise self._misfit(index, observation)
+        observations[index] = observation
 
     def _shown(self, observations: Array) -> Array:
         return observations if self._observed is None else observations[:, self._observed]
@@ -129,10 +131,10 @@ class GymEnvironments(Environments):
 
     def _misfit(self, index: int, observation: Any) -> DataError:
         shape = getattr(observation, "shape", None)
-        what = type(observation).__name__ if shape is None else f"shape {shape}"
+        what = type(observation).__name__ if shape is None else f"shape {shape} and type {observation.dtype}"
         return DataError(
             f"{self.name}: environment {index} returned an observation of {what} at step {self._steps}; it "
-            f"declares an array of shape {self._shape}."
+            f"declares an array of numbers of shape {self._shape}."
         )
 
     def _places(self, observed: list[int], shape: tuple[int, ...]) -> Array:
@@ -187,6 +189,7 @@ def _make(
         env: Env[Any, Any] = gymnasium.make(spec, disable_env_checker=True, **options)
         for path in wrappers:
             env = _find_wrapper(path)(env)
+        shown, actions = env.observation_space, env.action_space
     except ConfigError:
         raise
     except (gymnasium.error.Error, TypeError, ImportError) as error:
@@ -195,17 +198,16 @@ def _make(
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(f"{spec.id} cannot be made: {reason}.") from error
-    if not isinstance(env.observation_space, spaces.Box) or env.observation_space.shape == ():
+    if not isinstance(shown, spaces.Box) or shown.shape == ():
         try:
             env = FlattenObservation(env)
         except NotImplementedError as error:
             raise ConfigError(
-                f"{spec.id} shows what cannot be flattened to a vector: {env.observation_space}. Name in wrappers "
+                f"{spec.id} shows what cannot be flattened to a vector: {shown}. Name in wrappers "
                 "one that takes a part of it."
             ) from error
     if env.observation_space.dtype not in (np.uint8, np.float32):
         env = DtypeObservation(env, np.float32)
-    actions = env.action_space
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
         env = ClipAction(RescaleAction(env, np.float32(-1), np.float32(1)))
     return env

@@ -208,6 +208,8 @@ class PPOTask(Task):
                 nn.init.orthogonal_(self.head.linear.weight[:-1], 0.01)
                 nn.init.orthogonal_(self.head.linear.weight[-1:], 1.0)
                 nn.init.zeros_(self.head.linear.bias)
+        # equal in all processes, which play different numbers of pieces: nobody is to wait for another's
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._require_no_dropout()
         self.discount = discount
         self.trace = trace
@@ -408,6 +410,13 @@ class PPOTask(Task):
             sync_dist=rank_and_world_size()[1] > 1,
         )
         return loss
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Update, unless the minibatch was fetched before the policy was known to have moved too far."""
+        if self.wants_another_minibatch:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        else:
+            optimizer_closure()
 
     def on_train_batch_start(self, batch: Minibatch, batch_index: int) -> None:
         """Start the clock."""

@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rimlit.errors import DataError
 from rimlit.rl.environments import Array, Environments, Step
 from rimlit.rl.observations import Seen
 from rimlit.rl.policies import Policy
 from rimlit.types import State, map_state, replace_state
+
+LONGEST = 200_000
+"""Steps of an evaluation in which an episode must have ended."""
 
 
 class Actor(Protocol):
@@ -202,6 +206,15 @@ class Record(NamedTuple):
     is_cut: bool  # the episode was truncated and had not ended
 
 
+def require_end(environments: Environments, steps: int) -> None:
+    """Raise a DataError where none of the evaluated episodes has ended in ``LONGEST`` steps."""
+    if steps > LONGEST:
+        raise DataError(
+            f"{environments.name}: no episode has ended in {LONGEST:,} steps of an evaluation. Cut episodes off "
+            "by options.max_episode_steps."
+        )
+
+
 def play_quotas(player: Player, actor: Actor, quotas: list[int]) -> Iterator[tuple[Played, Array, list[Episode]]]:
     """Play until each environment has ended its quota of episodes, so that short episodes count no more than long.
 
@@ -209,13 +222,17 @@ def play_quotas(player: Player, actor: Actor, quotas: list[int]) -> Iterator[tup
         Each step, which environments it counts in (E,), and the episodes that count and ended in it.
     """
     left = np.array(quotas)
+    steps = 0
     while (left > 0).any():
         counts = left > 0
+        steps += 1
+        require_end(player.environments, steps)
         player.ended.clear()
         played = player.play(actor)
         ended = [episode for episode in player.ended if counts[episode.environment]]
         for episode in ended:
             left[episode.environment] -= 1
+            steps = 0
         yield played, counts, ended
 
 
