@@ -1,5 +1,6 @@
 """The GIF of an episode: what it shows, and which environments have none."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def test_a_long_episode_is_cut() -> None:
     assert taken.active is None
 
 
-def test_a_test_writes_an_episode_of_the_environment(tmp_path: Path) -> None:
+def test_a_test_writes_an_episode_of_the_environment(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = make_experience("CartPole-v1", options={"max_episode_steps": 6}, test_episodes=1)
     make_trainer(tmp_path, callbacks=[EpisodePictures()]).test(make_task(data), data, verbose=False)
+    assert "XDG_RUNTIME_DIR" not in capfd.readouterr().err
     with Image.open(tmp_path / "figures/episode.gif") as gif:
         assert gif.n_frames == 6
         assert gif.size == (12 + 300 + 12 + 80 * 3 + 12, 200 + 2 * 18 + 12)  # 600 × 400, halved
@@ -85,6 +87,52 @@ def test_environments_without_pictures_and_other_tasks_are_left_alone(tmp_path: 
     trainer.test(make_task(data), data, verbose=False)
     trainer.test(make_copying_task(), make_copying(), verbose=False)
     assert not list(tmp_path.iterdir())
+
+
+class Faulty(Pictured):
+    """A corridor whose picture is of another type, or cannot be drawn."""
+
+    def __init__(self, fault: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.picture_fault = fault
+
+    def render(self) -> Any:
+        if self.picture_fault == "raises":
+            raise RuntimeError("no colours left")
+        return np.zeros((8, 12, 3)) if self.picture_fault == "float" else np.zeros((8, 12), np.uint8)
+
+    def close(self) -> None:
+        closed.append(self.render_mode)
+
+
+closed: list[str | None] = []
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("float", r"renders float64 of shape \(8, 12, 3\); pictures are uint8"),
+        ("grey", r"renders uint8 of shape \(8, 12\); pictures are uint8 of \(height, width, 3\)"),
+        ("raises", "RuntimeError: no colours left"),
+    ],
+)
+def test_a_picture_that_fails_is_a_warning_and_its_environment_is_closed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str, says: str
+) -> None:
+    data = make_experience(f"{__name__}.Faulty", options={"fault": fault}, test_episodes=1)
+    task, trainer = make_task(data), make_trainer(tmp_path, callbacks=[EpisodePictures()])
+    closed.clear()
+    trainer.test(task, data, verbose=False)
+    assert re.search(says, caplog.text)
+    assert closed.count("rgb_array") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_episode_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "figures").write_text("a file where the folder should be")
+    data = make_experience(PICTURED, test_episodes=1)
+    make_trainer(tmp_path, callbacks=[EpisodePictures()]).test(make_task(data), data, verbose=False)
+    assert "No picture of an episode: FileExistsError" in caplog.text
 
 
 def made_up(length: int) -> Take:

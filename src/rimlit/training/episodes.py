@@ -1,8 +1,9 @@
 """An episode to look at: a GIF of what the environment showed and which mechanisms were active."""
 
 import logging
+import os
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rimlit.backbones import RIM
+from rimlit.errors import DataError
 from rimlit.rl import Experience, PPOTask
 from rimlit.rl.environments import Array, Environments
 from rimlit.rl.rollouts import Player
@@ -47,7 +49,7 @@ class EpisodePictures(L.Callback):
 
     ``figures/episode.gif``, in MLflow too: the pictures of the environment in an episode's first 250 steps, and
     beside them when each mechanism was active. It is played in an environment of its own, always from the same
-    seed. Environments without pictures, and other tasks, are left alone.
+    seed. Environments without pictures, and other tasks, are left alone; what fails is a warning.
     """
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,22 +57,28 @@ class EpisodePictures(L.Callback):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, PPOTask) or not isinstance(data, Experience):
             return
+        for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+            os.environ.setdefault(driver, "dummy")  # pygame is to draw, and needs no screen for it
         try:
-            with warnings.catch_warnings(action="ignore"):  # gymnasium's, where there are no pictures
+            # gymnasium warns where there are no pictures
+            with warnings.catch_warnings(action="ignore"):
                 environments = data.make(data.environment, 1, can_render=True)
-                with trainer.precision_plugin.forward_context():
-                    take = take_of(pl_module, environments, data.seed_for(split="predict"))
-                environments.close()
-        except Exception as error:  # whatever a picture meets, a run is not lost by it
+        except Exception as error:
             log.info("No picture of an episode: %s", error)
             return
-        if take is None or not trainer.is_global_zero:
-            return
-        path = Path(trainer.default_root_dir) / "figures/episode.gif"
-        save_episode(take, path)
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowTracker):
-                logger.log_file(path, "figures")
+        try:
+            quiet, precision = warnings.catch_warnings(action="ignore"), trainer.precision_plugin.forward_context()
+            with quiet, closing(environments), precision:
+                take = take_of(pl_module, environments, data.seed_for(split="predict"))
+            if take is None or not trainer.is_global_zero:
+                return
+            path = Path(trainer.default_root_dir) / "figures/episode.gif"
+            save_episode(take, path)
+            for logger in trainer.loggers:
+                if isinstance(logger, MLflowTracker):
+                    logger.log_file(path, "figures")
+        except Exception as error:  # whatever a picture meets, a run is not lost by it
+            log.warning("No picture of an episode: %s: %s", type(error).__name__, error)
 
 
 def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps: int = MOST_STEPS) -> Take | None:
@@ -88,6 +96,11 @@ def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps:
             picture = environments.render()
             if picture is None:
                 return None
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+                raise DataError(
+                    f"{environments.name} renders {picture.dtype} of shape {picture.shape}; pictures are uint8 of "
+                    "(height, width, 3)."
+                )
             pictures.append(picture.copy())
             scores.append(float(player.play(task).step.scores[0]))
         active = [activity.active[0] for activity in activities[::num_layers]] if activities else []
