@@ -278,6 +278,20 @@ def test_a_plateau_is_judged_by_validation_once_an_epoch(tmp_path: Path) -> None
     assert config.scheduler.last_epoch == 3
 
 
+def test_a_plateau_waits_for_the_validation_of_several_epochs(tmp_path: Path) -> None:
+    task = make_copying_task(scheduler=partial(ReduceLROnPlateau, patience=0))
+    trainer = make_trainer(tmp_path, max_steps=-1, max_epochs=5, check_val_every_n_epoch=2)
+    trainer.fit(task, make_copying())
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+def test_a_plateau_in_the_wrong_direction_is_refused(tmp_path: Path) -> None:
+    task = make_copying_task(scheduler=partial(ReduceLROnPlateau, mode="max"))
+    says = "mode must be 'min', as val/cross_entropy is better there; got mode='max'"
+    with pytest.raises(ConfigError, match=says):
+        make_trainer(tmp_path).fit(task, make_copying())
+
+
 def test_a_plateau_over_an_endless_stream_is_judged_after_each_validation(tmp_path: Path) -> None:
     task = make_copying_task(
         optimizer=partial(SGD, lr=0.0), scheduler=partial(ReduceLROnPlateau, patience=0, factor=0.5)

@@ -271,14 +271,27 @@ class Task(Recorded, L.LightningModule, ABC):
         parameters = inspect.signature(find_class(spec["class_path"], LRScheduler)).parameters
         if "total_steps" in parameters and spec["init_args"].get("total_steps") is None:
             spec = {**spec, "init_args": {**spec["init_args"], "total_steps": self.schedule_length()}}
+        if issubclass(find_class(spec["class_path"], LRScheduler), ReduceLROnPlateau):
+            spec = {**spec, "init_args": {**spec["init_args"], "mode": self._plateau_mode(spec)}}
         scheduler = self._built(spec, LRScheduler, optimizer)
         options: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
-            options |= {"interval": "epoch", "monitor": self.monitor}
+            validates_every = self.trainer.check_val_every_n_epoch or 1
+            options |= {"interval": "epoch", "frequency": validates_every, "monitor": self.monitor}
             data, every = getattr(self.trainer, "datamodule", None), self.trainer.val_check_interval
             if isinstance(data, DataModule) and data.is_endless and isinstance(every, int):
                 options |= {"interval": "step", "frequency": every}  # after each validation: no epoch ever ends
         return {"optimizer": optimizer, "lr_scheduler": options}
+
+    def _plateau_mode(self, spec: Spec) -> str:
+        """Return where ``monitor`` is better; torch's default, min, counts as none given."""
+        mode = "max" if self.higher_is_better else "min"
+        given = spec["init_args"].get("mode", "min")
+        if given not in (mode, "min"):
+            raise ConfigError(
+                f"ReduceLROnPlateau: mode must be {mode!r}, as {self.monitor} is better there; got mode={given!r}."
+            )
+        return mode
 
     @property
     def schedule_interval(self) -> Literal["step", "epoch"]:
