@@ -1,8 +1,9 @@
 """What collecting costs beyond the environments and the network, and how its time is shared.
 
-In turns, in one process: a bare loop of ``env.step`` (``env.reset`` where an episode ends) and the network (encoder,
-backbone, head, drawing an action), which keeps nothing and starts no state anew; and the package's own, which keeps
-what is learnt from. Each is timed step by step of all environments; medians, so that a busy machine matters little.
+In turns, in one process: a bare loop of ``env.step`` (and ``env.reset`` where an episode ends) and of the network
+(encoder, backbone, head, drawing an action), which keeps nothing and starts no state anew; and the package's own,
+which keeps what is learnt from. Each is timed step by step of all environments; medians, so that a busy machine
+matters little.
 
 python benchmarks/collecting.py [--rounds 40] [--json benchmarks/results/collecting.json]
 """
