@@ -42,8 +42,9 @@ def rollout_of(task: PPOTask, environment: str = "CartPole-v1", seed: int = 3, *
     """A rollout in which episodes end, by a fall or a cut."""
     options.setdefault("options", {"max_episode_steps": 20})
     player = Player(make_environments(environment, 3, **options), seed)
-    player.collect(task, 5)  # so that the next one begins in the middle of episodes
-    return player.collect(task, STEPS)
+    with task.playing(3):  # as training collects
+        player.collect(task, 5)  # so that the next one begins in the middle of episodes
+        return player.collect(task, STEPS)
 
 
 def task_for(backbone: Any, environment: str = "CartPole-v1", **arguments: Any) -> PPOTask:
