@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from rimlit.errors import ConfigError
-from rimlit.rl import Step, make_environments
+from rimlit.rl import PPOTask, Step, make_environments
 from rimlit.rl.environments import Environments
+from rimlit.rl.rollouts import Player
+from tests.rl.corridor import BACKBONES
 
 
 def make(game: str = "Breakout", number: int = 2, **options: Any) -> Environments:
@@ -68,6 +70,25 @@ def test_what_follows_a_lost_life_is_the_next_screen_of_the_same_game() -> None:
         assert np.array_equal(step.final_observations[lives], step.observations[lives])
     assert lost > 4
     without.close()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_replaying_a_rollout_over_a_lost_life_gives_the_same_log_probabilities_and_values(backbone: str) -> None:
+    encoder = {"class_path": "rimlit.encoders.ScreenEncoder", "init_args": {"output_size": 16}}
+    environments = make()
+    arguments = (BACKBONES[backbone], environments.observation_shape, environments.num_actions)
+    task = PPOTask(*arguments, encoder=encoder)
+    player = Player(environments, 3)
+    with task.playing(2):
+        rollout = player.collect(task, 60)
+    # a life ends, and the state is kept
+    lost = rollout.breaks[:, :-1] & ~rollout.seen.starts[:, 1:]
+    assert lost.any()
+    assert not rollout.next_values[:, :-1][lost].any()
+    outputs, _ = task(rollout.seen, rollout.state)
+    log_probs = task.policy.log_prob(outputs[..., :-1], rollout.actions)
+    assert (log_probs - rollout.log_probs).abs().max() < 1e-5
+    assert (outputs[..., -1] - rollout.values).abs().max() < 1e-5
 
 
 def test_a_game_that_is_cut_off_shows_its_last_screen_and_begins_anew_in_the_same_step() -> None:
@@ -167,6 +188,23 @@ def test_what_is_no_game_or_option_is_answered_with_what_is(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environments(environment, 2, options=options)
+
+
+@pytest.mark.parametrize(
+    ("environment", "game"),
+    [("Pong", "Pong"), ("PongNoFrameskip-v4", "Pong"), ("spaceinvadersDeterministic-v0", "SpaceInvaders")],
+)
+def test_a_game_by_a_name_of_old_is_answered_with_its_id(
+    monkeypatch: pytest.MonkeyPatch, environment: str, game: str
+) -> None:
+    monkeypatch.setattr("rimlit.rl.gym.registry", {})  # ale-py knows these names once it is imported
+    with pytest.raises(
+        ConfigError, match=rf"environment='{environment}' is neither .* Did you mean ALE/{game}-v5\?"
+    ):
+        make_environments(environment, 1)
+    monkeypatch.setattr("rimlit.rl.gym.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"nor the dotted path of a class\.$"):
+        make_environments(environment, 1)
 
 
 def test_wrappers_are_refused() -> None:

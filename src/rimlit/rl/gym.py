@@ -3,6 +3,8 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -172,11 +174,20 @@ def _find(environment: str) -> EnvSpec:
         return registry[name]
     if "." in name and "/" not in name and all(part.isidentifier() for part in name.split(".")):
         return EnvSpec(name, entry_point=cast(Any, find_class(name, Env)))
-    near = get_close_matches(name, registry, n=3, cutoff=0.5)
+    near = _atari_game(name) or get_close_matches(name, registry, n=3, cutoff=0.5)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     raise ConfigError(
         f"environment={environment!r} is neither an id that gymnasium knows nor the dotted path of a class.{hint}"
     )
+
+
+def _atari_game(name: str) -> list[str]:
+    """Return the id of an Atari game that is named in another way (Pong, PongNoFrameskip-v4), if ale-py has it."""
+    package = find_spec("ale_py")  # not imported: nobody has asked for a game yet
+    roms = Path(package.origin).parent.glob("roms/*.bin") if package and package.origin else ()
+    asked = name.split("-")[0].removesuffix("NoFrameskip").removesuffix("Deterministic").lower()
+    games = (rom.stem.title().replace("_", "") for rom in roms)
+    return [f"ALE/{game}-v5" for game in games if game.lower() == asked]
 
 
 def _make(
