@@ -563,7 +563,12 @@ def collecting() -> str:
         shares = [micro[part] / micro["bare"] for part in ("network", "environments")]
         cells = [f"{100 * share:.0f} %" for share in shares]
         rows.append([f"`{name}`", *cells, f"{100 * facts['overhead']:.0f} %"])
-    header = ["config", "network, of a bare loop", "environments, of a bare loop", "the package adds"]
+    header = [
+        "config",
+        "network, share of the bare loop",
+        "environments, share of the bare loop",
+        "the package adds",
+    ]
     return table(header, rows)
 
 

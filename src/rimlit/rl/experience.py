@@ -24,7 +24,8 @@ class Experience(DataModule):
 
     An epoch is one rollout: ``rollout_length`` steps of every environment, learnt from ``num_passes`` times in
     minibatches of whole environments. Training ends after ``total_steps`` steps of all environments, to the next
-    whole rollout, or earlier by the trainer's own limits. Where a run is gone on with, the environments begin new
+    whole rollout, or earlier by the trainer's own limits: a ``Trainer`` made in Python wants ``max_epochs=-1``, as
+    Lightning's default ends training after 1,000 epochs. Where a run is gone on with, the environments begin new
     episodes; the rest of a rollout that was not learnt from yet is the rest of a new one.
 
     Validation and test play episodes in environments of their own, the same ones each time.
