@@ -184,7 +184,10 @@ def test_a_policy_of_choices_is_not_taken_to_an_environment_of_continuous_action
     succeed("fit", *POLE, "--trainer.max_epochs=1", "--test_after_fit=false")
     other = ("--data.environment=Pendulum-v1", "--data.observed=[0,1]")
     said = refused(2, "test", "--ckpt_path", RUN / "checkpoints/last.ckpt", *other, *QUIET, *UNTRACKED)
-    assert "got num_actions=2, action_size=1" in said
+    assert "environment='Pendulum-v1' has num_actions=None; the model was made for num_actions=2" in said
+    other = ("--data.environment=Acrobot-v1", "--data.observed=[0,1]")
+    said = refused(2, "test", "--ckpt_path", RUN / "checkpoints/last.ckpt", *other, *QUIET, *UNTRACKED)
+    assert "environment='Acrobot-v1' has num_actions=3; the model was made for num_actions=2" in said
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,11 @@ class RimlitCLI(LightningCLI):
         """Return a size of the task: the data module's, or the user's where the data module declares none."""
         given = self._get(self.config, "model").get(f"init_args.{name}")
         declared = getattr(data, name, None)
+        environment = getattr(data, "environment", None)
+        if environment and given not in (None, declared) and (declared is None or self.checkpoint is not None):
+            raise ConfigError(
+                f"environment={environment!r} has {name}={declared!r}; the model was made for {name}={given!r}."
+            )
         if given is not None and declared is not None and given != declared:
             raise ConfigError(
                 f"model.{name} comes from the data module, which says {declared!r}; remove {name}={given!r}."

@@ -49,7 +49,8 @@ class Task(Recorded, L.LightningModule, ABC):
     """Base of all tasks. A subclass gives :meth:`loss` and :meth:`metrics`.
 
     Head, optimiser and scheduler are factories, as the backbone is: a class, a ``functools.partial`` of one, or a
-    dict of ``class_path`` and ``init_args``. The scheduler advances with every optimiser step.
+    dict of ``class_path`` and ``init_args``. The scheduler advances with every optimiser step, ReduceLROnPlateau
+    after each validation, in the direction in which ``monitor`` is better.
 
     Args:
         encoder: Maps a batch's inputs to what the backbone reads; its ``output_size`` is the input size.
