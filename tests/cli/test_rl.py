@@ -195,7 +195,7 @@ def test_a_policy_of_choices_is_not_taken_to_an_environment_of_continuous_action
     [
         ("raises", "raised at step 47: RuntimeError: the motor is hot"),
         pytest.param("nan", "returned an observation of nan at step 47", marks=pytest.mark.slow),
-        pytest.param("shape", "an observation of shape (3,) and type float32 at step 47", marks=pytest.mark.slow),
+        pytest.param("shape", "returned an observation of shape (3,)", marks=pytest.mark.slow),
     ],
 )
 def test_an_environment_at_fault_is_named_and_leaves_the_checkpoint_before_it(
