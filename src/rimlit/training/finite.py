@@ -50,7 +50,7 @@ class FiniteGuard(L.Callback):
     ) -> None:
         """Look at losses, gradients and weights; Lightning has unscaled the gradients and not yet clipped them."""
         losses, self._losses = self._losses, []
-        weights: list[Tensor] = list(pl_module.parameters())
+        weights: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         looked_at: list[list[Tensor]] = [losses, gradients, weights]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
