@@ -8,7 +8,38 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class LinearDecay(LRScheduler):
+class _ToTheEnd(LRScheduler):
+    """A schedule that ends with the run.
+
+    Args:
+        optimizer: Optimiser whose rates it sets.
+        final_ratio: Rate at the end over the first, 0 to 1.
+        total_steps: Steps of the schedule in all.
+    """
+
+    def __init__(self, optimizer: Optimizer, final_ratio: float, total_steps: int | None) -> None:
+        if not 0 <= final_ratio <= 1:
+            raise ValueError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
+        if total_steps is None or total_steps < 1:
+            raise ValueError(
+                f"{type(self).__name__} needs a run of known length; got total_steps={total_steps}. "
+                "Set trainer.max_steps or trainer.max_epochs."
+            )
+        self.final_ratio = final_ratio
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the run's length: a run that is gone on with may be longer."""
+        return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        return min(1.0, self.last_epoch / self.total_steps)
+
+
+class LinearDecay(_ToTheEnd):
     """Let the rate fall on a straight line to the run's end.
 
     Args:
@@ -28,32 +59,14 @@ class LinearDecay(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, *, final_ratio: float = 0.0, total_steps: int | None = None) -> None:
-        if not 0 <= final_ratio <= 1:
-            raise ValueError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
-        self.final_ratio = final_ratio
-        self.total_steps = _known(total_steps, type(self).__name__)
-        super().__init__(optimizer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state without the run's length: a run that is gone on with may be longer."""
-        return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
+        super().__init__(optimizer, final_ratio, total_steps)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rates of the step to come."""
-        progress = min(1.0, self.last_epoch / self.total_steps)
-        return [base * (1 - (1 - self.final_ratio) * progress) for base in self.base_lrs]
+        return [base * (1 - (1 - self.final_ratio) * self.progress) for base in self.base_lrs]
 
 
-def _known(total_steps: int | None, name: str) -> int:
-    if total_steps is None or total_steps < 1:
-        raise ValueError(
-            f"{name} needs a run of known length; got total_steps={total_steps}. "
-            "Set trainer.max_steps or trainer.max_epochs."
-        )
-    return total_steps
-
-
-class WarmupCosine(LRScheduler):
+class WarmupCosine(_ToTheEnd):
     """Raise the rate linearly, then let it fall along half a cosine to the run's last step.
 
     Args:
@@ -83,20 +96,11 @@ class WarmupCosine(LRScheduler):
     ) -> None:
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0; got warmup_steps={warmup_steps}.")
-        if not 0 <= final_ratio <= 1:
-            raise ValueError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
         self.warmup_steps = warmup_steps
-        self.final_ratio = final_ratio
-        self.total_steps = _known(total_steps, type(self).__name__)
-        super().__init__(optimizer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state without the run's length: a run that is gone on with may be longer."""
-        return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
+        super().__init__(optimizer, final_ratio, total_steps)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rates of the step to come."""
         rise = min(1.0, (self.last_epoch + 1) / max(self.warmup_steps, 1))
-        progress = min(1.0, self.last_epoch / self.total_steps)
-        fall = self.final_ratio + (1 - self.final_ratio) * (1 + math.cos(math.pi * progress)) / 2
+        fall = self.final_ratio + (1 - self.final_ratio) * (1 + math.cos(math.pi * self.progress)) / 2
         return [base * rise * fall for base in self.base_lrs]
