@@ -1,11 +1,11 @@
 """What collecting costs beyond the environments and the network, and how its time is shared.
 
 In turns, in one process: a bare loop of ``env.step`` (and ``env.reset`` where an episode ends) and of the network
-(encoder, backbone, head, drawing an action), which keeps nothing and starts no state anew; and the package's own,
-which keeps what is learnt from. Each is timed step by step of all environments; medians, so that a busy machine
-matters little.
+(encoder, the backbone's fastest single step, head, ``torch.multinomial``) without gradients, which keeps nothing,
+checks nothing and starts no state anew; and the package's own, which keeps what is learnt from. Each is timed over
+as many steps of all environments as a rollout has; medians over the rounds, so that a busy machine matters little.
 
-python benchmarks/collecting.py [--rounds 40] [--json benchmarks/results/collecting.json]
+python benchmarks/collecting.py [--rounds 100] [--json benchmarks/results/collecting.json]
 """
 
 import argparse
@@ -21,12 +21,11 @@ import numpy as np
 import torch
 import yaml
 
-from rimlit.backbones.rim import RIM, Stepper
 from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
 from rimlit.rl import PPOTask
 from rimlit.rl.experience import Experience
-from rimlit.rl.rollouts import Player, joined
+from rimlit.rl.rollouts import Player
 from rimlit.training.recording import git_commit, machine
 
 CONFIGS = ("cartpole/rim", "cartpole/lstm")
@@ -43,19 +42,15 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[], tuple[float, floa
     head: Any = task.head
     state = task.initial_state(number)
     generator = torch.Generator().manual_seed(0)
-    stepper = Stepper(backbone, number, fold=False) if isinstance(backbone, RIM) else None
-    parts = None if stepper else tuple(part.transpose(0, 1).contiguous() for part in state)
+    step = backbone.stepping(number)
 
     def run() -> tuple[float, float]:
-        nonlocal state, parts, observations
+        nonlocal state, observations
         start = time.perf_counter()
         seen = torch.from_numpy(observations if data.observed is None else observations[:, data.observed])
         encoded = encoder.observations(encoder.normalization(seen.unsqueeze(1)))
-        if stepper is not None:
-            features, state = stepper(encoded.squeeze(1), state)
-        else:
-            features, parts = backbone.recurrent(encoded, parts)
-        outputs = head.linear(features.view(number, -1))
+        features, state = step(encoded.squeeze(1), state)
+        outputs = head.linear(features)
         actions = torch.multinomial(outputs[:, :-1].softmax(dim=-1), 1, generator=generator).squeeze(1).numpy()
         middle = time.perf_counter()
         for index, env in enumerate(envs):
@@ -73,37 +68,31 @@ def measure(config: str, rounds: int) -> dict[str, Any]:
     task = build_task(settings, data)
     assert isinstance(data, Experience) and isinstance(task, PPOTask)
     player = Player(data.make(data.environment, data.num_environments), 0)
-    bare = bare_loop(task, data)
-    seconds: dict[str, list[float]] = {"network": [], "environments": [], "bare": [], "playing": []}
-    once = []
-    for _ in range(rounds):
-        with torch.no_grad():
-            for _ in range(STEPS):
-                network, environments = bare()
-                seconds["network"].append(network)
-                seconds["environments"].append(environments)
-                seconds["bare"].append(network + environments)
-        plays = []
-        with task.playing(data.num_environments):
-            for _ in range(STEPS):
-                start = time.perf_counter()
-                plays.append(player._play(task))
-                seconds["playing"].append(time.perf_counter() - start)
-        with torch.no_grad():
+    seconds: dict[str, list[float]] = {"network": [], "environments": [], "bare": [], "package": []}
+    with task.playing(data.num_environments):
+        bare = bare_loop(task, data)
+        for _ in range(rounds):
+            network, environments = (sum(times) for times in zip(*(bare() for _ in range(STEPS)), strict=True))
             start = time.perf_counter()
-            joined(plays, [None] * STEPS, plays[0].outputs[:, -1], player.state, task.policy)
-            once.append((time.perf_counter() - start) / STEPS)
-    seconds["joining"] = once
-    micro = {name: 1e6 * statistics.median(times) / data.num_environments for name, times in seconds.items()}
+            player.collect(task, STEPS)
+            seconds["package"].append(time.perf_counter() - start)
+            seconds["network"].append(network)
+            seconds["environments"].append(environments)
+            seconds["bare"].append(network + environments)
+    env_steps = STEPS * data.num_environments
+    ratios = [package / bare for package, bare in zip(seconds["package"], seconds["bare"], strict=True)]
     return {
-        "microseconds_per_env_step": micro,
-        "overhead": (micro["playing"] + micro["joining"]) / micro["bare"] - 1,
+        "microseconds_per_env_step": {
+            name: 1e6 * statistics.median(times) / env_steps for name, times in seconds.items()
+        },
+        "overhead": statistics.median(ratios) - 1,
+        "quartiles_of_overhead": [ratio - 1 for ratio in statistics.quantiles(ratios)[::2]],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,7 +102,7 @@ def main() -> None:
         micro = result["microseconds_per_env_step"]
         print(
             f"{config:<16}network {micro['network']:.1f} + environments {micro['environments']:.1f} µs a step, "
-            f"the package {micro['playing']:.1f} + {micro['joining']:.1f}: {100 * result['overhead']:.1f} % more"
+            f"the package {micro['package']:.1f}: {100 * result['overhead']:+.1f} %"
         )
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -77,12 +77,13 @@ def test_step_by_step_equals_the_whole_sequence(cls: type[Backbone], arguments: 
     torch.testing.assert_close(torch.stack(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
     assert_same_state(state, last, rtol=1e-10, atol=1e-12)
     with torch.no_grad():  # where a backbone may take another way
-        state, pieces = start, []
-        for step in range(STEPS):
-            features, state = backbone.step(inputs[:, step], state)
-            pieces.append(features)
-    torch.testing.assert_close(torch.stack(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
-    assert_same_state(state, last, rtol=1e-10, atol=1e-12)
+        for run in (backbone.step, backbone.stepping(BATCH)):
+            state, pieces = start, []
+            for step in range(STEPS):
+                features, state = run(inputs[:, step], state)
+                pieces.append(features)
+            torch.testing.assert_close(torch.stack(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
+            assert_same_state(state, last, rtol=1e-10, atol=1e-12)
 
 
 @every_backbone

@@ -17,6 +17,14 @@ from rimlit.backbones.base import (
 )
 from rimlit.types import State, replace_state
 
+CELLS: dict[str, Callable[..., Any]] = {
+    "LSTM": torch.lstm_cell,
+    "GRU": torch.gru_cell,
+    "RNN_TANH": torch.rnn_tanh_cell,
+    "RNN_RELU": torch.rnn_relu_cell,
+}
+"""Mode of a network of ``torch.nn`` → its single step."""
+
 
 class TorchRecurrent(Backbone):
     """Base of the backbones that run on a network of ``torch.nn``; a subclass gives :meth:`initial_state`.
@@ -76,6 +84,26 @@ class TorchRecurrent(Backbone):
         require_input(self, inputs.unsqueeze(1))
         features, state = self._run(inputs.unsqueeze(1), state)
         return features.squeeze(1), state
+
+    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """Return :meth:`step` without what ``torch.nn`` prepares for a sequence; see :meth:`Backbone.stepping`."""
+        network, layers = self.recurrent, self.recurrent.all_weights
+        is_dropping = self.training and network.dropout > 0
+        if torch.is_grad_enabled() or is_dropping or torch.is_autocast_enabled(layers[0][0].device.type):
+            return self.step
+        cell = CELLS[network.mode]
+
+        def step(inputs: Tensor, state: State) -> tuple[Tensor, State]:
+            require_input(self, inputs.unsqueeze(1))
+            news = []
+            for index, weights in enumerate(layers):
+                olds = tuple(part[:, index] for part in state)
+                new = cell(inputs, olds if len(olds) > 1 else olds[0], *weights)
+                news.append(new if len(olds) > 1 else (new,))
+                inputs = news[-1][0]
+            return inputs, type(state)(*(torch.stack(parts, dim=1) for parts in zip(*news, strict=True)))
+
+        return step
 
     def _run(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         parts = layers_first(tuple(state))

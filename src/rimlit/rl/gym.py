@@ -50,7 +50,7 @@ class GymEnvironments(Environments):
         observations, actions = self._envs[0].observation_space, self._envs[0].action_space
         assert isinstance(observations, spaces.Box)
         self._shape = self.observation_shape = observations.shape
-        self._observed: Array | None = None
+        self._observed: Array | slice | None = None
         if observed is not None:
             self._observed = self._places(list(observed), observations.shape)
             self.observation_shape = (len(observed),)
@@ -73,9 +73,8 @@ class GymEnvironments(Environments):
         observations = np.empty((self.num_environments, *self._shape), self.observation_type)
         for index in range(self.num_environments):
             self._put(observations, index, self._begin(index, seed=seed + index))
-        shown = self._shown(observations)
-        self.require_finite(shown, np.zeros(len(shown)), 0)
-        return shown
+        self.require_finite(observations, np.zeros(self.num_environments), 0)
+        return self._shown(observations)
 
     def step(self, actions: Array) -> Step:
         """Act; see :meth:`Environments.step`."""
@@ -83,9 +82,9 @@ class GymEnvironments(Environments):
         number, shape = self.num_environments, self._shape
         observations = np.empty((number, *shape), self.observation_type)
         rewards = np.empty(number, np.float32)
-        terminated, truncated = np.zeros(number, bool), np.zeros(number, bool)
+        terminated, truncated, ended = flags = np.zeros((3, number), bool)
         finals: list[tuple[int, Array]] = []
-        if self.num_actions is not None:
+        if self._first_action:
             actions = actions + self._first_action
         for index, env in enumerate(self._envs):
             try:
@@ -93,22 +92,20 @@ class GymEnvironments(Environments):
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
             if is_over or is_cut:
-                terminated[index], truncated[index] = is_over, is_cut
+                flags[:, index] = is_over, is_cut, True
                 finals.append((index, np.array(observation)))  # an environment may use its array again
                 observation = self._begin(index)
             self._put(observations, index, observation)
-        led_to = observations
+        shown = self._shown(observations)
+        self.require_finite(observations, rewards, self._steps)
+        final_shown = shown
         if finals:
             led_to = observations.copy()
             for index, observation in finals:
                 self._put(led_to, index, observation)
-        shown = self._shown(observations)
-        self.require_finite(shown, rewards, self._steps)
-        final_shown = shown
-        if finals:
             final_shown = self._shown(led_to)
-            self.require_finite(final_shown, rewards, self._steps)
-        return Step(shown, rewards, rewards, terminated, truncated, terminated | truncated, final_shown)
+            self.require_finite(led_to, rewards, self._steps)
+        return Step(shown, rewards, rewards, terminated, truncated, ended, final_shown)
 
     def _begin(self, index: int, **options: Any) -> Array:
         """Start an episode in one environment and return its first observation."""
@@ -139,7 +136,7 @@ class GymEnvironments(Environments):
             f"declares an array of numbers of shape {self._shape}."
         )
 
-    def _places(self, observed: list[int], shape: tuple[int, ...]) -> Array:
+    def _places(self, observed: list[int], shape: tuple[int, ...]) -> Array | slice:
         """Return the places of the observation vector that are shown."""
         if len(shape) != 1:
             raise ConfigError(f"observed needs vectors, and {self.name} shows {shape}; got observed={observed}.")
@@ -148,6 +145,9 @@ class GymEnvironments(Environments):
                 f"observed must name places of what {self.name} shows, 0 to {shape[0] - 1}; got "
                 f"observed={observed}."
             )
+        gaps = set(np.diff(observed).tolist())
+        if len(gaps) == 1 and min(gaps) > 0:  # numpy takes places at even distances without a copy
+            return slice(observed[0], observed[-1] + 1, gaps.pop())
         return np.array(observed)
 
     def render(self) -> Array | None:

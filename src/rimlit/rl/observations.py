@@ -148,10 +148,9 @@ class PolicyEncoder(Encoder):
 
     def forward(self, seen: Seen) -> Tensor:
         """Map (B, T, …) to (B, T, output_size), or to slots (B, T, N, output_size)."""
-        observations = seen.observations
-        if self.normalization is not None:
-            observations = self.normalization(observations)
-        encoded: Tensor = self.observations(observations)
+        normalization = self.normalization
+        normalized = seen.observations if normalization is None else normalization(seen.observations)
+        encoded: Tensor = self.observations(normalized)
         if self.previous == "hidden":
             return encoded
         before = torch.cat([self.encode_actions(seen.actions), seen.rewards.unsqueeze(-1)], dim=-1)

@@ -51,7 +51,9 @@ class Categorical(Policy):
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions (B,)."""
-        return torch.multinomial(outputs.softmax(dim=-1), 1, generator=generator).squeeze(-1)
+        probabilities = outputs.softmax(dim=-1)
+        # what torch.multinomial draws, without its checks, which wait for the device
+        return probabilities.div_(torch.empty_like(probabilities).exponential_(generator=generator)).argmax(dim=-1)
 
     def mode(self, outputs: Tensor) -> Tensor:
         """Return the likeliest actions (B,)."""

@@ -78,6 +78,16 @@ class Losses(NamedTuple):
     clip_fraction: Tensor  # share of steps whose ratio is beyond the clip
 
 
+class _Ready(NamedTuple):
+    """What single steps take, in the hand while the weights stay as they are."""
+
+    encoder: nn.Module
+    head: nn.Module
+    step: Callable[[Tensor, State], tuple[Tensor, State]]
+    num_environments: int
+    initial_state: State
+
+
 class EpisodeReturn(Mean):
     """Mean sum of an episode's rewards, each episode counted once."""
 
@@ -222,7 +232,7 @@ class PPOTask(Task):
         self.evaluate_greedily = evaluate_greedily
         self.divergence = 0.0
         """Divergence from the policy that collected, of the last minibatch, nats."""
-        self._step: Callable[[Tensor, State], tuple[Tensor, State]] | None = None
+        self._ready: _Ready | None = None
         self.has_learnt = False
         """Whether a minibatch of the last rollout was learnt from."""
         self.collected: Collected | None = None
@@ -277,11 +287,14 @@ class PPOTask(Task):
         Returns:
             The policy's outputs and, last, the value, (B, size + 1), and the state after the step.
         """
-        encoded = self.encoder(seen).squeeze(1)
-        step = self.backbone.step if self._step is None or encoded.dim() == 3 else self._step
+        ready = self._ready
+        encoder, head, step = (self.encoder, self.head, self.backbone.step) if ready is None else ready[:3]
+        encoded = encoder(seen).squeeze(1)
+        if encoded.dim() == 3:
+            step = self.backbone.step
         features, state = step(encoded, state)
-        outputs: Tensor = self.head(features.unsqueeze(1))
-        return outputs.squeeze(1).float(), state
+        outputs: Tensor = head(features.unsqueeze(1)).squeeze(1).float()
+        return outputs, state
 
     @contextmanager
     def playing(self, num_environments: int) -> Iterator[None]:
@@ -295,14 +308,23 @@ class PPOTask(Task):
         unwatched = self.backbone.unwatched() if isinstance(self.backbone, RIM) else nullcontext()
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
         with torch.inference_mode(), unwatched, precision:
-            self._step = self.backbone.stepping(num_environments)
+            self._ready = _Ready(
+                self.encoder,
+                self.head,
+                self.backbone.stepping(num_environments),
+                num_environments,
+                self.backbone.initial_state(num_environments),
+            )
             try:
                 yield
             finally:
-                self._step = None
+                self._ready = None
 
     def initial_state(self, batch_size: int) -> State:
         """Return the backbone's state at the start of an episode."""
+        ready = self._ready
+        if ready is not None and ready.num_environments == batch_size:
+            return ready.initial_state
         return self.backbone.initial_state(batch_size)
 
     def prepare(self, rollout: Rollout) -> Minibatch:

@@ -1,7 +1,7 @@
 """Playing a policy in environments: what training collects and what evaluation scores."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -31,7 +31,10 @@ class Actor(Protocol):
         """Return the state an episode starts from."""
 
     def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
-        """Return outputs and, last, the value (E, size + 1), and the state after a step, ``seen`` (E, 1, …)."""
+        """Return outputs and, last, the value (E, size + 1), and the state after a step, ``seen`` (E, 1, …).
+
+        Nothing that is returned may lie in the memory of ``seen``.
+        """
 
 
 class Rollout(NamedTuple):
@@ -56,11 +59,11 @@ class Episode(NamedTuple):
 
 
 class Played(NamedTuple):
-    """One step of E environments."""
+    """One step of E environments. Nothing writes to it later."""
 
-    seen: Seen  # (E, 1, …)
+    seen: tuple[Array, ...]  # the parts of Seen, (E, …) each
     outputs: Tensor  # (E, size + 1): the policy's and, last, the value
-    actions: Tensor  # (E,) or (E, size)
+    actions: Array  # (E,) or (E, size)
     step: Step
 
 
@@ -82,13 +85,16 @@ class Player:
         number = environments.num_environments
         self._seed = seed
         self._generator: torch.Generator | None = None
-        self._observations = environments.reset(seed)
         size = environments.action_size
-        self._actions: Array = np.zeros(number, np.int64) if size is None else np.zeros((number, size), np.float32)
-        self._rewards: Array = np.zeros(number, np.float32)
-        self._starts: Array = np.ones(number, bool)
+        actions: Array = np.zeros(number, np.int64) if size is None else np.zeros((number, size), np.float32)
+        first = (environments.reset(seed), actions, np.zeros(number, np.float32), np.ones(number, bool))
+        # written anew in every step: tensors of their own would cost as much as a layer does
+        self._tensors = Seen(*(torch.from_numpy(part[:, None].copy()) for part in first))
+        self._written = tuple(part.numpy()[:, 0] for part in self._tensors)
+        self._seen = first
         self._scores: Array = np.zeros(number)
-        self._lengths: Array = np.zeros(number, np.int64)
+        self._steps = 0
+        self._began: Array = np.zeros(number, np.int64)
 
     @torch.no_grad()
     def play(self, actor: Actor) -> Played:
@@ -99,39 +105,39 @@ class Player:
         if self._generator is None:
             self._generator = torch.Generator(actor.device).manual_seed(self._seed)
         self._begin(actor)
-        seen = self._seen(actor, self._observations)
-        outputs, self.state = actor.step(seen, self.state)
+        seen = self._seen
+        outputs, self.state = actor.step(self._shown(actor, seen), self.state)
         policy, numbers = actor.policy, outputs[:, :-1]
-        actions = policy.mode(numbers) if self.greedy else policy.sample(numbers, self._generator)
-        taken = actions.cpu().numpy()
-        step = self.environments.step(taken)
-        self._observations, self._actions, self._rewards = step.observations, taken, step.rewards
-        self._starts = step.ended
+        drawn = policy.mode(numbers) if self.greedy else policy.sample(numbers, self._generator)
+        actions = drawn.numpy(force=True)
+        step = self.environments.step(actions)
+        self._seen = step.observations, actions, step.rewards, step.ended
         self._scores += step.scores
-        self._lengths += 1
-        if step.ended.any():
+        self._steps += 1
+        if np.count_nonzero(step.ended):
             self._note_ends(step.ended)
         return Played(seen, outputs, actions, step)
 
     def _begin(self, actor: Actor) -> None:
         """Put the initial state where an episode starts."""
+        starts = self._seen[3]
         if self.state is None:
             self.state = actor.initial_state(self.environments.num_environments)
-        elif self._starts.any():
+        elif np.count_nonzero(starts):
             initial = actor.initial_state(self.environments.num_environments)
-            self.state = replace_state(self.state, initial, torch.from_numpy(self._starts).to(actor.device))
+            self.state = replace_state(self.state, initial, torch.from_numpy(starts).to(actor.device))
 
-    def _seen(self, actor: Actor, observations: Array) -> Seen:
-        parts = [part[:, None] for part in (observations, self._actions, self._rewards, self._starts)]
-        if actor.device.type == "cpu":
-            return Seen(*map(torch.from_numpy, parts))
-        return Seen(*(torch.from_numpy(part).to(actor.device) for part in parts))
+    def _shown(self, actor: Actor, seen: tuple[Array, ...]) -> Seen:
+        """Return ``seen`` as the actor takes it, (E, 1, …), until the next call."""
+        for written, part in zip(self._written, seen, strict=True):
+            written[...] = part
+        device = actor.device
+        return self._tensors if device.type == "cpu" else Seen(*(part.to(device) for part in self._tensors))
 
     def _note_ends(self, ended: Array) -> None:
         for index in ended.nonzero()[0].tolist():
-            self.ended.append(Episode(index, float(self._scores[index]), int(self._lengths[index])))
-        self._scores[ended] = 0
-        self._lengths[ended] = 0
+            self.ended.append(Episode(index, float(self._scores[index]), self._steps - int(self._began[index])))
+            self._scores[index], self._began[index] = 0, self._steps
 
     @torch.no_grad()
     def collect(self, actor: Actor, num_steps: int) -> Rollout:
@@ -143,31 +149,32 @@ class Player:
         for _ in range(num_steps):
             played = self._play(actor)
             plays.append(played)
-            next_values.append(self._final_values(actor, played.step) if played.step.truncated.any() else None)
+            is_cut = np.count_nonzero(played.step.truncated)
+            next_values.append(self._final_values(actor, played.step) if is_cut else None)
         self._begin(actor)
-        last = actor.step(self._seen(actor, self._observations), self.state)[0][:, -1]
+        last = actor.step(self._shown(actor, self._seen), self.state)[0][:, -1]
         with torch.inference_mode(False), torch.no_grad():  # it is learnt from
             return joined(plays, next_values, last, state, actor.policy)
 
     def _final_values(self, actor: Actor, step: Step) -> Tensor:
         """Return the values of what the last step led to, before any new episode."""
-        seen = self._seen(actor, step.final_observations)
-        return actor.step(seen._replace(starts=torch.zeros_like(seen.starts)), self.state)[0][:, -1]
+        _, actions, rewards, ended = self._seen
+        seen = self._shown(actor, (step.final_observations, actions, rewards, np.zeros_like(ended)))
+        return actor.step(seen, self.state)[0][:, -1]
 
 
 def joined(
     plays: list[Played], final_values: list[Tensor | None], last: Tensor, state: State, policy: Policy
 ) -> Rollout:
     """Put the steps of a rollout side by side, on the CPU."""
-
-    def from_arrays(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(played.step, name) for played in plays], axis=1))
-
-    seen = Seen(*(torch.cat(parts, dim=1).cpu() for parts in zip(*(played.seen for played in plays), strict=True)))
+    seen = seen_in(plays)
+    steps = [played.step for played in plays]
     outputs = torch.stack([played.outputs for played in plays], dim=1)
-    actions = torch.stack([played.actions for played in plays], dim=1)
+    actions = side_by_side([played.actions for played in plays])
+    log_probs = policy.log_prob(outputs[..., :-1], actions.to(outputs.device)).cpu()
     values = outputs[..., -1].cpu()
-    terminated, truncated = from_arrays("terminated"), from_arrays("truncated")
+    terminated = side_by_side([step.terminated for step in steps])
+    truncated = side_by_side([step.truncated for step in steps])
     next_values = torch.cat([values[:, 1:], last.cpu()[:, None]], dim=1)
     for index, finals in enumerate(final_values):
         if finals is not None:
@@ -175,13 +182,24 @@ def joined(
     return Rollout(
         seen=seen,
         state=map_state(lambda part: part.clone().cpu(), state),
-        actions=actions.cpu(),
-        log_probs=policy.log_prob(outputs[..., :-1], actions).cpu(),
+        actions=actions,
+        log_probs=log_probs,
         values=values,
         next_values=next_values.masked_fill(terminated, 0),
-        rewards=from_arrays("rewards"),
+        rewards=side_by_side([step.rewards for step in steps]),
         breaks=terminated | truncated,
     )
+
+
+def seen_in(plays: list[Played]) -> Seen:
+    """Return what was seen in steps, (E, T, …), on the CPU."""
+    return Seen(*(side_by_side(parts) for parts in zip(*(played.seen for played in plays), strict=True)))
+
+
+def side_by_side(arrays: Sequence[Array]) -> Tensor:
+    """Return arrays (E, …) of T steps as a tensor (E, T, …)."""
+    joint = np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
+    return torch.from_numpy(np.ascontiguousarray(joint.swapaxes(0, 1)))
 
 
 class Evaluated(NamedTuple):
@@ -251,11 +269,9 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
             return
         ended = [episode for _, _, episodes in piece for episode in episodes]
         yield Evaluated(
-            Seen(
-                *(torch.cat(parts, dim=1) for parts in zip(*(played.seen for played, _, _ in piece), strict=True))
-            ),
+            seen_in([played for played, _, _ in piece]),
             state,
-            torch.from_numpy(np.stack([counts for _, counts, _ in piece], axis=1)),
+            side_by_side([counts for _, counts, _ in piece]),
             torch.tensor([episode.score for episode in ended]),
             torch.tensor([episode.length for episode in ended]),
         )
@@ -268,19 +284,19 @@ def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
         Each whole, in the order in which they end.
     """
     name, number = player.environments.name, 0
-    open_steps: list[list[tuple[Tensor, Tensor, float]]] = [[] for _ in quotas]
+    open_steps: list[list[tuple[Array, Array, float]]] = [[] for _ in quotas]
     for played, counts, ended in play_quotas(player, actor, quotas):
         for index in counts.nonzero()[0].tolist():
-            seen = played.seen.observations[index, 0].cpu(), played.actions[index].cpu()
-            open_steps[index].append((*seen, float(played.step.scores[index])))
+            acted = played.seen[0][index], played.actions[index]
+            open_steps[index].append((*acted, float(played.step.scores[index])))
         for episode in ended:
             index = episode.environment
             observations, actions, scores = zip(*open_steps[index], strict=True)
             yield Record(
                 name,
                 number,
-                torch.stack(observations),
-                torch.stack(actions),
+                torch.from_numpy(np.stack(observations)),
+                torch.from_numpy(np.stack(actions)),
                 torch.tensor(scores),
                 torch.from_numpy(np.array(played.step.final_observations[index])),
                 bool(played.step.truncated[index] and not played.step.terminated[index]),
