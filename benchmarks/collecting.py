@@ -1,11 +1,12 @@
-"""What collecting costs beyond the environments and the network, and how its time is shared.
+"""What collecting costs beyond the environments and the network, over a whole training.
 
-In turns, in one process: a bare loop of ``env.step`` (and ``env.reset`` where an episode ends) and of the network
-(encoder, the backbone's fastest single step, head, ``torch.multinomial``) without gradients, which keeps nothing,
-checks nothing and starts no state anew; and the package's own, which keeps what is learnt from. Each is timed over
-as many steps of all environments as a rollout has; medians over the rounds, so that a busy machine matters little.
+After each rollout of a real training the same weights play as many steps in a bare loop of ``env.step`` (and
+``env.reset`` where an episode ends) and of the network (encoder, the backbone's fastest single step, head,
+``torch.multinomial``) without gradients, which keeps nothing, checks nothing and starts no state anew. Compared
+with it is all that the package takes for a rollout, with what it keeps for learning. Medians over rollouts, so
+that a busy machine matters little. Short episodes cost most: the first rollouts are told apart.
 
-python benchmarks/collecting.py [--rounds 100] [--json benchmarks/results/collecting.json]
+python benchmarks/collecting.py [--steps 150000] [--json benchmarks/results/collecting.json]
 """
 
 import argparse
@@ -20,16 +21,16 @@ import gymnasium
 import numpy as np
 import torch
 import yaml
+from lightning import Callback, Trainer, seed_everything
 
 from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
 from rimlit.rl import PPOTask
 from rimlit.rl.experience import Experience
-from rimlit.rl.rollouts import Player
 from rimlit.training.recording import git_commit, machine
 
 CONFIGS = ("cartpole/rim", "cartpole/lstm")
-STEPS = 128
+FIRST = 10
 
 
 def bare_loop(task: PPOTask, data: Experience) -> Callable[[], tuple[float, float]]:
@@ -62,51 +63,79 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[], tuple[float, floa
     return run
 
 
-def measure(config: str, rounds: int) -> dict[str, Any]:
+class Bare(Callback):
+    """Plays as many steps as a rollout has in the bare loop, with the weights of the moment; keeps the times."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {"network": [], "environments": [], "package": []}
+        self._loop: Callable[[], tuple[float, float]] | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        with task.playing(data.num_environments):
+            loop = bare_loop(task, data) if self._loop is None else self._loop
+            times = [loop() for _ in range(data.rollout_length)]
+        self._loop = loop
+        for name, seconds in zip(("network", "environments"), zip(*times, strict=True), strict=True):
+            self.seconds[name].append(sum(seconds))
+        self.seconds["package"].append(task.collected.seconds)
+
+
+def measure(config: str, steps: int) -> dict[str, Any]:
     settings = yaml.safe_load(find_config(config).read_text())
+    settings["data"]["init_args"]["total_steps"] = steps
+    seed_everything(0, verbose=False)
     data = build_data(settings)
     task = build_task(settings, data)
-    assert isinstance(data, Experience) and isinstance(task, PPOTask)
-    player = Player(data.make(data.environment, data.num_environments), 0)
-    seconds: dict[str, list[float]] = {"network": [], "environments": [], "bare": [], "package": []}
-    with task.playing(data.num_environments):
-        bare = bare_loop(task, data)
-        for _ in range(rounds):
-            network, environments = (sum(times) for times in zip(*(bare() for _ in range(STEPS)), strict=True))
-            start = time.perf_counter()
-            player.collect(task, STEPS)
-            seconds["package"].append(time.perf_counter() - start)
-            seconds["network"].append(network)
-            seconds["environments"].append(environments)
-            seconds["bare"].append(network + environments)
-    env_steps = STEPS * data.num_environments
-    ratios = [package / bare for package, bare in zip(seconds["package"], seconds["bare"], strict=True)]
+    assert isinstance(data, Experience)
+    bare = Bare()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        gradient_clip_val=settings["trainer"]["gradient_clip_val"],
+        limit_val_batches=0,
+        callbacks=[bare],
+    )
+    trainer.fit(task, data)
+    env_steps = data.rollout_length * data.num_environments
+    seconds = bare.seconds
+    ratios = [
+        package / (network + environments)
+        for package, network, environments in zip(
+            seconds["package"], seconds["network"], seconds["environments"], strict=True
+        )
+    ]
     return {
         "microseconds_per_env_step": {
             name: 1e6 * statistics.median(times) / env_steps for name, times in seconds.items()
         },
+        "rollouts": len(ratios),
         "overhead": statistics.median(ratios) - 1,
-        "quartiles_of_overhead": [ratio - 1 for ratio in statistics.quantiles(ratios)[::2]],
+        "overhead_of_first_rollouts": statistics.median(ratios[:FIRST]) - 1,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=150_000, help="of all environments, of each training")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {}
     for config in CONFIGS:
-        results[config] = result = measure(config, arguments.rounds)
+        results[config] = result = measure(config, arguments.steps)
         micro = result["microseconds_per_env_step"]
         print(
             f"{config:<16}network {micro['network']:.1f} + environments {micro['environments']:.1f} µs a step, "
-            f"the package {micro['package']:.1f}: {100 * result['overhead']:+.1f} %"
+            f"the package {micro['package']:.1f}: {100 * result['overhead']:+.1f} % over {result['rollouts']} "
+            f"rollouts, {100 * result['overhead_of_first_rollouts']:+.1f} % over the first {FIRST}"
         )
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python benchmarks/collecting.py --rounds {arguments.rounds}"
+        command = f"python benchmarks/collecting.py --steps {arguments.steps}"
         origin = {"command": command, "commit": git_commit(), "machine": machine()}
         arguments.json.write_text(json.dumps({**origin, "configs": results}, indent=2) + "\n")
 

@@ -101,6 +101,8 @@ class TorchRecurrent(Backbone):
                 new = cell(inputs, olds if len(olds) > 1 else olds[0], *weights)
                 news.append(new if len(olds) > 1 else (new,))
                 inputs = news[-1][0]
+            if len(news) == 1:
+                return inputs, type(state)(*(part.unsqueeze(1) for part in news[0]))
             return inputs, type(state)(*(torch.stack(parts, dim=1) for parts in zip(*news, strict=True)))
 
         return step

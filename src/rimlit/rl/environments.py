@@ -89,8 +89,8 @@ class Environments(ABC):
     def require_finite(self, observations: Array, rewards: Array, step: int) -> None:
         """Raise a DataError that names the first environment whose observation or reward is not finite."""
         # where a sum over all is finite, so is all that is in it; of such sums this one is the quickest
-        whole = np.vdot(observations, observations) if observations.dtype.kind == "f" else 0.0
-        if math.isfinite(whole + np.vdot(rewards, rewards)):
+        flat = observations.reshape(-1)
+        if math.isfinite(rewards.dot(rewards) + (flat.dot(flat) if flat.dtype.kind == "f" else 0.0)):
             return
         for index, (observation, reward) in enumerate(zip(observations, rewards, strict=True)):
             if not np.isfinite(reward):

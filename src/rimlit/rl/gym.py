@@ -17,6 +17,9 @@ from rimlit.errors import ConfigError, DataError
 from rimlit.rl.environments import Array, Environments, Step, require_installed
 from rimlit.spec import check_trusted, find_class
 
+KINDS = "biuf"
+"""Kinds of numbers that an observation may be of, as numpy calls them."""
+
 PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "popgym": "popgym"}
 """First part of an id → package that registers such ids; each is in the extra ``rl``."""
 
@@ -72,7 +75,7 @@ class GymEnvironments(Environments):
         self._steps = 0
         observations = np.empty((self.num_environments, *self._shape), self.observation_type)
         for index in range(self.num_environments):
-            self._put(observations, index, self._begin(index, seed=seed + index))
+            observations[index] = self._begin(index, seed=seed + index)
         self.require_finite(observations, np.zeros(self.num_environments), 0)
         return self._shown(observations)
 
@@ -91,20 +94,21 @@ class GymEnvironments(Environments):
                 observation, rewards[index], is_over, is_cut, _ = env.step(actions[index])
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
+            if getattr(observation, "shape", None) != shape or observation.dtype.kind not in KINDS:
+                raise self._misfit(index, observation)
             if is_over or is_cut:
                 flags[:, index] = is_over, is_cut, True
                 finals.append((index, np.array(observation)))  # an environment may use its array again
                 observation = self._begin(index)
-            self._put(observations, index, observation)
-        shown = self._shown(observations)
+            observations[index] = observation
         self.require_finite(observations, rewards, self._steps)
-        final_shown = shown
+        shown = final_shown = self._shown(observations)
         if finals:
             led_to = observations.copy()
             for index, observation in finals:
-                self._put(led_to, index, observation)
-            final_shown = self._shown(led_to)
+                led_to[index] = observation
             self.require_finite(led_to, rewards, self._steps)
+            final_shown = self._shown(led_to)
         return Step(shown, rewards, rewards, terminated, truncated, ended, final_shown)
 
     def _begin(self, index: int, **options: Any) -> Array:
@@ -113,13 +117,9 @@ class GymEnvironments(Environments):
             observation: Array = self._envs[index].reset(**options)[0]
         except Exception as error:
             raise self._fault(index, "raised in its reset after", error) from error
-        return observation
-
-    def _put(self, observations: Array, index: int, observation: Array) -> None:
-        """Take up what an environment shows, if it is what it declares."""
-        if getattr(observation, "shape", None) != self._shape or observation.dtype.kind not in "biuf":
+        if getattr(observation, "shape", None) != self._shape or observation.dtype.kind not in KINDS:
             raise self._misfit(index, observation)
-        observations[index] = observation
+        return observation
 
     def _shown(self, observations: Array) -> Array:
         return observations if self._observed is None else observations[:, self._observed]

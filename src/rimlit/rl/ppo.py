@@ -232,6 +232,8 @@ class PPOTask(Task):
         self.evaluate_greedily = evaluate_greedily
         self.divergence = 0.0
         """Divergence from the policy that collected, of the last minibatch, nats."""
+        self.reads_previous = previous != "hidden"
+        """Whether the action and the reward before are read."""
         self._ready: _Ready | None = None
         self.has_learnt = False
         """Whether a minibatch of the last rollout was learnt from."""

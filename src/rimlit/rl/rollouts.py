@@ -22,6 +22,8 @@ class Actor(Protocol):
     """What is played: a recurrent policy with a value beside its outputs."""
 
     policy: Policy
+    reads_previous: bool
+    """Whether it reads more than the observations; otherwise it is shown nothing else in single steps."""
 
     @property
     def device(self) -> torch.device:
@@ -87,11 +89,10 @@ class Player:
         self._generator: torch.Generator | None = None
         size = environments.action_size
         actions: Array = np.zeros(number, np.int64) if size is None else np.zeros((number, size), np.float32)
-        first = (environments.reset(seed), actions, np.zeros(number, np.float32), np.ones(number, bool))
-        # written anew in every step: tensors of their own would cost as much as a layer does
-        self._tensors = Seen(*(torch.from_numpy(part[:, None].copy()) for part in first))
+        self._seen = environments.reset(seed), actions, np.zeros(number, np.float32), np.ones(number, bool)
+        # written anew in every step: new tensors would cost more than a layer does
+        self._tensors = Seen(*(torch.from_numpy(part[:, None].copy()) for part in self._seen))
         self._written = tuple(part.numpy()[:, 0] for part in self._tensors)
-        self._seen = first
         self._scores: Array = np.zeros(number)
         self._steps = 0
         self._began: Array = np.zeros(number, np.int64)
@@ -107,7 +108,8 @@ class Player:
         self._begin(actor)
         seen = self._seen
         outputs, self.state = actor.step(self._shown(actor, seen), self.state)
-        policy, numbers = actor.policy, outputs[:, :-1]
+        policy = actor.policy
+        numbers = outputs.narrow(1, 0, policy.size)
         drawn = policy.mode(numbers) if self.greedy else policy.sample(numbers, self._generator)
         actions = drawn.numpy(force=True)
         step = self.environments.step(actions)
@@ -120,16 +122,15 @@ class Player:
 
     def _begin(self, actor: Actor) -> None:
         """Put the initial state where an episode starts."""
-        starts = self._seen[3]
         if self.state is None:
             self.state = actor.initial_state(self.environments.num_environments)
-        elif np.count_nonzero(starts):
+        elif np.count_nonzero(self._seen[3]):
             initial = actor.initial_state(self.environments.num_environments)
-            self.state = replace_state(self.state, initial, torch.from_numpy(starts).to(actor.device))
+            self.state = replace_state(self.state, initial, torch.from_numpy(self._seen[3]).to(actor.device))
 
     def _shown(self, actor: Actor, seen: tuple[Array, ...]) -> Seen:
         """Return ``seen`` as the actor takes it, (E, 1, …), until the next call."""
-        for written, part in zip(self._written, seen, strict=True):
+        for written, part in zip(self._written, seen if actor.reads_previous else seen[:1], strict=False):
             written[...] = part
         device = actor.device
         return self._tensors if device.type == "cpu" else Seen(*(part.to(device) for part in self._tensors))
@@ -159,8 +160,8 @@ class Player:
     def _final_values(self, actor: Actor, step: Step) -> Tensor:
         """Return the values of what the last step led to, before any new episode."""
         _, actions, rewards, ended = self._seen
-        seen = self._shown(actor, (step.final_observations, actions, rewards, np.zeros_like(ended)))
-        return actor.step(seen, self.state)[0][:, -1]
+        seen = step.final_observations, actions, rewards, np.zeros_like(ended)
+        return actor.step(self._shown(actor, seen), self.state)[0][:, -1]
 
 
 def joined(
@@ -169,7 +170,7 @@ def joined(
     """Put the steps of a rollout side by side, on the CPU."""
     seen = seen_in(plays)
     steps = [played.step for played in plays]
-    outputs = torch.stack([played.outputs for played in plays], dim=1)
+    outputs = torch.cat([played.outputs for played in plays]).view(len(plays), len(last), -1).transpose(0, 1)
     actions = side_by_side([played.actions for played in plays])
     log_probs = policy.log_prob(outputs[..., :-1], actions.to(outputs.device)).cpu()
     values = outputs[..., -1].cpu()
