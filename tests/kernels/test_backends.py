@@ -259,6 +259,22 @@ def test_steps_that_are_computed_again_are_not_kept(backend: str) -> None:
     assert saved(8) < saved(None) / 4
 
 
+@pytest.mark.parametrize("backend", ["function", "cpu"])
+def test_a_derivative_under_autocast_is_that_of_the_recurrence_in_full(backend: str) -> None:
+    rim = RIM(D, M * SIZE, num_mechanisms=M, num_active=2, backend=backend, learn_initial_state=True, **SMALL)
+    inputs = random_tensor(2, 4, D)
+
+    def gradients(is_mixed: bool) -> tuple[Tensor, ...]:
+        features, _ = rim.eval()(inputs)
+        loss = features.square().sum()
+        wanted = [rim.layers[0].cell_hidden.weight, rim.layers[0].communication.weight]  # met in the loop alone
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
+            return torch.autograd.grad(loss, wanted)
+
+    for mixed, full in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(mixed, full)
+
+
 @pytest.mark.parametrize("backend", SCANS)
 def test_projections_in_bf16_stay_near_and_leave_the_recurrence_in_the_weights_type(backend: str) -> None:
     torch.manual_seed(0)

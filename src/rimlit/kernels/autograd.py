@@ -137,7 +137,8 @@ class _Scan(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # a derivative of the derivative is asked for: autograd knows it
             return None, None, *_differentiable_gradients(ctx.setting, operands, gradients[:3], wanted)
-        found = ctx.loop.backward(ctx.setting, operands, outputs, tape, gradients[:3])
+        with torch.autocast(operands.hidden.device.type, enabled=False):  # as the walk forward
+            found = ctx.loop.backward(ctx.setting, operands, outputs, tape, gradients[:3])
         return None, None, *(tensor if want else None for tensor, want in zip(found, wanted, strict=True))
 
 
