@@ -73,8 +73,8 @@ class Run(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-def run(backend: str, case: dict[str, Any], dtype: torch.dtype, device: torch.device = CPU) -> Run:
-    """Run forward and backward from states, inputs and weights that depend on the case only."""
+def run(backend: str, case: dict[str, Any], dtype: torch.dtype, device: torch.device = CPU, draw: int = 0) -> Run:
+    """Run forward and backward from states, inputs and weights that depend on the case and ``draw`` only."""
     case = {"slots": None, "batch": 3, "steps": 4, "resets": False, "dropped": False, "tokens": False, **case}
     slots, batch, steps, has_resets, dropped, has_tokens = (
         case.pop(name) for name in ("slots", "batch", "steps", "resets", "dropped", "tokens")
@@ -91,7 +91,7 @@ def run(backend: str, case: dict[str, Any], dtype: torch.dtype, device: torch.de
         **SMALL,
         **case,
     }
-    torch.manual_seed(5)
+    torch.manual_seed(5 + draw)
     rim = RIM(D, backend=backend, **arguments).to(device, dtype).train()
     with torch.no_grad():
         for parameter in rim.parameters():
@@ -99,15 +99,15 @@ def run(backend: str, case: dict[str, Any], dtype: torch.dtype, device: torch.de
     shape = (batch, steps, D) if slots is None else (batch, steps, slots, D)
     if has_tokens:
         shape = (5, D)  # fewer than the 3 · 4 tokens, so that the table is projected
-        tokens = torch.arange(batch * steps, device=device).view(batch, steps) ** 2 % 5
+        tokens = (torch.arange(batch * steps, device=device) + draw).view(batch, steps) ** 2 % 5
 
     def numbers(*shape: int, seed: int) -> Tensor:
-        return random_tensor(*shape, seed=seed, dtype=dtype).to(device)
+        return random_tensor(*shape, seed=10 * draw + seed, dtype=dtype).to(device)
 
     inputs = numbers(*shape, seed=1).requires_grad_()
     state = map_state(lambda tensor: numbers(*tensor.shape, seed=2).requires_grad_(), rim.initial_state(batch))
     resets = (numbers(batch, steps, seed=6) > 0.5) if has_resets else None
-    torch.manual_seed(6)  # the same dropout factors for all loops
+    torch.manual_seed(6 + draw)  # the same dropout factors for all loops
     with rim.record_activity() as activities:
         if has_tokens:
             features, last = rim.forward_tokens(tokens, inputs, state, resets)

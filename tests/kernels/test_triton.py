@@ -1,4 +1,4 @@
-"""The Triton loop: in the interpreter without a GPU, compiled for one that is not there, and on one.
+"""The Triton loop: in the interpreter without a GPU, and compiled for one that is not there.
 
 The interpreter has to be chosen before Triton is imported, and would stay chosen for every other test. So the
 tests marked ``interpreted`` run in a process of their own, which the first two tests start.
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from rimlit import RIM
 from rimlit.kernels import resolve_backend, triton
-from rimlit.kernels.triton import graphs
 from tests.conftest import random_tensor
 from tests.kernels.test_backends import CASES, CPU, assert_agree, run
 from tests.laws.backbone_cases import SMALL
@@ -228,57 +227,7 @@ class CompiledSteps:
         assert compiler.compile(source, target=GPUTarget("cuda", 80, 32), options=options).asm["cubin"]
 
 
-@pytest.mark.gpu
-@compiled
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
-@pytest.mark.parametrize("case", [*ONE_SLOT, "tiles"])
-def test_the_kernels_agree_on_a_gpu_launched_recorded_and_replayed(case: str, dtype: torch.dtype) -> None:
-    device = torch.device("cuda")
-    arguments = TILES if case == "tiles" else CASES[case]
-    expected = run("function", arguments, dtype, device)
-    graphs.clear()
-    assert_agree(run("triton", arguments, dtype, device), expected, **TOLERANCE[dtype])
-    assert not any(graphs._graphs.values())
-    for _ in range(2):
-        assert_agree(run("triton", arguments, dtype, device), expected, **TOLERANCE[dtype])
-        assert all(graphs._graphs.values())
-    graphs.clear()
-
-
-# What is recorded and what is asked for: without Triton and without a GPU
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    made: list[Any] = []
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
-    monkeypatch.setattr(graphs, "_Graph", lambda *arguments: made.append(arguments) or f"graph {len(made)}")
-    graphs.clear()
-    yield made
-    graphs.clear()
-
-
-def test_a_graph_is_recorded_when_a_shape_comes_back(recorded: list[Any]) -> None:
-    def find(*sizes: int) -> Any:
-        return graphs._find(max, "plan", (torch.ones(sizes), None))
-
-    assert [find(2), find(3), find(2), find(2)] == [None, None, "graph 1", "graph 1"]
-    assert find(3) == "graph 2"
-    for size in range(4, 4 + graphs.MAX_GRAPHS):
-        find(size)
-    assert len(graphs._graphs) == graphs.MAX_GRAPHS
-    assert find(2) is None  # made room, and counts as new
-
-
-def test_what_cannot_be_recorded_is_launched(recorded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        recorded.append("tried")
-        raise RuntimeError("a stream that forbids it")
-
-    monkeypatch.setattr(graphs, "_Graph", fail)
-    assert [graphs._find(max, "plan", (torch.ones(2),)) for _ in range(4)] == [None] * 4
-    assert recorded == ["tried"]
+# What is asked for: without Triton and without a GPU
 
 
 def test_the_loop_is_refused_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

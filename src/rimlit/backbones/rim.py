@@ -98,9 +98,10 @@ class RIM(Backbone):
             reproduce the paper.
         forget_bias: What is added to the LSTM's forget gates' bias at the start.
         backend: Time loop: ``auto`` (the fastest that runs where the weights are), ``cpu`` (C++, built on
-            first use), ``function`` (one autograd.Function), ``eager`` (autograd; ``torch.compile``),
-            ``reference``, or ``triton`` (for CUDA devices; checked in Triton's interpreter only, so that ``auto``
-            does not take it); the environment variable ``RIMLIT_BACKEND`` overrides it.
+            first use), ``function`` (one autograd.Function; on CUDA devices captured in CUDA graphs), ``eager``
+            (autograd; ``torch.compile``), ``reference``, or ``triton`` (for CUDA devices; checked in Triton's
+            interpreter only, so that ``auto`` does not take it); the environment variable ``RIMLIT_BACKEND``
+            overrides it.
         checkpoint_every: Steps after which only the state is kept for the backward, at least 1: what lies
             between is computed again, exactly. Long sequences then take a fraction of the memory.
         project_in_bf16: Whether the products before the loop are computed in bfloat16, as under autocast;

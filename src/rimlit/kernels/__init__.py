@@ -91,7 +91,8 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) ->
         if library is not None:
             return "cpu", reason
         return "function", reason
-    return "function", f"{dtype} on {device.type}: one autograd.Function"
+    captured = ", captured in a CUDA graph" if device.type == "cuda" else ""
+    return "function", f"{dtype} on {device.type}: one autograd.Function{captured}"
 
 
 def run_layer(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.graphs import Recorded
 from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens
 from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
@@ -18,7 +19,7 @@ from rimlit.nn import select_active
 
 def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
-    return differentiate(ATenLoop(), expand_tokens(projected), weights, options, inputs)
+    return differentiate(_LOOP, expand_tokens(projected), weights, options, inputs)
 
 
 class ATenLoop:
@@ -73,6 +74,9 @@ class ATenLoop:
     ) -> Operands:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
         return _Backward(setting, operands, outputs, Tape(*tape), gradients).run()
+
+
+_LOOP = Recorded(ATenLoop())
 
 
 def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, step: int) -> Tensor:
@@ -130,7 +134,7 @@ def _start_gru(operands: Operands, tape: Tape, hidden: Tensor, at: int) -> None:
     recurrent = torch.bmm(hidden, operands.cell_hidden)
     bias = operands.cell_bias[:, None]
     torch.add(recurrent[..., 2 * size :], bias[..., 3 * size :], out=tape.inside[:, at])
-    recurrent[..., 2 * size :] = 0
+    recurrent[..., 2 * size :].zero_()
     torch.add(recurrent, bias[..., : 3 * size], out=tape.gates[:, at])
 
 

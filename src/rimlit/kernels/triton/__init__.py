@@ -13,17 +13,17 @@ estimates, and ``auto`` does not choose this loop.
 import functools
 import math
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rimlit.kernels import function
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.graphs import Recorded
 from rimlit.kernels.layer import Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
 from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
-from rimlit.kernels.triton import graphs
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -50,57 +50,7 @@ def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inp
     if not projected.keys_hold_query:
         return function.scan(projected, weights, options, inputs)
     projected = hold_cell(expand_tokens(projected), weights.cell_input, options.input_heads)
-    return differentiate(TritonLoop(), projected, weights, options, inputs)
-
-
-class _Plan(NamedTuple):
-    """What of a :class:`Setting` is no tensor."""
-
-    options: LayerOptions
-    record: bool
-    is_differentiated: bool
-
-
-class TritonLoop:
-    """The recurrence and its derivative, by way of ``steps.py``."""
-
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
-        results = graphs.run(_forward, *_pack(setting, operands))
-        count = len(Outputs._fields)
-        return Outputs(*results[:count]), results[count:]
-
-    def backward(
-        self,
-        setting: Setting,
-        operands: Operands,
-        outputs: Outputs,
-        tape: tuple[MaybeTensor, ...],
-        gradients: Gradients,
-    ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
-        from_features, from_hidden, from_memory = gradients
-        mechanisms_first = (
-            from_features.permute(2, 1, 0, 3),
-            from_hidden.transpose(0, 1),
-            None if from_memory is None else from_memory.transpose(0, 1),
-            outputs.active.permute(2, 1, 0),
-            outputs.attention.permute(2, 1, 0, 3, 4),
-        )
-        results = graphs.run(_backward, *_pack(setting, operands, *mechanisms_first, *tape))
-        return Operands(*results)
-
-
-def _pack(setting: Setting, operands: Operands, *more: MaybeTensor) -> tuple[_Plan, graphs.Tensors]:
-    plan = _Plan(setting.options, setting.record, setting.is_differentiated)
-    return plan, (*operands, setting.resets, *setting.keep, *more)
-
-
-def _unpack(plan: _Plan, tensors: graphs.Tensors) -> tuple[Setting, Operands, graphs.Tensors]:
-    count = len(Operands._fields)
-    resets, *keep = tensors[count : count + 3]
-    setting = Setting(plan.options, None, resets, Keep(*keep), plan.record, plan.is_differentiated)
-    return setting, Operands(*tensors[:count]), tensors[count + 3 :]
+    return differentiate(_LOOP, projected, weights, options, inputs)
 
 
 class _Launch:
@@ -158,115 +108,274 @@ def _warps(block: int) -> int:
     return min(16, max(4, 4 * block // LARGEST_BLOCK))
 
 
-def _forward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
-    """Return Outputs and, to be differentiated, the Tape; its states have a last one, after the last step."""
-    steps, _ = load()
-    assert steps is not None
-    setting, operands, _ = _unpack(plan, tensors)
-    launch = _Launch(setting, operands)
-    num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
-    is_taped = plan.is_differentiated or plan.record
-    num_taped, num_states = (num_steps, num_steps + 1) if is_taped else (1, 2)
-    tape = empty_tape(setting, operands, num_taped, num_states)
-    new = operands.hidden.new_empty
-    features = new(launch.num_mechanisms, num_steps, batch_size, size)
-    active = new(launch.num_mechanisms, num_steps, batch_size, dtype=torch.uint8)
-    attention = new(launch.num_mechanisms, num_steps, batch_size, launch.heads)
-    initial_hidden = _start(tape.hidden, operands.hidden, operands.initial_hidden, setting.resets)
-    initial_memory = None
-    if tape.memory is not None:
-        initial_memory = _start(tape.memory, operands.memory, operands.initial_memory, setting.resets)
-    score_tile = min(_power_of_two(size), max(8, LARGEST_BLOCK // (launch.mechanism_tile * BATCH_TILE)))
-    for step in range(num_steps):
-        at = step if is_taped else 0
-        old, after = (step, step + 1) if is_taped else (step % 2, (step + 1) % 2)
-        counts = (step, at, old, after, num_steps, num_states, num_taped, batch_size)
-        steps.update[launch.grid(size)](
-            operands.keys,
-            operands.values,
-            setting.keep.input,
-            operands.cell_hidden,
-            operands.cell_bias,
-            initial_hidden,
-            initial_memory,
-            launch.resets,
-            tape.hidden,
-            tape.memory,
-            tape.gates,
-            tape.inside,
-            tape.squashed,
-            tape.visible,
-            features,
-            active,
-            attention,
-            *counts,
-            num_mechanisms=launch.num_mechanisms,
-            num_active=plan.options.num_active,
-            size=size,
-            num_gates=launch.num_gates,
-            heads=launch.heads,
-            across_mechanisms=launch.across_mechanisms,
-            reads_candidates=launch.reads_candidates,
-            mechanism_tile=launch.mechanism_tile,
-            score_tile=score_tile,
-            batch_tile=BATCH_TILE,
-            depth=launch.tile(size),
-            feature_tile=launch.tile(size),
-            num_warps=_warps(launch.mechanism_tile * score_tile * BATCH_TILE),
+class TritonLoop:
+    """The recurrence and its derivative, by way of ``steps.py``."""
+
+    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
+        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`. The tape has one state more than steps."""
+        steps, _ = load()
+        assert steps is not None
+        setting, operands = _contiguous(setting, operands)
+        launch = _Launch(setting, operands)
+        num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
+        is_taped = setting.is_differentiated or setting.record
+        num_taped, num_states = (num_steps, num_steps + 1) if is_taped else (1, 2)
+        tape = empty_tape(setting, operands, num_taped, num_states)
+        new = operands.hidden.new_empty
+        features = new(launch.num_mechanisms, num_steps, batch_size, size)
+        active = new(launch.num_mechanisms, num_steps, batch_size, dtype=torch.uint8)
+        attention = new(launch.num_mechanisms, num_steps, batch_size, launch.heads)
+        initial_hidden = _start(tape.hidden, operands.hidden, operands.initial_hidden, setting.resets)
+        initial_memory = None
+        if tape.memory is not None:
+            initial_memory = _start(tape.memory, operands.memory, operands.initial_memory, setting.resets)
+        score_tile = min(_power_of_two(size), max(8, LARGEST_BLOCK // (launch.mechanism_tile * BATCH_TILE)))
+        for step in range(num_steps):
+            at = step if is_taped else 0
+            old, after = (step, step + 1) if is_taped else (step % 2, (step + 1) % 2)
+            counts = (step, at, old, after, num_steps, num_states, num_taped, batch_size)
+            steps.update[launch.grid(size)](
+                operands.keys,
+                operands.values,
+                setting.keep.input,
+                operands.cell_hidden,
+                operands.cell_bias,
+                initial_hidden,
+                initial_memory,
+                launch.resets,
+                tape.hidden,
+                tape.memory,
+                tape.gates,
+                tape.inside,
+                tape.squashed,
+                tape.visible,
+                features,
+                active,
+                attention,
+                *counts,
+                num_mechanisms=launch.num_mechanisms,
+                num_active=setting.options.num_active,
+                size=size,
+                num_gates=launch.num_gates,
+                heads=launch.heads,
+                across_mechanisms=launch.across_mechanisms,
+                reads_candidates=launch.reads_candidates,
+                mechanism_tile=launch.mechanism_tile,
+                score_tile=score_tile,
+                batch_tile=BATCH_TILE,
+                depth=launch.tile(size),
+                feature_tile=launch.tile(size),
+                num_warps=_warps(launch.mechanism_tile * score_tile * BATCH_TILE),
+            )
+            if not launch.communicates:
+                continue
+            steps.project[launch.grid(launch.projected_size)](
+                tape.visible,
+                operands.communication,
+                tape.projected,
+                at,
+                num_taped,
+                batch_size,
+                size=size,
+                projected_size=launch.projected_size,
+                batch_tile=BATCH_TILE,
+                depth=launch.tile(size),
+                feature_tile=launch.tile(launch.projected_size),
+            )
+            steps.communicate[launch.grid(size)](
+                tape.projected,
+                setting.keep.communication,
+                operands.communication_output,
+                operands.communication_bias,
+                initial_hidden,
+                launch.resets,
+                tape.visible,
+                active,
+                tape.hidden,
+                tape.weights,
+                tape.read,
+                tape.output,
+                features,
+                *counts,
+                **launch.pairs(),
+                size=size,
+                output_size=launch.output_size,
+                is_output_shared=launch.is_output_shared,
+                kind=launch.kind,
+                batch_tile=BATCH_TILE,
+                feature_tile=launch.tile(size),
+                num_warps=_warps(launch.mechanism_tile * BATCH_TILE * max(launch.key_tile, launch.value_tile)),
+            )
+        is_active = active.view(torch.bool).permute(2, 1, 0)  # (B, T, M)
+        communication = None
+        if setting.record and launch.communicates:
+            communication = tape.weights.mean(dim=2) * is_active[..., None]
+        last = num_steps if is_taped else num_steps % 2
+        outputs = Outputs(
+            features=features.permute(2, 1, 0, 3),
+            hidden=features[:, -1].transpose(0, 1).clone(),
+            memory=None if tape.memory is None else tape.memory[:, last].transpose(0, 1).clone(),
+            active=is_active,
+            attention=attention.permute(2, 1, 0, 3)[..., None],
+            communication=communication,
         )
-        if not launch.communicates:
-            continue
-        steps.project[launch.grid(launch.projected_size)](
-            tape.visible,
-            operands.communication,
-            tape.projected,
-            at,
-            num_taped,
-            batch_size,
-            size=size,
-            projected_size=launch.projected_size,
-            batch_tile=BATCH_TILE,
-            depth=launch.tile(size),
-            feature_tile=launch.tile(launch.projected_size),
+        return outputs, tape if setting.is_differentiated else ()
+
+    def backward(
+        self,
+        setting: Setting,
+        operands: Operands,
+        outputs: Outputs,
+        tape: tuple[MaybeTensor, ...],
+        gradients: Gradients,
+    ) -> Operands:
+        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
+        steps, _ = load()
+        assert steps is not None
+        setting, operands = _contiguous(setting, operands)
+        taped = Tape(*tape)
+        features, hidden, memory = gradients
+        from_features = features.permute(2, 1, 0, 3).contiguous()
+        from_hidden = hidden.transpose(0, 1).contiguous()
+        from_memory = None if memory is None else memory.transpose(0, 1).contiguous()
+        active = outputs.active.permute(2, 1, 0).contiguous().view(torch.uint8)
+        attention = outputs.attention.permute(2, 1, 0, 3, 4).contiguous()
+        launch = _Launch(setting, operands)
+        num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
+        into_hidden = from_hidden + from_features[:, -1]
+        into_initial_hidden = torch.zeros_like(into_hidden)
+        into_memory = into_initial_memory = None
+        if from_memory is not None:
+            into_memory, into_initial_memory = from_memory.clone(), torch.zeros_like(from_memory)
+        into_gates = torch.empty_like(taped.gates)
+        into_recurrent = into_gates if into_memory is not None else torch.empty_like(taped.gates)
+        into_scores = torch.empty_like(attention)
+        into_projected = into_output = into_read = None
+        if launch.communicates:
+            into_projected = torch.empty_like(taped.projected)
+            into_output = taped.gates.new_empty(*taped.gates.shape[:3], launch.output_size)
+            into_read = taped.gates.new_empty(launch.num_mechanisms, batch_size, launch.read_size)
+        grid = launch.grid(size)
+        num_tiles = grid[2]
+        into_attention = taped.gates.new_empty(launch.num_mechanisms, batch_size, launch.heads, num_tiles)
+        for step in reversed(range(num_steps)):
+            counts = (step, num_steps, batch_size)
+            if launch.communicates:
+                steps.back_to_read[launch.grid(launch.read_size)](
+                    into_hidden,
+                    active,
+                    taped.output,
+                    operands.communication_output,
+                    into_output,
+                    into_read,
+                    *counts,
+                    size=size,
+                    read_size=launch.read_size,
+                    output_size=launch.output_size,
+                    is_output_shared=launch.is_output_shared,
+                    kind=launch.kind,
+                    batch_tile=BATCH_TILE,
+                    depth=launch.tile(size),
+                    feature_tile=launch.tile(launch.read_size),
+                )
+                # few samples a program: it owns all mechanisms
+                block = launch.mechanism_tile * max(launch.key_tile, launch.value_tile)
+                batch_tile = max(1, min(BATCH_TILE, LARGEST_BLOCK // 4 // block))
+                steps.back_to_projected[(-(-batch_size // batch_tile), launch.communication_heads)](
+                    into_read,
+                    taped.projected,
+                    taped.weights,
+                    setting.keep.communication,
+                    into_projected,
+                    *counts,
+                    **launch.pairs(),
+                    batch_tile=batch_tile,
+                    num_warps=_warps(block * batch_tile),
+                )
+            steps.back_to_gates[grid](
+                into_hidden,
+                into_memory,
+                into_projected,
+                operands.communication,
+                active,
+                operands.values,
+                taped.hidden,
+                taped.memory,
+                taped.gates,
+                taped.inside,
+                taped.squashed,
+                launch.resets,
+                into_initial_memory,
+                into_gates,
+                into_recurrent,
+                into_attention,
+                step,
+                num_steps,
+                num_steps + 1,
+                batch_size,
+                size=size,
+                num_gates=launch.num_gates,
+                heads=launch.heads,
+                projected_size=launch.projected_size if launch.communicates else 0,
+                reads_candidates=launch.reads_candidates,
+                num_tiles=num_tiles,
+                batch_tile=BATCH_TILE,
+                depth=launch.tile(launch.projected_size) if launch.communicates else 16,
+                feature_tile=launch.tile(size),
+            )
+            steps.back_to_state[grid](
+                into_hidden,
+                into_attention,
+                into_recurrent,
+                operands.cell_hidden,
+                operands.keys,
+                setting.keep.input,
+                attention,
+                launch.resets,
+                from_features,
+                into_initial_hidden,
+                into_scores,
+                *counts,
+                num_mechanisms=launch.num_mechanisms,
+                size=size,
+                num_gates=launch.num_gates,
+                heads=launch.heads,
+                across_mechanisms=launch.across_mechanisms,
+                num_tiles=num_tiles,
+                share_tile=_power_of_two(num_tiles),
+                mechanism_tile=launch.mechanism_tile,
+                batch_tile=BATCH_TILE,
+                depth=launch.tile(launch.num_gates),
+                feature_tile=launch.tile(size),
+            )
+        walk = WalkBack(
+            gates=into_gates,
+            recurrent=into_recurrent,
+            scores=into_scores,
+            attended=None,
+            query=None,
+            projected=into_projected,
+            output=into_output,
+            hidden=into_hidden,
+            memory=into_memory,
+            initial_hidden=into_initial_hidden,
+            initial_memory=into_initial_memory,
         )
-        steps.communicate[launch.grid(size)](
-            tape.projected,
-            setting.keep.communication,
-            operands.communication_output,
-            operands.communication_bias,
-            initial_hidden,
-            launch.resets,
-            tape.visible,
-            active,
-            tape.hidden,
-            tape.weights,
-            tape.read,
-            tape.output,
-            features,
-            *counts,
-            **launch.pairs(),
-            size=size,
-            output_size=launch.output_size,
-            is_output_shared=launch.is_output_shared,
-            kind=launch.kind,
-            batch_tile=BATCH_TILE,
-            feature_tile=launch.tile(size),
-            num_warps=_warps(launch.mechanism_tile * BATCH_TILE * max(launch.key_tile, launch.value_tile)),
-        )
-    is_active = active.view(torch.bool).permute(2, 1, 0)  # (B, T, M)
-    communication = None
-    if plan.record and launch.communicates:
-        communication = tape.weights.mean(dim=2) * is_active[..., None]
-    last = num_steps if is_taped else num_steps % 2
-    outputs = Outputs(
-        features=features.permute(2, 1, 0, 3),
-        hidden=features[:, -1].transpose(0, 1).clone(),
-        memory=None if tape.memory is None else tape.memory[:, last].transpose(0, 1).clone(),
-        active=is_active,
-        attention=attention.permute(2, 1, 0, 3)[..., None],
-        communication=communication,
-    )
-    return (*outputs, *tape) if plan.is_differentiated else tuple(outputs)
+        taped = taped._replace(hidden=taped.hidden[:, :num_steps])  # without the state after the last step
+        return operand_gradients(setting, operands, taped, attention, walk)
+
+
+_LOOP = Recorded(TritonLoop())
+
+
+def _contiguous(setting: Setting, operands: Operands) -> tuple[Setting, Operands]:
+    """Return what the kernels read as they read it."""
+
+    def contiguous(tensor: MaybeTensor) -> MaybeTensor:
+        return None if tensor is None else tensor.contiguous()
+
+    keep = Keep(*map(contiguous, setting.keep))
+    return setting._replace(keep=keep), Operands(*map(contiguous, operands))
 
 
 def _start(states: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor) -> Tensor:
@@ -276,136 +385,3 @@ def _start(states: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor) 
         state = torch.where(resets[:, 0, None], initial, state)
     states[:, 0] = state
     return initial
-
-
-def _backward(plan: _Plan, tensors: graphs.Tensors) -> graphs.Tensors:
-    """Return Operands' gradients."""
-    steps, _ = load()
-    assert steps is not None
-    setting, operands, rest = _unpack(plan, tensors)
-    from_features, from_hidden, from_memory, is_active, attention, *taped = rest
-    tape = Tape(*taped)
-    launch = _Launch(setting, operands)
-    num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
-    active = is_active.view(torch.uint8)
-    into_hidden = from_hidden + from_features[:, -1]
-    into_initial_hidden = torch.zeros_like(into_hidden)
-    into_memory = into_initial_memory = None
-    if from_memory is not None:
-        into_memory, into_initial_memory = from_memory.clone(), torch.zeros_like(from_memory)
-    into_gates = torch.empty_like(tape.gates)
-    into_recurrent = into_gates if into_memory is not None else torch.empty_like(tape.gates)
-    into_scores = torch.empty_like(attention)
-    into_projected = into_output = into_read = None
-    if launch.communicates:
-        into_projected = torch.empty_like(tape.projected)
-        into_output = tape.gates.new_empty(*tape.gates.shape[:3], launch.output_size)
-        into_read = tape.gates.new_empty(launch.num_mechanisms, batch_size, launch.read_size)
-    grid = launch.grid(size)
-    num_tiles = grid[2]
-    into_attention = tape.gates.new_empty(launch.num_mechanisms, batch_size, launch.heads, num_tiles)
-    for step in reversed(range(num_steps)):
-        counts = (step, num_steps, batch_size)
-        if launch.communicates:
-            steps.back_to_read[launch.grid(launch.read_size)](
-                into_hidden,
-                active,
-                tape.output,
-                operands.communication_output,
-                into_output,
-                into_read,
-                *counts,
-                size=size,
-                read_size=launch.read_size,
-                output_size=launch.output_size,
-                is_output_shared=launch.is_output_shared,
-                kind=launch.kind,
-                batch_tile=BATCH_TILE,
-                depth=launch.tile(size),
-                feature_tile=launch.tile(launch.read_size),
-            )
-            # few samples a program: it owns all mechanisms
-            block = launch.mechanism_tile * max(launch.key_tile, launch.value_tile)
-            batch_tile = max(1, min(BATCH_TILE, LARGEST_BLOCK // 4 // block))
-            steps.back_to_projected[(-(-batch_size // batch_tile), launch.communication_heads)](
-                into_read,
-                tape.projected,
-                tape.weights,
-                setting.keep.communication,
-                into_projected,
-                *counts,
-                **launch.pairs(),
-                batch_tile=batch_tile,
-                num_warps=_warps(block * batch_tile),
-            )
-        steps.back_to_gates[grid](
-            into_hidden,
-            into_memory,
-            into_projected,
-            operands.communication,
-            active,
-            operands.values,
-            tape.hidden,
-            tape.memory,
-            tape.gates,
-            tape.inside,
-            tape.squashed,
-            launch.resets,
-            into_initial_memory,
-            into_gates,
-            into_recurrent,
-            into_attention,
-            step,
-            num_steps,
-            num_steps + 1,
-            batch_size,
-            size=size,
-            num_gates=launch.num_gates,
-            heads=launch.heads,
-            projected_size=launch.projected_size if launch.communicates else 0,
-            reads_candidates=launch.reads_candidates,
-            num_tiles=num_tiles,
-            batch_tile=BATCH_TILE,
-            depth=launch.tile(launch.projected_size) if launch.communicates else 16,
-            feature_tile=launch.tile(size),
-        )
-        steps.back_to_state[grid](
-            into_hidden,
-            into_attention,
-            into_recurrent,
-            operands.cell_hidden,
-            operands.keys,
-            setting.keep.input,
-            attention,
-            launch.resets,
-            from_features,
-            into_initial_hidden,
-            into_scores,
-            *counts,
-            num_mechanisms=launch.num_mechanisms,
-            size=size,
-            num_gates=launch.num_gates,
-            heads=launch.heads,
-            across_mechanisms=launch.across_mechanisms,
-            num_tiles=num_tiles,
-            share_tile=_power_of_two(num_tiles),
-            mechanism_tile=launch.mechanism_tile,
-            batch_tile=BATCH_TILE,
-            depth=launch.tile(launch.num_gates),
-            feature_tile=launch.tile(size),
-        )
-    walk = WalkBack(
-        gates=into_gates,
-        recurrent=into_recurrent,
-        scores=into_scores,
-        attended=None,
-        query=None,
-        projected=into_projected,
-        output=into_output,
-        hidden=into_hidden,
-        memory=into_memory,
-        initial_hidden=into_initial_hidden,
-        initial_memory=into_initial_memory,
-    )
-    tape = tape._replace(hidden=tape.hidden[:, :num_steps])  # without the state after the last step
-    return tuple(operand_gradients(setting, operands, tape, attention, walk))
