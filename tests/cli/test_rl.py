@@ -171,6 +171,7 @@ def test_a_missing_extra_is_answered_with_the_command_that_mends_it(
         ),
         (("--model.backbone.init_args.input_dropout=0.1",), "PPOTask needs input_dropout=0"),
         (("--model.clip=-1",), "clip must be above 0; got clip=-1"),
+        (("--trainer.precision=64-true",), "needs trainer.precision 32-true, 16-mixed or bf16-mixed; got 64-true"),
         (("--trainer.overfit_batches=1",), "trainer.overfit_batches=1 needs epochs of known length"),
         (("--trainer.limit_train_batches=0.5",), "trainer.limit_train_batches=0.5 needs epochs of known length"),
     ],

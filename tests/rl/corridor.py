@@ -4,6 +4,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from rimlit.rl import Experience, PPOTask
@@ -54,6 +55,8 @@ class Corridor(gymnasium.Env[Any, Any]):
                 observation = np.array(["far", "near"])
             if self.fault == "list":
                 observation = [0.0, 0.0]
+            if self.fault == "tensor":
+                observation = torch.zeros(2)
             if self.fault == "nan":
                 observation[1] = np.nan
             if self.fault == "reward":

@@ -92,6 +92,28 @@ def test_choices_that_are_observed_become_vectors() -> None:
     assert observations.sum(axis=1).tolist() == [1, 1]
 
 
+class Careless(gymnasium.Env[Any, Any]):
+    """Takes any numbers, and writes to the array it is given."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        action *= 10
+        return action, 0.0, False, False, {}
+
+
+def test_an_environment_that_writes_to_its_action_leaves_the_caller_s_as_it_is() -> None:
+    environments = make(f"{__name__}.Careless")
+    environments.reset(0)
+    actions = np.array([[1], [2]], dtype=np.float32)
+    assert environments.step(actions).observations.tolist() == [[10], [20]]
+    assert actions.tolist() == [[1], [2]]
+
+
 class Thermometer(gymnasium.Env[Any, Any]):
     """Shows a single number, in whole degrees."""
 
@@ -165,6 +187,7 @@ def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
         ),
         ("words", r"environment 1 returned an observation of shape \(2,\) and type <U4 at step 4; .* of numbers"),
         ("list", "environment 1 returned an observation of list at step 4"),
+        ("tensor", r"environment 1 returned an observation of shape .* and type torch\.float32 at step 4"),
         ("nan", "environment 1 returned an observation of nan at step 4"),
         ("reward", "environment 1 returned a reward of inf at step 4"),
     ],

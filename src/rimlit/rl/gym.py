@@ -17,7 +17,7 @@ from rimlit.errors import ConfigError, DataError
 from rimlit.rl.environments import Array, Environments, Step, require_installed
 from rimlit.spec import check_trusted, find_class
 
-KINDS = "biuf"
+KINDS = frozenset("biuf")
 """Kinds of numbers that an observation may be of, as numpy calls them."""
 
 PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "popgym": "popgym"}
@@ -89,12 +89,14 @@ class GymEnvironments(Environments):
         finals: list[tuple[int, Array]] = []
         if self._first_action:
             actions = actions + self._first_action
+        if self.action_size is not None:
+            actions = actions.copy()  # an environment may write to what it is given
         for index, env in enumerate(self._envs):
             try:
                 observation, rewards[index], is_over, is_cut, _ = env.step(actions[index])
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
-            if getattr(observation, "shape", None) != shape or observation.dtype.kind not in KINDS:
+            if not _fits(observation, shape):
                 raise self._misfit(index, observation)
             if is_over or is_cut:
                 flags[:, index] = is_over, is_cut, True
@@ -117,7 +119,7 @@ class GymEnvironments(Environments):
             observation: Array = self._envs[index].reset(**options)[0]
         except Exception as error:
             raise self._fault(index, "raised in its reset after", error) from error
-        if getattr(observation, "shape", None) != self._shape or observation.dtype.kind not in KINDS:
+        if not _fits(observation, self._shape):
             raise self._misfit(index, observation)
         return observation
 
@@ -159,6 +161,11 @@ class GymEnvironments(Environments):
         """Close the environments."""
         for env in self._envs:
             env.close()
+
+
+def _fits(observation: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an environment shows an array of numbers of this shape; a tensor of torch is none."""
+    return getattr(observation, "shape", None) == shape and getattr(observation.dtype, "kind", None) in KINDS
 
 
 def _find(environment: str) -> EnvSpec:

@@ -45,6 +45,9 @@ from rimlit.types import State
 RECENT = 100
 """Episodes over which ``train/episode_return`` is the mean."""
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""What a trainer may compute in, as Lightning calls it."""
+
 
 class Minibatch(NamedTuple):
     """Some environments of a rollout, and what is to be learnt from them."""
@@ -260,6 +263,12 @@ class PPOTask(Task):
                         f"PPOTask needs {key}=0: what a rollout held could not be computed again; got "
                         f"{key}={value} in {name}."
                     )
+
+    def setup(self, stage: str) -> None:
+        """Refuse weights of another type: actions, scales and what a rollout held are of 32 bits."""
+        if self.trainer.precision not in PRECISIONS:
+            allowed = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+            raise ConfigError(f"PPOTask needs trainer.precision {allowed}; got {self.trainer.precision}.")
 
     def forward(
         self, inputs: Seen, state: State | None = None, resets: Tensor | None = None
