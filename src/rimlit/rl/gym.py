@@ -69,6 +69,8 @@ class GymEnvironments(Environments):
                 "and Box of one dimension."
             )
         self._steps = 0
+        self._none: Array = np.zeros(num_environments, bool)
+        self._none.flags.writeable = False
 
     def reset(self, seed: int) -> Array:
         """Start an episode in each environment, from ``seed``, ``seed + 1``, …."""
@@ -85,8 +87,8 @@ class GymEnvironments(Environments):
         number, shape = self.num_environments, self._shape
         observations = np.empty((number, *shape), self.observation_type)
         rewards = np.empty(number, np.float32)
-        terminated, truncated, ended = flags = np.zeros((3, number), bool)
-        finals: list[tuple[int, Array]] = []
+        terminated = truncated = ended = self._none
+        finals: list[tuple[int, Array, bool, bool]] = []
         if self._first_action:
             actions = actions + self._first_action
         if self.action_size is not None:
@@ -99,16 +101,22 @@ class GymEnvironments(Environments):
             if not _fits(observation, shape):
                 raise self._misfit(index, observation)
             if is_over or is_cut:
-                flags[:, index] = is_over, is_cut, True
-                finals.append((index, np.array(observation)))  # an environment may use its array again
+                # an environment may use its array again
+                finals.append((index, np.array(observation), is_over, is_cut))
                 observation = self._begin(index)
             observations[index] = observation
         self.require_finite(observations, rewards, self._steps)
         shown = final_shown = self._shown(observations)
         if finals:
+            terminated, truncated, ended = np.zeros((3, number), bool)
             led_to = observations.copy()
-            for index, observation in finals:
-                led_to[index] = observation
+            for index, observation, is_over, is_cut in finals:
+                led_to[index], terminated[index], truncated[index], ended[index] = (
+                    observation,
+                    is_over,
+                    is_cut,
+                    True,
+                )
             self.require_finite(led_to, rewards, self._steps)
             final_shown = self._shown(led_to)
         return Step(shown, rewards, rewards, terminated, truncated, ended, final_shown)

@@ -93,6 +93,7 @@ class Player:
         # written anew in every step: new tensors would cost more than a layer does
         self._tensors = Seen(*(torch.from_numpy(part[:, None].copy()) for part in self._seen))
         self._written = tuple(part.numpy()[:, 0] for part in self._tensors)
+        self._starts_anew = False
         self._scores: Array = np.zeros(number)
         self._steps = 0
         self._began: Array = np.zeros(number, np.int64)
@@ -117,6 +118,7 @@ class Player:
         self._scores += step.scores
         self._steps += 1
         if np.count_nonzero(step.ended):
+            self._starts_anew = True
             self._note_ends(step.ended)
         return Played(seen, outputs, actions, step)
 
@@ -124,7 +126,8 @@ class Player:
         """Put the initial state where an episode starts."""
         if self.state is None:
             self.state = actor.initial_state(self.environments.num_environments)
-        elif np.count_nonzero(self._seen[3]):
+        elif self._starts_anew:
+            self._starts_anew = False
             initial = actor.initial_state(self.environments.num_environments)
             self.state = replace_state(self.state, initial, torch.from_numpy(self._seen[3]).to(actor.device))
 
