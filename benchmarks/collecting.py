@@ -67,7 +67,7 @@ class Bare(Callback):
     """Plays as many steps as a rollout has in the bare loop, with the weights of the moment; keeps the times."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {"network": [], "environments": [], "package": []}
+        self.seconds: dict[str, list[float]] = {"network": [], "environments": [], "package": [], "learning": []}
         self._loop: Callable[[], tuple[float, float]] | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
@@ -79,6 +79,7 @@ class Bare(Callback):
         for name, seconds in zip(("network", "environments"), zip(*times, strict=True), strict=True):
             self.seconds[name].append(sum(seconds))
         self.seconds["package"].append(task.collected.seconds)
+        self.seconds["learning"].append(task._learn_seconds)
 
 
 def measure(config: str, steps: int) -> dict[str, Any]:

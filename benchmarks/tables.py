@@ -562,14 +562,15 @@ def collecting() -> str:
         micro = facts["microseconds_per_env_step"]
         cells = [f"{micro[part]:.1f} µs" for part in ("network", "environments", "package")]
         adds = [f"{100 * facts[part]:.0f} %" for part in ("overhead", "overhead_of_first_rollouts")]
-        rows.append([f"`{name}`", *cells, *adds])
+        rows.append([f"`{name}`", *cells, *adds, f"{micro['learning']:.1f} µs"])
     header = [
         "config",
         "network, a step of one environment",
         "environments",
-        "the package, all that collecting takes",
-        "it adds",
+        "all that collecting takes",
+        "the package adds",
         "in the first ten rollouts",
+        "learning, for comparison",
     ]
     return table(header, rows)
 
