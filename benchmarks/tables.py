@@ -561,7 +561,7 @@ def collecting() -> str:
     for name, facts in result["configs"].items():
         micro = facts["microseconds_per_env_step"]
         cells = [f"{micro[part]:.1f} µs" for part in ("network", "environments", "package")]
-        adds = [f"{100 * facts[part]:.0f} %" for part in ("overhead", "overhead_of_first_rollouts")]
+        adds = [f"{100 * facts[part]:.1f} %" for part in ("overhead", "overhead_of_first_rollouts")]
         rows.append([f"`{name}`", *cells, *adds, f"{micro['learning']:.1f} µs"])
     header = [
         "config",

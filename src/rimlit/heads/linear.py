@@ -1,6 +1,7 @@
 """The plain head: a linear map of all features."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rimlit.backbones.base import require_dropout
 from rimlit.heads.base import Head
@@ -26,12 +27,12 @@ class LinearHead(Head):
     ) -> None:
         super().__init__(input_size, output_size, num_mechanisms)
         require_dropout(dropout=dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.linear = nn.Linear(input_size, output_size)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, T, input_size) to (B, T, output_size)."""
-        if self.dropout.p:
-            features = self.dropout(features)
+        if self.dropout:
+            features = functional.dropout(features, self.dropout, self.training)
         outputs: Tensor = self.linear(features)
         return outputs
