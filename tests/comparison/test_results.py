@@ -118,6 +118,14 @@ def test_published_figures_stand_beside_the_same_scores_of_data_trained_on_alike
     assert "published" not in Comparison(results(dataset="copying", data=paper)).markdown()
 
 
+def test_the_paper_s_adding_stands_beside_50_steps_only() -> None:
+    models = {"rim": model({"length_200/mse": 0.01})}
+    shown = {"dataset": "adding", "metrics": ["mse"], "higher_is_better": {"mse": False}, "models": models}
+    alike = Comparison(results(**shown, data={"train_length": 50}))
+    assert cells(alike, "published: every RIM")["mse, length 200"] == "0.000"
+    assert "published" not in Comparison(results(**shown, data={"train_length": 20})).markdown()
+
+
 @pytest.mark.parametrize("dataset", ["mnist", "sequential_mnist"])
 @pytest.mark.parametrize(
     ("source", "is_mnist"),
