@@ -227,6 +227,7 @@ def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> N
         (["copying/rim", "--match=size"], ["match must be one of params, flops, state; got match='size'"]),
         (["copying/rim", "--match=params", "--match_to=copying/rimm"], ["'copying/rimm'", "copying/rim"]),
         (["copying/rim", "--name=../mine"], ["name must be that of a folder", "'../mine'"]),
+        (["copying/rim", "--name="], ["name must be that of a folder", "got name=''"]),
         (["copying/rim", "--seed_everything=3"], ["--seed_everything is set by compare itself"]),
         (["copying/rim", "--trainer.max_step=3"], ["max_step", "Did you mean"]),
         (["copying/rim", "copying/rim"], ["Two configs are called 'rim'"]),
@@ -284,6 +285,20 @@ def test_two_comparisons_do_not_share_a_folder(folder: Path, started: list[str])
         answer = running.rimlit("compare", *FAST)
     assert answer.code == 2
     assert "Another comparison is at work" in answer.err
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(folder: Path, started: list[str]) -> None:
+    (folder / "runs").write_text("no folder")
+    answer = running.rimlit("compare", *FAST)
+    assert answer.code == 6
+    assert f"{COMPARISON} cannot be written" in answer.err and "Traceback" not in answer.err
+    assert not started
+
+
+def test_one_config_may_be_given_by_itself(folder: Path, started: list[str]) -> None:
+    overrides = {"trainer.max_steps": 4, "trainer.logger": False, "data.train_span": 5, "data.test_spans": [5, 9]}
+    assert rimlit.compare("copying/rim", seeds=1, overrides=overrides).models.keys() == {"rim"}
+    assert started == ["rim-seed0"]
 
 
 def test_overrides_are_words_or_a_mapping(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """Tables and figures from known results."""
 
 import csv
+import errno
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from rimlit.comparison import Comparison
 from rimlit.comparison.results import number, published_figures
-from rimlit.errors import DataError
+from rimlit.errors import DataError, StorageError
 
 SIZES = {"parameters": 1200, "active_parameters": 800, "flops_per_step": 2400, "state_size": 24}
 
@@ -179,6 +181,21 @@ def test_a_saved_comparison_loads_as_it_was(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="There is no comparison in"):
         Comparison.load(tmp_path)
+
+
+def test_a_comparison_that_cannot_be_written_says_so_and_leaves_the_earlier_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Comparison(results()).save(tmp_path)
+    before = (tmp_path / "results.json").read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
+        Comparison(results(dataset="other")).save(tmp_path)
+    assert (tmp_path / "results.json").read_text() == before
 
 
 def test_a_figure_shows_curves_with_bands_and_groups_at_their_numbers() -> None:

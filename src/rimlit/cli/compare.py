@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
+from rimlit.checkpoints import try_folder
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.run import RimlitCLI, experiment_name, prepare, resolve_configs
@@ -120,7 +121,7 @@ def run_compare(arguments: list[str]) -> None:
 
 
 def compare(
-    configs: Sequence[str | Path],
+    configs: str | Path | Sequence[str | Path],
     *,
     seeds: int | Sequence[int] = 3,
     match: Measure | None = None,
@@ -137,7 +138,7 @@ def compare(
     goes on, and a run that fails does not stop the others. Everything is kept in ``runs/<dataset>/compare``.
 
     Args:
-        configs: Files or names of shipped configs, at least one, all about the same data.
+        configs: Files or names of shipped configs, one or more, all about the same data.
         seeds: How many (0, 1, …), at least 1, or which.
         match: Give every other model the smallest width with no fewer parameters (``params``), FLOPs a step
             (``flops``) or numbers of state (``state``) than that of ``match_to``.
@@ -156,9 +157,11 @@ def compare(
         ConfigError: A setting is wrong, the configs are about different data, or there are runs with other
             settings.
         DataError: The data cannot be read.
+        StorageError: The folder cannot be written.
         StoppedError: A signal came; the runs have been saved.
     """
     prepare([])
+    configs = [configs] if isinstance(configs, str | Path) else configs
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if not configs:
         raise ConfigError("compare needs the files or names of configs, before its options; got none.")
@@ -185,7 +188,7 @@ def compare(
             raise
         raise cause from error
     runs = [_run(model, seed, folder) for seed in numbers for model in models]
-    folder.mkdir(parents=True, exist_ok=True)
+    try_folder(folder, 0)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -271,7 +274,7 @@ def _plan(
             log.info("%s: %s.", model, found)
         models.append(Model(model, config, arguments, settings, task, found))
     folder = read[paths[0]][1].parent / ("compare" if name is None else f"compare-{name}")
-    if name is not None and Path(name).name != name:
+    if name is not None and (not name or Path(name).name != name):
         raise ConfigError(f"name must be that of a folder, without a way to it; got name={name!r}.")
     return models, data, folder, match_to or "/".join(target.with_suffix("").parts[-2:])
 

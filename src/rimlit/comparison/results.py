@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rimlit.checkpoints import storage_error, whole_file
 from rimlit.errors import DataError
 
 if TYPE_CHECKING:
@@ -223,15 +224,27 @@ class Comparison:
         return {metric: draw_metric(self, metric) for metric in self.results["metrics"]}
 
     def save(self, folder: Path) -> None:
-        """Write ``results.json``, ``table.md``, ``table.csv`` and ``figures/``."""
+        """Write ``results.json``, ``table.md``, ``table.csv`` and ``figures/``.
+
+        Raises:
+            StorageError: The folder cannot be written. What was there before is as it was.
+        """
         self.folder = folder
-        figures = folder / "figures"
-        figures.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(self.results, indent=2) + "\n")
-        (folder / "table.md").write_text(self._repr_markdown_() + "\n")
-        (folder / "table.csv").write_text(self.csv())
-        for metric, figure in self.figures().items():
-            figure.savefig(figures / f"{metric}.png", dpi=150)
+        texts = {
+            "results.json": json.dumps(self.results, indent=2) + "\n",
+            "table.md": self._repr_markdown_() + "\n",
+            "table.csv": self.csv(),
+        }
+        try:
+            (folder / "figures").mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                with whole_file(folder / name) as file:
+                    file.write(text.encode())
+            for metric, figure in self.figures().items():
+                with whole_file(folder / "figures" / f"{metric}.png") as file:
+                    figure.savefig(file, dpi=150)
+        except OSError as error:
+            raise storage_error(folder, None, error) from error
 
 
 def _rich(header: list[str], lines: list[list[Cell]]) -> Table:
