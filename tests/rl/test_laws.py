@@ -1,5 +1,6 @@
 """The laws of recurrent reinforcement learning, on every backbone where they are about one."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,13 @@ import torch
 from torch import Tensor
 
 from rimlit.backbones import RIM, Backbone
-from rimlit.rl import PPOTask, make_environments
+from rimlit.rl import PPOTask, VectorEncoder, make_environments
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import Seen
 from rimlit.rl.policies import Categorical
 from rimlit.rl.rollouts import Player, Rollout
 from rimlit.spec import path_of
-from rimlit.types import State, map_state
+from rimlit.types import GRUState, State, map_state
 from tests.conftest import random_tensor
 from tests.laws.backbone_cases import HIDDEN_SIZE, VARIANTS, backbone_classes
 from tests.rl.corridor import CORRIDOR, make_experience, make_task
@@ -62,6 +63,35 @@ def test_replaying_a_rollout_gives_the_same_log_probabilities_and_values(backbon
     rollout = rollout_of(task)
     assert rollout.breaks.any(dim=1).all()
     assert not rollout.seen.starts[:, 0].all()
+    log_probs, values = replay(task, rollout)
+    assert (log_probs - rollout.log_probs).abs().max() < 1e-5
+    assert (values - rollout.values).abs().max() < 1e-5
+
+
+class Keeper(Backbone):
+    """Gives the input before, which it keeps as it is."""
+
+    def __init__(self, input_size: int, *, hidden_size: int) -> None:
+        super().__init__()
+        self.input_size = self.output_size = input_size
+
+    def initial_state(self, batch_size: int) -> State:
+        return GRUState(torch.zeros(batch_size, self.input_size))
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        first = self.initial_state(len(inputs)) if state is None else state
+        before = torch.cat([first.hidden.unsqueeze(1), inputs[:, :-1]], dim=1)
+        if resets is not None:
+            before = before.masked_fill(resets.unsqueeze(-1), 0)
+        return before, GRUState(inputs[:, -1])
+
+
+def test_a_backbone_may_keep_the_observation_it_reads() -> None:
+    plain = partial(VectorEncoder, hidden_sizes=())
+    task = task_for(without_dropout(Keeper, {}), normalize_observations=False, encoder=plain)
+    rollout = rollout_of(task)
     log_probs, values = replay(task, rollout)
     assert (log_probs - rollout.log_probs).abs().max() < 1e-5
     assert (values - rollout.values).abs().max() < 1e-5

@@ -301,6 +301,8 @@ class PPOTask(Task):
         ready = self._ready
         encoder, head, step = (self.encoder, self.head, self.backbone.step) if ready is None else ready[:3]
         encoded = encoder(seen).squeeze(1)
+        if encoded.untyped_storage().data_ptr() == seen.observations.untyped_storage().data_ptr():
+            encoded = encoded.clone()  # the next step writes there, and a backbone may keep what it reads
         if encoded.dim() == 3:
             step = self.backbone.step
         features, state = step(encoded, state)
