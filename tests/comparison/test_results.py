@@ -89,6 +89,13 @@ def test_nothing_is_best_where_all_are_alike_or_one_stands_alone_or_no_direction
     assert Comparison(results(higher_is_better={"accuracy": None})).best("span_5/accuracy") == set()
 
 
+@pytest.mark.parametrize("names", ["abc", "bca", "cab"])
+def test_a_score_that_is_not_a_number_is_never_best(names: str) -> None:
+    values = {"a": float("nan"), "b": 0.7, "c": 0.5}
+    models = {name: model({"accuracy": values[name]}) for name in names}
+    assert Comparison(results(models=models)).best("accuracy") == {"b"}
+
+
 def test_what_cannot_be_told_apart_in_the_table_shares_the_bold() -> None:
     models = {name: model({"accuracy": value}) for name, value in (("a", 0.70001), ("b", 0.7), ("c", 0.5))}
     assert Comparison(results(models=models)).best("accuracy") == {"a", "b"}

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -112,7 +113,11 @@ class Comparison:
 
     def best(self, name: str) -> set[str]:
         """Return the models whose mean is best in ``name`` as the table writes it; none where all are alike."""
-        scores = {model: score for model in self.models if (score := self.score(model, name)) is not None}
+        scores = {
+            model: score
+            for model in self.models
+            if (score := self.score(model, name)) is not None and not math.isnan(score.mean)
+        }
         sign = {True: 1, False: -1}.get(self.results["higher_is_better"].get(name.rpartition("/")[2]))
         if sign is None or len(scores) < 2:
             return set()
