@@ -70,6 +70,15 @@ def test_a_config_may_ask_for_it_and_the_one_beside_is_the_default(target: Path)
     assert "hidden_size=24: 48 numbers of state, 0.00 % more than 48." in answer.err
 
 
+@pytest.mark.parametrize("chosen", ["--model.backbone=GRU", "--model.backbone.num_active=5"])
+def test_another_backbone_in_the_target_s_own_config_is_matched_to_it(folder: Path, chosen: str) -> None:
+    rim = ("--config=copying/rim", *LSTM[1:], "--match=flops", "--trainer.fast_dev_run=true")
+    assert "FLOPs a step, " in succeed("fit", *rim, chosen).err
+    answer = rimlit("fit", *rim)
+    assert answer.code == 2
+    assert "rim.yaml' is the config itself" in answer.err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

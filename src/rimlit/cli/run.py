@@ -208,8 +208,6 @@ class RimlitCLI(LightningCLI):
         """Solve the backbone's width and put it into the settings, as if it had been given."""
         target = find_target(config.match_to, _configs(sys.argv))
         config.match_to = str(target)
-        if any(Path(path).resolve() == target.resolve() for path in _configs(sys.argv)):
-            raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")
         if any(re.match(r"--model\..*\bhidden_size\b", word) for word in sys.argv):
             raise ConfigError("hidden_size is what match solves: leave out one of the two.")
         parser = self._parser(subcommand)
@@ -220,6 +218,9 @@ class RimlitCLI(LightningCLI):
         ours, theirs = (
             yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target[subcommand])
         )
+        is_itself = any(Path(path).resolve() == target.resolve() for path in _configs(sys.argv))
+        if is_itself and ours["model"]["init_args"]["backbone"] == theirs["model"]["init_args"]["backbone"]:
+            raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")
         require_same_data({"this config": ours, f"match_to={str(target)!r}": theirs})
         try:
             data = build_data(ours)
