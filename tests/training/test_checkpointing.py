@@ -1,11 +1,13 @@
 """A run that stops and goes on is the run that never stopped, bit for bit."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -16,7 +18,7 @@ from rimlit.data import DataModule
 from rimlit.errors import CheckpointError
 from rimlit.tasks import load_checkpoint
 from rimlit.training import Checkpointer, VerifiedCheckpointIO
-from rimlit.training.checkpointing import newest_checkpoint
+from rimlit.training.checkpointing import newest_checkpoint, seed_batch
 from tests.tasks.running import make_trainer, quiet
 from tests.training.running import CASES, STEPS, Watch, assert_same, fit, weights
 
@@ -214,6 +216,19 @@ def test_without_seeded_batches_a_run_does_not_go_on_exactly(
     first = fit(CASES["endless"], tmp_path / "cut", stop=lambda at, now: at == 6 and now == "before the step")
     second = fit(CASES["endless"], tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last.ckpt")
     assert {**first.losses, **second.losses} != whole.losses
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_random_numbers_of_a_batch_follow_from_seed_process_and_number(device: str) -> None:
+    def drawn(*numbers: int) -> list[float]:
+        seed_batch(*numbers, torch.device(device))
+        of_torch = [torch.rand((), device=device).item(), torch.rand(()).item()]
+        return [*of_torch, np.random.rand(), random.random()]
+
+    first = drawn(3, 1, 7)
+    others = [drawn(4, 1, 7), drawn(3, 0, 7), drawn(3, 1, 8)]
+    assert drawn(3, 1, 7) == first
+    assert all(set(other).isdisjoint(first) for other in others)
 
 
 def test_without_the_digest_a_flipped_bit_would_load_without_a_word(
