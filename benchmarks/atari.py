@@ -9,7 +9,6 @@ python benchmarks/atari.py [--rounds 6] [--json benchmarks/results/atari_speed.j
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import yaml
 from gymnasium.vector import AutoresetMode
+from origin import origin, write
 from torch.nn.utils import clip_grad_norm_
 
 from rimlit.cli.configs import find_config
@@ -26,7 +26,6 @@ from rimlit.cli.settings import build_data, build_task
 from rimlit.rl import Experience, PPOTask
 from rimlit.rl.experience import rows_of
 from rimlit.rl.rollouts import Player
-from rimlit.training.recording import git_commit, machine
 
 CONFIGS = ("atari/rim", "atari/lstm")
 
@@ -95,7 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = {}
+    content = {**origin(rounds=arguments.rounds), "configs": (results := {})}
     for config in CONFIGS:
         results[config] = result = measure(config, arguments.rounds)
         shown = ", ".join(
@@ -103,11 +102,7 @@ def main() -> None:
             for name, rate in result["steps_per_second"].items()
         )
         print(f"{config}: steps a second (time over the emulator's): {shown}")
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python benchmarks/atari.py --rounds {arguments.rounds}"
-        origin = {"command": command, "commit": git_commit(), "machine": machine()}
-        arguments.json.write_text(json.dumps({**origin, "configs": results}, indent=2) + "\n")
+    write(arguments.json, content)
 
 
 if __name__ == "__main__":

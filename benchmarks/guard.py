@@ -8,7 +8,6 @@ python benchmarks/guard.py [--steps 60] [--json benchmarks/results/guard.json]
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -20,11 +19,11 @@ from typing import Any, cast
 import lightning as L
 import torch
 import yaml
+from origin import origin, write
 
 from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
 from rimlit.training import FiniteGuard
-from rimlit.training.recording import git_commit, machine
 
 CONFIGS = ("copying/rim", "copying/lstm", "language/rim", "language/lstm")
 WARMUP = 10
@@ -71,9 +70,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
-    target = arguments.json and arguments.json.resolve()
-    origin = {"commit": git_commit(), "machine": machine(), "threads": torch.get_num_threads()}
-    results = {}
+    content = {**origin(steps=arguments.steps), "configs": (results := {})}
+    here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for config in CONFIGS:
@@ -82,11 +80,8 @@ def main() -> None:
                 f"{config:<16}{result['milliseconds']:9.2f} ms a step, of it the guard "
                 f"{result['guard_milliseconds']:.3f} ms: {100 * result['share']:.2f} %"
             )
-        os.chdir("/")
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python benchmarks/guard.py --steps {arguments.steps}"
-        target.write_text(json.dumps({"command": command, **origin, "configs": results}, indent=2) + "\n")
+        os.chdir(here)
+    write(arguments.json, content)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from origin import origin, write
 from torch import Tensor, nn
 
 from rimlit import RIM
-from rimlit.training.recording import git_commit, machine
 
 SIZE, BATCH, STEPS = 600, 64, 35
 BASE = f"nn.LSTM({SIZE})"
@@ -344,17 +344,11 @@ def main() -> None:
     arguments = parser.parse_args()
     old = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
     for name in arguments.only:
+        whence = origin(rounds=arguments.rounds, only=name)
         result = PARTS[name](arguments.rounds)
         show(result, name)
-        old[name] = {
-            "command": f"python benchmarks/layer.py --rounds {arguments.rounds} --only {name}",
-            "commit": git_commit(),
-            "machine": machine(),
-            "result": result,
-        }
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(old, indent=2) + "\n")
+        old[name] = {**whence, "result": result}
+        write(arguments.json, old)
 
 
 if __name__ == "__main__":

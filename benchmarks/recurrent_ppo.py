@@ -24,13 +24,13 @@ import numpy as np
 import torch
 import yaml
 from gymnasium.wrappers import TransformObservation, TransformReward
+from origin import origin, write
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
-from rimlit.training.recording import git_commit, machine
 
 SETTINGS: dict[str, Any] = yaml.safe_load(find_config("cartpole/lstm").read_text())
 TASK, DATA = SETTINGS["model"]["init_args"], SETTINGS["data"]["init_args"]
@@ -178,20 +178,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    origin = {"commit": git_commit(), "machine": machine(), "versions": versions()}
+    whence = {
+        **origin(**({"speed": True} if arguments.speed else {"seeds": arguments.seeds})),
+        "versions": versions(),
+    }
     if arguments.speed:
         result = speed(5)
-        command = "python benchmarks/recurrent_ppo.py --speed"
     else:
         runs = []
         for seed in range(arguments.seeds):
             runs.append(train(seed))
             print(json.dumps(runs[-1]), flush=True)
         result = {"runs": runs}
-        command = f"python benchmarks/recurrent_ppo.py --seeds {arguments.seeds}"
     print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"command": command, **origin, **result}, indent=2) + "\n")
+    write(arguments.json, {**whence, **result})
 
 
 def versions() -> dict[str, str]:

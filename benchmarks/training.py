@@ -1,30 +1,34 @@
 """Whole training steps of the shipped configs, and what of a step is not the model.
 
-Each config is trained by the command line with everything it brings: bar, logs, MLflow, checkpoints, activity. Its
-steps are timed between two batches. Then the same task takes the same batches in a bare loop of forward, backward,
-clipping and optimiser, in the same process. What the first takes longer than the second is the share of all else.
-Steps of validation are left out; the bare loop runs after the other one.
+Each config is trained by the command line with everything it brings: bar, logs, MLflow, checkpoints, activity.
+After each step a twin of the task takes a bare one on the same batch: forward, backward, clipping and
+optimiser. What the first takes longer than the second is the share of all else. Both are added up over rounds
+of as many steps as lie between two logs, so that logging and the bar have their part in each. The median of the
+rounds is taken: what else the machine does meets both loops alike. The same is done with the processor time of
+the thread that trains, which a busy machine disturbs less. Validation is left out.
 
-python benchmarks/training.py [--steps 60] [--json benchmarks/results/training.json]
+python benchmarks/training.py [--rounds 8] [--json benchmarks/results/training.json]
 """
 
 import argparse
 import contextlib
 import io
-import json
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.loops import training_epoch_loop
+from origin import origin, write
 
 from rimlit.cli import main as rimlit
-from rimlit.training.recording import git_commit, machine
+from rimlit.spec import build
+from rimlit.tasks import Task
 
 CONFIGS = (
     "copying/rim",
@@ -34,90 +38,148 @@ CONFIGS = (
     "bouncing_balls/rim",
     "bouncing_balls/lstm",
 )
-WARMUP = 10
+ROUND = 50
+"""Steps of a round: what Lightning, and every config here, has between two logs."""
 
 
-def fit(config: str, steps: int) -> tuple[L.LightningModule, L.LightningDataModule, list[float]]:
-    """Train for ``steps``; return the task, its data and the seconds from each step's start to the next."""
-    starts: list[float] = []
-    seen: dict[str, Any] = {}
+def bare_step(task: Task, clip: float | None) -> Callable[[Any], None]:
+    """Return what does nothing but train on a batch: a twin of ``task``, with an optimiser of its own."""
+    spec = task.spec
+    spec["init_args"].pop("scheduler", None)
+    twin = cast(Task, build(spec, Task)).train()
+    twin.load_state_dict(task.state_dict())
+    twin.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    optimizer = twin.configure_optimizers()
+
+    def step(batch: Any) -> None:
+        optimizer.zero_grad()
+        twin.training_step(batch, 0).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), clip)
+        optimizer.step()
+
+    return step
+
+
+class Clock(NamedTuple):
+    """Seconds: of the wall, and of the processor in the thread that trains."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Self:
+        return cls(time.perf_counter(), time.thread_time())
+
+    def since(self, start: "Clock") -> "Clock":
+        return Clock(self.wall - start.wall, self.cpu - start.cpu)
+
+
+class Turns:
+    """The steps of a fit, each followed by a bare one: ``whole`` and ``bare`` hold what each took."""
+
+    def __init__(self) -> None:
+        self.whole: list[Clock] = []
+        self.bare: list[Clock] = []
+        self.task: Task | None = None
+        self._batch: Any = None
+        self._step: Callable[[Any], None]
+        self._began: Clock
+
+    def between(self, trainer: L.Trainer) -> None:
+        """End the step that was, take the bare one, and begin the next."""
+        end = Clock.now()
+        if self.task is None:
+            self._watch(trainer)
+        else:
+            self.whole.append(end.since(self._began))
+            start = Clock.now()
+            self._step(self._batch)
+            self.bare.append(Clock.now().since(start))
+        self._began = Clock.now()
+
+    def _watch(self, trainer: L.Trainer) -> None:
+        self.task = task = cast(Task, trainer.lightning_module)
+        self._step = bare_step(task, cast(float | None, trainer.gradient_clip_val))
+        training_step = task.training_step
+
+        def noting(batch: Any, *args: Any) -> Any:
+            self._batch = batch
+            return training_step(batch, *args)
+
+        task.training_step = noting  # type: ignore[method-assign]
+
+
+def fit(config: str, steps: int) -> Turns:
+    """Train for ``steps``, each followed by a bare one."""
+    turns = Turns()
     advance = training_epoch_loop._TrainingEpochLoop.advance
 
     def timed(loop: Any, *args: Any) -> None:
-        starts.append(time.perf_counter())
-        seen["trainer"] = loop.trainer
+        turns.between(loop.trainer)
         advance(loop, *args)
 
-    options = ("--trainer.limit_val_batches", "0", "--test_after_fit", "false", "--trainer.max_steps", str(steps))
+    options = ("--trainer.limit_val_batches", "0", "--test_after_fit", "false", "--resume", "never")
     training_epoch_loop._TrainingEpochLoop.advance = timed  # type: ignore[method-assign]
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            rimlit(["fit", "--config", config, *options])
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+            failure = rimlit(["fit", "--config", config, *options, "--trainer.max_steps", str(steps)])
     finally:
         training_epoch_loop._TrainingEpochLoop.advance = advance  # type: ignore[method-assign]
-    trainer = seen["trainer"]
-    pairs = zip(starts[WARMUP:], starts[WARMUP + 1 :], strict=False)
-    return trainer.lightning_module, trainer.datamodule, [after - before for before, after in pairs]
+    if failure:
+        raise SystemExit(said.getvalue())
+    return turns
 
 
-def bare(task: L.LightningModule, data: L.LightningDataModule, steps: int) -> list[float]:
-    """Return the seconds of each step of a loop that does nothing but train."""
-    task.train()
-    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    optimizer = task.configure_optimizers()["optimizer"]
-    batches = iter(data.train_dataloader())
-    seconds = []
-    for index in range(steps):
-        batch = next(batches)
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        task.training_step(batch, index).backward()
-        torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
-        optimizer.step()
-        seconds.append(time.perf_counter() - start)
-    return seconds[WARMUP:]
-
-
-def measure(config: str, steps: int) -> dict[str, Any]:
-    task, data, whole = fit(config, steps)
-    alone = bare(task, data, steps)
-    # means: batches differ in length, and both loops saw the same ones
-    step, model = statistics.mean(whole), statistics.mean(alone)
+def measure(config: str, rounds: int) -> dict[str, Any]:
+    turns = fit(config, (rounds + 1) * ROUND + 1)  # the first round warms up, the last step sees no end
+    whole, bare = in_rounds(turns.whole), in_rounds(turns.bare)
+    shares = sorted(1 - model.wall / step.wall for step, model in zip(whole, bare, strict=True))
+    cpu_shares = [1 - model.cpu / step.cpu for step, model in zip(whole, bare, strict=True)]
+    step, model = (statistics.median(clock.wall for clock in clocks) / ROUND for clocks in (whole, bare))
+    backbone: Any = cast(Task, turns.task).backbone
     return {
-        "steps": steps,
+        "steps": rounds * ROUND,
         "steps_per_second": 1 / step,
         "milliseconds": 1000 * step,
         "bare_milliseconds": 1000 * model,
-        "share_outside_the_model": 1 - model / step,
-        "backend": getattr(task.backbone, "backend", None) and task.backbone.resolve_backend()[0],
+        "share_outside_the_model": statistics.median(shares),
+        "least_and_greatest_share": [shares[0], shares[-1]],
+        "share_of_cpu_outside_the_model": statistics.median(cpu_shares),
+        "backend": getattr(backbone, "backend", None) and backbone.resolve_backend()[0],
     }
+
+
+def in_rounds(steps: list[Clock]) -> list[Clock]:
+    """Add up the steps of each round but the first."""
+    starts = range(ROUND, len(steps) - ROUND + 1, ROUND)
+    return [Clock(*map(sum, zip(*steps[start : start + ROUND], strict=True))) for start in starts]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
-    target = arguments.json and arguments.json.resolve()
-    origin = {"commit": git_commit(), "machine": machine(), "threads": torch.get_num_threads()}
-    results = {}
+    content = {**origin(rounds=arguments.rounds), "configs": (results := {})}
+    here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         fit(CONFIGS[0], 20)  # the first run of a folder has MLflow make its database beside the training
         for config in CONFIGS:
-            results[config] = result = measure(config, arguments.steps)
+            results[config] = result = measure(config, arguments.rounds)
+            least, greatest = result["least_and_greatest_share"]
             print(
-                f"{config:<16}{result['steps_per_second']:8.2f} steps a second, "
-                f"{100 * result['share_outside_the_model']:5.1f} % of a step outside the model"
+                f"{config:<20}{result['steps_per_second']:8.2f} steps a second, "
+                f"{100 * result['share_outside_the_model']:5.1f} % of a step outside the model "
+                f"({100 * least:.1f} to {100 * greatest:.1f}), "
+                f"{100 * result['share_of_cpu_outside_the_model']:.1f} % of its processor time"
             )
-        os.chdir("/")
+        os.chdir(here)
     for config in CONFIGS:
         twin = results[config.replace("/rim", "/lstm")]
         results[config]["time_over_lstm"] = results[config]["milliseconds"] / twin["milliseconds"]
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python benchmarks/training.py --steps {arguments.steps}"
-        target.write_text(json.dumps({"command": command, **origin, "configs": results}, indent=2) + "\n")
+    write(arguments.json, content)
 
 
 if __name__ == "__main__":
