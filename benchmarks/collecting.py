@@ -10,7 +10,6 @@ python benchmarks/collecting.py [--steps 150000] [--json benchmarks/results/coll
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -22,12 +21,12 @@ import numpy as np
 import torch
 import yaml
 from lightning import Callback, Trainer, seed_everything
+from origin import origin, write
 
 from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
 from rimlit.rl import PPOTask
 from rimlit.rl.experience import Experience
-from rimlit.training.recording import git_commit, machine
 
 CONFIGS = ("cartpole/rim", "cartpole/lstm")
 FIRST = 10
@@ -125,7 +124,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = {}
+    content = {**origin(steps=arguments.steps), "configs": (results := {})}
     for config in CONFIGS:
         results[config] = result = measure(config, arguments.steps)
         micro = result["microseconds_per_env_step"]
@@ -134,11 +133,7 @@ def main() -> None:
             f"the package {micro['package']:.1f}: {100 * result['overhead']:+.1f} % over {result['rollouts']} "
             f"rollouts, {100 * result['overhead_of_first_rollouts']:+.1f} % over the first {FIRST}"
         )
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python benchmarks/collecting.py --steps {arguments.steps}"
-        origin = {"command": command, "commit": git_commit(), "machine": machine()}
-        arguments.json.write_text(json.dumps({**origin, "configs": results}, indent=2) + "\n")
+    write(arguments.json, content)
 
 
 if __name__ == "__main__":
