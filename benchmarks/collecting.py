@@ -2,9 +2,10 @@
 
 After each rollout of a real training the same weights play as many steps in a bare loop of ``env.step`` (and
 ``env.reset`` where an episode ends) and of the network (encoder, the backbone's fastest single step, head,
-``torch.multinomial``) without gradients, which keeps nothing, checks nothing and starts no state anew. Compared
-with it is all that the package takes for a rollout, with what it keeps for learning. Medians over rollouts, so
-that a busy machine matters little. Short episodes cost most: the first rollouts are told apart.
+drawing an action, all by the package's own functions) without gradients, which keeps nothing, checks nothing and
+starts no state anew. Compared with it is all that the package takes for a rollout, with what it keeps for
+learning. Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first
+rollouts are told apart.
 
 python benchmarks/collecting.py [--steps 150000] [--json benchmarks/results/collecting.json]
 """
@@ -51,7 +52,7 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[], tuple[float, floa
         encoded = encoder.observations(encoder.normalization(seen.unsqueeze(1)))
         features, state = step(encoded.squeeze(1), state)
         outputs = head.linear(features)
-        actions = torch.multinomial(outputs[:, :-1].softmax(dim=-1), 1, generator=generator).squeeze(1).numpy()
+        actions = task.policy.sample(outputs[:, :-1], generator).numpy()
         middle = time.perf_counter()
         for index, env in enumerate(envs):
             observations[index], _, is_over, is_cut, _ = env.step(actions[index])

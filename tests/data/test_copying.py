@@ -63,10 +63,6 @@ def test_a_sample_is_a_function_of_seed_split_and_index_alone() -> None:
     batches = list(islice(make_data(batch_size=3).train_dataloader(), 4))
     assert torch.cat([batch.inputs for batch in batches]).tolist() == first
     assert len({tuple(sample) for sample in first}) == 12
-    samples = dataset(make_data(), "train")
-    assert [samples[index][0].tolist() for index in (200, 3, 64, 3)][1::2] == [
-        first[3]
-    ] * 2  # whatever came before
 
 
 def test_splits_and_seeds_differ() -> None:
@@ -206,8 +202,7 @@ def test_a_test_span_named_twice_is_tested_once() -> None:
     assert make_data(test_spans=[9, 5, 9]).group_names("test") == ["span_9", "span_5"]
 
 
-# of one span, of several, and of several blocks that are drawn at once
-@pytest.mark.parametrize("indices", [[0, 1, 2, 3], [2, 9, 30, 5], [63, 64, 130, 1]])
+@pytest.mark.parametrize("indices", [[0, 1, 2, 3], [2, 9, 30, 5]])  # of one span, and of several
 def test_a_batch_that_is_made_at_once_holds_the_same_samples(indices: list[int]) -> None:
     samples = dataset(make_data(min_train_span=1), "train")
     for (inputs, targets), index in zip(samples.__getitems__(indices), indices, strict=True):

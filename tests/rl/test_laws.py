@@ -146,7 +146,6 @@ class Counter:
     """An actor whose state counts the steps since an episode began, and whose value is that count."""
 
     policy = Categorical(2)
-    reads_previous = False
     device = torch.device("cpu")
 
     def __init__(self) -> None:

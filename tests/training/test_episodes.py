@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from rimlit.rl.observations import Seen
 from rimlit.training import EpisodePictures
 from rimlit.training.activity import COLOURS
 from rimlit.training.episodes import MOST_STEPS, WINDOW, Take, save_episode, take_of
+from rimlit.types import State
 from tests.rl.corridor import BACKBONES, CORRIDOR, Corridor, make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
 
@@ -56,10 +59,15 @@ def test_the_mechanisms_of_a_take_are_those_of_the_same_episode_in_one_piece() -
     task = make_task(data)
     seen = []
     step = task.step
-    task.step = lambda *arguments: (seen.append(arguments[0]), step(*arguments))[1]  # type: ignore[method-assign]
+
+    def watched(now: Seen, state: State) -> tuple[Tensor, State]:
+        seen.append(Seen(*(part.clone() for part in now)))
+        return step(now, state)
+
+    task.step = watched  # type: ignore[method-assign]
     taken = take_of(task, data.make(PICTURED, 1, can_render=True), 3)
     assert taken is not None and taken.active is not None
-    whole = type(seen[0])(*(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)))
+    whole = Seen(*(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)))
     with task.backbone.record_activity() as activities:
         task(whole)
     assert torch.equal(activities[0].active[0], taken.active)

@@ -20,8 +20,6 @@ from rimlit.metrics import IGNORED
 from rimlit.types import SequenceBatch
 
 BLANK = 0
-BLOCK = 64
-"""Consecutive samples whose symbols are drawn at once: making a generator costs more than drawing."""
 
 
 class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -56,7 +54,6 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
         self.size = size
         self.samples_per_span = samples_per_span
         self._span = (-1, 0)  # group and its span
-        self._block: tuple[int, np.ndarray] = (-1, np.empty(0))  # block and its symbols
 
     def __len__(self) -> int:
         """Return the number of samples of a finite set."""
@@ -87,12 +84,7 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
         return list(zip(inputs, targets, strict=True))
 
     def _symbols(self, index: int) -> np.ndarray:
-        block, place = divmod(index, BLOCK)
-        if self._block[0] != block:  # as with spans
-            shape = (BLOCK, self.recall_length)
-            self._block = block, self._generator(1, block).integers(1, self.num_symbols + 1, shape)
-        symbols: np.ndarray = self._block[1][place]
-        return symbols
+        return self._generator(1, index).integers(1, self.num_symbols + 1, self.recall_length)
 
     def _generator(self, purpose: int, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), purpose, index))

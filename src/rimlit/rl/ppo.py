@@ -235,8 +235,8 @@ class PPOTask(Task):
         self.evaluate_greedily = evaluate_greedily
         self.divergence = 0.0
         """Divergence from the policy that collected, of the last minibatch, nats."""
-        self.reads_previous = previous != "hidden"
-        """Whether the action and the reward before are read."""
+        # an encoder may hand on what it gets, and a backbone keep it: the next step would write over it
+        self._keeps_observations = normalization is None
         self._ready: _Ready | None = None
         self.has_learnt = False
         """Whether a minibatch of the last rollout was learnt from."""
@@ -298,11 +298,11 @@ class PPOTask(Task):
         Returns:
             The policy's outputs and, last, the value, (B, size + 1), and the state after the step.
         """
+        if self._keeps_observations:
+            seen = seen._replace(observations=seen.observations.clone())
         ready = self._ready
         encoder, head, step = (self.encoder, self.head, self.backbone.step) if ready is None else ready[:3]
         encoded = encoder(seen).squeeze(1)
-        if encoded.untyped_storage().data_ptr() == seen.observations.untyped_storage().data_ptr():
-            encoded = encoded.clone()  # the next step writes there, and a backbone may keep what it reads
         if encoded.dim() == 3:
             step = self.backbone.step
         features, state = step(encoded, state)

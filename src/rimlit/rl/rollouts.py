@@ -22,8 +22,6 @@ class Actor(Protocol):
     """What is played: a recurrent policy with a value beside its outputs."""
 
     policy: Policy
-    reads_previous: bool
-    """Whether it reads more than the observations; otherwise it is shown nothing else in single steps."""
 
     @property
     def device(self) -> torch.device:
@@ -35,7 +33,7 @@ class Actor(Protocol):
     def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
         """Return outputs and, last, the value (E, size + 1), and the state after a step, ``seen`` (E, 1, …).
 
-        Nothing that is returned may lie in the memory of ``seen``.
+        The next step writes over ``seen``: nothing that is returned may lie in its memory.
         """
 
 
@@ -92,7 +90,7 @@ class Player:
         self._seen = environments.reset(seed), actions, np.zeros(number, np.float32), np.ones(number, bool)
         # written anew in every step: new tensors would cost more than a layer does
         self._tensors = Seen(*(torch.from_numpy(part[:, None].copy()) for part in self._seen))
-        self._written = tuple(part.numpy()[:, 0] for part in self._tensors)
+        self._written = [tensor.numpy()[:, 0] for tensor in self._tensors]
         self._starts_anew = False
         self._scores: Array = np.zeros(number)
         self._steps = 0
@@ -133,7 +131,7 @@ class Player:
 
     def _shown(self, actor: Actor, seen: tuple[Array, ...]) -> Seen:
         """Return ``seen`` as the actor takes it, (E, 1, …), until the next call."""
-        for written, part in zip(self._written, seen if actor.reads_previous else seen[:1], strict=False):
+        for written, part in zip(self._written, seen, strict=True):
             written[...] = part
         device = actor.device
         return self._tensors if device.type == "cpu" else Seen(*(part.to(device) for part in self._tensors))
