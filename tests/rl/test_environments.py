@@ -202,6 +202,22 @@ def test_a_fault_is_named_with_its_environment_and_step(fault: str, says: str) -
         environments.step(np.array([0, 0]))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_one_number_that_is_not_finite_is_found_among_the_largest(kind: Any, value: float) -> None:
+    environments = make()
+    largest = np.full((2, 3), np.finfo(kind).max, kind)
+    environments.require_finite(largest, -largest[:, 0], 1)  # nor does numpy warn
+    environments.require_finite(np.full((2, 3), 255, np.uint8), largest[:, 0], 1)
+    for index in range(2):
+        observations, rewards = largest.copy(), largest[:, 0].copy()
+        observations[index, 2], rewards[index] = value, value
+        with pytest.raises(DataError, match=f"environment {index} returned an observation of {value} at step 1"):
+            environments.require_finite(observations, largest[:, 0], 1)
+        with pytest.raises(DataError, match=f"environment {index} returned a reward of {value} at step 1"):
+            environments.require_finite(largest, rewards, 1)
+
+
 def test_a_missing_extra_is_answered_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ConfigError, match=r"needs gymnasium: pip install 'rimlit\[rl\]'"):

@@ -4,7 +4,6 @@ gymnasium is an extra (``rl``) and imported where environments are made, not her
 """
 
 import importlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -88,9 +87,10 @@ class Environments(ABC):
 
     def require_finite(self, observations: Array, rewards: Array, step: int) -> None:
         """Raise a DataError that names the first environment whose observation or reward is not finite."""
-        # where a sum over all is finite, so is all that is in it; of such sums this one is the quickest
-        flat = observations.reshape(-1)
-        if math.isfinite(rewards.dot(rewards) + (flat.dot(flat) if flat.dtype.kind == "f" else 0.0)):
+        # of what looks at each number this is the quickest, for few as for many; a sum could overflow
+        if 0 not in np.isfinite(rewards).tobytes() and (
+            observations.dtype.kind != "f" or 0 not in np.isfinite(observations).tobytes()
+        ):
             return
         for index, (observation, reward) in enumerate(zip(observations, rewards, strict=True)):
             if not np.isfinite(reward):
