@@ -75,6 +75,25 @@ def test_places_that_are_not_observed_are_left_out() -> None:
         assert np.array_equal(full.final_observations[:, [0, 2]], part.final_observations)
 
 
+@pytest.mark.parametrize("observed", [[0], [0, 0]])
+def test_what_is_left_out_may_be_anything(observed: list[int]) -> None:
+    environments = make_environments(CORRIDOR, 2, observed=observed, options={"fault": "nan", "length": 4})
+    environments.reset(0)
+    for _ in range(5):  # over an end, at which the faulty observation is the final one
+        step = environments.step(np.array([0, 0]))
+    assert np.isfinite(step.observations).all()
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_what_is_shown_must_be_finite(length: int) -> None:
+    environments = make_environments(CORRIDOR, 2, observed=[1], options={"fault": "nan", "length": length})
+    environments.reset(0)
+    for _ in range(3):
+        environments.step(np.array([0, 0]))
+    with pytest.raises(DataError, match="environment 0 returned an observation of nan at step 4"):
+        environments.step(np.array([0, 0]))
+
+
 def test_continuous_actions_are_scaled_from_minus_1_and_1_and_clipped() -> None:
     environments = make_environments("Pendulum-v1", 3)
     assert (environments.action_size, environments.num_actions) == (1, None)

@@ -119,8 +119,8 @@ def make_environments(
         num_environments: Environments E, at least 1.
         options: Arguments of the environment.
         wrappers: Dotted paths of gymnasium's wrappers, the innermost first.
-        observed: Places of the observation vector that are shown; None for all. Leaving some out makes an
-            environment partially observed.
+        observed: Places of the observation vector that are shown, and must be finite; None for all. Leaving some
+            out makes an environment partially observed.
         can_render: Whether pictures will be asked for.
 
     Raises:

@@ -34,7 +34,7 @@ class Experience(DataModule):
         environment: An id that gymnasium knows, or the dotted path of a class of your own.
         options: Arguments of the environment; ``max_episode_steps`` cuts episodes off.
         wrappers: Dotted paths of gymnasium's wrappers, the innermost first.
-        observed: Places of the observation vector that are shown; None for all.
+        observed: Places of the observation vector that are shown, and must be finite; None for all.
         total_steps: Steps of all environments together, at least those of one rollout.
         num_environments: Environments over all processes, at least 1 and a multiple of ``batch_size``.
         rollout_length: Steps of each environment in a rollout, at least 1.

@@ -78,8 +78,9 @@ class GymEnvironments(Environments):
         observations = np.empty((self.num_environments, *self._shape), self.observation_type)
         for index in range(self.num_environments):
             observations[index] = self._begin(index, seed=seed + index)
-        self.require_finite(observations, np.zeros(self.num_environments), 0)
-        return self._shown(observations)
+        shown = self._shown(observations)
+        self.require_finite(shown, np.zeros(self.num_environments), 0)
+        return shown
 
     def step(self, actions: Array) -> Step:
         """Act; see :meth:`Environments.step`."""
@@ -105,8 +106,8 @@ class GymEnvironments(Environments):
                 finals.append((index, np.array(observation), is_over, is_cut))
                 observation = self._begin(index)
             observations[index] = observation
-        self.require_finite(observations, rewards, self._steps)
         shown = final_shown = self._shown(observations)
+        self.require_finite(shown, rewards, self._steps)
         if finals:
             terminated, truncated, ended = np.zeros((3, number), bool)
             led_to = observations.copy()
@@ -117,8 +118,8 @@ class GymEnvironments(Environments):
                     is_cut,
                     True,
                 )
-            self.require_finite(led_to, rewards, self._steps)
             final_shown = self._shown(led_to)
+            self.require_finite(final_shown, rewards, self._steps)
         return Step(shown, rewards, rewards, terminated, truncated, ended, final_shown)
 
     def _begin(self, index: int, **options: Any) -> Array:
