@@ -45,7 +45,8 @@ class Corridor(gymnasium.Env[Any, Any]):
         self.total += 1
         self.actions.append(action.tolist())
         is_over = self.steps == self.length
-        observation, reward = self._observation(), float(self.total)
+        observation: Any = self._observation()
+        reward: Any = float(self.total)
         if self.fault and self.total == self.at:
             if self.fault == "raises":
                 raise RuntimeError("the motor is hot")
@@ -61,6 +62,14 @@ class Corridor(gymnasium.Env[Any, Any]):
                 observation[1] = np.nan
             if self.fault == "reward":
                 reward = np.inf
+            if self.fault == "reward in a list":
+                reward = [reward]
+            if self.fault == "reward in an array":
+                reward = np.array([reward])
+            if self.fault == "no reward":
+                reward = None
+            if self.fault == "reward in words":
+                reward = "4"
         return observation, reward, is_over and not self.is_cut, is_over and self.is_cut, {}
 
 

@@ -199,7 +199,7 @@ def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("raises", "environment 1 raised at step 4: RuntimeError: the motor is hot"),
+        ("raises", r"environment 1 raised at step 4: RuntimeError: the motor is hot\.$"),
         (
             "shape",
             r"environment 1 returned an observation of shape \(3,\) and type float32 at step 4; it .* \(2,\)",
@@ -209,6 +209,10 @@ def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
         ("tensor", r"environment 1 returned an observation of shape .* and type torch\.float32 at step 4"),
         ("nan", "environment 1 returned an observation of nan at step 4"),
         ("reward", "environment 1 returned a reward of inf at step 4"),
+        ("reward in a list", r"environment 1 returned a reward of \[4\.0\] at step 4; it must be a number\.$"),
+        ("reward in an array", r"environment 1 returned a reward of array\(\[4\.\]\) at step 4; it must be"),
+        ("no reward", "environment 1 returned a reward of None at step 4; it must be a number"),
+        ("reward in words", "environment 1 returned a reward of '4' at step 4; it must be a number"),
     ],
 )
 def test_a_fault_is_named_with_its_environment_and_step(fault: str, says: str) -> None:
@@ -235,6 +239,27 @@ def test_one_number_that_is_not_finite_is_found_among_the_largest(kind: Any, val
             environments.require_finite(observations, largest[:, 0], 1)
         with pytest.raises(DataError, match=f"environment {index} returned a reward of {value} at step 1"):
             environments.require_finite(largest, rewards, 1)
+
+
+class Stuck(gymnasium.Env[Any, Any]):
+    """Cannot be reset, nor made with ``is_broken``."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, is_broken: bool = False) -> None:
+        if is_broken:
+            raise RuntimeError("No motor.")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        raise RuntimeError("No power.")
+
+
+def test_a_reason_that_is_a_sentence_gets_no_second_full_stop() -> None:
+    with pytest.raises(DataError, match=r"Stuck cannot be made: RuntimeError: No motor\.$"):
+        make(f"{__name__}.Stuck", is_broken=True)
+    with pytest.raises(DataError, match=r"environment 0 raised in its reset after step 0: .*: No power\.$"):
+        make(f"{__name__}.Stuck").reset(0)
 
 
 def test_a_missing_extra_is_answered_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:

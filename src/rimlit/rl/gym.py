@@ -20,6 +20,9 @@ from rimlit.spec import check_trusted, find_class
 KINDS = frozenset("biuf")
 """Kinds of numbers that an observation may be of, as numpy calls them."""
 
+NO_NUMBERS = frozenset({type(None), str, bytes})
+"""What is no reward, though numpy would make a number of it."""
+
 PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "popgym": "popgym"}
 """First part of an id → package that registers such ids; each is in the extra ``rl``."""
 
@@ -94,11 +97,18 @@ class GymEnvironments(Environments):
             actions = actions + self._first_action
         if self.action_size is not None:
             actions = actions.copy()  # an environment may write to what it is given
+        reward: Any
         for index, env in enumerate(self._envs):
             try:
-                observation, rewards[index], is_over, is_cut, _ = env.step(actions[index])
+                observation, reward, is_over, is_cut, _ = env.step(actions[index])
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
+            try:
+                if type(reward) in NO_NUMBERS:
+                    raise TypeError("a reward must be a number")
+                rewards[index] = reward
+            except (TypeError, ValueError, OverflowError) as error:
+                raise self._no_reward(index, reward) from error
             if not _fits(observation, shape):
                 raise self._misfit(index, observation)
             if is_over or is_cut:
@@ -136,8 +146,14 @@ class GymEnvironments(Environments):
         return observations if self._observed is None else observations[:, self._observed]
 
     def _fault(self, index: int, when: str, error: Exception) -> DataError:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return DataError(f"{self.name}: environment {index} {when} step {self._steps}: {reason}.")
+        return DataError(f"{self.name}: environment {index} {when} step {self._steps}: {_reason(error)}.")
+
+    def _no_reward(self, index: int, reward: Any) -> DataError:
+        written = " ".join(repr(reward).split())[:100]
+        return DataError(
+            f"{self.name}: environment {index} returned a reward of {written} at step {self._steps}; it must be a "
+            "number."
+        )
 
     def _misfit(self, index: int, observation: Any) -> DataError:
         shape = getattr(observation, "shape", None)
@@ -175,6 +191,11 @@ class GymEnvironments(Environments):
 def _fits(observation: Any, shape: tuple[int, ...]) -> bool:
     """Whether an environment shows an array of numbers of this shape; a tensor of torch is none."""
     return getattr(observation, "shape", None) == shape and getattr(observation.dtype, "kind", None) in KINDS
+
+
+def _reason(error: Exception) -> str:
+    """Return in a line, without a full stop, what an environment raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(".")
 
 
 def _find(environment: str) -> EnvSpec:
@@ -223,8 +244,7 @@ def _make(
         given = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "render_mode")
         raise ConfigError(f"{spec.id}{f' with {given}' if given else ''}: {error}") from error
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise DataError(f"{spec.id} cannot be made: {reason}.") from error
+        raise DataError(f"{spec.id} cannot be made: {_reason(error)}.") from error
     if not isinstance(shown, spaces.Box) or shown.shape == ():
         try:
             env = FlattenObservation(env)
