@@ -1,6 +1,7 @@
 """The data module: budgets, quotas of episodes, floors, what is kept."""
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,24 @@ def test_what_a_rollout_brought_and_cost_is_logged(tmp_path: Path) -> None:
     assert {"policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance"} <= {
         name.removeprefix("train/") for name in logged
     }
-    seconds = logged["train/collect_seconds"] + logged["train/learn_seconds"]
-    assert logged["train/env_steps_per_second"] == pytest.approx(40 / seconds, rel=1e-4)
+
+
+def test_steps_per_second_are_over_all_the_time_of_a_rollout(tmp_path: Path) -> None:
+    class Dawdling(L.Callback):
+        """Takes its time before each of the four batches, and counts it with neither collecting nor learning."""
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            time.sleep(0.05)
+
+    data = make_experience(total_steps=80)
+    task = make_task(data)
+    seeing = Seeing()
+    began = time.perf_counter()
+    fit(tmp_path, task, data, callbacks=[seeing, Dawdling()])
+    whole = time.perf_counter() - began
+    seconds = 40 / seeing.logged["train/env_steps_per_second"]  # of the second rollout
+    parts = seeing.logged["train/collect_seconds"] + seeing.logged["train/learn_seconds"]
+    assert parts + 4 * 0.05 <= seconds <= whole - 4 * 0.05
 
 
 def test_one_seed_repeats_a_training_and_two_differ(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ class PPOTask(Task):
         """What the rollout that is being learnt from cost and brought."""
         self._explained_variance: float | None = None
         self._recent: deque[Episode] = deque(maxlen=RECENT)
+        self._rollout_began = 0.0
         self._batch_began = 0.0
         self._learn_seconds = 0.0
 
@@ -375,7 +376,8 @@ class PPOTask(Task):
         )
 
     def begin_rollout(self) -> None:
-        """Take up what was seen so far, before a rollout is collected."""
+        """Take up what was seen so far and start the clock, before a rollout is collected."""
+        self._rollout_began = time.perf_counter()
         self.divergence = 0.0
         self.has_learnt = False
         if self._normalization is not None:
@@ -483,7 +485,7 @@ class PPOTask(Task):
             "env_steps": float(collected.env_steps),
             "collect_seconds": collected.seconds,
             "learn_seconds": self._learn_seconds,
-            "env_steps_per_second": collected.new_steps / (collected.seconds + self._learn_seconds),
+            "env_steps_per_second": collected.new_steps / (time.perf_counter() - self._rollout_began),
         }
         if self._explained_variance is not None:
             values["explained_variance"] = self._explained_variance
