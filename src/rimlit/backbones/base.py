@@ -83,7 +83,8 @@ class Backbone(nn.Module, ABC):
     def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """Return what runs single steps of ``batch_size`` samples while weights and mode stay as they are.
 
-        By default :meth:`step`; a backbone may have a shorter way.
+        By default :meth:`step`; a backbone may have a shorter way, on which features may share memory with the
+        state: write to neither.
         """
         return self.step
 
