@@ -63,6 +63,16 @@ def test_a_rim_takes_multiples_of_its_mechanisms_only() -> None:
     assert size_of(smaller, "params") < 20_000 <= found.size == size_of(found.model, "params")
 
 
+@pytest.mark.parametrize("mechanisms", [65, 100, 300])
+def test_a_rim_of_many_mechanisms_is_matched(mechanisms: int) -> None:
+    many = partial(SMALL_MECHANISMS, num_mechanisms=mechanisms, input_value_size=4)
+    target = size_of(many(5, 3 * mechanisms), "params")
+    assert match_parameters(many, target, input_size=5).width == 3 * mechanisms
+    assert match_parameters(many, target - 1, input_size=5).width == 3 * mechanisms
+    assert match_parameters(many, target + 1, input_size=5, tolerance=1.0).width == 4 * mechanisms
+    assert match_parameters(many, 1, input_size=5, tolerance=1e9).width == mechanisms
+
+
 @pytest.mark.parametrize("backbone", backbone_classes(), ids=lambda cls: cls.__name__)
 def test_every_backbone_can_be_matched_in_parameters(backbone: type[Backbone]) -> None:
     target = 60_000

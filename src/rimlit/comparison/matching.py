@@ -19,7 +19,7 @@ Measure: TypeAlias = Literal["params", "flops", "state"]
 MEASURES = {"params": "parameters", "flops": "flops_per_step", "state": "state_size"}
 WORDS = {"params": "parameters", "flops": "FLOPs a step", "state": "numbers of state"}
 TOLERANCE = 0.05
-TRIES = 64  # widths tried upwards until one can be built: a RIM takes multiples of its mechanisms only
+TRIES = 1024  # widths tried upwards until one can be built: a RIM takes multiples of its mechanisms only
 
 
 @dataclass(frozen=True)
@@ -152,32 +152,38 @@ def _widened(backbone: Spec, width: int) -> Spec:
 def _solve(
     make: Callable[[int], Task | Backbone], name: str, target: int, measure: Measure, tolerance: float
 ) -> Match:
+    refused: set[int] = set()
+
     @functools.cache
     def at(width: int) -> tuple[int, int]:
         """Return the smallest width from ``width`` on that can be built, and its size."""
         refusal: ValueError | None = None
         for tried in range(width, width + TRIES):
+            if tried in refused:
+                continue
             try:
                 return tried, size_of(make(tried), measure)
             except ConfigError:  # not about the width
                 raise
             except ValueError as error:
+                refused.add(tried)
                 refusal = refusal or error
         raise ConfigError(
             f"{name} cannot be built at any hidden_size from {width} to {width + TRIES - 1}: {refusal}"
         ) from refusal
 
-    high = 1
+    low, high = 0, 1  # low is too small
     while at(high)[1] < target:
         if high >= 64 and at(high)[1] == at(high // 16)[1]:
             raise ConfigError(
                 f"{name} has {at(high)[1]:,} {WORDS[measure]} at any hidden_size; {target:,} cannot be matched."
             )
-        high *= 2
-    low = high // 2  # too small, or 0
+        low = at(high)[0]
+        high = 2 * low
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(middle)[1] < target else (low, middle)
+        width, size = at(middle)
+        low, high = (middle, high) if size < target else (low, middle)
     width, size = at(high)
     found = Match(width, size, target, measure, make(width))
     if found.difference > tolerance:
