@@ -16,6 +16,9 @@ from typing import Any
 
 import yaml
 
+from rimlit.comparison import Comparison
+from rimlit.comparison.results import SIZES, floor_of, number, title, written
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {"rim": "RIM", "lstm": "LSTM"}
@@ -204,34 +207,23 @@ def paper_copying(model: str) -> str:
     return ", ".join(scores[f"span_{span}/cross_entropy"] for span in (50, 200)) + width
 
 
-SIZES = {
-    "parameters": "parameters",
-    "active_parameters": "active in a step",
-    "flops_per_step": "FLOPs a step",
-    "state_size": "state",
-}
-
-
 def comparison(shown_sizes: tuple[str, ...] = tuple(SIZES)) -> str:
-    """A row per model: sizes, mean ± standard deviation over seeds, the paper's figures."""
+    """A row per model: sizes, mean ± standard deviation over seeds, the best in bold; the paper's figures."""
     result = load("comparison", "copying-small")
     if result is None:
         return "(not recorded)"
-    names = [name for run in next(iter(result["models"].values()))["runs"][:1] for name in run["test"]]
-    shown = [name for metric in result["metrics"] for name in names if name.endswith(f"/{metric}")]
+    found = Comparison(result)
+    best = {name: found.best(name, digits=2) for name in found.score_names}
     rows = []
-    for model, facts in result["models"].items():
-        scores = []
-        for name in shown:
-            values = [run["test"][name] for run in facts["runs"]]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            scores.append(f"{statistics.fmean(values):.2f}{spread}" if values else "not run")
+    for model, facts in found.models.items():
+        cells = {name: written(found.score(model, name), digits=2) for name in best}
+        scores = [f"**{cell}**" if model in best[name] else cell for name, cell in cells.items()]
         sizes = [f"{facts[size]:,}" for size in shown_sizes]
         seeds = ", ".join(str(run["seed"]) for run in facts["runs"]) or "none"
         rows.append([MODELS[model], seeds, *sizes, *scores, paper_copying(model)])
-    floors = [f"{result['floors'][name.partition('/')[2]]:.2f}" for name in shown]
+    floors = [number(floor_of(result["floors"], name), 2) for name in best]
     rows.append(["floor: format known, symbols guessed", "", *([""] * len(shown_sizes)), *floors, ""])
-    columns = [" ".join(reversed(name.replace("_", " ").split("/"))) for name in shown]
+    columns = [title(name).replace(",", "") for name in best]
     header = ["", "seeds", *(SIZES[size] for size in shown_sizes), *columns, "paper, spans 50, 200"]
     return table(header, rows)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rimlit.comparison import Comparison
-from rimlit.comparison.results import number, published_figures
+from rimlit.comparison.results import Score, number, published_figures, written
 from rimlit.errors import DataError, StorageError
 
 SIZES = {"parameters": 1200, "active_parameters": 800, "flops_per_step": 2400, "state_size": 24}
@@ -99,6 +99,16 @@ def test_a_score_that_is_not_a_number_is_never_best(names: str) -> None:
 def test_what_cannot_be_told_apart_in_the_table_shares_the_bold() -> None:
     models = {name: model({"accuracy": value}) for name, value in (("a", 0.70001), ("b", 0.7), ("c", 0.5))}
     assert Comparison(results(models=models)).best("accuracy") == {"a", "b"}
+
+
+def test_with_fewer_digits_more_share_the_bold() -> None:
+    models = {name: model({"accuracy": value}) for name, value in (("a", 0.704), ("b", 0.7), ("c", 0.5))}
+    comparison = Comparison(results(models=models))
+    assert comparison.best("accuracy") == {"a"}
+    assert comparison.best("accuracy", digits=2) == {"a", "b"}
+    score = comparison.score("a", "accuracy")
+    assert (written(score), written(score, digits=2)) == ("0.704", "0.70")
+    assert written(Score(0.704, 0.058), digits=2) == "0.70 ± 0.06"
 
 
 def test_a_single_seed_has_no_deviation_and_a_model_without_runs_no_scores() -> None:

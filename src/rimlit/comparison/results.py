@@ -111,8 +111,8 @@ class Comparison:
         values = [run["test"][name] for run in self.models[model]["runs"] if name in run["test"]]
         return mean_and_deviation(values)
 
-    def best(self, name: str) -> set[str]:
-        """Return the models whose mean is best in ``name`` as the table writes it; none where all are alike."""
+    def best(self, name: str, *, digits: int = 3) -> set[str]:
+        """Return the models whose mean is best in ``name`` as written with ``digits``; none where all are alike."""
         scores = {
             model: score
             for model in self.models
@@ -121,8 +121,8 @@ class Comparison:
         sign = {True: 1, False: -1}.get(self.results["higher_is_better"].get(name.rpartition("/")[2]))
         if sign is None or len(scores) < 2:
             return set()
-        best = number(max(sign * score.mean for score in scores.values()) * sign)
-        found = {model for model, score in scores.items() if number(score.mean) == best}
+        best = number(max(sign * score.mean for score in scores.values()) * sign, digits)
+        found = {model for model, score in scores.items() if number(score.mean, digits) == best}
         return set() if len(found) == len(scores) else found
 
     @property
@@ -281,18 +281,18 @@ def title(name: str) -> str:
     return words.replace("_", " ").replace("/", ", ")
 
 
-def number(value: float) -> str:
-    """Write a number so that the table stays readable."""
+def number(value: float, digits: int = 3) -> str:
+    """Write a number so that the table stays readable: with ``digits`` behind the point where it is small."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def written(score: Score | None) -> str:
+def written(score: Score | None, *, digits: int = 3) -> str:
     """Write a score."""
     if score is None:
         return "–"
-    return number(score.mean) if score.deviation is None else f"{number(score.mean)} ± {number(score.deviation)}"
+    return " ± ".join(number(part, digits) for part in score if part is not None)
 
 
 def published_figures() -> dict[str, Any]:
