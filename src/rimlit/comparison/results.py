@@ -112,7 +112,7 @@ class Comparison:
         return mean_and_deviation(values)
 
     def best(self, name: str, *, digits: int = 3) -> set[str]:
-        """Return the models whose mean is best in ``name`` as written with ``digits``; none where all are alike."""
+        """Return the models of the best mean in ``name``, as written with ``digits``; none where all are alike."""
         scores = {
             model: score
             for model in self.models
