@@ -233,6 +233,23 @@ def test_a_curve_holds_only_the_steps_of_all_seeds() -> None:
     assert validation.lines[0].get_xdata().tolist() == [10, 20]
 
 
+def test_a_figure_without_validation_is_said() -> None:
+    comparison = Comparison(results())  # no run has a curve of cross_entropy
+    assert [len(figure.axes) for figure in comparison.figures().values()] == [1, 2]
+    note = "No run kept validation scores of cross entropy over training, which figures leave out"
+    assert [found for found in comparison.notes() if found.startswith("No run kept")] == [
+        f"{note}; with trainer.logger=false none are kept."
+    ]
+    given = results()
+    for facts in given["models"].values():
+        for run in facts["runs"]:
+            del run["val"]
+    assert any("scores of cross entropy, accuracy over" in found for found in Comparison(given).notes())
+    for metrics in (["accuracy"], []):
+        assert not any("No run kept" in found for found in Comparison(results(metrics=metrics)).notes())
+    assert not any("No run kept" in found for found in Comparison(results(models={"rim": model()})).notes())
+
+
 def test_groups_without_numbers_stand_side_by_side() -> None:
     models = {"rim": model({"plain/accuracy": 0.5, "curtain/accuracy": 0.4})}
     axis = Comparison(results(models=models)).figures()["accuracy"].axes[1]

@@ -21,10 +21,7 @@ def draw_metric(comparison: Comparison, metric: str) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    curves = {
-        model: [run["val"][metric] for run in facts["runs"] if metric in run.get("val", {})]
-        for model, facts in comparison.models.items()
-    }
+    curves = comparison.curves(metric)
     groups = [name.rpartition("/")[0] for name in comparison.score_names if name.rpartition("/")[2] == metric]
     has_curves = any(curves.values())
     panels = int(has_curves) + int(bool(groups))

@@ -111,6 +111,13 @@ class Comparison:
         values = [run["test"][name] for run in self.models[model]["runs"] if name in run["test"]]
         return mean_and_deviation(values)
 
+    def curves(self, metric: str) -> dict[str, list[list[list[float]]]]:
+        """Return by model the validation scores over training, ``[step, value]``, of each run that kept them."""
+        return {
+            model: [run["val"][metric] for run in facts["runs"] if metric in run.get("val", {})]
+            for model, facts in self.models.items()
+        }
+
     def best(self, name: str, *, digits: int = 3) -> set[str]:
         """Return the models of the best mean in ``name``, as written with ``digits``; none where all are alike."""
         scores = {
@@ -187,6 +194,12 @@ class Comparison:
         published = self.published()
         if published["rows"]:
             notes.append(f"Published: {published['source']}.")
+        lost = [title(metric) for metric in self.results["metrics"] if not any(self.curves(metric).values())]
+        if lost and any(facts["runs"] for facts in self.models.values()):
+            notes.append(
+                f"No run kept validation scores of {', '.join(lost)} over training, which figures leave out; with "
+                "trainer.logger=false none are kept."
+            )
         notes += [f"Failed: {run['name']} ({run['reason']})." for run in self.failed]
         return notes
 
