@@ -2,6 +2,7 @@
 
 python benchmarks/record.py runs/copying/rim-seed0            → benchmarks/results/copying/rim.json
 python benchmarks/record.py runs/copying/compare-small        → benchmarks/results/comparison/copying-small.json
+python benchmarks/record.py --paper runs/copying/lstm-seed0   → benchmarks/results/paper/copying-lstm.json
 """
 
 import argparse
@@ -13,8 +14,12 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(run: Path) -> Path:
-    """Copy ``results.json`` of ``run``; refuse one that cannot be traced to a commit."""
+def record(run: Path, *, is_of_paper_size: bool = False) -> Path:
+    """Copy ``results.json`` of ``run``; refuse one that cannot be traced to a commit.
+
+    Runs at the paper's size stand apart, with the course of their validation: what the command line shows beside a
+    config is of the size that config has.
+    """
     result = json.loads((run / "results.json").read_text())
     if "models" in result:
         return record_comparison(run, result)
@@ -31,6 +36,11 @@ def record(run: Path) -> Path:
         result["rollout"] = json.loads((run / "rollout.json").read_text())
     if curve := returns_by_env_steps(run / "metrics.csv"):
         result["val_curve"] = curve
+    if is_of_paper_size:
+        path = RESULTS / "paper" / f"{run.parent.name}-{run.name.removesuffix('-seed0')}.json"
+        result["val_curve"] = validations(run / "metrics.csv")
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        return path
     folder = RESULTS / run.parent.name
     # other seeds than 0 stand apart: the command line shows one recorded run per config
     is_first = run.name.endswith("-seed0") or "-seed" not in run.name
@@ -40,6 +50,19 @@ def record(run: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def validations(path: Path) -> list[list[float]]:
+    """Return step, cross-entropy and share of sequences copied whole of each validation."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/cross_entropy"]]
+    return [
+        [
+            int(row["step"]),
+            *(round(float(row[f"val/{name}"]), 4) for name in ("cross_entropy", "sequence_accuracy")),
+        ]
+        for row in rows
+    ]
 
 
 def returns_by_env_steps(path: Path) -> list[list[float]]:
@@ -71,5 +94,7 @@ def record_comparison(folder: Path, result: dict[str, Any]) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders under runs/")
-    for folder in parser.parse_args().runs:
-        print(record(folder))
+    parser.add_argument("--paper", action="store_true", help="they are at the paper's size")
+    arguments = parser.parse_args()
+    for folder in arguments.runs:
+        print(record(folder, is_of_paper_size=arguments.paper))

@@ -233,6 +233,33 @@ ROLLOUT_METRICS = {"bce": "BCE", "f1": "F1", "position_error": "position error, 
 PREDICTORS = {"copy": "copy of the last frame", "constant_velocity": "constant velocity, told by an oracle"}
 
 
+PAPER_SIZE = {
+    "rim": ("RIM, spans 50 only", "rim"),
+    "rim-without-dropout": ("RIM, spans 50 only, no dropout, learned initial state", "rim"),
+    "rim-spans-1-to-50": ("RIM, spans 1 to 50, no dropout, learned initial state, cosine decay", "rim"),
+    "lstm": ("LSTM, spans 50 only", "lstm"),
+}
+"""Runs at the paper's size → what they are called, and whose figures of the paper's stand beside them."""
+
+
+def paper_size() -> str:
+    """A row per run at the paper's size: how far it went, what it reached, the paper's figures."""
+    rows = []
+    for name, (label, model) in PAPER_SIZE.items():
+        result = load("paper", f"copying-{name}")
+        if result is None:
+            continue
+        test = result["test"]
+        scores = [f"{test[f'span_{span}/cross_entropy']:.3f}" for span in (50, 100, 200)]
+        copied = [f"{test[f'span_{span}/sequence_accuracy']:.3f}" for span in (50, 100, 200)]
+        rows.append(
+            [label, f"{result['parameters']:,}", f"{result['steps']:,}", *scores, *copied, paper_copying(model)]
+        )
+    header = ["", "parameters", "steps"]
+    header += [f"{metric} span {span}" for metric in ("cross entropy", "copied whole") for span in (50, 100, 200)]
+    return table([*header, "paper, 30,000 steps, spans 50, 200"], rows)
+
+
 def rollouts() -> dict[str, dict[str, Any]]:
     """Scores frame by frame of every model and floor, by test set."""
     found: dict[str, dict[str, Any]] = {}
@@ -657,6 +684,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mnist": lambda: images("mnist", PAPER_MNIST),
     "adding": adding,
     "comparison": comparison,
+    "paper_size": paper_size,
     "comparison_in_short": partial(comparison, ("parameters",)),
     "bouncing_balls": bouncing_balls,
     "numbers_of_balls": numbers_of_balls,
