@@ -234,10 +234,11 @@ PREDICTORS = {"copy": "copy of the last frame", "constant_velocity": "constant v
 
 
 PAPER_SIZE = {
-    "rim": ("RIM, spans 50 only", "rim"),
-    "rim-without-dropout": ("RIM, spans 50 only, no dropout, learned initial state", "rim"),
+    "rim": ("RIM, span 50 only", "rim"),
+    "rim-without-dropout": ("RIM, span 50 only, no dropout, learned initial state", "rim"),
     "rim-spans-1-to-50": ("RIM, spans 1 to 50, no dropout, learned initial state, cosine decay", "rim"),
-    "lstm": ("LSTM, spans 50 only", "lstm"),
+    "lstm": ("LSTM, span 50 only", "lstm"),
+    "lstm-spans-1-to-50": ("LSTM, spans 1 to 50, learned initial state, cosine decay", "lstm"),
 }
 """Runs at the paper's size → what they are called, and whose figures of the paper's stand beside them."""
 
@@ -257,7 +258,7 @@ def paper_size() -> str:
         )
     header = ["", "parameters", "steps"]
     header += [f"{metric} span {span}" for metric in ("cross entropy", "copied whole") for span in (50, 100, 200)]
-    return table([*header, "paper, 30,000 steps, spans 50, 200"], rows)
+    return table([*header, "paper, 150 epochs, spans 50, 200"], rows)
 
 
 def rollouts() -> dict[str, dict[str, Any]]:
