@@ -2,7 +2,7 @@
 
 After each rollout of a real training the same weights play as many steps in a bare loop of ``env.step`` (and
 ``env.reset`` where an episode ends) and of the network (encoder, the backbone's fastest single step, head,
-drawing an action, all by the package's own functions) without gradients, which keeps nothing, checks nothing and
+drawing an action, by the package's own functions) without gradients, which keeps nothing, checks nothing and
 starts no state anew. Compared with it is all that the package takes for a rollout, with what it keeps for
 learning. Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first
 rollouts are told apart.

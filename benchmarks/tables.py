@@ -235,10 +235,13 @@ PREDICTORS = {"copy": "copy of the last frame", "constant_velocity": "constant v
 
 PAPER_SIZE = {
     "rim": ("RIM, span 50 only", "rim"),
-    "rim-without-dropout": ("RIM, span 50 only, no dropout, learned initial state", "rim"),
-    "rim-spans-1-to-50": ("RIM, spans 1 to 50, no dropout, learned initial state, cosine decay", "rim"),
+    "rim-without-dropout": ("RIM, span 50 only, no dropout, learned initial state, forget bias 1", "rim"),
+    "rim-spans-1-to-50": (
+        "RIM, spans 1 to 50, cosine decay, no dropout, learned initial state, forget bias 1",
+        "rim",
+    ),
     "lstm": ("LSTM, span 50 only", "lstm"),
-    "lstm-spans-1-to-50": ("LSTM, spans 1 to 50, learned initial state, cosine decay", "lstm"),
+    "lstm-spans-1-to-50": ("LSTM, spans 1 to 50, cosine decay, learned initial state, forget bias 1", "lstm"),
 }
 """Runs at the paper's size → what they are called, and whose figures of the paper's stand beside them."""
 
@@ -253,10 +256,10 @@ def paper_size() -> str:
         test = result["test"]
         scores = [f"{test[f'span_{span}/cross_entropy']:.3f}" for span in (50, 100, 200)]
         copied = [f"{test[f'span_{span}/sequence_accuracy']:.3f}" for span in (50, 100, 200)]
-        rows.append(
-            [label, f"{result['parameters']:,}", f"{result['steps']:,}", *scores, *copied, paper_copying(model)]
-        )
-    header = ["", "parameters", "steps"]
+        best = 1 + min(result["val_curve"], key=lambda entry: entry[1])[0]
+        sizes = [f"{number:,}" for number in (result["parameters"], result["steps"], best)]
+        rows.append([label, *sizes, *scores, *copied, paper_copying(model)])
+    header = ["", "parameters", "steps", "best of them, tested"]
     header += [f"{metric} span {span}" for metric in ("cross entropy", "copied whole") for span in (50, 100, 200)]
     return table([*header, "paper, 150 epochs, spans 50, 200"], rows)
 
@@ -438,11 +441,20 @@ def training() -> str:
             name,
             f"{config['steps_per_second']:.1f}",
             f"{config['time_over_lstm']:.2f}",
-            f"{100 * config['share_outside_the_model']:.1f} %",
+            f"{100 * config['share_outside_the_model']:.1f} % "
+            f"({' to '.join(f'{100 * share:.1f}' for share in config['least_and_greatest_share'])})",
+            f"{100 * config['share_of_cpu_outside_the_model']:.1f} %",
         ]
         for name, config in result["configs"].items()
     ]
-    return table(["config", "training steps a second", "time over the LSTM's", "of a step not the model"], rows)
+    header = [
+        "config",
+        "training steps a second",
+        "time over the LSTM's",
+        "of a step not the model",
+        "of its processor time",
+    ]
+    return table(header, rows)
 
 
 def goals() -> str:

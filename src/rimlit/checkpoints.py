@@ -96,7 +96,7 @@ def storage_error(path: Path, needed: int | None, error: Exception) -> StorageEr
     except OSError:
         free = "the folder is not there"
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    needs = "" if needed is None else f"it needs about {needed:,} bytes, "
+    needs = "" if not needed else f"it needs about {needed:,} bytes, "
     return StorageError(f"{path} cannot be written ({reason}): {needs}{free}.")
 
 

@@ -76,6 +76,9 @@ def test_step_by_step_equals_the_whole_sequence(cls: type[Backbone], arguments: 
         pieces.append(features)
     torch.testing.assert_close(torch.stack(pieces, dim=1), whole, rtol=1e-10, atol=1e-12)
     assert_same_state(state, last, rtol=1e-10, atol=1e-12)
+    features, _ = backbone.stepping(BATCH)(inputs[:, 0], start)  # with gradients, as step gives them
+    assert features.requires_grad
+    torch.testing.assert_close(features, pieces[0], rtol=0, atol=0)
     with torch.no_grad():  # where a backbone may take another way
         for run in (backbone.step, backbone.stepping(BATCH)):
             state, pieces = start, []

@@ -182,7 +182,7 @@ def _solve(
         high = 2 * low
     while high - low > 1:
         middle = (low + high) // 2
-        width, size = at(middle)
+        size = at(middle)[1]
         low, high = (middle, high) if size < target else (low, middle)
     width, size = at(high)
     found = Match(width, size, target, measure, make(width))

@@ -245,7 +245,7 @@ class Comparison:
         """Write ``results.json``, ``table.md``, ``table.csv`` and ``figures/``.
 
         Raises:
-            StorageError: The folder cannot be written. What was there before is as it was.
+            StorageError: The folder cannot be written. Each file in it is whole, the old one or the new one.
         """
         self.folder = folder
         texts = {

@@ -210,7 +210,7 @@ class Copying(DataModule):
         """Pad sequences of different spans at the end; padding is not scored."""
         inputs, targets = zip(*samples, strict=True)
         lengths = [len(sequence) for sequence in inputs]
-        if min(lengths) == max(lengths):  # ten times as fast
+        if min(lengths) == max(lengths):  # much faster
             return SequenceBatch(torch.stack(inputs), torch.stack(targets), torch.tensor(lengths))
         return SequenceBatch(
             pad_sequence(list(inputs), batch_first=True, padding_value=BLANK),

@@ -4,7 +4,7 @@ A time step is so small that on a GPU launching its kernels takes longer than ru
 writes where it was recorded, so that inputs are copied in and results out: once per sequence, where it saves a
 launch per kernel and step. What is recorded is a loop's walk alone; projections, dropout, autograd stay outside.
 
-Written without a GPU at hand: all but the recording itself, ``_capture``, is tested on the CPU.
+Not run on a GPU yet. What calls CUDA (``run`` beyond its first lines, ``_capture``) is not tested on the CPU.
 """
 
 import functools
@@ -167,6 +167,8 @@ class _Graphs:
         pool = next((graph.pool for graph in self.recorded.values() if graph.stream == stream), None)
         try:
             self.recorded[key] = _Graph(function, plan, tensors, stream, pool)
+        except torch.cuda.OutOfMemoryError:
+            log.warning("The GPU has no memory for a CUDA graph of the time loop, which is launched step by step.")
         except RuntimeError as error:
             self.unfit.add((function, plan))
             log.warning("The time loop cannot be recorded in a CUDA graph and is launched step by step: %s", error)
@@ -201,7 +203,7 @@ class _Graph:
                 for tensor in tensors
             )
             function(plan, self.inputs)  # kernels are compiled and loaded here: while recording they may not be
-            self.results, self.replay, self.pool = _capture(function, plan, self.inputs, pool)
+            self.results, self.replay, self.pool = _capture(function, plan, self.inputs, stream, pool)
         self.num_bytes = _num_bytes(*self.inputs, *self.results)
 
     def __call__(self, tensors: Tensors) -> Tensors:
@@ -214,11 +216,11 @@ class _Graph:
 
 
 def _capture(
-    function: Function, plan: Hashable, inputs: Tensors, pool: Any
+    function: Function, plan: Hashable, inputs: Tensors, caller: Any, pool: Any
 ) -> tuple[Tensors, Callable[[], None], Any]:
     """Return where results will be, what computes them from ``inputs`` as they then are, and its memory pool."""
     graph = torch.cuda.CUDAGraph()
-    stream = _recording_stream(torch.cuda.current_device())
+    stream = _recording_stream(torch.cuda.current_device(), caller)
     # other threads, such as a loader that pins memory, may go on
     recording = torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local")
     # torch leaves its stream as the current one if recording fails: the outer context takes it back
@@ -228,8 +230,9 @@ def _capture(
 
 
 @functools.cache
-def _recording_stream(device: int) -> torch.cuda.Stream:
-    # torch's own belongs to the first GPU that was recorded on
+def _recording_stream(device: int, caller: Any) -> torch.cuda.Stream:
+    # torch's own belongs to the first GPU that was recorded on; and cuBLAS has a workspace for each stream, which
+    # graphs of two callers, replayed at once, may not share
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

@@ -22,8 +22,8 @@ BUILDERS: dict[str, str] = {"ALE": "rimlit.rl.atari.AtariEnvironments"}
 class Step(NamedTuple):
     """What E environments answer to an action each.
 
-    Where an episode ended, the environment has begun its next one in the same step. The arrays are the caller's:
-    nothing writes to them later.
+    Where an episode ended, the environment has begun its next one in the same step. Nothing writes to the arrays
+    later; some may be one and the same, and read-only.
     """
 
     observations: Array  # (E, …): what to act on next; the first one of an episode where one has begun

@@ -20,7 +20,7 @@ from rimlit.spec import check_trusted, find_class
 KINDS = frozenset("biuf")
 """Kinds of numbers that an observation may be of, as numpy calls them."""
 
-NO_NUMBERS = frozenset({type(None), str, bytes})
+NO_NUMBERS = (type(None), str, bytes, complex, np.complexfloating)
 """What is no reward, though numpy would make a number of it."""
 
 PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "popgym": "popgym"}
@@ -104,7 +104,7 @@ class GymEnvironments(Environments):
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
             try:
-                if type(reward) in NO_NUMBERS:
+                if type(reward) is not float and isinstance(reward, NO_NUMBERS):
                     raise TypeError("a reward must be a number")
                 rewards[index] = reward
             except (TypeError, ValueError, OverflowError) as error:
@@ -157,7 +157,8 @@ class GymEnvironments(Environments):
 
     def _misfit(self, index: int, observation: Any) -> DataError:
         shape = getattr(observation, "shape", None)
-        what = type(observation).__name__ if shape is None else f"shape {shape} and type {observation.dtype}"
+        dtype = getattr(observation, "dtype", None)
+        what = type(observation).__name__ if None in (shape, dtype) else f"shape {shape} and type {dtype}"
         return DataError(
             f"{self.name}: environment {index} returned an observation of {what} at step {self._steps}; it "
             f"declares an array of numbers of shape {self._shape}."
@@ -190,7 +191,8 @@ class GymEnvironments(Environments):
 
 def _fits(observation: Any, shape: tuple[int, ...]) -> bool:
     """Whether an environment shows an array of numbers of this shape; a tensor of torch is none."""
-    return getattr(observation, "shape", None) == shape and getattr(observation.dtype, "kind", None) in KINDS
+    kind = getattr(getattr(observation, "dtype", None), "kind", None)
+    return kind is not None and kind in KINDS and observation.shape == shape
 
 
 def _reason(error: Exception) -> str:

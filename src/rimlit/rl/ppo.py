@@ -143,7 +143,8 @@ class PPOTask(Task):
 
     Raises:
         ConfigError: A value is out of its range, neither or both kinds of actions are given, something drops
-            features, or a factory is of a kind that a checkpoint could not hold.
+            features, or a factory is of a kind that a checkpoint could not hold; later, where it is trained: the
+            trainer's precision is none of 32-true, 16-mixed and bf16-mixed.
         ValueError: A size is below 1.
 
     Example:
@@ -236,7 +237,7 @@ class PPOTask(Task):
         self.divergence = 0.0
         """Divergence from the policy that collected, of the last minibatch, nats."""
         # an encoder may hand on what it gets, and a backbone keep it: the next step would write over it
-        self._keeps_observations = normalization is None
+        self._copies_observations = normalization is None
         self._ready: _Ready | None = None
         self.has_learnt = False
         """Whether a minibatch of the last rollout was learnt from."""
@@ -299,7 +300,7 @@ class PPOTask(Task):
         Returns:
             The policy's outputs and, last, the value, (B, size + 1), and the state after the step.
         """
-        if self._keeps_observations:
+        if self._copies_observations:
             seen = seen._replace(observations=seen.observations.clone())
         ready = self._ready
         encoder, head, step = (self.encoder, self.head, self.backbone.step) if ready is None else ready[:3]
