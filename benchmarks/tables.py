@@ -524,7 +524,7 @@ def cartpole() -> str:
         runs = seeds_of("cartpole", name)
         if runs:
             returns = [run["test"]["episode_return"] for run in runs]
-            minutes = [run["train_seconds"] / 60 for run in runs]
+            seconds = [run["train_seconds"] for run in runs]
             seeds = ", ".join(str(run["seed"]) for run in runs)
             cells = " · ".join(f"{score:.1f}" for score in returns)
             rows.append(
@@ -533,7 +533,7 @@ def cartpole() -> str:
                     f"{runs[0]['parameters']:,}",
                     seeds,
                     cells,
-                    f"{min(minutes):.1f} to {max(minutes):.1f} min",
+                    f"{min(seconds):.0f} to {max(seconds):.0f} s",
                 ]
             )
     if not rows:
