@@ -35,7 +35,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> graphs._Graphs:
     return kept
 
 
-def trace(function: graphs.Function, plan: Any, inputs: graphs.Tensors, pool: Any) -> tuple[Any, Any, Any]:
+def trace(
+    function: graphs.Function, plan: Any, inputs: graphs.Tensors, stream: Any, pool: Any
+) -> tuple[Any, Any, Any]:
     there = [tensor for tensor in inputs if tensor is not None]
 
     def of_those_there(*tensors: Tensor) -> list[Tensor]:
@@ -55,7 +57,9 @@ def trace(function: graphs.Function, plan: Any, inputs: graphs.Tensors, pool: An
     return results, replay, pool
 
 
-def call_again(function: graphs.Function, plan: Any, inputs: graphs.Tensors, pool: Any) -> tuple[Any, Any, Any]:
+def call_again(
+    function: graphs.Function, plan: Any, inputs: graphs.Tensors, stream: Any, pool: Any
+) -> tuple[Any, Any, Any]:
     """Stand for a graph where not how it computes is asked for, but what is kept."""
     results = function(plan, inputs)
 
@@ -276,6 +280,25 @@ def test_shapes_that_do_not_come_back_are_forgotten(kept: graphs._Graphs, monkey
     assert sizes(kept) == [3]
 
 
+def test_what_finds_no_memory_is_launched_and_others_are_recorded(
+    kept: graphs._Graphs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = count()
+
+    def fail(function: Any, plan: Any, inputs: Any, stream: Any, pool: Any) -> Any:
+        if len(inputs[0]) == 2:
+            next(tried)
+            raise torch.OutOfMemoryError("no memory")
+        return call_again(function, plan, inputs, stream, pool)
+
+    monkeypatch.setattr(graphs, "_capture", fail)
+    with caplog.at_level(logging.WARNING, logger="rimlit"):
+        call(kept, 2, 2, 2, 2, 3, 3)
+    assert next(tried) == 1
+    assert sizes(kept) == [3]
+    assert "no memory for a CUDA graph" in caplog.text
+
+
 def test_what_cannot_be_recorded_is_launched_and_tried_once(
     kept: graphs._Graphs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -299,9 +322,9 @@ def test_what_cannot_be_recorded_is_launched_and_tried_once(
 def test_graphs_of_a_stream_share_their_scratch(kept: graphs._Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     pools = []
 
-    def remember(function: Any, plan: Any, inputs: Any, pool: Any) -> Any:
+    def remember(function: Any, plan: Any, inputs: Any, stream: Any, pool: Any) -> Any:
         pools.append(pool)
-        return *call_again(function, plan, inputs, pool)[:2], pool or f"pool {len(pools)}"
+        return *call_again(function, plan, inputs, stream, pool)[:2], pool or f"pool {len(pools)}"
 
     monkeypatch.setattr(graphs, "_capture", remember)
     for stream in ("one", "one", "two"):

@@ -162,12 +162,13 @@ class _Graphs:
     def _record(
         self, key: Hashable, function: Function, plan: Hashable, tensors: Tensors, stream: Any, limit: int
     ) -> None:
-        if (function, plan) in self.unfit or not self._make_room(self.launched[key], limit):
+        if self.unfit & {key, (function, plan)} or not self._make_room(self.launched[key], limit):
             return
         pool = next((graph.pool for graph in self.recorded.values() if graph.stream == stream), None)
         try:
             self.recorded[key] = _Graph(function, plan, tensors, stream, pool)
-        except torch.cuda.OutOfMemoryError:
+        except torch.OutOfMemoryError:  # smaller ones may fit
+            self.unfit.add(key)
             log.warning("The GPU has no memory for a CUDA graph of the time loop, which is launched step by step.")
         except RuntimeError as error:
             self.unfit.add((function, plan))
