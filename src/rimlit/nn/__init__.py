@@ -3,6 +3,7 @@
 from rimlit.nn.attention import attend_slots, communicate
 from rimlit.nn.content import address_content
 from rimlit.nn.controller import LSTMController
+from rimlit.nn.direct import direct
 from rimlit.nn.grouped_linear import GroupedLinear
 from rimlit.nn.motion import move_cells
 from rimlit.nn.selection import select_active
@@ -13,6 +14,7 @@ __all__ = [
     "address_content",
     "attend_slots",
     "communicate",
+    "direct",
     "move_cells",
     "select_active",
 ]
