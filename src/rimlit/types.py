@@ -75,8 +75,12 @@ def detach_state(state: State) -> State:
 
 def replace_state(state: State, replacement: State, where: Tensor) -> State:
     """Return ``replacement`` for the samples that ``where`` (B,) marks, ``state`` for the others."""
+    mask = where
 
     def choose(old: Tensor, new: Tensor) -> Tensor:
-        return torch.where(where.view(-1, *[1] * (old.dim() - 1)), new, old)
+        nonlocal mask
+        if mask.dim() != old.dim():  # most states are of one shape
+            mask = where.view(-1, *[1] * (old.dim() - 1))
+        return torch.where(mask, new, old)
 
     return map_state(choose, state, replacement)
