@@ -14,6 +14,18 @@ from tests.tasks.running import SMALL_LSTM, SMALL_RIM
 trust("tests")
 
 
+FAULTY_REWARDS = {
+    "reward": np.inf,
+    "no number": np.float32(np.nan),
+    "large reward": -1e300,
+    "reward in a list": [4.0],
+    "reward in an array": np.array([4.0]),
+    "no reward": None,
+    "reward in words": "4",
+    "complex reward": np.complex64(4),
+}
+
+
 class Corridor(gymnasium.Env[Any, Any]):
     """Shows how many steps of the episode, and in all, are done; ends after ``length`` steps, or is cut off there.
 
@@ -60,16 +72,7 @@ class Corridor(gymnasium.Env[Any, Any]):
                 observation = torch.zeros(2)
             if self.fault == "nan":
                 observation[1] = np.nan
-            if self.fault == "reward":
-                reward = np.inf
-            if self.fault == "reward in a list":
-                reward = [reward]
-            if self.fault == "reward in an array":
-                reward = np.array([reward])
-            if self.fault == "no reward":
-                reward = None
-            if self.fault == "reward in words":
-                reward = "4"
+            reward = FAULTY_REWARDS.get(self.fault, reward)
         return observation, reward, is_over and not self.is_cut, is_over and self.is_cut, {}
 
 

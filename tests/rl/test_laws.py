@@ -13,9 +13,9 @@ from rimlit.rl import PPOTask, VectorEncoder, make_environments
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import Seen
 from rimlit.rl.policies import Categorical
-from rimlit.rl.rollouts import Player, Rollout
+from rimlit.rl.rollouts import Episode, Player, Rollout
 from rimlit.spec import path_of
-from rimlit.types import GRUState, State, map_state
+from rimlit.types import GRUState, State, flat_state, map_state
 from tests.conftest import random_tensor
 from tests.laws.backbone_cases import HIDDEN_SIZE, VARIANTS, backbone_classes
 from tests.rl.corridor import CORRIDOR, make_experience, make_task
@@ -169,6 +169,24 @@ def test_states_start_anew_exactly_where_episodes_start(is_cut: bool) -> None:
     starts = torch.cat([rollout.seen.starts for rollout in rollouts], dim=1)
     assert starts[0].tolist() == [step % 3 == 0 for step in range(9)]
     assert rollouts[1].state[0].flatten().tolist() == [1, 1]
+
+
+def test_a_rollout_stays_as_it_is_while_the_next_one_is_collected() -> None:
+    task = task_for("LSTM")
+    player = Player(make_environments("CartPole-v1", 3), 3)
+    with task.playing(3):
+        rollout = player.collect(task, STEPS)
+        before = map_state(torch.clone, rollout)
+        player.collect(task, STEPS)
+    assert all(torch.equal(a, b) for a, b in zip(flat_state(rollout), flat_state(before), strict=True))
+
+
+def test_scores_and_lengths_are_of_whole_episodes_however_short_the_rollouts() -> None:
+    player = Player(make_experience(options={"length": 7}).make(CORRIDOR, 2), 0)
+    for steps in (4, 1, 1, 9, 3, 3):  # the last one ends with an episode
+        player.collect(Counter(), steps)
+    scores = [sum(range(first, first + 7)) for first in (1, 8, 15)]  # the reward is the number of steps in all
+    assert player.ended == [Episode(index, score, 7) for score in scores for index in range(2)]
 
 
 def test_training_starts_states_anew_where_collecting_did() -> None:

@@ -16,6 +16,7 @@ from rimlit.rl import PPOTask, VectorEncoder
 from rimlit.rl.observations import Normalization, PolicyEncoder, Seen
 from rimlit.rl.policies import Categorical, Gaussian
 from rimlit.rl.ppo import Minibatch
+from rimlit.rl.rollouts import Player
 from tests.conftest import counting_tensor, random_tensor
 from tests.rl.corridor import make_experience, make_task
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_trainer, quiet
@@ -148,6 +149,20 @@ def test_a_slot_needs_a_backbone_that_reads_slots() -> None:
     seen = Seen(torch.zeros(1, 3, 2), torch.zeros(1, 3).long(), torch.zeros(1, 3), torch.zeros(1, 3).bool())
     with pytest.raises(ConfigError, match="reads one vector per step"):
         make(previous="slot")(seen)
+
+
+@pytest.mark.parametrize("previous", ["hidden", "concatenated"])
+@pytest.mark.parametrize(
+    "name", ["encoder", "encoder.observations", "encoder.observations.layers.0", "encoder.normalization", "head"]
+)
+def test_whoever_listens_to_a_module_hears_every_step_that_is_collected(name: str, previous: Any) -> None:
+    data = make_experience("CartPole-v1")
+    task = make_task(data, normalize_observations=True, previous=previous)
+    heard: list[Any] = []
+    task.get_submodule(name).register_forward_hook(lambda *_: heard.append(name))
+    with task.playing(4):
+        Player(data.make("CartPole-v1", 4), 0).collect(task, 10)
+    assert len(heard) == 10 + 1  # the value after the last step too
 
 
 def test_a_policy_starts_without_a_preference() -> None:

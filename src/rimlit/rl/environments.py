@@ -30,7 +30,7 @@ class Step(NamedTuple):
     rewards: Array  # (E,) float32: what is learnt from
     scores: Array  # (E,) float32: what is reported; the rewards, unless these are clipped
     terminated: Array  # (E,) bool: nothing more was to be won: the value after this step is 0
-    truncated: Array  # (E,) bool: cut off; the value after this step is that of the final observation
+    truncated: Array  # (E,) bool: ended by a cut: the value after this step is that of the final observation
     ended: Array  # (E,) bool: an episode ended and the next one has begun: states start anew here
     final_observations: Array  # (E, …): what the step led to; differs from observations where an episode ended
 
@@ -85,16 +85,12 @@ class Environments(ABC):
     def close(self) -> None:
         """Free what the environments hold."""
 
-    def require_finite(self, observations: Array, rewards: Array, step: int) -> None:
-        """Raise a DataError that names the first environment whose observation or reward is not finite."""
+    def require_finite(self, observations: Array, step: int) -> None:
+        """Raise a DataError that names the first environment whose observation is not finite."""
         # of what looks at each number this is the quickest, for few as for many; a sum could overflow
-        if 0 not in np.isfinite(rewards).tobytes() and (
-            observations.dtype.kind != "f" or 0 not in np.isfinite(observations).tobytes()
-        ):
+        if observations.dtype.kind != "f" or 0 not in np.isfinite(observations).tobytes():
             return
-        for index, (observation, reward) in enumerate(zip(observations, rewards, strict=True)):
-            if not np.isfinite(reward):
-                raise DataError(f"{self.name}: environment {index} returned a reward of {reward} at step {step}.")
+        for index, observation in enumerate(observations):
             if not np.isfinite(observation).all():
                 value = observation[~np.isfinite(observation)][0]
                 raise DataError(

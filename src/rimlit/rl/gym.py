@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,8 @@ from rimlit.spec import check_trusted, find_class
 KINDS = frozenset("biuf")
 """Kinds of numbers that an observation may be of, as numpy calls them."""
 
-NO_NUMBERS = (type(None), str, bytes, complex, np.complexfloating)
-"""What is no reward, though numpy would make a number of it."""
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest reward."""
 
 PROVIDERS = {"MiniGrid": "minigrid", "BabyAI": "minigrid", "popgym": "popgym"}
 """First part of an id → package that registers such ids; each is in the extra ``rl``."""
@@ -61,6 +62,8 @@ class GymEnvironments(Environments):
             self._observed = self._places(list(observed), observations.shape)
             self.observation_shape = (len(observed),)
         self.observation_type = np.uint8 if observations.dtype == np.uint8 else np.float32
+        self._dtype = np.dtype(self.observation_type)
+        self._is_float = self._dtype.kind == "f"
         self._first_action = 0
         if isinstance(actions, spaces.Discrete):
             self.num_actions, self._first_action = int(actions.n), int(actions.start)
@@ -81,15 +84,13 @@ class GymEnvironments(Environments):
         observations = np.empty((self.num_environments, *self._shape), self.observation_type)
         for index in range(self.num_environments):
             observations[index] = self._begin(index, seed=seed + index)
-        shown = self._shown(observations)
-        self.require_finite(shown, np.zeros(self.num_environments), 0)
-        return shown
+        return self._shown(observations)
 
     def step(self, actions: Array) -> Step:
         """Act; see :meth:`Environments.step`."""
         self._steps += 1
-        number, shape = self.num_environments, self._shape
-        observations = np.empty((number, *shape), self.observation_type)
+        number, shape, dtype = self.num_environments, self._shape, self._dtype
+        observations = np.empty((number, *shape), dtype)
         rewards = np.empty(number, np.float32)
         terminated = truncated = ended = self._none
         finals: list[tuple[int, Array, bool, bool]] = []
@@ -97,6 +98,7 @@ class GymEnvironments(Environments):
             actions = actions + self._first_action
         if self.action_size is not None:
             actions = actions.copy()  # an environment may write to what it is given
+        observation: Any
         reward: Any
         for index, env in enumerate(self._envs):
             try:
@@ -104,20 +106,22 @@ class GymEnvironments(Environments):
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
             try:
-                if type(reward) is not float and isinstance(reward, NO_NUMBERS):
-                    raise TypeError("a reward must be a number")
+                # what is no number compares with none, but numpy's complex ones do; NaN is within no bounds
+                is_real = type(reward) is float or not isinstance(reward, np.complexfloating)
+                if not (is_real and -LARGEST <= reward <= LARGEST):
+                    raise ValueError("a reward must be a finite number of 32 bits")
                 rewards[index] = reward
-            except (TypeError, ValueError, OverflowError) as error:
+            except Exception as error:
                 raise self._no_reward(index, reward) from error
-            if not _fits(observation, shape):
-                raise self._misfit(index, observation)
+            # what nearly all show is told at a glance
+            if type(observation) is not np.ndarray or observation.dtype is not dtype or observation.shape != shape:
+                self._require_fit(index, observation)
             if is_over or is_cut:
                 # an environment may use its array again
                 finals.append((index, np.array(observation), is_over, is_cut))
                 observation = self._begin(index)
             observations[index] = observation
         shown = final_shown = self._shown(observations)
-        self.require_finite(shown, rewards, self._steps)
         if finals:
             terminated, truncated, ended = np.zeros((3, number), bool)
             led_to = observations.copy()
@@ -129,7 +133,6 @@ class GymEnvironments(Environments):
                     True,
                 )
             final_shown = self._shown(led_to)
-            self.require_finite(final_shown, rewards, self._steps)
         return Step(shown, rewards, rewards, terminated, truncated, ended, final_shown)
 
     def _begin(self, index: int, **options: Any) -> Array:
@@ -138,28 +141,35 @@ class GymEnvironments(Environments):
             observation: Array = self._envs[index].reset(**options)[0]
         except Exception as error:
             raise self._fault(index, "raised in its reset after", error) from error
-        if not _fits(observation, self._shape):
-            raise self._misfit(index, observation)
+        self._require_fit(index, observation)
         return observation
 
     def _shown(self, observations: Array) -> Array:
-        return observations if self._observed is None else observations[:, self._observed]
+        """Return the places that are shown; they must be finite."""
+        shown: Array = observations if self._observed is None else observations[:, self._observed]
+        # it takes less time to look at the whole than at some places
+        if self._is_float and 0 in np.isfinite(observations).tobytes():
+            self.require_finite(shown, self._steps)
+        return shown
 
     def _fault(self, index: int, when: str, error: Exception) -> DataError:
         return DataError(f"{self.name}: environment {index} {when} step {self._steps}: {_reason(error)}.")
 
     def _no_reward(self, index: int, reward: Any) -> DataError:
-        written = " ".join(repr(reward).split())[:100]
+        written = str(reward) if isinstance(reward, (float, np.number)) else " ".join(repr(reward).split())[:100]
         return DataError(
             f"{self.name}: environment {index} returned a reward of {written} at step {self._steps}; it must be a "
-            "number."
+            "finite number."
         )
 
-    def _misfit(self, index: int, observation: Any) -> DataError:
+    def _require_fit(self, index: int, observation: Any) -> None:
+        """Raise a DataError unless ``observation`` is an array of numbers as declared, no tensor of torch."""
         shape = getattr(observation, "shape", None)
         dtype = getattr(observation, "dtype", None)
+        if getattr(dtype, "kind", None) in KINDS and shape == self._shape:
+            return
         what = type(observation).__name__ if None in (shape, dtype) else f"shape {shape} and type {dtype}"
-        return DataError(
+        raise DataError(
             f"{self.name}: environment {index} returned an observation of {what} at step {self._steps}; it "
             f"declares an array of numbers of shape {self._shape}."
         )
@@ -187,12 +197,6 @@ class GymEnvironments(Environments):
         """Close the environments."""
         for env in self._envs:
             env.close()
-
-
-def _fits(observation: Any, shape: tuple[int, ...]) -> bool:
-    """Whether an environment shows an array of numbers of this shape; a tensor of torch is none."""
-    kind = getattr(getattr(observation, "dtype", None), "kind", None)
-    return kind is not None and kind in KINDS and observation.shape == shape
 
 
 def _reason(error: Exception) -> str:
@@ -236,6 +240,7 @@ def _make(
 ) -> Env[Any, Any]:
     """Make one environment whose observations are arrays."""
     try:
+        spec = replace(spec, order_enforce=False)  # nothing here steps before it resets: what asks is left out
         env: Env[Any, Any] = gymnasium.make(spec, disable_env_checker=True, **options)
         for path in wrappers:
             env = _find_wrapper(path)(env)

@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 from rimlit.backbones.base import require_positive
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder
+from rimlit.nn import direct
 from rimlit.rl.policies import Policy
 
 Previous = Literal["hidden", "concatenated", "slot"]
@@ -145,6 +146,17 @@ class PolicyEncoder(Encoder):
         added = policy.size + 1
         self.output_size = encoder.output_size + (added if previous == "concatenated" else 0)
         self.slot = nn.Linear(added, encoder.output_size) if previous == "slot" else None
+
+    def stepping(self) -> Callable[[Seen], Tensor]:
+        """Return what encodes fastest while the modules stay as they are; see :meth:`forward`."""
+        whole = direct(self)
+        if self.previous != "hidden" or whole is self:
+            return whole
+        encode = direct(self.observations)
+        if self.normalization is None:
+            return lambda seen: encode(seen.observations)
+        normalize = direct(self.normalization)
+        return lambda seen: encode(normalize(seen.observations))
 
     def forward(self, seen: Seen) -> Tensor:
         """Map (B, T, …) to (B, T, output_size), or to slots (B, T, N, output_size)."""

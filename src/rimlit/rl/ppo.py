@@ -25,6 +25,7 @@ from rimlit.encoders import Encoder
 from rimlit.errors import ConfigError
 from rimlit.heads import HeadFactory, LinearHead
 from rimlit.metrics.mean import Mean
+from rimlit.nn import direct
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import (
     PREVIOUS,
@@ -84,9 +85,7 @@ class Losses(NamedTuple):
 class _Ready(NamedTuple):
     """What single steps take, in the hand while the weights stay as they are."""
 
-    encoder: nn.Module
-    head: nn.Module
-    step: Callable[[Tensor, State], tuple[Tensor, State]]
+    step: Callable[[Seen, State], tuple[Tensor, State]]
     num_environments: int
     initial_state: State
 
@@ -294,22 +293,39 @@ class PPOTask(Task):
         """Run one step.
 
         Args:
-            seen: What the policy knows, (B, 1, …).
+            seen: What the policy knows, (B, 1, …), on the CPU or where the weights are.
             state: The backbone's state, the initial one where an episode starts.
 
         Returns:
             The policy's outputs and, last, the value, (B, size + 1), and the state after the step.
         """
-        if self._copies_observations:
-            seen = seen._replace(observations=seen.observations.clone())
         ready = self._ready
-        encoder, head, step = (self.encoder, self.head, self.backbone.step) if ready is None else ready[:3]
-        encoded = encoder(seen).squeeze(1)
-        if encoded.dim() == 3:
-            step = self.backbone.step
-        features, state = step(encoded, state)
-        outputs: Tensor = head(features.unsqueeze(1)).squeeze(1).float()
-        return outputs, state
+        step = self._step_of(self.encoder, self.backbone.step, self.head) if ready is None else ready.step
+        return step(seen, state)
+
+    def _step_of(
+        self,
+        encode: Callable[[Seen], Tensor],
+        step: Callable[[Tensor, State], tuple[Tensor, State]],
+        head: Callable[[Tensor], Tensor],
+    ) -> Callable[[Seen, State], tuple[Tensor, State]]:
+        """Return a single step of all parts; slots take the backbone's own.
+
+        What is asked once here is not asked in every step.
+        """
+        step_slots, copies_observations, device = self.backbone.step, self._copies_observations, self.device
+        is_far = device.type != "cpu"
+
+        def run(seen: Seen, state: State) -> tuple[Tensor, State]:
+            if is_far:
+                seen = Seen(*(part.to(device) for part in seen))
+            if copies_observations:
+                seen = seen._replace(observations=seen.observations.clone())
+            encoded = encode(seen).squeeze(1)
+            features, state = step(encoded, state) if encoded.dim() == 2 else step_slots(encoded, state)
+            return head(features.unsqueeze(1)).squeeze(1).float(), state
+
+        return run
 
     @contextmanager
     def playing(self, num_environments: int) -> Iterator[None]:
@@ -320,13 +336,13 @@ class PPOTask(Task):
         Args:
             num_environments: Samples of every step inside the ``with`` block.
         """
+        assert isinstance(self.encoder, PolicyEncoder)
         unwatched = self.backbone.unwatched() if isinstance(self.backbone, RIM) else nullcontext()
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
         with torch.inference_mode(), unwatched, precision:
+            step = self.backbone.stepping(num_environments)
             self._ready = _Ready(
-                self.encoder,
-                self.head,
-                self.backbone.stepping(num_environments),
+                self._step_of(self.encoder.stepping(), step, direct(self.head)),
                 num_environments,
                 self.backbone.initial_state(num_environments),
             )

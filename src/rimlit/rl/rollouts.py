@@ -31,9 +31,10 @@ class Actor(Protocol):
         """Return the state an episode starts from."""
 
     def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
-        """Return outputs and, last, the value (E, size + 1), and the state after a step, ``seen`` (E, 1, …).
+        """Return outputs and, last, the value (E, size + 1), and the state after a step.
 
-        The next step writes over ``seen``: nothing that is returned may lie in its memory.
+        ``seen`` (E, 1, …) lies on the CPU and will be written over: nothing that is returned may lie in its
+        memory.
         """
 
 
@@ -61,10 +62,65 @@ class Episode(NamedTuple):
 class Played(NamedTuple):
     """One step of E environments. Nothing writes to it later."""
 
-    seen: tuple[Array, ...]  # the parts of Seen, (E, …) each
     outputs: Tensor  # (E, size + 1): the policy's and, last, the value
     actions: Array  # (E,) or (E, size)
     step: Step
+
+
+class Stretch:
+    """Up to T steps in a row of E environments: what was seen before each and after the last.
+
+    It is written step by step where it stays, and the policy reads it there: to make and to join arrays of single
+    steps would take longer than to fill these.
+
+    Args:
+        environments: Environments, E of them.
+        num_steps: Steps T, at least 1.
+    """
+
+    def __init__(self, environments: Environments, num_steps: int) -> None:
+        rows, size = (num_steps + 1, environments.num_environments), environments.action_size
+        self.num_steps = num_steps
+        # row t is what is seen before step t: actions and what came of them are those of the step before
+        self.observations = np.zeros((*rows, *environments.observation_shape), environments.observation_type)
+        self.actions: Array = np.zeros(rows, np.int64) if size is None else np.zeros((*rows, size), np.float32)
+        self.rewards = np.zeros(rows, np.float32)
+        self.scores = np.zeros(rows, np.float32)
+        self._ends = np.zeros((3, *rows), bool)
+        self.starts, self.terminated, self.truncated = self._ends
+        self.parts = self.observations, self.actions, self.rewards, self.starts
+        with torch.inference_mode(False):
+            views = (torch.from_numpy(part).unsqueeze(2).unbind() for part in self.parts)
+            self.seen = [Seen(*parts) for parts in zip(*views, strict=True)]
+            """Each row as the policy reads it, (E, 1, …)."""
+
+    def begin(self, first: Sequence[Array]) -> None:
+        """Begin with ``first``, a row of the ``parts`` of another stretch or of this one."""
+        for part, row in zip(self.parts, first, strict=True):
+            part[0] = row
+        self._ends[:, 1:] = False
+
+    def write(self, row: int, actions: Array, step: Step) -> bool:
+        """Write a row: ``actions`` and what came of them; return whether an episode ended."""
+        self.observations[row] = step.observations
+        self.actions[row] = actions
+        self.rewards[row] = step.rewards
+        self.scores[row] = step.scores
+        has_ended = bool(np.count_nonzero(step.ended))
+        if has_ended or np.count_nonzero(step.terminated):  # to look takes less time than to write
+            self.starts[row] = step.ended
+            self.terminated[row] = step.terminated
+            self.truncated[row] = step.truncated
+        return has_ended
+
+    def seen_in(self, num_steps: int) -> Seen:
+        """Return what was seen before each of the first steps, (E, T, …); nothing writes to it later."""
+        return Seen(*(environments_first(part[:num_steps]) for part in self.parts))
+
+
+def environments_first(array: Array) -> Tensor:
+    """Return an array (T, E, …) as a tensor (E, T, …) of its own."""
+    return torch.from_numpy(array.swapaxes(0, 1).copy())
 
 
 class Player:
@@ -82,126 +138,146 @@ class Player:
         self.ended: list[Episode] = []
         """Episodes in the order in which they ended; for the caller to empty."""
         self.state: State = None
-        number = environments.num_environments
         self._seed = seed
         self._generator: torch.Generator | None = None
-        size = environments.action_size
-        actions: Array = np.zeros(number, np.int64) if size is None else np.zeros((number, size), np.float32)
-        self._seen = environments.reset(seed), actions, np.zeros(number, np.float32), np.ones(number, bool)
-        # written anew in every step: new tensors would cost more than a layer does
-        self._tensors = Seen(*(torch.from_numpy(part[:, None].copy()) for part in self._seen))
-        self._written = [tensor.numpy()[:, 0] for tensor in self._tensors]
+        self._stretch = Stretch(environments, 1)
+        self._stretch.observations[0] = environments.reset(seed)
+        self._stretch.starts[0] = True
+        self._row = 0
         self._starts_anew = False
-        self._scores: Array = np.zeros(number)
-        self._steps = 0
-        self._began: Array = np.zeros(number, np.int64)
+        # of each running episode: the row it starts in, and its score and length before this stretch
+        self._firsts = [0] * environments.num_environments
+        self._scores = [0.0] * environments.num_environments
+        self._lengths = [0] * environments.num_environments
+
+    def begin(self, num_steps: int) -> None:
+        """Begin another stretch, of ``num_steps`` steps, with what is seen now."""
+        old, row = self._stretch, self._row
+        for index in range(self.environments.num_environments):
+            self._scores[index], self._lengths[index] = self._so_far(index)
+            self._firsts[index] = 0
+        if num_steps != old.num_steps:
+            self._stretch = Stretch(self.environments, num_steps)
+        self._stretch.begin([part[row] for part in old.parts])
+        self._row = 0
+
+    def _so_far(self, index: int) -> tuple[float, int]:
+        """Return the score and the length of the running episode of an environment."""
+        first, row = self._firsts[index], self._row
+        scores = self._stretch.scores[first + 1 : row + 1, index].tolist()
+        return sum(scores, self._scores[index]), self._lengths[index] + row - first
+
+    @property
+    def observations(self) -> Array:
+        """What is acted on next, (E, …)."""
+        now: Array = self._stretch.observations[self._row].copy()
+        return now
+
+    @property
+    def seen(self) -> Seen:
+        """What was seen before each step of the stretch, (E, T, …)."""
+        return self._stretch.seen_in(self._row)
 
     @torch.no_grad()
     def play(self, actor: Actor) -> Played:
-        """Take one step in every environment."""
-        return self._play(actor)
+        """Take one step in every environment, in another stretch where this one is over."""
+        if self._row == self._stretch.num_steps:
+            self.begin(self._stretch.num_steps)
+        return self._play(actor, actor.policy)
 
-    def _play(self, actor: Actor) -> Played:
+    def _play(self, actor: Actor, policy: Policy) -> Played:
         if self._generator is None:
             self._generator = torch.Generator(actor.device).manual_seed(self._seed)
-        self._begin(actor)
-        seen = self._seen
-        outputs, self.state = actor.step(self._shown(actor, seen), self.state)
-        policy = actor.policy
+        if self._starts_anew or self.state is None:
+            self._renew(actor)
+        outputs, self.state = actor.step(self._stretch.seen[self._row], self.state)
         numbers = outputs.narrow(1, 0, policy.size)
         drawn = policy.mode(numbers) if self.greedy else policy.sample(numbers, self._generator)
         actions = drawn.numpy(force=True)
         step = self.environments.step(actions)
-        self._seen = step.observations, actions, step.rewards, step.ended
-        self._scores += step.scores
-        self._steps += 1
-        if np.count_nonzero(step.ended):
+        self._row += 1
+        if self._stretch.write(self._row, actions, step):
             self._starts_anew = True
             self._note_ends(step.ended)
-        return Played(seen, outputs, actions, step)
+        return Played(outputs, actions, step)
 
-    def _begin(self, actor: Actor) -> None:
+    def _renew(self, actor: Actor) -> None:
         """Put the initial state where an episode starts."""
+        initial = actor.initial_state(self.environments.num_environments)
         if self.state is None:
-            self.state = actor.initial_state(self.environments.num_environments)
+            self.state = initial
         elif self._starts_anew:
-            self._starts_anew = False
-            initial = actor.initial_state(self.environments.num_environments)
-            self.state = replace_state(self.state, initial, torch.from_numpy(self._seen[3]).to(actor.device))
-
-    def _shown(self, actor: Actor, seen: tuple[Array, ...]) -> Seen:
-        """Return ``seen`` as the actor takes it, (E, 1, …), until the next call."""
-        for written, part in zip(self._written, seen, strict=True):
-            written[...] = part
-        device = actor.device
-        return self._tensors if device.type == "cpu" else Seen(*(part.to(device) for part in self._tensors))
+            starts = self._stretch.seen[self._row].starts.to(actor.device)
+            self.state = replace_state(self.state, initial, starts)
+        self._starts_anew = False
 
     def _note_ends(self, ended: Array) -> None:
         for index in ended.nonzero()[0].tolist():
-            self.ended.append(Episode(index, float(self._scores[index]), self._steps - int(self._began[index])))
-            self._scores[index], self._began[index] = 0, self._steps
+            self.ended.append(Episode(index, *self._so_far(index)))
+            self._firsts[index], self._scores[index], self._lengths[index] = self._row, 0.0, 0
 
     @torch.no_grad()
     def collect(self, actor: Actor, num_steps: int) -> Rollout:
         """Play ``num_steps`` steps, at least 1, and keep what can be learnt from them."""
-        self._begin(actor)
-        state = self.state
-        plays = []
-        next_values: list[Tensor | None] = []
-        for _ in range(num_steps):
-            played = self._play(actor)
-            plays.append(played)
-            is_cut = np.count_nonzero(played.step.truncated)
-            next_values.append(self._final_values(actor, played.step) if is_cut else None)
-        self._begin(actor)
-        last = actor.step(self._shown(actor, self._seen), self.state)[0][:, -1]
+        self.begin(num_steps)
+        self._renew(actor)
+        policy, state = actor.policy, self.state
+        outputs: list[Tensor] = []
+        final_values: list[tuple[int, Tensor]] = []
+        for index in range(num_steps):
+            played = self._play(actor, policy)
+            outputs.append(played.outputs)
+            if self._starts_anew and np.count_nonzero(played.step.truncated):
+                final_values.append((index, self._final_values(actor, played.step)))
+        self._renew(actor)
+        last = actor.step(self._stretch.seen[num_steps], self.state)[0][:, -1]
         with torch.inference_mode(False), torch.no_grad():  # it is learnt from
-            return joined(plays, next_values, last, state, actor.policy)
+            return joined(self._stretch, outputs, final_values, last, state, policy)
 
     def _final_values(self, actor: Actor, step: Step) -> Tensor:
         """Return the values of what the last step led to, before any new episode."""
-        _, actions, rewards, ended = self._seen
-        seen = step.final_observations, actions, rewards, np.zeros_like(ended)
-        return actor.step(self._shown(actor, seen), self.state)[0][:, -1]
+        begun = self._stretch.seen[self._row]
+        final = torch.from_numpy(step.final_observations).unsqueeze(1)
+        seen = begun._replace(observations=final, starts=torch.zeros_like(begun.starts))
+        return actor.step(seen, self.state)[0][:, -1]
 
 
 def joined(
-    plays: list[Played], final_values: list[Tensor | None], last: Tensor, state: State, policy: Policy
+    stretch: Stretch,
+    outputs: list[Tensor],
+    final_values: list[tuple[int, Tensor]],
+    last: Tensor,
+    state: State,
+    policy: Policy,
 ) -> Rollout:
-    """Put the steps of a rollout side by side, on the CPU."""
-    seen = seen_in(plays)
-    steps = [played.step for played in plays]
-    outputs = torch.cat([played.outputs for played in plays]).view(len(plays), len(last), -1).transpose(0, 1)
-    actions = side_by_side([played.actions for played in plays])
-    log_probs = policy.log_prob(outputs[..., :-1], actions.to(outputs.device)).cpu()
-    values = outputs[..., -1].cpu()
-    terminated = side_by_side([step.terminated for step in steps])
-    truncated = side_by_side([step.truncated for step in steps])
+    """Make a rollout, on the CPU, of a whole stretch.
+
+    Args:
+        stretch: What was seen and done.
+        outputs: What the actor returned for each step, (E, size + 1) each.
+        final_values: Steps in which episodes were cut off, and the values (E,) of what they led to.
+        last: Values (E,) after the last step.
+        state: State before the first step.
+        policy: Policy that drew the actions.
+    """
+    actions, rewards = environments_first(stretch.actions[1:]), environments_first(stretch.rewards[1:])
+    terminated, truncated = environments_first(stretch.terminated[1:]), environments_first(stretch.truncated[1:])
+    whole = torch.stack(outputs, dim=1)
+    log_probs = policy.log_prob(whole[..., :-1], actions.to(whole.device)).cpu()
+    values = whole[..., -1].cpu()
     next_values = torch.cat([values[:, 1:], last.cpu()[:, None]], dim=1)
-    for index, finals in enumerate(final_values):
-        if finals is not None:
-            next_values[:, index] = torch.where(truncated[:, index], finals.cpu(), next_values[:, index])
+    for index, finals in final_values:
+        next_values[:, index] = torch.where(truncated[:, index], finals.cpu(), next_values[:, index])
     return Rollout(
-        seen=seen,
+        seen=stretch.seen_in(stretch.num_steps),
         state=map_state(lambda part: part.clone().cpu(), state),
         actions=actions,
         log_probs=log_probs,
         values=values,
         next_values=next_values.masked_fill(terminated, 0),
-        rewards=side_by_side([step.rewards for step in steps]),
+        rewards=rewards,
         breaks=terminated | truncated,
     )
-
-
-def seen_in(plays: list[Played]) -> Seen:
-    """Return what was seen in steps, (E, T, …), on the CPU."""
-    return Seen(*(side_by_side(parts) for parts in zip(*(played.seen for played in plays), strict=True)))
-
-
-def side_by_side(arrays: Sequence[Array]) -> Tensor:
-    """Return arrays (E, …) of T steps as a tensor (E, T, …)."""
-    joint = np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
-    return torch.from_numpy(np.ascontiguousarray(joint.swapaxes(0, 1)))
 
 
 class Evaluated(NamedTuple):
@@ -266,14 +342,15 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
     while True:
         state = actor.initial_state(len(quotas)) if player.state is None else player.state
         state = map_state(torch.clone, state)
+        player.begin(num_steps)
         piece = list(itertools.islice(steps, num_steps))
         if not piece:
             return
         ended = [episode for _, _, episodes in piece for episode in episodes]
         yield Evaluated(
-            seen_in([played for played, _, _ in piece]),
+            player.seen,
             state,
-            side_by_side([counts for _, counts, _ in piece]),
+            environments_first(np.stack([counts for _, counts, _ in piece])),
             torch.tensor([episode.score for episode in ended]),
             torch.tensor([episode.length for episode in ended]),
         )
@@ -287,10 +364,12 @@ def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
     """
     name, number = player.environments.name, 0
     open_steps: list[list[tuple[Array, Array, float]]] = [[] for _ in quotas]
+    before = player.observations
     for played, counts, ended in play_quotas(player, actor, quotas):
         for index in counts.nonzero()[0].tolist():
-            acted = played.seen[0][index], played.actions[index]
+            acted = before[index], played.actions[index]
             open_steps[index].append((*acted, float(played.step.scores[index])))
+        before = played.step.observations
         for episode in ended:
             index = episode.environment
             observations, actions, scores = zip(*open_steps[index], strict=True)
