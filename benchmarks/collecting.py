@@ -1,12 +1,12 @@
 """What collecting costs beyond the environments and the network, over a whole training.
 
-After every second rollout of a real training has been learnt from, the same weights play as many steps in a bare
-loop of ``env.step`` (and ``env.reset`` where an episode ends) and of the network (encoder, the backbone's fastest
-single step, head, drawing an action, by the package's own functions) without gradients, which keeps nothing,
-checks nothing and starts no state anew. Compared with it is all that the package takes for that rollout, with
-what it keeps for learning. Both begin right after learning, with nothing of theirs in the processor's caches.
-Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first rollouts are
-told apart.
+Between two rollouts of a real training the weights of the moment play as many steps in a bare loop of ``env.step``
+(and ``env.reset`` where an episode ends) and of the network (encoder, the backbone's fastest single step, head,
+drawing an action, by the package's own functions) without gradients, which keeps nothing, checks nothing and
+starts no state anew. Compared with it is all that the package takes for a rollout, with what it keeps for
+learning. The bare loop plays before every second rollout, and the others are compared with it: both then begin in
+the same place of a training, when learning has taken the processor's caches. Medians over rollouts, so that a busy
+machine matters little. Short episodes cost most: the first rollouts are told apart.
 
 python benchmarks/collecting.py [--steps 150000] [--json benchmarks/results/collecting.json]
 """
@@ -74,19 +74,20 @@ class Bare(Callback):
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {"network": [], "environments": [], "package": [], "learning": []}
         self._loop: Callable[[int], tuple[float, float]] | None = None
+        self._learning = 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
-        if (
-            trainer.current_epoch % 2
-        ):  # so that the next rollout begins right after learning, as the bare loop does
+        self._learning = task._learn_seconds
+
+    def on_train_epoch_start(self, trainer: Trainer, task: Any) -> None:
+        if trainer.current_epoch % 2 == 0:  # a rollout to compare with
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with task.playing(data.num_environments):
             loop = bare_loop(task, data) if self._loop is None else self._loop
             times = loop(data.rollout_length)
         self._loop = loop
-        seconds = (*times, task.collected.seconds, task._learn_seconds)
-        for name, each in zip(self.seconds, seconds, strict=True):
+        for name, each in zip(self.seconds, (*times, task.collected.seconds, self._learning), strict=True):
             self.seconds[name].append(each)
 
 
