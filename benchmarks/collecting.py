@@ -2,11 +2,12 @@
 
 Between two rollouts of a real training the weights of the moment play as many steps in a bare loop of ``env.step``
 (and ``env.reset`` where an episode ends) and of the network (encoder, the backbone's fastest single step, head,
-drawing an action, by the package's own functions) without gradients, which keeps nothing, checks nothing and
-starts no state anew. Compared with it is all that the package takes for a rollout, with what it keeps for
-learning. The bare loop plays before every second rollout, and the others are compared with it: both then begin in
-the same place of a training, when learning has taken the processor's caches. Medians over rollouts, so that a busy
-machine matters little. Short episodes cost most: the first rollouts are told apart.
+drawing an action, by the package's own functions) without gradients, which keeps nothing and checks nothing; that
+states start anew where episodes do is not in its time. Compared with it is all that the package takes for a
+rollout, with what it keeps for learning. The bare loop plays before every second rollout, and the others are
+compared with it: both then begin in the same place of a training, when learning has taken the processor's caches.
+Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first rollouts are told
+apart.
 
 python benchmarks/collecting.py [--steps 150000] [--json benchmarks/results/collecting.json]
 """
@@ -29,6 +30,7 @@ from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
 from rimlit.rl import PPOTask
 from rimlit.rl.experience import Experience
+from rimlit.types import replace_state
 
 CONFIGS = ("cartpole/rim", "cartpole/lstm")
 FIRST = 10
@@ -50,6 +52,7 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[int], tuple[float, f
         step = backbone.stepping(number)
         network = environments = 0.0
         for _ in range(num_steps):
+            begun = []
             start = time.perf_counter()
             seen = torch.from_numpy(observations if data.observed is None else observations[:, data.observed])
             encoded = encoder.observations(encoder.normalization(seen.unsqueeze(1)))
@@ -61,8 +64,12 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[int], tuple[float, f
                 observations[index], _, is_over, is_cut, _ = env.step(actions[index])
                 if is_over or is_cut:
                     observations[index], _ = env.reset()
+                    begun.append(index)
             network += middle - start
             environments += time.perf_counter() - middle
+            if begun:  # not in its time, but the policy would fail on states of episodes that are over
+                where = torch.tensor([index in begun for index in range(number)])
+                state = replace_state(state, task.initial_state(number), where)
         return network, environments
 
     return run
