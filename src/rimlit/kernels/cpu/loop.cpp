@@ -67,20 +67,22 @@ struct StepArguments {
 
 namespace {
 
+using product::Right;
+
 // out (rows, columns) = x · weight, or added to it; all row by row in memory
 template <typename T>
 void times(const T* x, Int ldx, const T* weight, Int ldw, T* out, Int ldo, Int rows, Int inner, Int columns,
            bool add) {
-    product::multiply(x, ldx, 1, weight, ldw, out, ldo, rows, inner, columns, add);
+    product::multiply(x, ldx, 1, {weight, ldw}, out, ldo, rows, inner, columns, add);
 }
 
 // out (rows, columns) = x · weightᵀ, weight (columns, inner); from its transpose where that has been made
 template <typename T>
-void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const T* transposed, T* out, Int rows,
+void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const Right<T>& transposed, T* out, Int rows,
                       Int inner, Int columns, bool add) {
     if (rows == 0 || columns == 0) return;
-    if (transposed)
-        product::multiply(x, ldx, 1, transposed, columns, out, columns, rows, inner, columns, add);
+    if (transposed.data)
+        product::multiply(x, ldx, 1, transposed, out, columns, rows, inner, columns, add);
     else
         product::blas("T", "N", columns, rows, inner, weight, ldw, x, ldx, add, out, columns);
 }
@@ -89,7 +91,7 @@ void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const T* tr
 template <typename T>
 void add_product(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x,
                  Int columns_y) {
-    if (rows) product::multiply(x, 1, ldx, y, ldy, out, ldo, columns_x, rows, columns_y, true);
+    if (rows) product::multiply(x, 1, ldx, {y, ldy}, out, ldo, columns_x, rows, columns_y, true);
 }
 
 template <typename T>
@@ -241,17 +243,25 @@ Pool<T>& pool() {
     return *instance;
 }
 
-// Weights turned round once per backward call, for the products that lead back through them; null: not made.
+// A weight turned round once per backward call, for the products that lead back through it; null: not made.
 template <typename T>
-struct Transposed {
-    const T *cell_input = nullptr, *cell_hidden = nullptr, *communication = nullptr, *output = nullptr,
-            *input_query = nullptr;
+struct Turned {
+    const T* data = nullptr;
+    Int rows = 0, columns = 0;  // of the weight, for each mechanism
+
+    // of one mechanism, from a column of the weight on
+    Right<T> of(Int mechanism, Int column = 0) const {
+        if (!data) return {nullptr, 0};
+        const T* own = data + mechanism * product::transposed_size<T>(rows, columns);
+        if (product::can_pack<T>(rows)) return {own, 0, columns, column};
+        return {own + column * rows, rows};
+    }
 };
 
 template <typename T>
-const T* flipped(const T* all, Int mechanism, Int numbers) {
-    return all ? all + mechanism * numbers : nullptr;
-}
+struct Transposed {
+    Turned<T> cell_input, cell_hidden, communication, output, input_query;
+};
 
 // One thread's samples [first, first + count) for the whole loop.
 template <typename T>
@@ -811,7 +821,7 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                 if (rows == 0) continue;
                 times_transposed(rows_out + begin * O, O,
                                  mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
-                                 flipped(transposed.output, a.output_groups > 1 ? m : 0, R * O),
+                                 transposed.output.of(a.output_groups > 1 ? m : 0),
                                  rows_read + begin * R, rows, O, R, false);
                 if (out[m].is_full(rows)) flush_out(m);
                 std::memcpy(out[m].left(out[m].rows()), read + begin * R, rows * R * sizeof(T));
@@ -873,7 +883,7 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                     touched[rows++] = s;
                 }
                 times_transposed(right, P, data(a.communication) + m * d * P, P,
-                                 flipped(transposed.communication, m, d * P), rows_visible, rows, P, d, false);
+                                 transposed.communication.of(m), rows_visible, rows, P, d, false);
                 for (Int r = 0; r < rows; ++r) {
                     const Int s = touched[r], row = active_row_of[s * M + m];
                     if (row >= 0)
@@ -933,15 +943,14 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                 ++r;
             }
             const T* weight = data(a.cell_hidden) + m * d * numbers;
-            const T* turned = flipped(transposed.cell_hidden, m, d * numbers);
-            times_transposed(right, G, weight, numbers, turned, rows_hidden, rows, a.is_gru ? 2 * d : numbers, d,
+            times_transposed(right, G, weight, numbers, transposed.cell_hidden.of(m), rows_hidden, rows, a.is_gru ? 2 * d : numbers, d,
                              false);
             if (a.is_gru)
-                times_transposed(right + 3 * d, G, weight + 2 * d, numbers, turned ? turned + 2 * d * d : nullptr,
+                times_transposed(right + 3 * d, G, weight + 2 * d, numbers, transposed.cell_hidden.of(m, 2 * d),
                                  rows_hidden, rows, d, d, true);
             if (V)
                 times_transposed(right, G, data(a.cell_input) + m * V * numbers, numbers,
-                                 flipped(transposed.cell_input, m, V * numbers), rows_attended, rows, numbers, V,
+                                 transposed.cell_input.of(m), rows_attended, rows, numbers, V,
                                  false);
             for (r = 0; r < rows; ++r) {
                 const Int s = touched[r];
@@ -1008,7 +1017,7 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                     }
             }
             times_transposed(right, query_width, weight, query_width,
-                             flipped(transposed.input_query, m, d * query_width), rows_hidden, rows, query_width, d,
+                             transposed.input_query.of(m), rows_hidden, rows, query_width, d,
                              false);
             for (Int r = 0; r < rows; ++r)
                 add_scaled(hidden + touched[r] * block + m * d, rows_hidden + r * d, T(1), d);
@@ -1035,13 +1044,14 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
 }
 
 template <typename T>
-const T* turn(const void* weight, Int groups, Int rows, Int columns, Buffer<T>& buffer) {
-    if (!weight || groups * rows * columns == 0) return nullptr;
-    T* into = buffer.take(groups * rows * columns);
+Turned<T> turn(const void* weight, Int groups, Int rows, Int columns, Buffer<T>& buffer) {
+    if (!weight || groups * rows * columns == 0) return {};
+    const Int size = product::transposed_size<T>(rows, columns);
+    T* into = buffer.take(groups * size);
     for (Int group = 0; group < groups; ++group)
         product::transpose(static_cast<const T*>(weight) + group * rows * columns, rows, columns,
-                           into + group * rows * columns);
-    return into;
+                           into + group * size);
+    return {into, rows, columns};
 }
 
 template <typename T>

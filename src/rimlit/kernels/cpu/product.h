@@ -1,8 +1,8 @@
 // Matrix products of few rows, without the packing that a BLAS does first: at some fifty rows that costs a fifth.
 //
-// out (rows, columns) (+)= x (rows, inner) · y (inner, columns), y and out row by row, x by any two strides. A tile
-// of the result stays in registers while the inner dimension passes. Where the compiler has no wide vectors, or
-// the result is narrower than one, the BLAS that torch carries does it.
+// out (rows, columns) (+)= x (rows, inner) · y (inner, columns), x by any two strides, y row by row or packed, out
+// row by row. A tile of the result stays in registers while the inner dimension passes. Where the compiler has no
+// wide vectors, or the result is narrower than one, the BLAS that torch carries does it.
 
 #pragma once
 
@@ -22,9 +22,9 @@ void dgemm_(const char*, const char*, const int*, const int*, const int*, const 
 namespace product {
 
 #if defined(__AVX512F__)
-constexpr Int kBytes = 64, kRows = 8, kVectors = 3;  // 24 of 32 registers hold the tile
+constexpr Int kBytes = 64, kRows = 14, kVectors = 2;  // 28 of 32 registers hold the tile
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr Int kBytes = 32, kRows = 4, kVectors = 3;  // 12 of 16
+constexpr Int kBytes = 32, kRows = 6, kVectors = 2;  // 12 of 16
 #else
 constexpr Int kBytes = 0, kRows = 1, kVectors = 1;
 #endif
@@ -46,12 +46,27 @@ struct Vector {
     static constexpr Int lanes = (kBytes ? kBytes : sizeof(T)) / sizeof(T);
 };
 
-// Ahead: y is read for the first time, from a far cache, in strides that the processor does not foresee
-constexpr Int kAhead = 24;  // rows of y
+// The right factor. Packed, it lies panel after panel of kVectors vectors, each row by row, and is read straight on.
+template <typename T>
+struct Right {
+    const T* data;
+    Int stride;     // from row to row; packed: 0
+    Int depth = 0;  // packed: rows of the whole
+    Int first = 0;  // packed: the row to begin at
 
+    const T* panel(Int column, Int width) const {
+        return stride ? data + column : data + column * depth + first * width;
+    }
+    Int step(Int width) const { return stride ? stride : width; }
+};
+
+// Ahead: y is read for the first time, from a far cache, in strides that the processor does not foresee
+constexpr Int kAhead = 32;  // rows of y
+
+// Rows R, vectors C; more than kVectors of them are panels that begin `jump` apart.
 template <typename T, int R, int C, bool Ahead>
-inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int ldy, T* out, Int ldo, Int inner,
-                 bool add) {
+inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Int jump, T* out, Int ldo,
+                 Int inner, bool add) {
     using V = typename Vector<T>::type;
     constexpr Int L = Vector<T>::lanes;
     V sum[R][C];
@@ -59,9 +74,11 @@ inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int l
         for (int c = 0; c < C; ++c) sum[r][c] = add ? *reinterpret_cast<const V*>(out + r * ldo + c * L) : V{};
     for (Int k = 0; k < inner; ++k) {
         V row[C];
-        if constexpr (Ahead)
-            for (int c = 0; c < C; ++c) __builtin_prefetch(y + (k + kAhead) * ldy + c * L);
-        for (int c = 0; c < C; ++c) row[c] = *reinterpret_cast<const V*>(y + k * ldy + c * L);
+        for (int c = 0; c < C; ++c) {
+            const T* from = y + (c / kVectors) * jump + (c % kVectors) * L + k * step;
+            if constexpr (Ahead) __builtin_prefetch(from + kAhead * step);
+            row[c] = *reinterpret_cast<const V*>(from);
+        }
         for (int r = 0; r < R; ++r) {
             const T factor = x[r * row_stride + k * inner_stride];
             for (int c = 0; c < C; ++c) sum[r][c] += factor * row[c];
@@ -71,21 +88,26 @@ inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int l
         for (int c = 0; c < C; ++c) *reinterpret_cast<V*>(out + r * ldo + c * L) = sum[r][c];
 }
 
-// all rows of a panel of C vectors, kRows at a time and the rest one tile of its own height
-template <typename T, int C, int R = kRows, bool Ahead = true>
-inline void panel(const T* x, Int row_stride, Int inner_stride, const T* y, Int ldy, T* out, Int ldo, Int rows,
-                  Int inner, bool add) {
-    const auto next = [&] {
-        x += R * row_stride, out += R * ldo, rows -= R;
-    };
-    if (rows >= R) {
-        tile<T, R, C, Ahead>(x, row_stride, inner_stride, y, ldy, out, ldo, inner, add);
-        for (next(); rows >= R; next())
-            tile<T, R, C, false>(x, row_stride, inner_stride, y, ldy, out, ldo, inner, add);
-        if constexpr (R > 1)
-            if (rows) panel<T, C, R - 1, false>(x, row_stride, inner_stride, y, ldy, out, ldo, rows, inner, add);
-    } else if constexpr (R > 1) {
-        if (rows) panel<T, C, R - 1, Ahead>(x, row_stride, inner_stride, y, ldy, out, ldo, rows, inner, add);
+template <typename T, int C, bool Ahead, int R>
+inline void tile_of(Int rows, const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Int jump, T* out,
+                    Int ldo, Int inner, bool add) {
+    if constexpr (R > 1)
+        if (rows < R)
+            return tile_of<T, C, Ahead, R - 1>(rows, x, row_stride, inner_stride, y, step, jump, out, ldo, inner, add);
+    tile<T, R, C, Ahead>(x, row_stride, inner_stride, y, step, jump, out, ldo, inner, add);
+}
+
+// all rows of a panel of C vectors, in tiles of about the same height, at most R
+template <typename T, int C, int R = kRows>
+inline void panel(const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Int jump, T* out, Int ldo,
+                  Int rows, Int inner, bool add) {
+    const Int tiles = (rows + R - 1) / R;
+    for (Int i = 0, begin = 0; i < tiles; ++i) {
+        const Int end = rows * (i + 1) / tiles;
+        const auto run = i ? tile_of<T, C, false, R> : tile_of<T, C, true, R>;
+        run(end - begin, x + begin * row_stride, row_stride, inner_stride, y, step, jump, out + begin * ldo, ldo,
+            inner, add);
+        begin = end;
     }
 }
 
@@ -112,48 +134,68 @@ void multiply_row(const T* x, Int stride, const T* y, Int ldy, T* out, Int inner
 }
 
 template <typename T>
-void multiply(const T* x, Int row_stride, Int inner_stride, const T* y, Int ldy, T* out, Int ldo, Int rows,
-              Int inner, Int columns, bool add) {
-    constexpr Int L = Vector<T>::lanes;
+void multiply(const T* x, Int row_stride, Int inner_stride, const Right<T>& y, T* out, Int ldo, Int rows, Int inner,
+              Int columns, bool add) {
+    constexpr Int L = Vector<T>::lanes, W = kVectors * L;
     if (rows == 0 || columns == 0) return;
-    if (rows == 1) return multiply_row(x, inner_stride, y, ldy, out, inner, columns, add);
+    if (y.stride && rows == 1) return multiply_row(x, inner_stride, y.data, y.stride, out, inner, columns, add);
     if (!kBytes || columns < L) {
         const bool is_transposed = inner_stride != 1;
-        blas("N", is_transposed ? "T" : "N", columns, rows, inner, y, ldy, x, is_transposed ? inner_stride : row_stride,
-             add, out, ldo);
+        blas("N", is_transposed ? "T" : "N", columns, rows, inner, y.data, y.stride, x,
+             is_transposed ? inner_stride : row_stride, add, out, ldo);
         return;
     }
     Int c = 0;
-    if (rows < kRows)  // few rows: wider panels keep as many sums in flight
-        for (; c + 2 * kVectors * L <= columns; c += 2 * kVectors * L)
-            panel<T, 2 * kVectors, (kRows + 1) / 2>(x, row_stride, inner_stride, y + c, ldy, out + c, ldo, rows, inner, add);
-    for (; c + kVectors * L <= columns; c += kVectors * L)
-        panel<T, kVectors>(x, row_stride, inner_stride, y + c, ldy, out + c, ldo, rows, inner, add);
+    if (2 * rows <= kRows)  // few rows: two panels at once keep as many sums in flight
+        for (; c + 2 * W <= columns; c += 2 * W)
+            panel<T, 2 * kVectors, kRows / 2>(x, row_stride, inner_stride, y.panel(c, W), y.step(W),
+                                              y.panel(c + W, W) - y.panel(c, W), out + c, ldo, rows, inner, add);
+    for (; c + W <= columns; c += W)
+        panel<T, kVectors>(x, row_stride, inner_stride, y.panel(c, W), y.step(W), 0, out + c, ldo, rows, inner, add);
     for (; c + L <= columns; c += L)
-        panel<T, 1>(x, row_stride, inner_stride, y + c, ldy, out + c, ldo, rows, inner, add);
+        panel<T, 1>(x, row_stride, inner_stride, y.panel(c, L), y.step(L), 0, out + c, ldo, rows, inner, add);
     if (c == columns) return;
-    // the last columns fill a vector only in a copy
+    // the last columns are the end of a whole vector, of which the rest has been computed
     const Int rest = columns - c;
-    static thread_local std::vector<T> padded;
-    padded.assign((inner + rows) * L, T(0));
-    T *narrow = padded.data(), *result = narrow + inner * L;
-    for (Int k = 0; k < inner; ++k) std::memcpy(narrow + k * L, y + k * ldy + c, rest * sizeof(T));
-    panel<T, 1>(x, row_stride, inner_stride, narrow, L, result, L, rows, inner, false);
+    static thread_local std::vector<T> last;
+    last.resize(rows * L);
+    const T* from = y.stride ? y.data + columns - L : y.panel(c, L);
+    panel<T, 1>(x, row_stride, inner_stride, from, y.step(L), 0, last.data(), L, rows, inner, false);
     for (Int r = 0; r < rows; ++r)
         for (Int j = 0; j < rest; ++j) {
             T& into = out[r * ldo + c + j];
-            into = add ? into + result[r * L + j] : result[r * L + j];
+            const T value = last[r * L + L - rest + j];
+            into = add ? into + value : value;
         }
 }
 
-// y (columns, rows) = xᵀ, x (rows, columns)
+template <typename T>
+constexpr bool can_pack(Int columns) {
+    return kBytes && columns >= Vector<T>::lanes;
+}
+
+// numbers that `transpose` writes
+template <typename T>
+Int transposed_size(Int rows, Int columns) {
+    constexpr Int L = Vector<T>::lanes;
+    return can_pack<T>(rows) ? columns * ((rows + L - 1) / L) * L : columns * rows;
+}
+
+// y (columns, rows) = xᵀ, x (rows, columns); packed where that can be
 template <typename T>
 void transpose(const T* x, Int rows, Int columns, T* y) {
-    constexpr Int block = 16;
-    for (Int r = 0; r < rows; r += block)
+    constexpr Int L = Vector<T>::lanes, W = kVectors * L, block = 16;
+    const auto panel = [&](Int first, Int width) {
         for (Int c = 0; c < columns; c += block)
-            for (Int j = c; j < c + block && j < columns; ++j)
-                for (Int i = r; i < r + block && i < rows; ++i) y[j * rows + i] = x[i * columns + j];
+            for (Int i = 0; i < width; ++i)
+                for (Int j = c; j < c + block && j < columns; ++j) y[j * width + i] = x[(first + i) * columns + j];
+        y += columns * width;
+    };
+    if (!can_pack<T>(rows)) return panel(0, rows);
+    Int r = 0;
+    for (; r + W <= rows; r += W) panel(r, W);
+    for (; r + L <= rows; r += L) panel(r, L);
+    if (r < rows) panel(rows - L, L);  // whole again, as `multiply` reads the last columns
 }
 
 }  // namespace product
