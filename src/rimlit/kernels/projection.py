@@ -127,6 +127,8 @@ def _times(rows: Tensor, weight: Tensor) -> Tensor:
     """Multiply groups of rows by groups of weights; a single group on either side serves all."""
     if rows.shape[0] == weight.shape[0]:
         return torch.bmm(rows, weight)
+    if rows.shape[0] == 1:  # one wide product, whose groups lie side by side in each row
+        return (rows[0] @ weight.transpose(0, 1).flatten(1)).unflatten(1, (len(weight), -1)).transpose(0, 1)
     return torch.matmul(rows, weight)
 
 

@@ -22,8 +22,9 @@ DTYPES = (torch.float32, torch.float64)
 # fmt: off
 _INTEGERS = (
     "batch", "steps", "mechanisms", "active", "size", "input_heads", "slots", "input_key", "input_value",
-    "heads", "key", "value", "key_groups", "value_groups", "output_groups", "vocabulary", "threads", "is_gru",
-    "across_mechanisms", "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
+    "heads", "key", "value", "key_groups", "value_groups", "output_groups", "vocabulary", "threads",
+    "key_group_stride", "key_row_stride", "value_group_stride", "value_row_stride", "is_gru", "across_mechanisms",
+    "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
     "is_differentiated", "is_double",
 )
 _POINTERS = (
@@ -134,14 +135,22 @@ class CPULoop:
         apart = {"hidden", "memory", "initial_hidden", "initial_memory"}
         if setting.tokens is None:
             apart |= {"keys", "values"}
+        # the library writes these whole
+        written = {"input_query", "cell_input", "cell_hidden", "communication", "communication_output"}
+        if setting.tokens is None and operands.input_query is None:
+            written |= {"keys"}
         found: dict[str, MaybeTensor] = {}
-        for name, operand in operands._asdict().items():
-            shape = () if operand is None else operand.shape if name in apart else (call.threads, *operand.shape)
-            found[name] = None if operand is None else operand.new_zeros(shape)
+        for name, operand in call.operands._asdict().items():
+            if operand is not None and name not in apart:
+                operand = operand.expand(call.threads, *operand.shape)
+            make = torch.empty_like if name in written else torch.zeros_like
+            found[name] = None if operand is None else make(operand)
         call.run("rimlit_backward", outputs, saved, Operands(**found), (features, hidden, memory))
         for name, tensor in found.items():
             if tensor is not None and name not in apart:
-                found[name] = tensor[0] if call.threads == 1 else tensor.sum(dim=0)
+                found[name], *rest = tensor.unbind()
+                for part in rest:
+                    found[name] += part
         return Operands(**found)
 
 
@@ -151,9 +160,9 @@ class _Call:
     def __init__(self, setting: Setting, operands: Operands, threads: int | None = None) -> None:
         options = setting.options
         self.setting = setting
-        contiguous: list[MaybeTensor] = [None if tensor is None else tensor.contiguous() for tensor in operands]
-        self.operands = Operands(*contiguous)
-        keys, values = self.operands.keys, self.operands.values
+        keys, values = (_in_rows(tensor, setting) for tensor in operands[:2])
+        contiguous: list[MaybeTensor] = [None if tensor is None else tensor.contiguous() for tensor in operands[2:]]
+        self.operands = Operands(keys, values, *contiguous)
         self.batch, self.mechanisms, self.size = operands.hidden.shape
         folded_keys, folded_values = operands.input_query is None, operands.cell_input is None
         self.steps = keys.shape[1] if setting.tokens is None else setting.tokens.shape[0]
@@ -184,6 +193,8 @@ class _Call:
             else operands.communication_output.shape[0],
             "vocabulary": 0 if setting.tokens is None else keys.shape[1],
             "threads": self.threads,
+            **dict(zip(("key_group_stride", "key_row_stride"), _strides(keys, setting), strict=True)),
+            **dict(zip(("value_group_stride", "value_row_stride"), _strides(values, setting), strict=True)),
             "is_gru": options.cell == "gru",
             "across_mechanisms": options.selection == "across_mechanisms",
             "reads_candidates": options.inactive == "candidate",
@@ -288,6 +299,22 @@ class _Call:
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         self.alive = tensors
         return _Arguments(**self.integers, **pointers)
+
+
+def _strides(tensor: Tensor, setting: Setting) -> tuple[int, int]:
+    """Return the numbers from group to group and from row to row of keys or values."""
+    leading = 2 if setting.tokens is not None else 3  # groups and tokens, or groups, steps and samples
+    width = math.prod(tensor.shape[leading:])
+    if tensor.is_contiguous():
+        return math.prod(tensor.shape[1:]), width
+    return width, len(tensor) * width
+
+
+def _in_rows(tensor: Tensor, setting: Setting) -> Tensor:
+    """Return keys or values in one of the two layouts that the library reads: group by group, or side by side."""
+    if setting.tokens is None and tensor.movedim(0, 2).is_contiguous():
+        return tensor
+    return tensor.contiguous()
 
 
 def _require_cpu(tensors: Mapping[str, MaybeTensor]) -> None:

@@ -29,6 +29,7 @@ struct Arguments {
     Int batch, steps, mechanisms, active, size, input_heads, slots, input_key, input_value;
     Int heads, key, value;  // of the communication; heads 0: none
     Int key_groups, value_groups, output_groups, vocabulary, threads;
+    Int key_group_stride, key_row_stride, value_group_stride, value_row_stride;  // rows: of (T, B) or tokens
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated
     Int keys_hold_query, values_hold_cell, is_differentiated, is_double;
@@ -87,11 +88,11 @@ void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const Right
         product::blas("T", "N", columns, rows, inner, weight, ldw, x, ldx, add, out, columns);
 }
 
-// out (columns_x, columns_y) += xᵀ · y over rows
+// out (columns_x, columns_y) = xᵀ · y over rows, or added to it
 template <typename T>
-void add_product(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x,
-                 Int columns_y) {
-    if (rows) product::multiply(x, 1, ldx, {y, ldy}, out, ldo, columns_x, rows, columns_y, true);
+void outer(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x, Int columns_y,
+           bool add) {
+    product::multiply(x, 1, ldx, {y, ldy}, out, ldo, columns_x, rows, columns_y, add);
 }
 
 template <typename T>
@@ -320,15 +321,12 @@ private:
         const Int row = t * a.batch + first + s;
         return a.tokens ? a.tokens[row] : row;
     }
-    Int input_rows() const { return a.vocabulary ? a.vocabulary : a.steps * a.batch; }
     // offset of key n = 0, head i = 0 of mechanism m for an input row
     Int key_at(Int m, Int row) const {
-        if (a.keys_hold_query) return (m * input_rows() + row) * I * d;
-        return ((a.key_groups > 1 ? m : 0) * input_rows() + row) * N * I * a.input_key;
+        return (a.key_groups > 1 ? m : 0) * a.key_group_stride + row * a.key_row_stride;
     }
     Int value_at(Int m, Int row) const {
-        if (a.values_hold_cell) return (m * input_rows() + row) * I * gates;
-        return ((a.value_groups > 1 ? m : 0) * input_rows() + row) * N * I * a.input_value;
+        return (a.value_groups > 1 ? m : 0) * a.value_group_stride + row * a.value_row_stride;
     }
     T* attention(Int t, Int s, Int m) const {
         return data(a.attention) + (((first + s) * a.steps + t) * M + m) * I * N;
@@ -685,7 +683,7 @@ template <typename T>
 class Log {
 public:
     void open(Buffer<T>& buffer, Int left_width, Int right_width, Int least) {
-        left_ = left_width, right_ = right_width, rows_ = 0;
+        left_ = left_width, right_ = right_width;
         capacity_ = std::max<Int>(least, 128);
         memory_ = buffer.take(capacity_ * (left_ + right_));
     }
@@ -694,10 +692,12 @@ public:
     T* right(Int row = 0) { return memory_ + capacity_ * left_ + row * right_; }
     Int rows() const { return rows_; }
     void add(Int more) { rows_ += more; }
-    void clear() { rows_ = 0; }
+    bool is_begun() const { return is_begun_; }  // its rows have been added up before
+    void clear() { rows_ = 0, is_begun_ = true; }
 
 private:
     Int left_ = 0, right_ = 0, rows_ = 0, capacity_ = 0;
+    bool is_begun_ = false;
     T* memory_ = nullptr;
 };
 
@@ -748,30 +748,29 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
     auto flush_cell = [&](Int m) {
         Log<T>& log = cell[m];
         const T *left = log.left(), *right = log.right();
+        const Int rows = log.rows();
+        const bool add = log.is_begun();
         if (V)
-            add_product(left, V + d, right, G, own(a.into_cell_input, M * V * numbers) + m * V * numbers, numbers,
-                        log.rows(), V, numbers);
+            outer(left, V + d, right, G, own(a.into_cell_input, M * V * numbers) + m * V * numbers, numbers, rows, V,
+                  numbers, add);
         T* into = own(a.into_cell_hidden, M * d * numbers) + m * d * numbers;
-        add_product(left + V, V + d, right, G, into, numbers, log.rows(), d, a.is_gru ? 2 * d : numbers);
-        if (a.is_gru) add_product(left + V, V + d, right + 3 * d, G, into + 2 * d, numbers, log.rows(), d, d);
+        outer(left + V, V + d, right, G, into, numbers, rows, d, a.is_gru ? 2 * d : numbers, add);
+        if (a.is_gru) outer(left + V, V + d, right + 3 * d, G, into + 2 * d, numbers, rows, d, d, add);
         log.clear();
     };
-    auto flush_talk = [&](Int m) {
-        add_product(talk[m].left(), d, talk[m].right(), P, own(a.into_communication, M * d * P) + m * d * P, P,
-                    talk[m].rows(), d, P);
-        talk[m].clear();
+    auto flush = [&](Log<T>& log, void* base, Int groups, Int m, Int left, Int right) {
+        const bool is_shared = groups == 1 && m > 0;  // the first mechanism's is begun before
+        T* into = own(base, groups * left * right) + (groups > 1 ? m : 0) * left * right;
+        outer(log.left(), left, log.right(), right, into, right, log.rows(), left, right,
+              log.is_begun() || is_shared);
+        log.clear();
     };
+    auto flush_talk = [&](Int m) { flush(talk[m], a.into_communication, M, m, d, P); };
     auto flush_out = [&](Int m) {
-        T* into = own(a.into_output, a.output_groups * R * O) + (a.output_groups > 1 ? m : 0) * R * O;
-        add_product(out[m].left(), R, out[m].right(), O, into, O, out[m].rows(), R, O);
-        out[m].clear();
+        if (a.output_groups == 1 && m > 0 && !out[0].is_begun()) flush(out[0], a.into_output, 1, 0, R, O);
+        flush(out[m], a.into_output, a.output_groups, m, R, O);
     };
-    auto flush_ask = [&](Int m) {
-        add_product(ask[m].left(), d, ask[m].right(), query_width,
-                    own(a.into_query, M * d * query_width) + m * d * query_width, query_width, ask[m].rows(), d,
-                    query_width);
-        ask[m].clear();
-    };
+    auto flush_ask = [&](Int m) { flush(ask[m], a.into_query, M, m, d, query_width); };
 
     std::memcpy(hidden, data(a.from_hidden) + first * block, count * block * sizeof(T));
     if (!a.is_gru) std::memcpy(memory, data(a.from_memory) + first * block, count * block * sizeof(T));
@@ -984,13 +983,16 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
             for (Int s = 0; s < count; ++s)
                 if (chosen[s * M + m] || a.across_mechanisms) touched[rows++] = s;
             if (a.keys_hold_query) {
-                for (Int r = 0; r < rows; ++r) {
-                    const Int s = touched[r], at = key_at(m, input_row(t, s));
+                for (Int s = 0; s < count; ++s) {
+                    const Int at = key_at(m, input_row(t, s));
                     const T *old = before(t, s) + m * d, *gradient = attention_gradient + (s * M + m) * I;
                     T* into = own(a.into_keys, a.tokens ? M * a.vocabulary * I * d : 0) + at;
-                    for (Int i = 0; i < I; ++i) {
+                    const bool is_chosen = chosen[s * M + m] || a.across_mechanisms;
+                    for (Int i = 0; i < I; ++i, into += d) {
+                        if (!a.tokens) std::fill(into, into + d, T(0));  // a token's key is read again and again
+                        if (!is_chosen) continue;
                         add_scaled(hidden + s * block + m * d, data(a.keys) + at + i * d, gradient[i], d);
-                        add_scaled(into + i * d, old, gradient[i], d);
+                        add_scaled(into, old, gradient[i], d);
                     }
                 }
                 continue;
@@ -1043,34 +1045,50 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
     if (!a.is_gru) std::memcpy(data(a.into_memory) + first * block, memory, count * block * sizeof(T));
 }
 
+// Turns weights round; threads share the work by mechanism.
 template <typename T>
-Turned<T> turn(const void* weight, Int groups, Int rows, Int columns, Buffer<T>& buffer) {
-    if (!weight || groups * rows * columns == 0) return {};
-    const Int size = product::transposed_size<T>(rows, columns);
-    T* into = buffer.take(groups * size);
-    for (Int group = 0; group < groups; ++group)
-        product::transpose(static_cast<const T*>(weight) + group * rows * columns, rows, columns,
-                           into + group * size);
-    return {into, rows, columns};
-}
+class Turning {
+public:
+    Turning(const Arguments& a, Workspace<T>& w) : w_(w) {
+        // each weight is turned once and then meets this many rows
+        if (a.batch * a.steps * a.active < 32 * a.mechanisms) return;
+        const Int gates = (a.is_gru ? 3 : 4) * a.size, M = a.mechanisms;
+        w.buffers.resize(std::max<size_t>(w.buffers.size(), 5));
+        if (!a.values_hold_cell) add(result.cell_input, a.cell_input, M, a.input_heads * a.input_value, gates);
+        add(result.cell_hidden, a.cell_hidden, M, a.size, gates);
+        add(result.communication, a.communication, M, a.size, a.heads * (2 * a.key + a.value));
+        add(result.output, a.communication_output, a.output_groups, a.heads * a.value,
+            (a.output_kind == 2 ? 2 : 1) * a.size);
+        if (!a.keys_hold_query) add(result.input_query, a.input_query, M, a.size, a.input_heads * a.input_key);
+    }
 
-template <typename T>
-Transposed<T> turn_all(const Arguments& a, Workspace<T>& w) {
+    void run(Int index, Int threads) const {
+        Int count = 0;
+        for (const Job& job : jobs_)
+            for (Int group = 0; group < job.groups; ++group)
+                if (count++ % threads == index)
+                    product::transpose(job.from + group * job.rows * job.columns, job.rows, job.columns,
+                                       job.into + group * product::transposed_size<T>(job.rows, job.columns));
+    }
+
     Transposed<T> result;
-    // each weight is turned once and then meets this many rows
-    if (a.batch * a.steps * a.active < 32 * a.mechanisms) return result;
-    w.buffers.resize(std::max<size_t>(w.buffers.size(), 5));
-    const Int gates = (a.is_gru ? 3 : 4) * a.size, M = a.mechanisms;
-    if (!a.values_hold_cell)
-        result.cell_input = turn(a.cell_input, M, a.input_heads * a.input_value, gates, w.buffers[0]);
-    result.cell_hidden = turn(a.cell_hidden, M, a.size, gates, w.buffers[1]);
-    result.communication = turn(a.communication, M, a.size, a.heads * (2 * a.key + a.value), w.buffers[2]);
-    result.output = turn(a.communication_output, a.output_groups, a.heads * a.value,
-                         (a.output_kind == 2 ? 2 : 1) * a.size, w.buffers[3]);
-    if (!a.keys_hold_query)
-        result.input_query = turn(a.input_query, M, a.size, a.input_heads * a.input_key, w.buffers[4]);
-    return result;
-}
+
+private:
+    struct Job {
+        const T* from;
+        T* into;
+        Int groups, rows, columns;
+    };
+    Workspace<T>& w_;
+    std::vector<Job> jobs_;
+
+    void add(Turned<T>& turned, const void* weight, Int groups, Int rows, Int columns) {
+        if (!weight || groups * rows * columns == 0) return;
+        T* into = w_.buffers[jobs_.size()].take(groups * product::transposed_size<T>(rows, columns));
+        jobs_.push_back({static_cast<const T*>(weight), into, groups, rows, columns});
+        turned = {into, rows, columns};
+    }
+};
 
 // While it lives, products that this thread asks of MKL run on this thread.
 class OwnThread {
@@ -1099,32 +1117,42 @@ void run_shard(const Arguments& a, Int index, bool is_backward, const Transposed
     pool<T>().give(std::move(workspace));
 }
 
-// Threads are started for the call: a pool of them would not survive a fork.
-template <typename T>
-void run(const Arguments& a, bool is_backward) {
-    auto workspace = pool<T>().take();
-    const Transposed<T> transposed = is_backward ? turn_all<T>(a, *workspace) : Transposed<T>();
-    std::vector<std::exception_ptr> failures(a.threads);
-    auto work = [&](Int index) {
+// Does work(0) … work(threads - 1). Threads are started for the call: a pool of them would not survive a fork.
+template <typename Work>
+void in_parallel(Int threads, const Work& work) {
+    std::vector<std::exception_ptr> failures(threads);
+    auto attempt = [&](Int index) {
         try {
-            run_shard<T>(a, index, is_backward, transposed);
+            work(index);
         } catch (...) {
             failures[index] = std::current_exception();
         }
     };
     std::vector<std::thread> helpers;
-    helpers.reserve(a.threads);
+    helpers.reserve(threads);
     Int started = 1;
     try {
-        for (; started < a.threads; ++started) helpers.emplace_back(work, started);
+        for (; started < threads; ++started) helpers.emplace_back(attempt, started);
     } catch (...) {  // no more threads to be had: this one does their work too
     }
-    work(0);
-    for (Int rest = started; rest < a.threads; ++rest) work(rest);
+    attempt(0);
+    for (Int rest = started; rest < threads; ++rest) attempt(rest);
     for (auto& helper : helpers) helper.join();
-    pool<T>().give(std::move(workspace));
     for (const auto& failure : failures)
         if (failure) std::rethrow_exception(failure);
+}
+
+template <typename T>
+void run(const Arguments& a, bool is_backward) {
+    auto workspace = pool<T>().take();
+    Transposed<T> transposed;
+    if (is_backward) {
+        const Turning<T> turning(a, *workspace);
+        in_parallel(a.threads, [&](Int index) { turning.run(index, a.threads); });
+        transposed = turning.result;
+    }
+    in_parallel(a.threads, [&](Int index) { run_shard<T>(a, index, is_backward, transposed); });
+    pool<T>().give(std::move(workspace));
 }
 
 template <typename T>

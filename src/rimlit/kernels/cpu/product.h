@@ -71,7 +71,10 @@ inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int s
     constexpr Int L = Vector<T>::lanes;
     V sum[R][C];
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) sum[r][c] = add ? *reinterpret_cast<const V*>(out + r * ldo + c * L) : V{};
+        for (int c = 0; c < C; ++c) {
+            sum[r][c] = V{};
+            if (add) __builtin_prefetch(out + r * ldo + c * L, 1);  // by the end it is there
+        }
     for (Int k = 0; k < inner; ++k) {
         V row[C];
         for (int c = 0; c < C; ++c) {
@@ -85,7 +88,10 @@ inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int s
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) *reinterpret_cast<V*>(out + r * ldo + c * L) = sum[r][c];
+        for (int c = 0; c < C; ++c) {
+            V& into = *reinterpret_cast<V*>(out + r * ldo + c * L);
+            into = add ? into + sum[r][c] : sum[r][c];
+        }
 }
 
 template <typename T, int C, bool Ahead, int R>
