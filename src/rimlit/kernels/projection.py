@@ -128,7 +128,8 @@ def _times(rows: Tensor, weight: Tensor) -> Tensor:
     if rows.shape[0] == weight.shape[0]:
         return torch.bmm(rows, weight)
     if rows.shape[0] == 1:  # one wide product, whose groups lie side by side in each row
-        return (rows[0] @ weight.transpose(0, 1).flatten(1)).unflatten(1, (len(weight), -1)).transpose(0, 1)
+        wide = torch.mm(rows[0], weight.transpose(0, 1).flatten(1))
+        return wide.view(rows.shape[1], len(weight), -1).transpose(0, 1)
     return torch.matmul(rows, weight)
 
 

@@ -161,7 +161,9 @@ class _Call:
         options = setting.options
         self.setting = setting
         keys, values = (_in_rows(tensor, setting) for tensor in operands[:2])
-        contiguous: list[MaybeTensor] = [None if tensor is None else tensor.contiguous() for tensor in operands[2:]]
+        contiguous: list[MaybeTensor] = [
+            None if tensor is None else tensor.contiguous() for tensor in operands[2:]
+        ]
         self.operands = Operands(keys, values, *contiguous)
         self.batch, self.mechanisms, self.size = operands.hidden.shape
         folded_keys, folded_values = operands.input_query is None, operands.cell_input is None

@@ -70,20 +70,21 @@ namespace {
 
 using product::Right;
 
-// out (rows, columns) = x · weight, or added to it; all row by row in memory
+// out (rows, columns) = x · weight, or added to it; all row by row in memory, or the weight as it has been laid out
 template <typename T>
 void times(const T* x, Int ldx, const T* weight, Int ldw, T* out, Int ldo, Int rows, Int inner, Int columns,
-           bool add) {
-    product::multiply(x, ldx, 1, {weight, ldw}, out, ldo, rows, inner, columns, add);
+           bool add, const Right<T>& laid = {}) {
+    const Right<T> right = laid.data && rows > 1 ? laid : Right<T>{weight, ldw};
+    product::multiply(x, ldx, 1, right, out, ldo, rows, inner, columns, add);
 }
 
-// out (rows, columns) = x · weightᵀ, weight (columns, inner); from its transpose where that has been made
+// out (rows, columns) = x · weightᵀ, weight (columns, inner); from its transpose where that has been laid out
 template <typename T>
-void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const Right<T>& transposed, T* out, Int rows,
+void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const Right<T>& laid, T* out, Int rows,
                       Int inner, Int columns, bool add) {
     if (rows == 0 || columns == 0) return;
-    if (transposed.data)
-        product::multiply(x, ldx, 1, transposed, out, columns, rows, inner, columns, add);
+    if (laid.data)
+        product::multiply(x, ldx, 1, laid, out, columns, rows, inner, columns, add);
     else
         product::blas("T", "N", columns, rows, inner, weight, ldw, x, ldx, add, out, columns);
 }
@@ -244,24 +245,25 @@ Pool<T>& pool() {
     return *instance;
 }
 
-// A weight turned round once per backward call, for the products that lead back through it; null: not made.
+// A weight laid out once per call for many products; null: not done.
 template <typename T>
-struct Turned {
+struct Laid {
     const T* data = nullptr;
-    Int rows = 0, columns = 0;  // of the weight, for each mechanism
+    Int inner = 0, columns = 0;  // as a right factor, for each mechanism
 
-    // of one mechanism, from a column of the weight on
-    Right<T> of(Int mechanism, Int column = 0) const {
-        if (!data) return {nullptr, 0};
-        const T* own = data + mechanism * product::transposed_size<T>(rows, columns);
-        if (product::can_pack<T>(rows)) return {own, 0, columns, column};
-        return {own + column * rows, rows};
+    // of one mechanism, from a row on
+    Right<T> of(Int mechanism, Int row = 0) const {
+        if (!data) return {};
+        const T* own = data + mechanism * product::packed_size<T>(inner, columns);
+        if (product::can_pack<T>(columns)) return {own, 0, inner, row};
+        return {own + row * columns, columns};
     }
 };
 
+// forward as they are, backward transposed
 template <typename T>
-struct Transposed {
-    Turned<T> cell_input, cell_hidden, communication, output, input_query;
+struct LaidWeights {
+    Laid<T> cell_input, cell_hidden, communication, output, input_query;
 };
 
 // One thread's samples [first, first + count) for the whole loop.
@@ -293,8 +295,8 @@ public:
         touched = w.indices[7].take(M * count);
     }
 
-    void forward();
-    void backward(const Transposed<T>& transposed);
+    void forward(const LaidWeights<T>& laid);
+    void backward(const LaidWeights<T>& laid);
 
 private:
     static constexpr size_t kBuffers = 24, kIndices = 8;
@@ -352,7 +354,7 @@ private:
     void list_rows();
     void score(Int t);
     void attended(Int t, Int m, Int s, T* out);
-    void update(Int t, T* memory);
+    void update(Int t, T* memory, const LaidWeights<T>& laid);
     void add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into);
     void candidate(Int t, Int row, const T* hidden, T* out) const;
     const T* mechanism_weight(const void* base, Int m, Int numbers, Int groups) const {
@@ -492,7 +494,7 @@ void Shard<T>::candidate(Int t, Int row, const T* hidden, T* out) const {
 
 // Gates, memory and candidate of all computed rows; `memory` (count, M, d) takes the active ones' new memory.
 template <typename T>
-void Shard<T>::update(Int t, T* memory) {
+void Shard<T>::update(Int t, T* memory, const LaidWeights<T>& laid) {
     T* all = tape(a.gates, t, computed, G);
     T* read = w.buffers[3].take(count * std::max<Int>(V, 1));
     T* hidden = w.buffers[4].take(count * d);
@@ -520,9 +522,11 @@ void Shard<T>::update(Int t, T* memory) {
             times(hidden, d, weight, numbers, g, G, rows, d, 2 * d, true);
             times(hidden, d, weight + 2 * d, numbers, g + 3 * d, G, rows, d, d, true);
         } else {
-            times(hidden, d, weight, numbers, g, G, rows, d, numbers, true);
+            times(hidden, d, weight, numbers, g, G, rows, d, numbers, true, laid.cell_hidden.of(m));
         }
-        if (V) times(read, V, data(a.cell_input) + m * V * gates, gates, g, G, rows, V, gates, true);
+        if (V)
+            times(read, V, data(a.cell_input) + m * V * gates, gates, g, G, rows, V, gates, true,
+                  laid.cell_input.of(m));
         for (Int r = 0; r < rows; ++r) {
             const Int row = offset[m] + r, s = row_sample[row];
             T* x = g + r * G;
@@ -550,7 +554,7 @@ void Shard<T>::update(Int t, T* memory) {
 }
 
 template <typename T>
-void Shard<T>::forward() {
+void Shard<T>::forward(const LaidWeights<T>& laid) {
     T* memory = w.buffers[6].take(count * M * d);
     T* proposed = w.buffers[7].take(M * count * d);  // by touched row
     T* loose = w.buffers[8].take(a.is_differentiated ? 1 : M * count * std::max<Int>(P, 1));  // P by (m, s)
@@ -572,7 +576,7 @@ void Shard<T>::forward() {
                 std::fill(place + s * M, place + (s + 1) * M, Int(-1));
             }
         score(t);
-        update(t, memory);
+        update(t, memory, laid);
         T* features = data(a.features);
         // candidates of active rows, by active row
         for (Int m = 0; m < M; ++m)
@@ -719,7 +723,7 @@ void Shard<T>::add_attention_gradient(Int t, Int m, Int s, const T* gradient, T*
 }
 
 template <typename T>
-void Shard<T>::backward(const Transposed<T>& transposed) {
+void Shard<T>::backward(const LaidWeights<T>& laid) {
     const Int numbers = gates, block = M * d;
     T* hidden = w.buffers[0].take(count * block);        // gradient of the state after the step, then before it
     T* memory = w.buffers[1].take(count * block);
@@ -820,8 +824,8 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                 if (rows == 0) continue;
                 times_transposed(rows_out + begin * O, O,
                                  mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
-                                 transposed.output.of(a.output_groups > 1 ? m : 0),
-                                 rows_read + begin * R, rows, O, R, false);
+                                 laid.output.of(a.output_groups > 1 ? m : 0), rows_read + begin * R, rows, O, R,
+                                 false);
                 if (out[m].is_full(rows)) flush_out(m);
                 std::memcpy(out[m].left(out[m].rows()), read + begin * R, rows * R * sizeof(T));
                 std::memcpy(out[m].right(out[m].rows()), rows_out + begin * O, rows * O * sizeof(T));
@@ -882,7 +886,7 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                     touched[rows++] = s;
                 }
                 times_transposed(right, P, data(a.communication) + m * d * P, P,
-                                 transposed.communication.of(m), rows_visible, rows, P, d, false);
+                                 laid.communication.of(m), rows_visible, rows, P, d, false);
                 for (Int r = 0; r < rows; ++r) {
                     const Int s = touched[r], row = active_row_of[s * M + m];
                     if (row >= 0)
@@ -942,15 +946,14 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                 ++r;
             }
             const T* weight = data(a.cell_hidden) + m * d * numbers;
-            times_transposed(right, G, weight, numbers, transposed.cell_hidden.of(m), rows_hidden, rows, a.is_gru ? 2 * d : numbers, d,
-                             false);
+            times_transposed(right, G, weight, numbers, laid.cell_hidden.of(m), rows_hidden, rows,
+                             a.is_gru ? 2 * d : numbers, d, false);
             if (a.is_gru)
-                times_transposed(right + 3 * d, G, weight + 2 * d, numbers, transposed.cell_hidden.of(m, 2 * d),
+                times_transposed(right + 3 * d, G, weight + 2 * d, numbers, laid.cell_hidden.of(m, 2 * d),
                                  rows_hidden, rows, d, d, true);
             if (V)
-                times_transposed(right, G, data(a.cell_input) + m * V * numbers, numbers,
-                                 transposed.cell_input.of(m), rows_attended, rows, numbers, V,
-                                 false);
+                times_transposed(right, G, data(a.cell_input) + m * V * numbers, numbers, laid.cell_input.of(m),
+                                 rows_attended, rows, numbers, V, false);
             for (r = 0; r < rows; ++r) {
                 const Int s = touched[r];
                 add_scaled(hidden + s * block + m * d, rows_hidden + r * d, T(1), d);
@@ -1018,9 +1021,8 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
                                    a.input_key);
                     }
             }
-            times_transposed(right, query_width, weight, query_width,
-                             transposed.input_query.of(m), rows_hidden, rows, query_width, d,
-                             false);
+            times_transposed(right, query_width, weight, query_width, laid.input_query.of(m), rows_hidden, rows,
+                             query_width, d, false);
             for (Int r = 0; r < rows; ++r)
                 add_scaled(hidden + touched[r] * block + m * d, rows_hidden + r * d, T(1), d);
             ask[m].add(rows);
@@ -1045,17 +1047,20 @@ void Shard<T>::backward(const Transposed<T>& transposed) {
     if (!a.is_gru) std::memcpy(data(a.into_memory) + first * block, memory, count * block * sizeof(T));
 }
 
-// Turns weights round; threads share the work by mechanism.
+// Lays weights out; threads share the work by mechanism.
 template <typename T>
-class Turning {
+class Layout {
 public:
-    Turning(const Arguments& a, Workspace<T>& w) : w_(w) {
-        // each weight is turned once and then meets this many rows
-        if (a.batch * a.steps * a.active < 32 * a.mechanisms) return;
+    Layout(const Arguments& a, bool is_backward, Workspace<T>& w) : w_(w), is_backward_(is_backward) {
+        // each weight is laid out once and then meets this many rows
+        const Int rows = a.batch * a.steps * a.active / a.mechanisms;
+        if (rows < (is_backward ? 32 : 256)) return;
         const Int gates = (a.is_gru ? 3 : 4) * a.size, M = a.mechanisms;
         w.buffers.resize(std::max<size_t>(w.buffers.size(), 5));
         if (!a.values_hold_cell) add(result.cell_input, a.cell_input, M, a.input_heads * a.input_value, gates);
-        add(result.cell_hidden, a.cell_hidden, M, a.size, gates);
+        // forward the GRU's hidden weight goes two ways, and panels do not end where these part
+        if (is_backward || !a.is_gru) add(result.cell_hidden, a.cell_hidden, M, a.size, gates);
+        if (!is_backward) return;
         add(result.communication, a.communication, M, a.size, a.heads * (2 * a.key + a.value));
         add(result.output, a.communication_output, a.output_groups, a.heads * a.value,
             (a.output_kind == 2 ? 2 : 1) * a.size);
@@ -1065,28 +1070,37 @@ public:
     void run(Int index, Int threads) const {
         Int count = 0;
         for (const Job& job : jobs_)
-            for (Int group = 0; group < job.groups; ++group)
-                if (count++ % threads == index)
-                    product::transpose(job.from + group * job.rows * job.columns, job.rows, job.columns,
-                                       job.into + group * product::transposed_size<T>(job.rows, job.columns));
+            for (Int group = 0; group < job.groups; ++group) {
+                if (count++ % threads != index) continue;
+                const T* from = job.from + group * job.inner * job.columns;
+                T* into = job.into + group * product::packed_size<T>(job.inner, job.columns);
+                if (is_backward_)
+                    product::pack(from, 1, job.inner, job.inner, job.columns, into);
+                else
+                    product::pack(from, job.columns, 1, job.inner, job.columns, into);
+            }
     }
 
-    Transposed<T> result;
+    bool is_empty() const { return jobs_.empty(); }
+
+    LaidWeights<T> result;
 
 private:
     struct Job {
         const T* from;
         T* into;
-        Int groups, rows, columns;
+        Int groups, inner, columns;
     };
     Workspace<T>& w_;
+    const bool is_backward_;
     std::vector<Job> jobs_;
 
-    void add(Turned<T>& turned, const void* weight, Int groups, Int rows, Int columns) {
+    void add(Laid<T>& laid, const void* weight, Int groups, Int rows, Int columns) {
         if (!weight || groups * rows * columns == 0) return;
-        T* into = w_.buffers[jobs_.size()].take(groups * product::transposed_size<T>(rows, columns));
+        if (is_backward_) std::swap(rows, columns);
+        T* into = w_.buffers[jobs_.size()].take(groups * product::packed_size<T>(rows, columns));
         jobs_.push_back({static_cast<const T*>(weight), into, groups, rows, columns});
-        turned = {into, rows, columns};
+        laid = {into, rows, columns};
     }
 };
 
@@ -1104,15 +1118,15 @@ private:
 };
 
 template <typename T>
-void run_shard(const Arguments& a, Int index, bool is_backward, const Transposed<T>& transposed) {
+void run_shard(const Arguments& a, Int index, bool is_backward, const LaidWeights<T>& laid) {
     const OwnThread own_thread;
     auto workspace = pool<T>().take();
     {
         Shard<T> shard(a, index, *workspace);
         if (is_backward)
-            shard.backward(transposed);
+            shard.backward(laid);
         else
-            shard.forward();
+            shard.forward(laid);
     }
     pool<T>().give(std::move(workspace));
 }
@@ -1145,13 +1159,9 @@ void in_parallel(Int threads, const Work& work) {
 template <typename T>
 void run(const Arguments& a, bool is_backward) {
     auto workspace = pool<T>().take();
-    Transposed<T> transposed;
-    if (is_backward) {
-        const Turning<T> turning(a, *workspace);
-        in_parallel(a.threads, [&](Int index) { turning.run(index, a.threads); });
-        transposed = turning.result;
-    }
-    in_parallel(a.threads, [&](Int index) { run_shard<T>(a, index, is_backward, transposed); });
+    const Layout<T> layout(a, is_backward, *workspace);
+    if (!layout.is_empty()) in_parallel(a.threads, [&](Int index) { layout.run(index, a.threads); });
+    in_parallel(a.threads, [&](Int index) { run_shard<T>(a, index, is_backward, layout.result); });
     pool<T>().give(std::move(workspace));
 }
 

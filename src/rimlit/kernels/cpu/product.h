@@ -49,10 +49,10 @@ struct Vector {
 // The right factor. Packed, it lies panel after panel of kVectors vectors, each row by row, and is read straight on.
 template <typename T>
 struct Right {
-    const T* data;
-    Int stride;     // from row to row; packed: 0
-    Int depth = 0;  // packed: rows of the whole
-    Int first = 0;  // packed: the row to begin at
+    const T* data = nullptr;
+    Int stride = 0;  // from row to row; packed: 0
+    Int depth = 0;   // packed: rows of the whole
+    Int first = 0;   // packed: the row to begin at
 
     const T* panel(Int column, Int width) const {
         return stride ? data + column : data + column * depth + first * width;
@@ -180,28 +180,36 @@ constexpr bool can_pack(Int columns) {
     return kBytes && columns >= Vector<T>::lanes;
 }
 
-// numbers that `transpose` writes
+// numbers that `pack` writes
 template <typename T>
-Int transposed_size(Int rows, Int columns) {
+Int packed_size(Int inner, Int columns) {
     constexpr Int L = Vector<T>::lanes;
-    return can_pack<T>(rows) ? columns * ((rows + L - 1) / L) * L : columns * rows;
+    return can_pack<T>(columns) ? inner * ((columns + L - 1) / L) * L : inner * columns;
 }
 
-// y (columns, rows) = xᵀ, x (rows, columns); packed where that can be
+// Lays x (inner, columns), by any two strides, out as a right factor: packed, or row by row where it is narrow.
 template <typename T>
-void transpose(const T* x, Int rows, Int columns, T* y) {
+void pack(const T* x, Int inner_stride, Int column_stride, Int inner, Int columns, T* y) {
     constexpr Int L = Vector<T>::lanes, W = kVectors * L, block = 16;
     const auto panel = [&](Int first, Int width) {
-        for (Int c = 0; c < columns; c += block)
+        const T* from = x + first * column_stride;
+        for (Int k = 0; k < inner; k += block)
             for (Int i = 0; i < width; ++i)
-                for (Int j = c; j < c + block && j < columns; ++j) y[j * width + i] = x[(first + i) * columns + j];
-        y += columns * width;
+                for (Int j = k; j < k + block && j < inner; ++j)
+                    y[j * width + i] = from[i * column_stride + j * inner_stride];
+        y += inner * width;
     };
-    if (!can_pack<T>(rows)) return panel(0, rows);
-    Int r = 0;
-    for (; r + W <= rows; r += W) panel(r, W);
-    for (; r + L <= rows; r += L) panel(r, L);
-    if (r < rows) panel(rows - L, L);  // whole again, as `multiply` reads the last columns
+    const auto copied = [&](Int first, Int width) {
+        for (Int k = 0; k < inner; ++k, y += width) std::memcpy(y, x + k * inner_stride + first, width * sizeof(T));
+    };
+    const auto lay = [&](Int first, Int width) {
+        column_stride == 1 ? copied(first, width) : panel(first, width);
+    };
+    if (!can_pack<T>(columns)) return lay(0, columns);
+    Int c = 0;
+    for (; c + W <= columns; c += W) lay(c, W);
+    for (; c + L <= columns; c += L) lay(c, L);
+    if (c < columns) lay(columns - L, L);  // whole again, as `multiply` reads the last columns
 }
 
 }  // namespace product
