@@ -96,18 +96,31 @@ void outer(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, 
     product::multiply(x, 1, ldx, {y, ldy}, out, ldo, columns_x, rows, columns_y, add);
 }
 
-template <typename T>
-inline T dot(const T* a, const T* b, Int count) {
+template <typename T, typename Size = Int>
+inline T dot(const T* a, const T* b, Size count) {
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (Int i = 0; i < count; ++i) sum += a[i] * b[i];
     return sum;
 }
 
-template <typename T>
-inline void add_scaled(T* out, const T* x, T factor, Int count) {
+template <typename T, typename Size = Int>
+inline void add_scaled(T* out, const T* x, T factor, Size count) {
 #pragma omp simd
     for (Int i = 0; i < count; ++i) out[i] += factor * x[i];
+}
+
+// A size that the compiler knows: loops of sixteen numbers cost more to set up than to run.
+template <Int N>
+struct Fixed {
+    constexpr operator Int() const { return N; }
+};
+template <typename Run>
+void with_sizes(Int key, Int value, const Run& run) {
+    if (key == 16 && value == 16) return run(Fixed<16>(), Fixed<16>());
+    if (key == 32 && value == 32) return run(Fixed<32>(), Fixed<32>());
+    if (key == 64 && value == 64) return run(Fixed<64>(), Fixed<64>());
+    run(key, value);
 }
 
 // e^x without a branch, so that the loops around it become vector code; NaN stays NaN
@@ -355,6 +368,10 @@ private:
     void score(Int t);
     void attended(Int t, Int m, Int s, T* out);
     void update(Int t, T* memory, const LaidWeights<T>& laid);
+    template <typename Key, typename Value>
+    void communicate(Int t, const T* all, Key key, Value value);
+    template <typename Key, typename Value>
+    void communicate_back(Int t, const T* rows_read, T* pending, Key key, Value value);
     void add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into);
     void candidate(Int t, Int row, const T* hidden, T* out) const;
     const T* mechanism_weight(const void* base, Int m, Int numbers, Int groups) const {
@@ -553,6 +570,40 @@ void Shard<T>::update(Int t, T* memory, const LaidWeights<T>& laid) {
     }
 }
 
+// What active mechanisms read from all, `all` the projections.
+template <typename T>
+template <typename Key, typename Value>
+void Shard<T>::communicate(Int t, const T* all, Key key, Value value) {
+    const T scale = T(1) / std::sqrt(T(key));
+    T* read = tape(a.read, t, K, R);
+    T* weights = tape(a.weights, t, a.heads * K * M, 1);
+    for (Int s = 0; s < count; ++s) {
+        Int order = 0;
+        for (Int m = 0; m < M; ++m) {
+            const Int row = active_row_of[s * M + m];
+            if (row < 0) continue;
+            for (Int c = 0; c < a.heads; ++c) {
+                T* x = weights + ((s * a.heads + c) * K + order) * M;
+                const T* query = all + place[s * M + m] * P + c * head;
+                for (Int n = 0; n < M; ++n)
+                    x[n] = scale * dot(query, all + place[s * M + n] * P + c * head + key, key);
+                softmax(x, M, 1, false);
+                const T* keep = kept_communication(t, s, c, m);
+                T* into = read + row * R + c * value;
+                std::fill(into, into + value, T(0));
+                for (Int n = 0; n < M; ++n)
+                    add_scaled(into, all + place[s * M + n] * P + c * head + 2 * key,
+                               keep ? x[n] * keep[n] : x[n], value);
+                if (a.activity) {
+                    T* mean = data(a.activity) + (((first + s) * a.steps + t) * M + m) * M;
+                    for (Int n = 0; n < M; ++n) mean[n] += x[n] / a.heads;
+                }
+            }
+            ++order;
+        }
+    }
+}
+
 template <typename T>
 void Shard<T>::forward(const LaidWeights<T>& laid) {
     T* memory = w.buffers[6].take(count * M * d);
@@ -612,34 +663,8 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                 if (a.is_differentiated) next += rows;
             }
             const T* all = a.is_differentiated ? projected : loose;
-            const T scale = T(1) / std::sqrt(T(a.key));
-            T* read = tape(a.read, t, K, R);
-            T* weights = tape(a.weights, t, a.heads * K * M, 1);
-            for (Int s = 0; s < count; ++s) {
-                Int order = 0;
-                for (Int m = 0; m < M; ++m) {
-                    const Int row = active_row_of[s * M + m];
-                    if (row < 0) continue;
-                    for (Int c = 0; c < a.heads; ++c) {
-                        T* x = weights + ((s * a.heads + c) * K + order) * M;
-                        const T* query = all + place[s * M + m] * P + c * head;
-                        for (Int n = 0; n < M; ++n)
-                            x[n] = scale * dot(query, all + place[s * M + n] * P + c * head + a.key, a.key);
-                        softmax(x, M, 1, false);
-                        const T* keep = kept_communication(t, s, c, m);
-                        T* into = read + row * R + c * a.value;
-                        std::fill(into, into + a.value, T(0));
-                        for (Int n = 0; n < M; ++n)
-                            add_scaled(into, all + place[s * M + n] * P + c * head + 2 * a.key,
-                                       keep ? x[n] * keep[n] : x[n], a.value);
-                        if (a.activity) {
-                            T* mean = data(a.activity) + (((first + s) * a.steps + t) * M + m) * M;
-                            for (Int n = 0; n < M; ++n) mean[n] += x[n] / a.heads;
-                        }
-                    }
-                    ++order;
-                }
-            }
+            with_sizes(a.key, a.value, [&](auto key, auto value) { communicate(t, all, key, value); });
+            const T* read = tape(a.read, t, K, R);
             T* o = a.output_kind ? tape(a.output, t, K, O) : output;
             for (Int m = 0; m < M; ++m) {
                 const Int begin = active_offset[m], rows = active_offset[m + 1] - begin;
@@ -722,6 +747,46 @@ void Shard<T>::add_attention_gradient(Int t, Int m, Int s, const T* gradient, T*
         }
 }
 
+// The gradient that what was read sends to the projections, added to `pending`.
+template <typename T>
+template <typename Key, typename Value>
+void Shard<T>::communicate_back(Int t, const T* rows_read, T* pending, Key key, Value value) {
+    const T scale = T(1) / std::sqrt(T(key));
+    const T *projected = data(static_cast<const void*>(a.projected)), *weights = tape(a.weights, t, a.heads * K * M, 1);
+    const int32_t* saved = a.place + (t * a.batch + first) * M;
+    T* scratch = w.buffers[8].take(M);
+    for (Int s = 0; s < count; ++s) {
+        Int order = 0;
+        for (Int m = 0; m < M; ++m) {
+            const Int row = active_row_of[s * M + m];
+            if (row < 0) continue;
+            for (Int c = 0; c < a.heads; ++c) {
+                const T* x = weights + ((s * a.heads + c) * K + order) * M;
+                const T* from = rows_read + row * R + c * value;
+                const T* keep = kept_communication(t, s, c, m);
+                T sum = 0;
+                for (Int n = 0; n < M; ++n) {
+                    const T factor = keep ? keep[n] : T(1);
+                    scratch[n] =
+                        factor * dot(from, projected + saved[s * M + n] * P + c * head + 2 * key, value);
+                    sum += scratch[n] * x[n];
+                    add_scaled(pending + (s * M + n) * P + c * head + 2 * key, from, x[n] * factor,
+                               value);
+                }
+                const T* query = projected + saved[s * M + m] * P + c * head;
+                T* into_query = pending + (s * M + m) * P + c * head;
+                for (Int n = 0; n < M; ++n) {
+                    const T score = scale * x[n] * (scratch[n] - sum);
+                    add_scaled(into_query, projected + saved[s * M + n] * P + c * head + key, score,
+                               key);
+                    add_scaled(pending + (s * M + n) * P + c * head + key, query, score, key);
+                }
+            }
+            ++order;
+        }
+    }
+}
+
 template <typename T>
 void Shard<T>::backward(const LaidWeights<T>& laid) {
     const Int numbers = gates, block = M * d;
@@ -733,7 +798,6 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
     T* rows_candidate = w.buffers[5].take(K * count * d);
     T* rows_visible = w.buffers[6].take(M * count * d);
     T* attention_gradient = w.buffers[7].take(count * M * I * N);
-    T* scratch = w.buffers[8].take(M);
     T* rows_attended = w.buffers[9].take(count * std::max<Int>(V, 1));
     T* rows_hidden = w.buffers[10].take(count * d);
     const Int query_width = a.keys_hold_query ? 0 : I * a.input_key;
@@ -833,38 +897,8 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
             }
 
             const int32_t* saved = a.place + (t * a.batch + first) * M;
-            const T* weights = tape(a.weights, t, a.heads * K * M, 1);
-            const T scale = T(1) / std::sqrt(T(a.key));
-            for (Int s = 0; s < count; ++s) {
-                Int order = 0;
-                for (Int m = 0; m < M; ++m) {
-                    const Int row = active_row_of[s * M + m];
-                    if (row < 0) continue;
-                    for (Int c = 0; c < a.heads; ++c) {
-                        const T* x = weights + ((s * a.heads + c) * K + order) * M;
-                        const T* from = rows_read + row * R + c * a.value;
-                        const T* keep = kept_communication(t, s, c, m);
-                        T sum = 0;
-                        for (Int n = 0; n < M; ++n) {
-                            const T factor = keep ? keep[n] : T(1);
-                            scratch[n] =
-                                factor * dot(from, projected + saved[s * M + n] * P + c * head + 2 * a.key, a.value);
-                            sum += scratch[n] * x[n];
-                            add_scaled(pending + (s * M + n) * P + c * head + 2 * a.key, from, x[n] * factor,
-                                       a.value);
-                        }
-                        const T* query = projected + saved[s * M + m] * P + c * head;
-                        T* into_query = pending + (s * M + m) * P + c * head;
-                        for (Int n = 0; n < M; ++n) {
-                            const T score = scale * x[n] * (scratch[n] - sum);
-                            add_scaled(into_query, projected + saved[s * M + n] * P + c * head + a.key, score,
-                                       a.key);
-                            add_scaled(pending + (s * M + n) * P + c * head + a.key, query, score, a.key);
-                        }
-                    }
-                    ++order;
-                }
-            }
+            with_sizes(a.key, a.value,
+                       [&](auto key, auto value) { communicate_back(t, rows_read, pending, key, value); });
 
             // projections that were computed in this step
             const Int begin = a.start[index * (a.steps + 1) + t];
