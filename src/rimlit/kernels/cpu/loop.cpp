@@ -16,8 +16,10 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
+#include "amx.h"
 #include "product.h"
 
 extern "C" {
@@ -212,12 +214,15 @@ inline void softmax(T* x, Int count, Int stride, bool with_null) {
 template <typename T>
 class Buffer {
 public:
+    // begins with a line of the cache
     T* take(Int count) {
+        constexpr size_t line = 64;
         if (count > size_) {
-            data_.reset(new T[count]);
+            data_.reset(new T[count + line / sizeof(T)]);
             size_ = count;
         }
-        return data_.get();
+        const auto at = reinterpret_cast<uintptr_t>(data_.get());
+        return reinterpret_cast<T*>((at + line - 1) / line * line);
     }
 
 private:
@@ -229,6 +234,7 @@ template <typename T>
 struct Workspace {
     std::vector<Buffer<T>> buffers;
     std::vector<Buffer<Int>> indices;
+    Buffer<uint16_t> left, right;  // tiles
 };
 
 // Workspaces that no call uses now. Calls in several threads each take their own.
@@ -363,6 +369,22 @@ private:
     T* tape(void* base, Int t, Int per_sample, Int width) const { return tape(data(base), t, per_sample, width); }
     // this thread's own sum of a weight's gradient
     T* own(void* base, Int numbers) const { return data(base) + index * numbers; }
+
+    // as `outer`, on tiles; false where these are not to be had, not worth it, or cannot hold the numbers
+    bool outer_tiles(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x,
+                     Int columns_y, bool add) const {
+        if constexpr (std::is_same<T, float>::value) {
+            if (rows < 2 * amx::kInner || columns_x < 2 * amx::kSide || columns_y < 2 * amx::kSide) return false;
+            if (!amx::is_available()) return false;
+            uint16_t* left = w.left.take(amx::tiles_size(columns_x, rows));
+            uint16_t* right = w.right.take(amx::tiles_size(columns_y, rows));
+            if (!amx::lay(x, ldx, columns_x, rows, left, false)) return false;
+            if (!amx::lay(y, ldy, columns_y, rows, right, true)) return false;
+            amx::multiply(left, right, out, ldo, columns_x, rows, columns_y, add);
+            return true;
+        }
+        return false;
+    }
 
     void list_rows();
     void score(Int t);
@@ -817,13 +839,15 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
         Log<T>& log = cell[m];
         const T *left = log.left(), *right = log.right();
         const Int rows = log.rows();
-        const bool add = log.is_begun();
-        if (V)
-            outer(left, V + d, right, G, own(a.into_cell_input, M * V * numbers) + m * V * numbers, numbers, rows, V,
-                  numbers, add);
+        const auto add_up = [&](const T* x, const T* y, T* into, Int columns_x, Int columns_y) {
+            const bool add = log.is_begun();
+            if (!outer_tiles(x, V + d, y, G, into, numbers, rows, columns_x, columns_y, add))
+                outer(x, V + d, y, G, into, numbers, rows, columns_x, columns_y, add);
+        };
+        if (V) add_up(left, right, own(a.into_cell_input, M * V * numbers) + m * V * numbers, V, numbers);
         T* into = own(a.into_cell_hidden, M * d * numbers) + m * d * numbers;
-        outer(left + V, V + d, right, G, into, numbers, rows, d, a.is_gru ? 2 * d : numbers, add);
-        if (a.is_gru) outer(left + V, V + d, right + 3 * d, G, into + 2 * d, numbers, rows, d, d, add);
+        add_up(left + V, right, into, d, a.is_gru ? 2 * d : numbers);
+        if (a.is_gru) add_up(left + V, right + 3 * d, into + 2 * d, d, d);
         log.clear();
     };
     auto flush = [&](Log<T>& log, void* base, Int groups, Int m, Int left, Int right) {
@@ -1162,6 +1186,7 @@ void run_shard(const Arguments& a, Int index, bool is_backward, const LaidWeight
         else
             shard.forward(laid);
     }
+    if (is_backward && amx::is_available()) amx::release();
     pool<T>().give(std::move(workspace));
 }
 
