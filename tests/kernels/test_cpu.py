@@ -30,6 +30,9 @@ ODD = [
     {"input_size": 3, "size": 8, "num_mechanisms": 16, "num_active": 3, "batch": 3, "steps": 40},
     {"input_size": 20, "size": 13, "num_mechanisms": 4, "num_active": 3, "batch": 150, "steps": 2},
 ]
+# enough rows for the tiles of amx.h, of which the last ones are not full
+TILED = {"input_size": 70, "size": 41, "num_mechanisms": 2, "num_active": 2, "batch": 77, "steps": 3}
+ODD.append(TILED)
 
 
 @pytest.fixture
@@ -74,8 +77,10 @@ def test_odd_sizes_one_after_the_other_agree(count: int, threads: Any) -> None:
                     torch.testing.assert_close(gradient, other, rtol=1e-8, atol=1e-9)
 
 
-def test_single_precision_is_as_near_to_double_as_the_eager_loop() -> None:
-    options = {**ODD[3], "steps": 20}
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("sizes", [{**ODD[3], "steps": 20}, TILED], ids=["few_rows", "many_rows"])
+def test_single_precision_is_as_near_to_double_as_the_eager_loop(sizes: dict[str, Any], cell: str) -> None:
+    options = {**sizes, "cell": cell}
     _, exact = gradients_of("eager", torch.float64, options)
 
     def error(backend: str) -> float:
@@ -105,6 +110,25 @@ def test_a_bad_number_spoils_its_own_sample_only(bad: float, slots: int) -> None
     torch.testing.assert_close(features[1, :2], expected[1, :2], rtol=1e-5, atol=1e-6)
     assert (activities[0].active.sum(dim=-1) == 2).all()
     features.sum().backward()  # and nothing is read outside its tensor
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 3.4e38])
+def test_numbers_that_are_not_finite_spoil_the_same_gradients_as_in_the_eager_loop(bad: float) -> None:
+    found = []
+    for backend in ("cpu", "eager"):
+        torch.manual_seed(0)
+        options = {"num_mechanisms": 2, "num_active": 2, "communication": False, "backend": backend}
+        rim = RIM(TILED["input_size"], 2 * TILED["size"], **options).eval()
+        features, _ = rim(random_tensor(TILED["batch"], 1, TILED["input_size"]))
+        gradient = torch.ones_like(features)
+        gradient[5, 0, 7] = bad  # of one gate's units in the first mechanism
+        found.append(torch.autograd.grad(features, list(rim.parameters()), gradient))
+    is_finite, expected = ([torch.isfinite(gradient) for gradient in gradients] for gradients in found)
+    assert all(torch.equal(a, b) for a, b in zip(is_finite, expected, strict=True))
+    assert all(bool(mask.all()) for mask in expected) == (bad == 3.4e38)
+    assert any(bool(mask.any()) for mask in expected)
+    for a, b, mask in zip(*found, expected, strict=True):
+        torch.testing.assert_close(a[mask], b[mask], rtol=1e-3, atol=1e-4)
 
 
 class Rolled(Dataset[Tensor]):
