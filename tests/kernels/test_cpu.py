@@ -78,18 +78,23 @@ def test_odd_sizes_one_after_the_other_agree(count: int, threads: Any) -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("values_hold_cell", [True, False])
 @pytest.mark.parametrize("sizes", [{**ODD[3], "steps": 20}, TILED], ids=["few_rows", "many_rows"])
-def test_single_precision_is_as_near_to_double_as_the_eager_loop(sizes: dict[str, Any], cell: str) -> None:
+def test_single_precision_is_as_near_to_double_as_the_eager_loop(
+    sizes: dict[str, Any], values_hold_cell: bool, cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: values_hold_cell)
     options = {**sizes, "cell": cell}
     _, exact = gradients_of("eager", torch.float64, options)
 
-    def error(backend: str) -> float:
+    def errors(backend: str) -> list[float]:
         _, gradients = gradients_of(backend, torch.float32, options)
-        return max(
+        return [
             ((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(gradients, exact, strict=True)
-        )
+        ]
 
-    assert error("cpu") < 3 * error("eager") + 1e-6
+    for ours, theirs in zip(errors("cpu"), errors("eager"), strict=True):
+        assert ours < 3 * theirs + 3e-7  # some five roundings
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -113,7 +118,10 @@ def test_a_bad_number_spoils_its_own_sample_only(bad: float, slots: int) -> None
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 3.4e38])
-def test_numbers_that_are_not_finite_spoil_the_same_gradients_as_in_the_eager_loop(bad: float) -> None:
+def test_numbers_that_are_not_finite_spoil_the_same_gradients_as_in_the_eager_loop(
+    bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: False)
     found = []
     for backend in ("cpu", "eager"):
         torch.manual_seed(0)
@@ -123,12 +131,9 @@ def test_numbers_that_are_not_finite_spoil_the_same_gradients_as_in_the_eager_lo
         gradient = torch.ones_like(features)
         gradient[5, 0, 7] = bad  # of one gate's units in the first mechanism
         found.append(torch.autograd.grad(features, list(rim.parameters()), gradient))
-    is_finite, expected = ([torch.isfinite(gradient) for gradient in gradients] for gradients in found)
-    assert all(torch.equal(a, b) for a, b in zip(is_finite, expected, strict=True))
-    assert all(bool(mask.all()) for mask in expected) == (bad == 3.4e38)
-    assert any(bool(mask.any()) for mask in expected)
-    for a, b, mask in zip(*found, expected, strict=True):
-        torch.testing.assert_close(a[mask], b[mask], rtol=1e-3, atol=1e-4)
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in found[1]) == (bad == 3.4e38)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, equal_nan=True)  # and infinities are equal
 
 
 class Rolled(Dataset[Tensor]):
