@@ -117,6 +117,9 @@ def run_layer(
     parts = []
     for first in range(0, num_steps, checkpoint_every):
         part = inputs.steps(first, first + checkpoint_every)
+        if first + checkpoint_every >= num_steps:  # the backward begins here: nothing is gained by going twice
+            parts.append(_run_steps(backend, weights, options, part))
+            break
         # all randomness was drawn before: there is no generator to keep
         result = checkpoint(
             _run_steps, backend, weights, options, part, use_reentrant=False, preserve_rng_state=False
