@@ -195,9 +195,10 @@ void pack(const T* x, Int inner_stride, Int column_stride, Int inner, Int column
     const auto panel = [&](Int first, Int width) {
         const T* from = x + first * column_stride;
         for (Int k = 0; k < inner; k += block)
-            for (Int i = 0; i < width; ++i)
-                for (Int j = k; j < k + block && j < inner; ++j)
-                    y[j * width + i] = from[i * column_stride + j * inner_stride];
+            for (Int j = k; j < k + block && j < inner; ++j) {
+#pragma omp simd
+                for (Int i = 0; i < width; ++i) y[j * width + i] = from[i * column_stride + j * inner_stride];
+            }
         y += inner * width;
     };
     const auto copied = [&](Int first, Int width) {
