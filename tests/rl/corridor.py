@@ -16,6 +16,7 @@ trust("tests")
 
 FAULTY_REWARDS = {
     "reward": np.inf,
+    "reward of 16 bits": np.float16(np.inf),
     "no number": np.float32(np.nan),
     "large reward": -1e300,
     "reward in a list": [4.0],
@@ -23,6 +24,7 @@ FAULTY_REWARDS = {
     "no reward": None,
     "reward in words": "4",
     "complex reward": np.complex64(4),
+    "complex reward in an array": np.array(4 + 0j),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from rimlit.errors import ConfigError, DataError
 from rimlit.rl import make_environments
 from rimlit.rl.environments import Environments
-from tests.rl.corridor import CORRIDOR
+from tests.rl.corridor import CORRIDOR, FAULTY_REWARDS
 
 
 def make(environment: str = CORRIDOR, number: int = 2, **options: Any) -> Environments:
@@ -209,6 +209,7 @@ def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
         ("tensor", r"environment 1 returned an observation of shape .* and type torch\.float32 at step 4"),
         ("nan", "environment 1 returned an observation of nan at step 4"),
         ("reward", "environment 1 returned a reward of inf at step 4"),
+        ("reward of 16 bits", "environment 1 returned a reward of inf at step 4"),
         ("no number", "environment 1 returned a reward of nan at step 4"),
         ("large reward", r"environment 1 returned a reward of -1e\+300 at step 4"),
         (
@@ -219,6 +220,10 @@ def test_a_place_that_is_none_is_refused(observed: list[int]) -> None:
         ("no reward", "environment 1 returned a reward of None at step 4; it must be a finite number"),
         ("reward in words", "environment 1 returned a reward of '4' at step 4; it must be a finite number"),
         ("complex reward", r"environment 1 returned a reward of \(4\+0j\) at step 4; it must be a finite number"),
+        (
+            "complex reward in an array",
+            r"environment 1 returned a reward of array\(4\.\+0\.j\) at step 4; it must be",
+        ),
     ],
 )
 def test_a_fault_is_named_with_its_environment_and_step(fault: str, says: str) -> None:
@@ -229,6 +234,18 @@ def test_a_fault_is_named_with_its_environment_and_step(fault: str, says: str) -
         environments.step(np.array([0, 0]))
     with pytest.raises(DataError, match=says):
         environments.step(np.array([0, 0]))
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [4, np.int8(4), np.float16(4), np.float32(4), np.longdouble(4), np.array(4), np.array(4, np.float16)],
+    ids=repr,
+)
+def test_a_reward_is_a_number_of_any_real_type(reward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAULTY_REWARDS, "another type", reward)
+    environments = make(fault="another type", at=1)
+    environments.reset(0)
+    assert environments.step(np.array([0, 0])).rewards.tolist() == [4, 4]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

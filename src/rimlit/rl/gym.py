@@ -106,11 +106,11 @@ class GymEnvironments(Environments):
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
             try:
-                # what is no number compares with none, but numpy's complex ones do; NaN is within no bounds
-                is_real = type(reward) is float or not isinstance(reward, np.complexfloating)
-                if not (is_real and -LARGEST <= reward <= LARGEST):
+                # what is no number compares with none, and NaN is within no bounds
+                plain = reward if type(reward) is float else _plain(reward)
+                if not -LARGEST <= plain <= LARGEST:
                     raise ValueError("a reward must be a finite number of 32 bits")
-                rewards[index] = reward
+                rewards[index] = plain
             except Exception as error:
                 raise self._no_reward(index, reward) from error
             # what nearly all show is told at a glance
@@ -197,6 +197,15 @@ class GymEnvironments(Environments):
         """Close the environments."""
         for env in self._envs:
             env.close()
+
+
+def _plain(reward: Any) -> Any:
+    """Return a reward as it is, one of numpy's as Python's: in 16 bits there are no bounds to compare with."""
+    if not isinstance(reward, (np.generic, np.ndarray)):
+        return reward
+    if reward.dtype.kind not in KINDS or reward.shape:
+        raise TypeError("a reward must be a number")
+    return reward.item()
 
 
 def _reason(error: Exception) -> str:
