@@ -53,6 +53,17 @@ def test_threads_and_where_values_are_multiplied_change_nothing(
         assert_agree(run("cpu", case, torch.float64), run("eager", case, torch.float64), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_gradient_keeps_no_memory_of_other_threads(count: int, threads: Any) -> None:
+    threads(count)
+    rim = RIM(5, 12, num_mechanisms=3, num_active=2, backend="cpu")
+    features, _ = rim(random_tensor(4, 3, 5))
+    features.sum().backward()
+    for parameter in rim.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.untyped_storage().nbytes() == parameter.grad.nbytes
+
+
 def gradients_of(backend: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
     options = dict(options)
     input_size, size, batch, steps = (options.pop(name) for name in ("input_size", "size", "batch", "steps"))

@@ -148,9 +148,12 @@ class CPULoop:
         call.run("rimlit_backward", outputs, saved, Operands(**found), (features, hidden, memory))
         for name, tensor in found.items():
             if tensor is not None and name not in apart:
-                found[name], *rest = tensor.unbind()
+                total, *rest = tensor.unbind()
+                if rest:  # a tensor of its own: a part would keep the memory of all threads
+                    total = total + rest.pop(0)
                 for part in rest:
-                    found[name] += part
+                    total += part
+                found[name] = total
         return Operands(**found)
 
 
