@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rimlit.backbones import RIM, Backbone
-from rimlit.rl import PPOTask, VectorEncoder, make_environments
+from rimlit.rl import PPOTask, Step, VectorEncoder, make_environments
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import Seen
 from rimlit.rl.policies import Categorical
@@ -179,6 +179,22 @@ def test_a_rollout_stays_as_it_is_while_the_next_one_is_collected() -> None:
         before = map_state(torch.clone, rollout)
         player.collect(task, STEPS)
     assert all(torch.equal(a, b) for a, b in zip(flat_state(rollout), flat_state(before), strict=True))
+
+
+def test_what_environments_answer_may_be_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = make_experience(options={"length": 3, "is_cut": True}).make(CORRIDOR, 2)
+    answer = environments.step
+
+    def step(actions: Any) -> Step:
+        answered = answer(actions)
+        for array in answered:
+            array.flags.writeable = False
+        return answered
+
+    monkeypatch.setattr(environments, "step", step)
+    rollout = Player(environments, 0).collect(Counter(), 7)
+    assert rollout.breaks[0].nonzero().flatten().tolist() == [2, 5]
+    assert rollout.next_values[0].tolist() == [101, 102, 103, 101, 102, 103, 101]
 
 
 def test_scores_and_lengths_are_of_whole_episodes_however_short_the_rollouts() -> None:

@@ -237,7 +237,7 @@ class Player:
     def _final_values(self, actor: Actor, step: Step) -> Tensor:
         """Return the values of what the last step led to, before any new episode."""
         begun = self._stretch.seen[self._row]
-        final = torch.from_numpy(step.final_observations).unsqueeze(1)
+        final = torch.from_numpy(step.final_observations.copy()).unsqueeze(1)  # it may be read-only
         seen = begun._replace(observations=final, starts=torch.zeros_like(begun.starts))
         return actor.step(seen, self.state)[0][:, -1]
 
