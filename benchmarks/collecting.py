@@ -7,15 +7,18 @@ states start anew where episodes do is not in its time. Compared with it is all 
 rollout, with what it keeps for learning. The bare loop plays before every second rollout, and the others are
 compared with it: both then begin in the same place of a training, when learning has taken the processor's caches.
 Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first rollouts are told
-apart.
+apart. With ``--shortcuts`` the bare loop takes the package's two: it asks modules for no hooks and makes
+environments without gymnasium's check of the order of calls.
 
 python benchmarks/collecting.py [--steps 150000] [--json benchmarks/results/collecting.json]
+python benchmarks/collecting.py --shortcuts [--json benchmarks/results/collecting-shortcuts.json]
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from origin import origin, write
 
 from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
+from rimlit.nn import direct
 from rimlit.rl import PPOTask
 from rimlit.rl.experience import Experience
 from rimlit.types import replace_state
@@ -36,14 +40,20 @@ CONFIGS = ("cartpole/rim", "cartpole/lstm")
 FIRST = 10
 
 
-def bare_loop(task: PPOTask, data: Experience) -> Callable[[int], tuple[float, float]]:
+def bare_loop(task: PPOTask, data: Experience, shortcuts: bool) -> Callable[[int], tuple[float, float]]:
     """Return what takes steps of the network and of the environments, and tells the seconds of each."""
     number = data.num_environments
-    envs = [gymnasium.make(data.environment, disable_env_checker=True) for _ in range(number)]
+    spec = gymnasium.spec(data.environment)
+    spec = replace(spec, order_enforce=spec.order_enforce and not shortcuts)
+    envs = [gymnasium.make(spec, disable_env_checker=True) for _ in range(number)]
     observations = np.stack([env.reset(seed=index)[0] for index, env in enumerate(envs)])
     encoder: Any = task.encoder
     backbone: Any = task.backbone
     head: Any = task.head
+    normalize, encode, answer = (
+        direct(module) if shortcuts else module
+        for module in (encoder.normalization, encoder.observations, head.linear)
+    )
     state = task.initial_state(number)
     generator = torch.Generator().manual_seed(0)
 
@@ -55,9 +65,9 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[int], tuple[float, f
             begun = []
             start = time.perf_counter()
             seen = torch.from_numpy(observations if data.observed is None else observations[:, data.observed])
-            encoded = encoder.observations(encoder.normalization(seen.unsqueeze(1)))
+            encoded = encode(normalize(seen.unsqueeze(1)))
             features, state = step(encoded.squeeze(1), state)
-            outputs = head.linear(features)
+            outputs = answer(features)
             actions = task.policy.sample(outputs[:, :-1], generator).numpy()
             middle = time.perf_counter()
             for index, env in enumerate(envs):
@@ -78,7 +88,8 @@ def bare_loop(task: PPOTask, data: Experience) -> Callable[[int], tuple[float, f
 class Bare(Callback):
     """Plays as many steps as a rollout has in the bare loop, with the weights of the moment; keeps the times."""
 
-    def __init__(self) -> None:
+    def __init__(self, shortcuts: bool) -> None:
+        self.shortcuts = shortcuts
         self.seconds: dict[str, list[float]] = {"network": [], "environments": [], "package": [], "learning": []}
         self._loop: Callable[[int], tuple[float, float]] | None = None
         self._learning = 0.0
@@ -91,21 +102,21 @@ class Bare(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with task.playing(data.num_environments):
-            loop = bare_loop(task, data) if self._loop is None else self._loop
+            loop = bare_loop(task, data, self.shortcuts) if self._loop is None else self._loop
             times = loop(data.rollout_length)
         self._loop = loop
         for name, each in zip(self.seconds, (*times, task.collected.seconds, self._learning), strict=True):
             self.seconds[name].append(each)
 
 
-def measure(config: str, steps: int) -> dict[str, Any]:
+def measure(config: str, steps: int, shortcuts: bool) -> dict[str, Any]:
     settings = yaml.safe_load(find_config(config).read_text())
     settings["data"]["init_args"]["total_steps"] = steps
     seed_everything(0, verbose=False)
     data = build_data(settings)
     task = build_task(settings, data)
     assert isinstance(data, Experience)
-    bare = Bare()
+    bare = Bare(shortcuts)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=-1,
@@ -138,12 +149,14 @@ def measure(config: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150_000, help="of all environments, of each training")
+    parser.add_argument("--shortcuts", action="store_true", help="taken by the bare loop, too")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    content = {**origin(steps=arguments.steps), "configs": (results := {})}
+    switches = {"shortcuts": True} if arguments.shortcuts else {}
+    content = {**origin(steps=arguments.steps, **switches), "configs": (results := {})}
     for config in CONFIGS:
-        results[config] = result = measure(config, arguments.steps)
+        results[config] = result = measure(config, arguments.steps, arguments.shortcuts)
         micro = result["microseconds_per_env_step"]
         print(
             f"{config:<16}network {micro['network']:.1f} + environments {micro['environments']:.1f} µs a step, "

@@ -2,8 +2,8 @@
 //
 // Mechanisms couple only within a sample: every thread owns some samples for the whole loop and never waits.
 // Only rows that are computed exist: where inactive mechanisms keep their state, a step gathers the (mechanism,
-// sample) pairs that are active, sorted by mechanism, so that each weight meets its rows in one product of the
-// BLAS that torch carries. Keys and values of a mechanism are computed again only when its state has changed.
+// sample) pairs that are active, sorted by mechanism, so that each weight meets its rows in one product
+// (product.h, amx.h). Keys and values of a mechanism are computed again only when its state has changed.
 //
 // The interface is plain C (struct Arguments, mirrored in cpu/__init__.py), so that nothing here depends on
 // torch's headers: it compiles in seconds and works with every version. Letters as in rimlit/types.py.
