@@ -178,7 +178,7 @@ inline void multiply(const uint16_t* left, const uint16_t* right, float* out, In
     area(whole_rows, rows, whole_columns, columns);
 }
 
-// gives the registers back: whoever switches threads need not save them, and other libraries find them as they were
+// gives the registers back, so that whoever switches threads need not save them
 inline void release() { _tile_release(); }
 
 #else
