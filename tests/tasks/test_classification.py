@@ -118,10 +118,10 @@ def test_a_test_scores_every_size_and_every_image_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["RIM", "LSTM"])
 def test_training_on_a_few_images_learns_their_labels(tmp_path: Path, backbone: str) -> None:
-    wide = {"class_path": f"rimlit.backbones.{backbone}", "init_args": {"hidden_size": 36}}
-    task = make_task(backbone=wide, optimizer=partial(Adam, lr=0.01))
+    wide = {"class_path": f"rimlit.backbones.{backbone}", "init_args": {"hidden_size": 120}}
+    task = make_task(backbone=wide, optimizer=partial(Adam, lr=0.003))
     data = make_digits(train_size=8, image_size=6)
-    make_trainer(tmp_path, max_steps=100, limit_val_batches=0).fit(task, data)
+    make_trainer(tmp_path, max_steps=300, limit_val_batches=0).fit(task, data)
     batch = next(iter(data.train_dataloader()))
     logits, targets = task.eval().scored(task(batch.inputs)[0], batch)
-    assert (logits.argmax(dim=-1) == targets).float().mean() > 0.6  # by chance: .1
+    assert (logits.argmax(dim=-1) == targets).float().mean() > 0.8  # by chance: .1
