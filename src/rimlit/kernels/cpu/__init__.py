@@ -148,12 +148,8 @@ class CPULoop:
         call.run("rimlit_backward", outputs, saved, Operands(**found), (features, hidden, memory))
         for name, tensor in found.items():
             if tensor is not None and name not in apart:
-                total, *rest = tensor.unbind()
-                if rest:  # a tensor of its own: a part would keep the memory of all threads
-                    total = total + rest.pop(0)
-                for part in rest:
-                    total += part
-                found[name] = total
+                # a tensor of its own: a part would keep the memory of all threads
+                found[name] = tensor[0] if call.threads == 1 else tensor.sum(dim=0)
         return Operands(**found)
 
 

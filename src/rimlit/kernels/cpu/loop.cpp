@@ -390,6 +390,8 @@ private:
     void score(Int t);
     void attended(Int t, Int m, Int s, T* out);
     void update(Int t, T* memory, const LaidWeights<T>& laid);
+    template <typename Visit>
+    void for_active_heads(const Visit& visit) const;
     template <typename Key, typename Value>
     void communicate(Int t, const T* all, Key key, Value value);
     template <typename Key, typename Value>
@@ -592,6 +594,21 @@ void Shard<T>::update(Int t, T* memory, const LaidWeights<T>& laid) {
     }
 }
 
+// Visits every head c of every active mechanism m of sample s: its row and where its weights begin.
+template <typename T>
+template <typename Visit>
+void Shard<T>::for_active_heads(const Visit& visit) const {
+    for (Int s = 0; s < count; ++s) {
+        Int order = 0;
+        for (Int m = 0; m < M; ++m) {
+            const Int row = active_row_of[s * M + m];
+            if (row < 0) continue;
+            for (Int c = 0; c < a.heads; ++c) visit(s, m, c, row, ((s * a.heads + c) * K + order) * M);
+            ++order;
+        }
+    }
+}
+
 // What active mechanisms read from all, `all` the projections.
 template <typename T>
 template <typename Key, typename Value>
@@ -599,31 +616,21 @@ void Shard<T>::communicate(Int t, const T* all, Key key, Value value) {
     const T scale = T(1) / std::sqrt(T(key));
     T* read = tape(a.read, t, K, R);
     T* weights = tape(a.weights, t, a.heads * K * M, 1);
-    for (Int s = 0; s < count; ++s) {
-        Int order = 0;
-        for (Int m = 0; m < M; ++m) {
-            const Int row = active_row_of[s * M + m];
-            if (row < 0) continue;
-            for (Int c = 0; c < a.heads; ++c) {
-                T* x = weights + ((s * a.heads + c) * K + order) * M;
-                const T* query = all + place[s * M + m] * P + c * head;
-                for (Int n = 0; n < M; ++n)
-                    x[n] = scale * dot(query, all + place[s * M + n] * P + c * head + key, key);
-                softmax(x, M, 1, false);
-                const T* keep = kept_communication(t, s, c, m);
-                T* into = read + row * R + c * value;
-                std::fill(into, into + value, T(0));
-                for (Int n = 0; n < M; ++n)
-                    add_scaled(into, all + place[s * M + n] * P + c * head + 2 * key,
-                               keep ? x[n] * keep[n] : x[n], value);
-                if (a.activity) {
-                    T* mean = data(a.activity) + (((first + s) * a.steps + t) * M + m) * M;
-                    for (Int n = 0; n < M; ++n) mean[n] += x[n] / a.heads;
-                }
-            }
-            ++order;
+    for_active_heads([&](Int s, Int m, Int c, Int row, Int at) {
+        T* x = weights + at;
+        const T* query = all + place[s * M + m] * P + c * head;
+        for (Int n = 0; n < M; ++n) x[n] = scale * dot(query, all + place[s * M + n] * P + c * head + key, key);
+        softmax(x, M, 1, false);
+        const T* keep = kept_communication(t, s, c, m);
+        T* into = read + row * R + c * value;
+        std::fill(into, into + value, T(0));
+        for (Int n = 0; n < M; ++n)
+            add_scaled(into, all + place[s * M + n] * P + c * head + 2 * key, keep ? x[n] * keep[n] : x[n], value);
+        if (a.activity) {
+            T* mean = data(a.activity) + (((first + s) * a.steps + t) * M + m) * M;
+            for (Int n = 0; n < M; ++n) mean[n] += x[n] / a.heads;
         }
-    }
+    });
 }
 
 template <typename T>
@@ -777,36 +784,25 @@ void Shard<T>::communicate_back(Int t, const T* rows_read, T* pending, Key key, 
     const T *projected = data(static_cast<const void*>(a.projected)), *weights = tape(a.weights, t, a.heads * K * M, 1);
     const int32_t* saved = a.place + (t * a.batch + first) * M;
     T* scratch = w.buffers[8].take(M);
-    for (Int s = 0; s < count; ++s) {
-        Int order = 0;
-        for (Int m = 0; m < M; ++m) {
-            const Int row = active_row_of[s * M + m];
-            if (row < 0) continue;
-            for (Int c = 0; c < a.heads; ++c) {
-                const T* x = weights + ((s * a.heads + c) * K + order) * M;
-                const T* from = rows_read + row * R + c * value;
-                const T* keep = kept_communication(t, s, c, m);
-                T sum = 0;
-                for (Int n = 0; n < M; ++n) {
-                    const T factor = keep ? keep[n] : T(1);
-                    scratch[n] =
-                        factor * dot(from, projected + saved[s * M + n] * P + c * head + 2 * key, value);
-                    sum += scratch[n] * x[n];
-                    add_scaled(pending + (s * M + n) * P + c * head + 2 * key, from, x[n] * factor,
-                               value);
-                }
-                const T* query = projected + saved[s * M + m] * P + c * head;
-                T* into_query = pending + (s * M + m) * P + c * head;
-                for (Int n = 0; n < M; ++n) {
-                    const T score = scale * x[n] * (scratch[n] - sum);
-                    add_scaled(into_query, projected + saved[s * M + n] * P + c * head + key, score,
-                               key);
-                    add_scaled(pending + (s * M + n) * P + c * head + key, query, score, key);
-                }
-            }
-            ++order;
+    for_active_heads([&](Int s, Int m, Int c, Int row, Int at) {
+        const T* x = weights + at;
+        const T* from = rows_read + row * R + c * value;
+        const T* keep = kept_communication(t, s, c, m);
+        T sum = 0;
+        for (Int n = 0; n < M; ++n) {
+            const T factor = keep ? keep[n] : T(1);
+            scratch[n] = factor * dot(from, projected + saved[s * M + n] * P + c * head + 2 * key, value);
+            sum += scratch[n] * x[n];
+            add_scaled(pending + (s * M + n) * P + c * head + 2 * key, from, x[n] * factor, value);
         }
-    }
+        const T* query = projected + saved[s * M + m] * P + c * head;
+        T* into_query = pending + (s * M + m) * P + c * head;
+        for (Int n = 0; n < M; ++n) {
+            const T score = scale * x[n] * (scratch[n] - sum);
+            add_scaled(into_query, projected + saved[s * M + n] * P + c * head + key, score, key);
+            add_scaled(pending + (s * M + n) * P + c * head + key, query, score, key);
+        }
+    });
 }
 
 template <typename T>
@@ -1040,9 +1036,6 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
             }
         }
         for (Int m = 0; m < M; ++m) {
-            Int rows = 0;
-            for (Int s = 0; s < count; ++s)
-                if (chosen[s * M + m] || a.across_mechanisms) touched[rows++] = s;
             if (a.keys_hold_query) {
                 for (Int s = 0; s < count; ++s) {
                     const Int at = key_at(m, input_row(t, s));
@@ -1058,6 +1051,9 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
                 }
                 continue;
             }
+            Int rows = 0;
+            for (Int s = 0; s < count; ++s)
+                if (chosen[s * M + m] || a.across_mechanisms) touched[rows++] = s;
             if (ask[m].is_full(rows)) flush_ask(m);
             T *left = ask[m].left(ask[m].rows()), *right = ask[m].right(ask[m].rows());
             const T* weight = data(a.input_query) + m * d * query_width;
