@@ -368,9 +368,12 @@ class RIM(Backbone):
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
         return features, state
 
+    def _state_shape(self, batch_size: int) -> tuple[int, int, int, int]:
+        return batch_size, len(self.layers), self.num_mechanisms, self.output_size // self.num_mechanisms
+
     def _fitting(self, state: State, batch_size: int) -> State:
         """Return a given state in the weights' type; raise a ValueError if its shape is not this RIM's."""
-        shape = (batch_size, len(self.layers), self.num_mechanisms, self.output_size // self.num_mechanisms)
+        shape = self._state_shape(batch_size)
         shapes = [tuple(part.shape) for part in state]
         if shapes != [shape] * len(self.state_type._fields):
             raise ValueError(
@@ -482,6 +485,8 @@ class Stepper:
         self.rim = rim
         self.batch_size = batch_size
         self._dtype = rim._layers[0].cell_bias.dtype
+        self._state_shape = rim._state_shape(batch_size)
+        self._state_parts = len(rim.state_type._fields)
         self._steps = []
         if rim.resolve_backend()[0] == "cpu":
             self._steps = [
@@ -503,20 +508,20 @@ class Stepper:
         if not self._steps:
             with torch.no_grad():
                 return Backbone.step(rim, inputs, state)
-        state = rim._fitting(state, self.batch_size)
-        inputs = inputs.detach().to(self._dtype)
-        hiddens, memories = [], []
+        fits = len(state) == self._state_parts
+        for part in state:
+            fits = fits and part.shape == self._state_shape and part.dtype is self._dtype
+        if not fits:
+            state = rim._fitting(state, self.batch_size)
+        if inputs.dtype is not self._dtype:
+            inputs = inputs.to(self._dtype)
+        if len(self._steps) == 1:
+            return self._steps[0](inputs, state)
+        states = []
         for index, step in enumerate(self._steps):
-            memory = state.memory[:, index].contiguous() if rim.state_type is LSTMState else None
-            features, hidden, memory = step(inputs.contiguous(), state.hidden[:, index].contiguous(), memory)
-            inputs = features.flatten(1)
-            hiddens.append(hidden)
-            memories.append(memory)
-        if len(hiddens) == 1:
-            parts = [part.unsqueeze(1) for part in (hidden, memory) if part is not None]
-        else:
-            parts = [torch.stack(part, dim=1) for part in (hiddens, memories) if part[0] is not None]
-        return inputs, rim.state_type(*parts)
+            inputs, new = step(inputs, map_state(lambda tensor, at=index: tensor[:, at : at + 1], state))
+            states.append(new)
+        return inputs, map_state(lambda *tensors: torch.cat(tensors, dim=1), *states)
 
 
 class RIMLayer(nn.Module):

@@ -14,6 +14,7 @@ from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, S
 from rimlit.kernels.cpu.build import load
 from rimlit.kernels.layer import Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected
+from rimlit.types import GRUState, LSTMState, State
 
 OUTPUT_KINDS = {"linear": 0, "tanh": 1, "gated": 2}
 _NO_MEMORY = "The C++ time loop found no memory for its workspace."
@@ -90,7 +91,7 @@ class _StepArguments(ctypes.Structure):
         + [(name, ctypes.c_int64) for name in ("input_size", "key_size", "key_groups")]
         + [
             (name, ctypes.c_void_p)
-            for name in ("input", "key", "query", "folded_key", "folded_value", "value", "keys", "values")
+            for name in ("key", "query", "folded_key", "folded_value", "value", "keys", "values")
         ]
     )
 
@@ -353,6 +354,7 @@ class Stepper:
         if library is None:
             raise RuntimeError(f"A stepper needs the C++ loop: {reason}.")
         self._step = library.rimlit_step
+        self._step.argtypes = [ctypes.c_void_p] * 7
         heads, mechanisms = options.input_heads, options.num_mechanisms
         key_groups, input_size, keys_size = weights.input_key.shape
         value_groups, _, values_size = weights.input_value.shape
@@ -410,28 +412,37 @@ class Stepper:
             keys=operands.keys.data_ptr(),
             values=operands.values.data_ptr(),
         )
-        self._reference = ctypes.byref(self._step_arguments)
+        self._address = ctypes.addressof(self._step_arguments)
         self._alive = call, tape, outputs, weights, folded_key, folded_value
-        self._new = functools.partial(torch.empty, (batch_size, mechanisms, size), dtype=state.dtype, device="cpu")
-        self._lock = threading.Lock()  # one set of addresses, and the library runs without Python's lock
+        empty = functools.partial(torch.empty, dtype=state.dtype, device="cpu")
+        self._new_features = functools.partial(empty, (batch_size, mechanisms * size))
+        self._new_state = functools.partial(empty, (batch_size, 1, mechanisms, size))
         self._is_lstm = options.cell == "lstm"
+        self._lock = threading.Lock()  # one set of projections, and the library runs without Python's lock
 
-    def __call__(self, inputs: Tensor, hidden: Tensor, memory: MaybeTensor) -> tuple[Tensor, Tensor, MaybeTensor]:
-        """Return features, hidden state and memory (B, M, d) after a step on contiguous ``inputs`` (B, D)."""
-        arguments = self._arguments
-        _require_cpu({"inputs": inputs, "hidden": hidden, "memory": memory})
-        features, last = self._new(), self._new()
-        last_memory = None if memory is None else self._new()
+    def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return features (B, M·d) and the state (B, 1, M, d) after a step on ``inputs`` (B, D)."""
+        # what is touched here is cold: a step's weights have just passed through the caches
+        inputs, hidden = inputs.contiguous(), state[0].contiguous()
+        features, new_hidden = self._new_features(), self._new_state()
+        memory = new_memory = None
+        if self._is_lstm:
+            memory, new_memory = state[1].contiguous(), self._new_state()
+        if not (inputs.is_cpu and hidden.is_cpu and (memory is None or memory.is_cpu)):
+            _require_cpu({"inputs": inputs, "hidden": hidden, "memory": memory})
         with self._lock:
-            self._step_arguments.input = inputs.data_ptr()
-            arguments.hidden = hidden.data_ptr()
-            arguments.features, arguments.last_hidden = features.data_ptr(), last.data_ptr()
-            if memory is not None and last_memory is not None:
-                arguments.memory, arguments.last_memory = memory.data_ptr(), last_memory.data_ptr()
-            failed = self._step(self._reference)
+            failed = self._step(
+                self._address,
+                inputs.data_ptr(),
+                hidden.data_ptr(),
+                None if memory is None else memory.data_ptr(),
+                features.data_ptr(),
+                new_hidden.data_ptr(),
+                None if new_memory is None else new_memory.data_ptr(),
+            )
         if failed:
             raise MemoryError(_NO_MEMORY)
-        return features, last, last_memory
+        return features, GRUState(new_hidden) if new_memory is None else LSTMState(new_hidden, new_memory)
 
 
 def _fold(first: Tensor, second: Tensor, heads: int) -> Tensor:

@@ -61,7 +61,7 @@ struct Arguments {
 struct StepArguments {
     const Arguments* loop;
     Int input_size, key_size, key_groups;
-    const void *input, *key, *query;         // (B, D), (1 or M, D, I·key), (M, d, I·key)
+    const void *key, *query;                 // (1 or M, D, I·key), (M, d, I·key)
     const void *folded_key, *folded_value;   // (M, D, I·d), (M, D, I·gates), where they are the cheaper
     const void* value;                       // (1 or M, D, I·value)
     void *keys, *values;                     // as the loop reads them
@@ -1221,9 +1221,9 @@ void run(const Arguments& a, bool is_backward) {
 }
 
 template <typename T>
-void project(const StepArguments& step) {
+void project(const StepArguments& step, const void* input) {
     const Arguments& a = *step.loop;
-    const T* x = static_cast<const T*>(step.input);
+    const T* x = static_cast<const T*>(input);
     const Int B = a.batch, D = step.input_size, I = a.input_heads, d = a.size;
     T *keys = static_cast<T*>(step.keys), *values = static_cast<T*>(step.values);
     const auto multiply = [&](const void* weight, Int groups, Int columns, T* into) {
@@ -1271,14 +1271,18 @@ int run_any(const Arguments& a, bool is_backward) {
 extern "C" {
 int rimlit_forward(const Arguments* arguments) { return run_any(*arguments, false); }
 int rimlit_backward(const Arguments* arguments) { return run_any(*arguments, true); }
-int rimlit_step(const StepArguments* arguments) {
+int rimlit_step(const StepArguments* step, const void* input, const void* hidden, const void* memory, void* features,
+                void* last_hidden, void* last_memory) {
     const OwnThread own_thread;
+    Arguments loop = *step->loop;
+    loop.hidden = hidden, loop.memory = memory;
+    loop.features = features, loop.last_hidden = last_hidden, loop.last_memory = last_memory;
     try {
-        arguments->loop->is_double ? project<double>(*arguments) : project<float>(*arguments);
+        loop.is_double ? project<double>(*step, input) : project<float>(*step, input);
     } catch (...) {
         return 1;
     }
-    return run_any(*arguments->loop, false);
+    return run_any(loop, false);
 }
 Int rimlit_arguments_size() { return sizeof(Arguments); }
 }
