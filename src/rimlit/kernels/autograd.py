@@ -46,6 +46,9 @@ class Setting(NamedTuple):
     keep: Keep
     record: bool
     is_differentiated: bool
+    keeps_tape: bool = True  # this and what follows: see LayerInputs
+    active: MaybeTensor = None  # (B, T, M) bool
+    features: MaybeTensor = None  # (B, T, M, d)
 
 
 class Outputs(NamedTuple):
@@ -105,14 +108,24 @@ def differentiate(
     is_differentiated = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in operands
     )
-    setting = Setting(options, projected.tokens, inputs.resets, inputs.keep, inputs.record, is_differentiated)
+    setting = Setting(
+        options,
+        projected.tokens,
+        inputs.resets,
+        inputs.keep,
+        inputs.record,
+        is_differentiated,
+        inputs.keeps_tape,
+        inputs.active,
+        inputs.features,
+    )
     with torch.autocast(state.hidden.device.type, enabled=False):
         if is_differentiated:
             outputs = Outputs(*_Scan.apply(loop, setting, *operands))  # type: ignore[no-untyped-call]
         else:
             outputs, _ = loop.forward(setting, operands)
     last = GRUState(outputs.hidden) if outputs.memory is None else LSTMState(outputs.hidden, outputs.memory)
-    return LayerResult(outputs.features, last, _activity(outputs) if inputs.record else None)
+    return LayerResult(outputs.features, last, _activity(outputs) if inputs.record else None, outputs.active)
 
 
 def _activity(outputs: Outputs) -> Activity:
@@ -124,7 +137,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
         outputs, tape = loop.forward(setting, Operands(*tensors))
-        ctx.loop, ctx.setting = loop, setting
+        # the features hold on to this node
+        ctx.loop, ctx.setting = loop, setting._replace(features=None)
         ctx.save_for_backward(*tensors, *outputs, *tape)
         ctx.mark_non_differentiable(*(tensor for tensor in outputs[3:] if tensor is not None))
         return tuple(outputs)

@@ -61,6 +61,9 @@ class LayerInputs(NamedTuple):
     resets: Tensor | None  # (B, T) bool
     keep: Keep
     record: bool  # whether to return the activity
+    keeps_tape: bool = True  # False: what the derivative reads will be computed again, and need not be written now
+    active: Tensor | None = None  # (B, T, M) bool, where it is known from an earlier pass
+    features: Tensor | None = None  # (B, T, M, d): memory that the features may be written into
 
     @property
     def num_steps(self) -> int:
@@ -91,10 +94,11 @@ class LayerResult(NamedTuple):
     features: Tensor  # (B, T, M, d)
     state: State  # tensors (B, M, d)
     activity: Activity | None
+    active: Tensor | None = None  # (B, T, M) bool, from loops that have a use for it in another pass
 
 
-def join_results(parts: list[LayerResult]) -> LayerResult:
-    """Join what consecutive steps returned."""
+def join_results(parts: list[LayerResult], features: Tensor) -> LayerResult:
+    """Join what consecutive steps returned, beside their features."""
     activities = [part.activity for part in parts if part.activity is not None]
     activity = None
     if activities:
@@ -105,4 +109,4 @@ def join_results(parts: list[LayerResult]) -> LayerResult:
             torch.cat([part.slot_attention for part in activities], dim=1),
             torch.cat(communication, dim=1) if communication else None,
         )
-    return LayerResult(torch.cat([part.features for part in parts], dim=1), parts[-1].state, activity)
+    return LayerResult(features, parts[-1].state, activity)

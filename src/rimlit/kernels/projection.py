@@ -7,6 +7,7 @@ the cell reads them, so only keys and values are computed ahead.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerWeights
+
+Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 class Projected(NamedTuple):
@@ -32,7 +35,13 @@ class Projected(NamedTuple):
 
 
 def project(
-    weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, *, values_hold_cell: bool = True
+    weights: LayerWeights,
+    options: LayerOptions,
+    inputs: LayerInputs,
+    *,
+    values_hold_cell: bool = True,
+    multiply: Multiply = torch.mm,
+    by_samples: bool = False,
 ) -> Projected:
     """Project the whole sequence.
 
@@ -42,42 +51,51 @@ def project(
         inputs: What the layer runs on.
         values_hold_cell: Whether a single slot's values are multiplied by the cell's weights ahead, for all
             mechanisms, or in the loop, for the active ones. Tokens' always are, several slots' never.
+        multiply: Returns the product of rows (…, inner) and a matrix as a matrix, differentiable.
+        by_samples: Whether rows lie in memory sample by sample, as the sequence does: it need not be copied.
     """
     sequence = inputs.sequence
     batch_size, num_steps, num_slots, input_size = sequence.shape
     heads = options.input_heads
-    rows = sequence.transpose(0, 1).reshape(1, -1, input_size)  # (1, T·B·N, D)
+    if by_samples:
+        order = batch_size, num_steps
+        rows = sequence.flatten(1, 2).unsqueeze(0)  # (1, B, T·N, D)
+    else:
+        order = num_steps, batch_size
+        rows = sequence.transpose(0, 1).reshape(1, -1, input_size)  # (1, T·B·N, D)
     if options.project_in_bf16:
         rows, weights = rows.bfloat16(), _in_bf16(weights)
-    slots = (-1, num_steps, batch_size, num_slots, heads)
-    folded = (options.num_mechanisms, num_steps, batch_size, heads, -1)
+    slots = (-1, *order, num_slots, heads)
+    folded = (options.num_mechanisms, *order, heads, -1)
 
     if num_slots > 1:
-        keys = _times(rows, weights.input_key)
+        keys = _times(rows, weights.input_key, multiply)
         keys = keys.reshape(*slots, keys.shape[-1] // heads)
     else:
         scale = math.sqrt(weights.input_key.shape[-1] / heads)
         # one (D → key → d) chain per head
         chains = [
-            _chain(rows, key, query.mT / scale)
+            _chain(rows, key, query.mT / scale, multiply)
             for key, query in zip(
                 weights.input_key.chunk(heads, -1), weights.input_query.chunk(heads, -1), strict=True
             )
         ]
         keys = _join(chains).view(folded)
     if num_slots > 1 or not (values_hold_cell or inputs.tokens is not None):
-        values = _times(rows, weights.input_value)
+        values = _times(rows, weights.input_value, multiply)
         values = values.reshape(*slots, values.shape[-1] // heads)
         values_hold_cell = False
     else:
         # one (D → value → gates) chain per head
         chains = [
-            _chain(rows, value, cell)
+            _chain(rows, value, cell, multiply)
             for value, cell in zip(
                 weights.input_value.chunk(heads, -1), weights.cell_input.chunk(heads, 1), strict=True
             )
         ]
         values = _join(chains).view(folded)
+    if by_samples:
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     if inputs.tokens is not None:
         return Projected(keys.squeeze(2), values.squeeze(2), True, True, inputs.tokens.t())
     return Projected(keys, values, num_slots == 1, values_hold_cell)
@@ -123,22 +141,20 @@ def _join(chains: list[Tensor]) -> Tensor:
     return chains[0] if len(chains) == 1 else torch.stack(chains, dim=2)
 
 
-def _times(rows: Tensor, weight: Tensor) -> Tensor:
-    """Multiply groups of rows by groups of weights; a single group on either side serves all."""
-    if rows.shape[0] == weight.shape[0]:
-        return torch.bmm(rows, weight)
+def _times(rows: Tensor, weight: Tensor, multiply: Multiply = torch.mm) -> Tensor:
+    """Multiply groups of rows (1 or M, …, inner) by groups of weights; one group on either side serves all."""
     if rows.shape[0] == 1:  # one wide product, whose groups lie side by side in each row
-        wide = torch.mm(rows[0], weight.transpose(0, 1).flatten(1))
-        return wide.view(rows.shape[1], len(weight), -1).transpose(0, 1)
+        wide = multiply(rows[0], weight[0] if len(weight) == 1 else weight.transpose(0, 1).flatten(1))
+        return wide.view(len(wide), len(weight), -1).transpose(0, 1)
     return torch.matmul(rows, weight)
 
 
-def _chain(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def _chain(rows: Tensor, first: Tensor, second: Tensor, multiply: Multiply) -> Tensor:
     """Return rows · first · second (M, R, output), in the cheaper of the two orders."""
-    num_rows, input_size, inner_size = rows.shape[1], *first.shape[1:]
+    num_rows, input_size, inner_size = rows.shape[1:-1].numel(), *first.shape[1:]
     groups, output_size = second.shape[0], second.shape[2]
     in_turn = num_rows * inner_size * (first.shape[0] * input_size + groups * output_size)
     weights_first = groups * input_size * output_size * (inner_size + num_rows)
     if weights_first < in_turn:
-        return _times(rows, _times(first, second))
-    return _times(_times(rows, first), second)
+        return _times(rows, _times(first, second, multiply), multiply)
+    return _times(_times(rows, first, multiply), second, multiply)

@@ -5,13 +5,18 @@ import functools
 import math
 import threading
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.cpu import memory, tiles
 from rimlit.kernels.cpu.build import load
+from rimlit.kernels.cpu.memory import empty as empty
+from rimlit.kernels.cpu.memory import joined as joined
+from rimlit.kernels.cpu.tiles import multiply as multiply
 from rimlit.kernels.layer import Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected
 from rimlit.types import GRUState, LSTMState, State
@@ -24,21 +29,27 @@ DTYPES = (torch.float32, torch.float64)
 _INTEGERS = (
     "batch", "steps", "mechanisms", "active", "size", "input_heads", "slots", "input_key", "input_value",
     "heads", "key", "value", "key_groups", "value_groups", "output_groups", "vocabulary", "threads",
-    "key_group_stride", "key_row_stride", "value_group_stride", "value_row_stride", "is_gru", "across_mechanisms",
+    "key_group_stride", "key_step_stride", "key_row_stride", "value_group_stride", "value_step_stride",
+    "value_row_stride", "features_stride", "from_features_stride", "is_gru", "across_mechanisms",
     "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
-    "is_differentiated", "is_double",
+    "values_ahead", "is_differentiated", "is_double",
 )
 _POINTERS = (
     "keys", "values", "hidden", "memory", "initial_hidden", "initial_memory", "input_query", "cell_input",
     "cell_hidden", "cell_bias", "communication", "communication_output", "communication_bias", "tokens",
-    "resets", "keep_input", "keep_communication", "features", "last_hidden", "last_memory", "is_active",
-    "attention", "activity", "gates", "old_memory", "squashed", "projected", "weights", "read", "output",
-    "place", "start", "from_features", "from_hidden", "from_memory", "into_keys", "into_values",
-    "into_hidden", "into_memory", "into_initial_hidden", "into_initial_memory", "into_query",
-    "into_cell_input", "into_cell_hidden", "into_bias", "into_communication", "into_output",
-    "into_output_bias",
+    "resets", "known", "keep_input", "keep_communication", "features", "last_hidden", "last_memory", "is_active",
+    "attention", "activity", "gates", "old_memory", "squashed", "ahead", "projected", "weights", "read", "output",
+    "place", "start", "from_features", "from_hidden", "from_memory", "into_hidden", "into_memory",
+    "into_initial_hidden", "into_initial_memory", "into_keys", "into_values", "into_input_query",
+    "into_cell_input", "into_cell_hidden", "into_cell_bias", "into_communication",
+    "into_communication_output", "into_communication_bias", "others_keys", "others_values",
+    "others_input_query", "others_cell_input", "others_cell_hidden", "others_cell_bias",
+    "others_communication", "others_communication_output", "others_communication_bias",
 )
 # fmt: on
+
+
+_TAPE_DTYPES = {"place": torch.int32, "start": torch.int32}
 
 
 class _Arguments(ctypes.Structure):
@@ -51,6 +62,7 @@ class Tape(NamedTuple):
     gates: Tensor  # (T, rows, 4·d), after their activation
     old_memory: MaybeTensor  # (T, rows, d)
     squashed: MaybeTensor  # (T, rows, d): tanh of the new memory
+    ahead: MaybeTensor  # (T, rows, I·gates): values times the cell's weights, where these are multiplied ahead
     projected: MaybeTensor  # (rows, C·(key + key + value)): once per state that was read
     weights: MaybeTensor  # (T, B, C, K, M)
     read: MaybeTensor  # (T, K·B, C·value)
@@ -108,7 +120,9 @@ class CPULoop:
         new = operands.hidden.new_empty
         record = setting.record and call.heads > 0
         outputs = Outputs(
-            features=new(batch_size, steps, mechanisms, size),
+            features=memory.empty(batch_size, steps, mechanisms, size, dtype=operands.hidden.dtype)
+            if setting.features is None
+            else setting.features,
             hidden=new(batch_size, mechanisms, size),
             memory=None if operands.memory is None else new(batch_size, mechanisms, size),
             active=new(batch_size, steps, mechanisms, dtype=torch.bool),
@@ -117,7 +131,9 @@ class CPULoop:
         )
         tape = call.empty_tape()
         call.run("rimlit_forward", outputs, tape)
-        return outputs, tape if setting.is_differentiated else ()
+        if not setting.is_differentiated:
+            return outputs, ()
+        return outputs, tape if setting.keeps_tape else call.absent_tape()
 
     def backward(
         self,
@@ -130,27 +146,24 @@ class CPULoop:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
         saved = Tape(*tape)
         # the tape lies as the threads of the forward wrote it
-        call = _Call(setting, operands, int(saved.threads))
-        features, hidden, memory = (None if tensor is None else tensor.contiguous() for tensor in gradients)
-        # samples belong to one thread each; what all threads add to, each adds up for itself
+        call = _Call(setting._replace(keeps_tape=True), operands, int(saved.threads))
+        # samples belong to one thread each; to the rest all threads add, all but the first in memory of their own
         apart = {"hidden", "memory", "initial_hidden", "initial_memory"}
         if setting.tokens is None:
             apart |= {"keys", "values"}
-        # the library writes these whole
-        written = {"input_query", "cell_input", "cell_hidden", "communication", "communication_output"}
-        if setting.tokens is None and operands.input_query is None:
-            written |= {"keys"}
-        found: dict[str, MaybeTensor] = {}
-        for name, operand in call.operands._asdict().items():
-            if operand is not None and name not in apart:
-                operand = operand.expand(call.threads, *operand.shape)
-            make = torch.empty_like if name in written else torch.zeros_like
-            found[name] = None if operand is None else make(operand)
-        call.run("rimlit_backward", outputs, saved, Operands(**found), (features, hidden, memory))
-        for name, tensor in found.items():
-            if tensor is not None and name not in apart:
-                # a tensor of its own: a part would keep the memory of all threads
-                found[name] = tensor[0] if call.threads == 1 else tensor.sum(dim=0)
+        # the library adds to these, and writes the others whole
+        added = {"hidden", "memory", "initial_hidden", "initial_memory", "values"}
+        if operands.input_query is not None:
+            added |= {"keys"}
+        given = {name: operand for name, operand in call.operands._asdict().items() if operand is not None}
+        found: dict[str, MaybeTensor] = dict.fromkeys(Operands._fields)
+        for name, operand in given.items():
+            found[name] = memory.empty_like(operand)
+            if name in added & apart:
+                found[name].zero_()
+        shapes = {name: (call.threads - 1, *given[name].shape) for name in given if name not in apart}
+        others = memory.empty_together(shapes, {}, operands.hidden.dtype)
+        call.run("rimlit_backward", outputs, saved, Operands(**found), others, gradients)
         return Operands(**found)
 
 
@@ -175,6 +188,8 @@ class _Call:
         self.value = 0
         if operands.communication is not None:
             self.value = operands.communication.shape[-1] // self.heads - 2 * options.communication_key_size
+        self.is_taped = setting.is_differentiated and setting.keeps_tape
+        self.values_ahead = self._multiplies_ahead()
         self.integers = {
             "batch": self.batch,
             "steps": self.steps,
@@ -195,52 +210,89 @@ class _Call:
             else operands.communication_output.shape[0],
             "vocabulary": 0 if setting.tokens is None else keys.shape[1],
             "threads": self.threads,
-            **dict(zip(("key_group_stride", "key_row_stride"), _strides(keys, setting), strict=True)),
-            **dict(zip(("value_group_stride", "value_row_stride"), _strides(values, setting), strict=True)),
+            **_strides("key", keys, setting),
+            **_strides("value", values, setting),
+            "features_stride": 0,
+            "from_features_stride": 0,
             "is_gru": options.cell == "gru",
             "across_mechanisms": options.selection == "across_mechanisms",
             "reads_candidates": options.inactive == "candidate",
             "output_kind": OUTPUT_KINDS[options.communication_output],
             "keys_hold_query": folded_keys,
             "values_hold_cell": folded_values,
-            "is_differentiated": setting.is_differentiated,
+            "values_ahead": self.values_ahead,
+            "is_differentiated": self.is_taped,
             "is_double": operands.hidden.dtype == torch.float64,
         }
 
+    def _multiplies_ahead(self) -> bool:
+        """Return whether the loop multiplies values by the cell's weights on tiles, for many steps at once.
+
+        Forward this is done for all mechanisms, backward for the active ones; a row takes about half as long as
+        in the loop.
+        """
+        operands, options = self.operands, self.setting.options
+        if operands.cell_input is None or self.slots > 1 or not tiles.are_available():
+            return False
+        computed = self.mechanisms if options.inactive == "candidate" else options.num_active
+        rows = self.batch * self.steps * options.num_active // self.mechanisms
+        return (
+            operands.hidden.dtype == torch.float32
+            and rows >= 256
+            and min(operands.values.shape[-1], operands.cell_input.shape[-1]) >= 64
+            and self.mechanisms + options.num_active <= 2 * (computed + options.num_active) * 0.75
+        )
+
     def empty_tape(self) -> Tape:
-        """Return a tape of every step, or of one where no derivative is asked for."""
+        """Return a tape of every step, or of one where nothing reads it afterwards."""
+        parts: dict[str, MaybeTensor] = dict.fromkeys(Tape._fields)
+        parts |= memory.empty_together(self._tape_shapes(self.is_taped), _TAPE_DTYPES, self.operands.hidden.dtype)
+        if parts["start"] is not None:
+            per_sample = len(parts["projected"]) // self.batch
+            firsts = [self.batch * index // self.threads * per_sample for index in range(self.threads)]
+            parts["start"][: self.threads, 0] = torch.tensor(firsts, dtype=torch.int32)
+        return Tape(**parts | {"threads": torch.tensor([self.threads])})
+
+    def absent_tape(self) -> Tape:
+        """Return tensors that have the shapes of a tape and no memory."""
+        parts: dict[str, MaybeTensor] = dict.fromkeys(Tape._fields)
+        for name, shape in self._tape_shapes(is_taped=True).items():
+            dtype = _TAPE_DTYPES.get(name, self.operands.hidden.dtype)
+            parts[name] = torch.empty((), dtype=dtype).expand(shape)
+        return Tape(**parts | {"threads": torch.tensor([self.threads])})
+
+    def _tape_shapes(self, is_taped: bool) -> dict[str, tuple[int, ...]]:
         options, setting = self.setting.options, self.setting
-        steps = self.steps if setting.is_differentiated else 1
+        steps = self.steps if is_taped else 1
         computed = self.batch * (self.mechanisms if options.inactive == "candidate" else options.num_active)
         active = self.batch * options.num_active
-        new = self.operands.hidden.new_empty
         is_lstm, heads, size = options.cell == "lstm", self.heads, self.size
         output_size = {"linear": 0, "tanh": size, "gated": 2 * size}[options.communication_output]
-        projected = place = start = None
-        if heads and setting.is_differentiated:
+        shapes: dict[str, tuple[int, ...]] = {"gates": (steps, computed, 4 * size)}
+        if is_lstm:
+            shapes |= {"old_memory": (steps, computed, size), "squashed": (steps, computed, size)}
+        if self.values_ahead and is_taped:
+            shapes["ahead"] = steps, computed, self.input_heads * self.operands.cell_input.shape[-1]
+        if heads and is_taped:
             # an inactive mechanism is projected again only after a step in which it was active
             per_step = min(self.mechanisms, 2 * options.num_active)
             if setting.resets is not None or options.inactive == "candidate":
                 per_step = self.mechanisms
             per_sample = self.mechanisms + (steps - 1) * per_step
-            projected = new(self.batch * per_sample, options.communication_heads * self._head_size())
-            place = new(steps, self.batch, self.mechanisms, dtype=torch.int32)
-            # as many rows as there can be threads: a tape that is computed again has the same shape
-            start = new(self.batch, steps + 1, dtype=torch.int32)
-            firsts = [self.batch * index // self.threads for index in range(self.threads)]
-            start[: self.threads, 0] = torch.tensor(firsts, dtype=torch.int32) * per_sample
-        return Tape(
-            gates=new(steps, computed, 4 * size),
-            old_memory=new(steps, computed, size) if is_lstm else None,
-            squashed=new(steps, computed, size) if is_lstm else None,
-            projected=projected,
-            weights=new(steps, self.batch, heads, options.num_active, self.mechanisms) if heads else None,
-            read=new(steps, active, heads * self.value) if heads else None,
-            output=new(steps, active, output_size) if heads and output_size else None,
-            place=place,
-            start=start,
-            threads=torch.tensor([self.threads]),
-        )
+            shapes |= {
+                "projected": (self.batch * per_sample, options.communication_heads * self._head_size()),
+                "place": (steps, self.batch, self.mechanisms),
+                # as many rows as there can be threads: a tape that is computed again has the same shape
+                "start": (self.batch, steps + 1),
+            }
+        if heads:
+            shapes |= {
+                "weights": (steps, self.batch, heads, options.num_active, self.mechanisms),
+                "read": (steps, active, heads * self.value),
+            }
+        if heads and output_size:
+            shapes["output"] = steps, active, output_size
+        return shapes
 
     def _head_size(self) -> int:
         return 2 * self.setting.options.communication_key_size + self.value
@@ -262,7 +314,8 @@ class _Call:
         outputs: Outputs,
         tape: Tape,
         found: Operands | None = None,
-        gradients: tuple[MaybeTensor, ...] = (None, None, None),
+        others: Mapping[str, Tensor] = MappingProxyType({}),
+        gradients: Gradients | tuple[None, None, None] = (None, None, None),
     ) -> _Arguments:
         """Return sizes and addresses as the library reads them; this object keeps its tensors alive."""
         setting = self.setting
@@ -270,6 +323,7 @@ class _Call:
             **self.operands._asdict(),
             "tokens": _contiguous(setting.tokens, torch.int64),
             "resets": None if setting.resets is None else setting.resets.contiguous(),
+            "known": setting.active,
             "keep_input": _contiguous(setting.keep.input, self.operands.hidden.dtype),
             "keep_communication": _contiguous(setting.keep.communication, self.operands.hidden.dtype),
             "features": outputs.features,
@@ -279,44 +333,39 @@ class _Call:
             "attention": outputs.attention,
             "activity": outputs.communication,
             **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
-            **dict(zip(("from_features", "from_hidden", "from_memory"), gradients, strict=True)),
         }
+        self.integers["features_stride"] = outputs.features.stride(0)
+        features, hidden, memory = gradients
+        if features is not None:
+            # the gradient of a part of a sequence is a part of that of the whole
+            features = features if features[0].is_contiguous() else features.contiguous()
+            self.integers["from_features_stride"] = features.stride(0)
+            tensors["from_features"] = features
+        for name, gradient in (("from_hidden", hidden), ("from_memory", memory)):
+            tensors[name] = None if gradient is None else gradient.contiguous()
         if found is not None:
-            tensors |= {
-                "into_keys": found.keys,
-                "into_values": found.values,
-                "into_hidden": found.hidden,
-                "into_memory": found.memory,
-                "into_initial_hidden": found.initial_hidden,
-                "into_initial_memory": found.initial_memory,
-                "into_query": found.input_query,
-                "into_cell_input": found.cell_input,
-                "into_cell_hidden": found.cell_hidden,
-                "into_bias": found.cell_bias,
-                "into_communication": found.communication,
-                "into_output": found.communication_output,
-                "into_output_bias": found.communication_bias,
-            }
+            tensors |= {f"into_{name}": tensor for name, tensor in found._asdict().items()}
+            tensors |= {f"others_{name}": tensor for name, tensor in others.items()}
         _require_cpu(tensors)
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         self.alive = tensors
         return _Arguments(**self.integers, **pointers)
 
 
-def _strides(tensor: Tensor, setting: Setting) -> tuple[int, int]:
-    """Return the numbers from group to group and from row to row of keys or values."""
-    leading = 2 if setting.tokens is not None else 3  # groups and tokens, or groups, steps and samples
-    width = math.prod(tensor.shape[leading:])
-    if tensor.is_contiguous():
-        return math.prod(tensor.shape[1:]), width
-    return width, len(tensor) * width
+def _strides(name: str, tensor: Tensor, setting: Setting) -> dict[str, int]:
+    """Return how far apart groups, steps and samples of keys or values lie; or groups and tokens."""
+    group, step, row = tensor.stride()[:3]
+    if setting.tokens is not None:
+        step, row = 0, step
+    return {f"{name}_group_stride": group, f"{name}_step_stride": step, f"{name}_row_stride": row}
 
 
 def _in_rows(tensor: Tensor, setting: Setting) -> Tensor:
-    """Return keys or values in one of the two layouts that the library reads: group by group, or side by side."""
-    if setting.tokens is None and tensor.movedim(0, 2).is_contiguous():
-        return tensor
-    return tensor.contiguous()
+    """Return keys or values as the library reads them: rows in any order, without gaps between them."""
+    leading = 2 if setting.tokens is not None else 3
+    outer = sorted(range(leading), key=tensor.stride, reverse=True)
+    in_order = tensor.permute(*outer, *range(leading, tensor.dim()))
+    return tensor if setting.tokens is None and in_order.is_contiguous() else tensor.contiguous()
 
 
 def _require_cpu(tensors: Mapping[str, MaybeTensor]) -> None:

@@ -56,32 +56,70 @@ inline void split(__m512 low, __m512 high, __m512i part[3]) {
 
 inline __mmask16 first_of(Int count) { return count >= 16 ? 0xffff : static_cast<__mmask16>((1 << count) - 1); }
 
-// Lays x (inner, side) out as a factor: its transpose as a left one, itself as a right one. False: it has no parts.
-inline bool lay(const float* x, Int ldx, Int side, Int inner, uint16_t* tiles, bool is_right) {
+// Between the two ways to hold 16 by 16 pairs: turns the three parts of a block and puts them into its tiles.
+inline void turn(const uint32_t parts[3][kTile / 2], uint16_t* tiles) {
+    const __m512i column = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+    for (int p = 0; p < 3; ++p)
+        for (int i = 0; i < kSide; ++i)
+            _mm512_storeu_si512(tiles + p * kTile + 32 * i, _mm512_i32gather_epi32(column, parts[p] + i, 4));
+}
+
+// Lays x (inner, side), of rows row(0) … row(inner - 1), out as a factor: its transpose as a left one, itself as a
+// right one. False: some number has no parts.
+template <typename Row>
+inline bool lay(const Row& row, Int side, Int inner, uint16_t* tiles, bool is_right) {
     // a right tile holds pairs of inner neighbours side by side, a left tile is its transpose in such pairs
     const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    const __m512i column = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
     alignas(64) uint32_t parts[3][kTile / 2];
     __mmask16 fine = 0xffff;
-    for (Int s = 0; s < side; s += kSide)
-        for (Int k = 0; k < inner; k += kInner, tiles += kBlock) {
+    const Int inner_blocks = blocks(inner, kInner);
+    for (Int k = 0; k < inner; k += kInner) {
+        const float* rows[kInner];
+        for (Int i = 0; i < kInner; ++i) rows[i] = row(std::min(k + i, inner - 1));
+        for (Int s = 0; s < side; s += kSide) {  // reads along the rows, which the processor foresees
+            uint16_t* block = tiles + (s / kSide * inner_blocks + k / kInner) * kBlock;
             for (Int i = 0; i < kInner / 2; ++i) {
                 const Int at = k + 2 * i;
-                const __m512 a = _mm512_maskz_loadu_ps(at < inner ? first_of(side - s) : 0, x + at * ldx + s);
-                const __m512 b = _mm512_maskz_loadu_ps(at + 1 < inner ? first_of(side - s) : 0, x + (at + 1) * ldx + s);
+                const __m512 a = _mm512_maskz_loadu_ps(at < inner ? first_of(side - s) : 0, rows[2 * i] + s);
+                const __m512 b = _mm512_maskz_loadu_ps(at + 1 < inner ? first_of(side - s) : 0, rows[2 * i + 1] + s);
                 fine &= has_parts(a) & has_parts(b);
                 __m512i part[3];
                 split(a, b, part);
                 for (int p = 0; p < 3; ++p) {
-                    void* into = is_right ? static_cast<void*>(tiles + p * kTile + 32 * i) : parts[p] + 16 * i;
+                    void* into = is_right ? static_cast<void*>(block + p * kTile + 32 * i) : parts[p] + 16 * i;
                     _mm512_storeu_si512(into, _mm512_permutexvar_epi16(pairs, part[p]));
                 }
             }
-            if (is_right) continue;
-            for (int p = 0; p < 3; ++p)
-                for (int i = 0; i < kSide; ++i)
-                    _mm512_storeu_si512(tiles + p * kTile + 32 * i, _mm512_i32gather_epi32(column, parts[p] + i, 4));
+            if (!is_right) turn(parts, block);
+        }
+    }
+    return fine == 0xffff;
+}
+
+// Lays the rows row(0) … row(side - 1) of `inner` numbers out: as they are for a left factor, as columns of a right one.
+template <typename Row>
+inline bool lay_rows(const Row& row, Int side, Int inner, uint16_t* tiles, bool is_right) {
+    alignas(64) uint32_t parts[3][kTile / 2];
+    __mmask16 fine = 0xffff;
+    for (Int s = 0; s < side; s += kSide)
+        for (Int k = 0; k < inner; k += kInner, tiles += kBlock) {
+            for (Int i = 0; i < kSide; ++i) {
+                __m512 a = _mm512_setzero_ps(), b = a;
+                if (s + i < side) {
+                    const float* x = row(s + i) + k;
+                    a = _mm512_maskz_loadu_ps(first_of(inner - k), x);
+                    if (k + 16 < inner) b = _mm512_maskz_loadu_ps(first_of(inner - k - 16), x + 16);
+                }
+                fine &= has_parts(a) & has_parts(b);
+                __m512i part[3];
+                split(a, b, part);
+                for (int p = 0; p < 3; ++p) {
+                    void* into = is_right ? static_cast<void*>(parts[p] + 16 * i) : tiles + p * kTile + 32 * i;
+                    _mm512_storeu_si512(into, part[p]);
+                }
+            }
+            if (is_right) turn(parts, tiles);
         }
     return fine == 0xffff;
 }
@@ -178,14 +216,55 @@ inline void multiply(const uint16_t* left, const uint16_t* right, float* out, In
     area(whole_rows, rows, whole_columns, columns);
 }
 
+// out (rows, columns) = left (rows, inner) · right (inner, columns), row by row in memory. A factor is told by a
+// function that returns where the numbers of a row begin, or of a column where it lies in memory as its transpose.
+// False: some number has no parts.
+template <typename Left, typename Right, typename Buffer>
+inline bool product(const Left& left, bool is_left_turned, const Right& right, bool is_right_turned, float* out,
+                    Int rows, Int inner, Int columns, Buffer& left_buffer, Buffer& right_buffer) {
+    constexpr Int some = 256;  // what is laid out at once stays in a near cache
+    const Int many = blocks(blocks(inner, kInner), blocks(inner, 2 * some)) * kInner;
+    uint16_t* left_tiles = left_buffer.take(tiles_size(std::min(some, rows), many));
+    uint16_t* right_tiles = right_buffer.take(tiles_size(columns, many));
+    for (Int k = 0; k < inner; k += many) {
+        const Int depth = std::min(many, inner - k);
+        const auto row_from = [&](Int i) { return right(k + i); };
+        const auto column_from = [&](Int c) { return right(c) + k; };
+        if (!(is_right_turned ? lay_rows(column_from, columns, depth, right_tiles, true)
+                              : lay(row_from, columns, depth, right_tiles, true)))
+            return false;
+        for (Int r = 0; r < rows; r += some) {
+            const Int count = std::min(some, rows - r);
+            const auto left_row = [&](Int i) { return left(r + i) + k; };
+            const auto left_column = [&](Int i) { return left(k + i) + r; };
+            if (!(is_left_turned ? lay(left_column, count, depth, left_tiles, false)
+                                 : lay_rows(left_row, count, depth, left_tiles, false)))
+                return false;
+            multiply(left_tiles, right_tiles, out + r * columns, columns, count, depth, columns, k > 0);
+        }
+    }
+    return true;
+}
+
 // gives the registers back, so that whoever switches threads need not save them
 inline void release() { _tile_release(); }
 
 #else
 
 inline bool is_available() { return false; }
-inline bool lay(const float*, Int, Int, Int, uint16_t*, bool) { return false; }
+template <typename Row>
+inline bool lay(const Row&, Int, Int, uint16_t*, bool) {
+    return false;
+}
+template <typename Row>
+inline bool lay_rows(const Row&, Int, Int, uint16_t*, bool) {
+    return false;
+}
 inline void multiply(const uint16_t*, const uint16_t*, float*, Int, Int, Int, Int, bool) {}
+template <typename Left, typename Right, typename Buffer>
+inline bool product(const Left&, bool, const Right&, bool, float*, Int, Int, Int, Buffer&, Buffer&) {
+    return false;
+}
 inline void release() {}
 
 #endif

@@ -8,7 +8,10 @@
 // The interface is plain C (struct Arguments, mirrored in cpu/__init__.py), so that nothing here depends on
 // torch's headers: it compiles in seconds and works with every version. Letters as in rimlit/types.py.
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -25,36 +28,43 @@
 extern "C" {
 // present where torch carries MKL: keeps a product on the thread that asks for it
 int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
+// runs a function on threads of OpenMP; present where torch carries it
+void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));
 
 struct Arguments {
     // sizes
     Int batch, steps, mechanisms, active, size, input_heads, slots, input_key, input_value;
     Int heads, key, value;  // of the communication; heads 0: none
     Int key_groups, value_groups, output_groups, vocabulary, threads;
-    Int key_group_stride, key_row_stride, value_group_stride, value_row_stride;  // rows: of (T, B) or tokens
+    // from group to group, step to step and sample to sample; or from token to token, and none between steps
+    Int key_group_stride, key_step_stride, key_row_stride, value_group_stride, value_step_stride, value_row_stride;
+    Int features_stride, from_features_stride;  // from sample to sample
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated
-    Int keys_hold_query, values_hold_cell, is_differentiated, is_double;
+    Int keys_hold_query, values_hold_cell, values_ahead, is_differentiated, is_double;
     // operands
     const void *keys, *values, *hidden, *memory, *initial_hidden, *initial_memory;
     const void *input_query, *cell_input, *cell_hidden, *cell_bias;
     const void *communication, *communication_output, *communication_bias;
     // setting
     const Int* tokens;  // (T, B)
-    const uint8_t* resets;  // (B, T)
+    const uint8_t *resets, *known;  // (B, T), (B, T, M): who is active, from an earlier pass
     const void *keep_input, *keep_communication;
     // outputs
     void *features, *last_hidden, *last_memory;
     uint8_t* is_active;  // (B, T, M)
     void *attention, *activity;
     // tape
-    void *gates, *old_memory, *squashed, *projected, *weights, *read, *output;
+    void *gates, *old_memory, *squashed, *ahead, *projected, *weights, *read, *output;
     int32_t *place, *start;
-    // gradients, of the outputs and (where threads add up) one per thread
+    // gradients: of the outputs, of what belongs to samples, and of what all threads add to
     const void *from_features, *from_hidden, *from_memory;
-    void *into_keys, *into_values, *into_hidden, *into_memory, *into_initial_hidden, *into_initial_memory;
-    void *into_query, *into_cell_input, *into_cell_hidden, *into_bias;
+    void *into_hidden, *into_memory, *into_initial_hidden, *into_initial_memory;
+    void *into_keys, *into_values, *into_query, *into_cell_input, *into_cell_hidden, *into_bias;
     void *into_communication, *into_output, *into_output_bias;
+    // the same for all threads but the first, one after the other; keys and values only of tokens
+    void *others_keys, *others_values, *others_query, *others_cell_input, *others_cell_hidden, *others_bias;
+    void *others_communication, *others_output, *others_output_bias;
 };
 
 // One step from the raw input (B, D): its projections are computed here, then the loop runs on them.
@@ -279,10 +289,20 @@ struct Laid {
     }
 };
 
+// The cells' input weights as tiles (amx.h), for each mechanism and head.
+struct LaidTiles {
+    uint16_t* data = nullptr;
+    Int side = 0, inner = 0;
+    std::vector<uint8_t> has_parts;  // of each; as many as there are
+
+    uint16_t* of(Int index) const { return data + index * amx::tiles_size(side, inner); }
+};
+
 // forward as they are, backward transposed
 template <typename T>
 struct LaidWeights {
     Laid<T> cell_input, cell_hidden, communication, output, input_query;
+    LaidTiles cell_tiles;  // in place of cell_input where values are multiplied many steps at once
 };
 
 // One thread's samples [first, first + count) for the whole loop.
@@ -297,6 +317,8 @@ public:
         G = 4 * d;                                  // gates on the tape: the GRU's last quarter is what r scales
         gates = (a.is_gru ? 3 : 4) * d;             // gates of the weights
         V = a.values_hold_cell ? 0 : I * a.input_value;
+        const Int known = a.known && !a.reads_candidates ? K : M;  // rows of each step that are multiplied ahead
+        ahead_steps = std::max<Int>(1, kAheadRows * M / std::max<Int>(known * count, 1));
         head = 2 * a.key + a.value;
         P = a.heads * head;
         R = a.heads * a.value;
@@ -312,20 +334,23 @@ public:
         active_row_of = w.indices[5].take(M * count);
         place = w.indices[6].take(M * count);
         touched = w.indices[7].take(M * count);
+        ahead_row = w.indices[8].take(a.values_ahead ? M * ahead_steps * count : 1);
+        listed = w.indices[9].take(ahead_steps * count);
     }
 
     void forward(const LaidWeights<T>& laid);
     void backward(const LaidWeights<T>& laid);
 
 private:
-    static constexpr size_t kBuffers = 24, kIndices = 8;
+    static constexpr size_t kBuffers = 24, kIndices = 10;
+    static constexpr Int kAheadRows = 256;  // enough for tiles to be worth laying out, few enough for a near cache
     const Arguments& a;
     Int index;
     Workspace<T>& w;
-    Int first, count, M, K, d, I, N, G, gates, V, head, P, R, O, computed;
+    Int first, count, M, K, d, I, N, G, gates, V, head, P, R, O, computed, ahead_steps;
     Int *chosen;                   // (count, M): is active
     Int *offset, *active_offset;   // rows of each mechanism, sorted by mechanism, then sample
-    Int *row_sample, *row_of, *active_row_of, *place, *touched;
+    Int *row_sample, *row_of, *active_row_of, *place, *touched, *ahead_row, *listed;
 
     const T* data(const void* pointer) const { return static_cast<const T*>(pointer); }
     T* data(void* pointer) const { return static_cast<T*>(pointer); }
@@ -335,19 +360,22 @@ private:
         const Int b = first + s;
         if (a.resets && a.resets[b * a.steps + t]) return data(a.initial_hidden) + b * M * d;
         if (t == 0) return data(a.hidden) + b * M * d;
-        return data(static_cast<const void*>(a.features)) + (b * a.steps + t - 1) * M * d;
+        return data(static_cast<const void*>(a.features)) + b * a.features_stride + (t - 1) * M * d;
+    }
+    bool is_known_active(Int m, Int t, Int s) const {
+        return !a.known || a.reads_candidates || a.known[((first + s) * a.steps + t) * M + m];
     }
     bool is_reset(Int t, Int s) const { return a.resets && a.resets[(first + s) * a.steps + t]; }
-    Int input_row(Int t, Int s) const {
-        const Int row = t * a.batch + first + s;
-        return a.tokens ? a.tokens[row] : row;
+    // the sample, or the token that it reads
+    Int input_row(Int t, Int s) const { return a.tokens ? a.tokens[t * a.batch + first + s] : first + s; }
+    // offset of what mechanism m of local sample s reads at step t: key n = 0, head i = 0
+    Int key_at(Int m, Int t, Int s) const {
+        return (a.key_groups > 1 ? m : 0) * a.key_group_stride + t * a.key_step_stride +
+               input_row(t, s) * a.key_row_stride;
     }
-    // offset of key n = 0, head i = 0 of mechanism m for an input row
-    Int key_at(Int m, Int row) const {
-        return (a.key_groups > 1 ? m : 0) * a.key_group_stride + row * a.key_row_stride;
-    }
-    Int value_at(Int m, Int row) const {
-        return (a.value_groups > 1 ? m : 0) * a.value_group_stride + row * a.value_row_stride;
+    Int value_at(Int m, Int t, Int s) const {
+        return (a.value_groups > 1 ? m : 0) * a.value_group_stride + t * a.value_step_stride +
+               input_row(t, s) * a.value_row_stride;
     }
     T* attention(Int t, Int s, Int m) const {
         return data(a.attention) + (((first + s) * a.steps + t) * M + m) * I * N;
@@ -367,19 +395,16 @@ private:
         return base + (step * a.batch + first) * per_sample * width;
     }
     T* tape(void* base, Int t, Int per_sample, Int width) const { return tape(data(base), t, per_sample, width); }
-    // this thread's own sum of a weight's gradient
-    T* own(void* base, Int numbers) const { return data(base) + index * numbers; }
-
     // as `outer`, on tiles; false where these are not to be had, not worth it, or cannot hold the numbers
     bool outer_tiles(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x,
-                     Int columns_y, bool add) const {
+                     Int columns_y, bool add, bool is_laid) const {
         if constexpr (std::is_same<T, float>::value) {
-            if (rows < 2 * amx::kInner || columns_x < 2 * amx::kSide || columns_y < 2 * amx::kSide) return false;
+            if (rows < amx::kInner || columns_x < 2 * amx::kSide || columns_y < 2 * amx::kSide) return false;
             if (!amx::is_available()) return false;
             uint16_t* left = w.left.take(amx::tiles_size(columns_x, rows));
             uint16_t* right = w.right.take(amx::tiles_size(columns_y, rows));
-            if (!amx::lay(x, ldx, columns_x, rows, left, false)) return false;
-            if (!amx::lay(y, ldy, columns_y, rows, right, true)) return false;
+            if (!amx::lay([&](Int r) { return x + r * ldx; }, columns_x, rows, left, false)) return false;
+            if (!is_laid && !amx::lay([&](Int r) { return y + r * ldy; }, columns_y, rows, right, true)) return false;
             amx::multiply(left, right, out, ldo, columns_x, rows, columns_y, add);
             return true;
         }
@@ -387,9 +412,10 @@ private:
     }
 
     void list_rows();
+    void multiply_ahead(Int t, const LaidTiles& weights, T* out);
     void score(Int t);
     void attended(Int t, Int m, Int s, T* out);
-    void update(Int t, T* memory, const LaidWeights<T>& laid);
+    void update(Int t, T* memory, const T* ahead, const LaidWeights<T>& laid);
     template <typename Visit>
     void for_active_heads(const Visit& visit) const;
     template <typename Key, typename Value>
@@ -397,6 +423,7 @@ private:
     template <typename Key, typename Value>
     void communicate_back(Int t, const T* rows_read, T* pending, Key key, Value value);
     void add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into);
+    void late_gradient(Int m, const T* g, Int rows, const LaidTiles& weights, T* out) const;
     void candidate(Int t, Int row, const T* hidden, T* out) const;
     const T* mechanism_weight(const void* base, Int m, Int numbers, Int groups) const {
         return data(base) + (groups > 1 ? m : 0) * numbers;
@@ -439,10 +466,9 @@ void Shard<T>::score(Int t) {
     const T scale = a.keys_hold_query ? T(1) : T(1) / std::sqrt(T(a.input_key));
     for (Int s = 0; s < count; ++s) {
         const T* hidden = before(t, s);
-        const Int row = input_row(t, s);
         for (Int m = 0; m < M; ++m) {
             T* scores = attention(t, s, m);
-            const T* keys = data(a.keys) + key_at(m, row);
+            const T* keys = data(a.keys) + key_at(m, t, s);
             for (Int i = 0; i < I; ++i)
                 for (Int n = 0; n < N; ++n)
                     scores[i * N + n] =
@@ -483,7 +509,8 @@ void Shard<T>::score(Int t) {
         // the K most relevant; ties go to the lowest index, NaN counts least
         uint8_t* is_active = a.is_active + ((first + s) * a.steps + t) * M;
         std::fill(chosen + s * M, chosen + (s + 1) * M, Int(0));
-        for (Int k = 0; k < K; ++k) {
+        for (Int m = 0; a.known && m < M; ++m) chosen[s * M + m] = a.known[((first + s) * a.steps + t) * M + m];
+        for (Int k = 0; k < K && !a.known; ++k) {
             Int best = -1;
             for (Int m = 0; m < M; ++m) {
                 if (chosen[s * M + m]) continue;
@@ -498,10 +525,47 @@ void Shard<T>::score(Int t) {
     list_rows();
 }
 
+// Values times the cells' input weights for the steps from t on, row by row for each mechanism: (M, rows, I·gates).
+// Where it is known who is active only these rows are computed, else all.
+template <typename T>
+void Shard<T>::multiply_ahead(Int t, const LaidTiles& weights, T* out) {
+    if constexpr (std::is_same<T, float>::value) {
+        const Int all = std::min(ahead_steps, a.steps - t) * count, width = a.input_value;
+        const bool all_alike = a.value_groups == 1 && !a.known;  // mechanisms share rows and their tiles
+        uint16_t* left = w.left.take(amx::tiles_size(all, width));
+        bool has_parts = false;
+        Int rows = 0;
+        for (Int i = 0; i < I; ++i)
+            for (Int m = 0; m < M; ++m) {
+                Int* place = ahead_row + m * ahead_steps * count;  // of a row in what is computed, or -1
+                if (m == 0 || !all_alike) {
+                    rows = 0;
+                    for (Int r = 0; r < all; ++r)
+                        if (is_known_active(m, t + r / count, r % count)) listed[rows++] = r;
+                }
+                std::fill(place, place + all, Int(-1));
+                for (Int row = 0; row < rows; ++row) place[listed[row]] = row;
+                const auto value = [&](Int row) {
+                    const Int r = listed[row];
+                    return data(a.values) + value_at(m, t + r / count, r % count) + i * width;
+                };
+                if (m == 0 || !all_alike) has_parts = amx::lay_rows(value, rows, width, left, false);
+                T* into = out + m * ahead_steps * count * I * gates + i * gates;
+                if (has_parts && weights.has_parts[m * I + i]) {
+                    amx::multiply(left, weights.of(m * I + i), into, I * gates, rows, width, gates, false);
+                    continue;
+                }
+                const T* weight = data(a.cell_input) + (m * I + i) * width * gates;
+                for (Int row = 0; row < rows; ++row)
+                    times(value(row), width, weight, gates, into + row * I * gates, I * gates, 1, width, gates, false);
+            }
+    }
+}
+
 // What mechanism m of sample s reads from the slots: (I·value)
 template <typename T>
 void Shard<T>::attended(Int t, Int m, Int s, T* out) {
-    const T* values = data(a.values) + value_at(m, input_row(t, s));
+    const T* values = data(a.values) + value_at(m, t, s);
     const T* weights = attention(t, s, m);
     const Int width = a.input_value;
     for (Int i = 0; i < I; ++i) {
@@ -535,7 +599,8 @@ void Shard<T>::candidate(Int t, Int row, const T* hidden, T* out) const {
 
 // Gates, memory and candidate of all computed rows; `memory` (count, M, d) takes the active ones' new memory.
 template <typename T>
-void Shard<T>::update(Int t, T* memory, const LaidWeights<T>& laid) {
+void Shard<T>::update(Int t, T* memory, const T* ahead, const LaidWeights<T>& laid) {
+    const bool reads_values = V && !a.values_ahead;
     T* all = tape(a.gates, t, computed, G);
     T* read = w.buffers[3].take(count * std::max<Int>(V, 1));
     T* hidden = w.buffers[4].take(count * d);
@@ -549,10 +614,19 @@ void Shard<T>::update(Int t, T* memory, const LaidWeights<T>& laid) {
             const Int s = row_sample[offset[m] + r];
             std::memcpy(hidden + r * d, before(t, s) + m * d, d * sizeof(T));
             std::memcpy(g + r * G, bias, G * sizeof(T));
-            if (V) {
+            if (reads_values) {
                 attended(t, m, s, read + r * V);
             } else {
-                const T* values = data(a.values) + value_at(m, input_row(t, s));
+                const T* values = data(a.values);
+                if (a.values_ahead) {
+                    const Int begin = m * ahead_steps * count;
+                    values = ahead + (begin + ahead_row[begin + t % ahead_steps * count + s]) * I * gates;
+                    if (a.is_differentiated)
+                        std::memcpy(tape(a.ahead, t, computed, I * gates) + (offset[m] + r) * I * gates, values,
+                                    I * gates * sizeof(T));
+                } else {
+                    values += value_at(m, t, s);
+                }
                 for (Int i = 0; i < I; ++i)
                     add_scaled(g + r * G, values + i * gates, attention(t, s, m)[i] * kept_input(t, m, s, i, 0),
                                gates);
@@ -565,7 +639,7 @@ void Shard<T>::update(Int t, T* memory, const LaidWeights<T>& laid) {
         } else {
             times(hidden, d, weight, numbers, g, G, rows, d, numbers, true, laid.cell_hidden.of(m));
         }
-        if (V)
+        if (reads_values)
             times(read, V, data(a.cell_input) + m * V * gates, gates, g, G, rows, V, gates, true,
                   laid.cell_input.of(m));
         for (Int r = 0; r < rows; ++r) {
@@ -641,6 +715,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
     T* fresh = w.buffers[9].take(count * std::max<Int>(P, 1));
     T* output = w.buffers[10].take(K * count * std::max<Int>(O, 1));
     T* out_rows = w.buffers[11].take(K * count * d);
+    T* ahead = w.buffers[12].take(a.values_ahead ? M * ahead_steps * count * I * gates : 1);
     if (!a.is_gru)
         std::memcpy(memory, data(a.memory) + first * M * d, count * M * d * sizeof(T));
     std::fill(place, place + M * count, Int(-1));  // where a state's keys and values are; -1: it has changed
@@ -656,7 +731,8 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                 std::fill(place + s * M, place + (s + 1) * M, Int(-1));
             }
         score(t);
-        update(t, memory, laid);
+        if (a.values_ahead && t % ahead_steps == 0) multiply_ahead(t, laid.cell_tiles, ahead);
+        update(t, memory, ahead, laid);
         T* features = data(a.features);
         // candidates of active rows, by active row
         for (Int m = 0; m < M; ++m)
@@ -721,7 +797,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                 if (chosen[at] || a.reads_candidates) place[at] = -1;  // its state changes now
         }
         for (Int s = 0; s < count; ++s) {
-            T* into = features + ((first + s) * a.steps + t) * M * d;
+            T* into = features + (first + s) * a.features_stride + t * M * d;
             const T* old = before(t, s);
             for (Int m = 0; m < M; ++m) {
                 const Int row = active_row_of[s * M + m];
@@ -732,7 +808,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
     if (a.is_differentiated && a.heads) a.start[index * (a.steps + 1) + a.steps] = static_cast<int32_t>(next);
     for (Int s = 0; s < count; ++s)
         std::memcpy(data(a.last_hidden) + (first + s) * M * d,
-                    data(a.features) + ((first + s) * a.steps + a.steps - 1) * M * d, M * d * sizeof(T));
+                    data(a.features) + (first + s) * a.features_stride + (a.steps - 1) * M * d, M * d * sizeof(T));
     if (!a.is_gru) std::memcpy(data(a.last_memory) + first * M * d, memory, count * M * d * sizeof(T));
 }
 
@@ -745,6 +821,7 @@ public:
         capacity_ = std::max<Int>(least, 128);
         memory_ = buffer.take(capacity_ * (left_ + right_));
     }
+    Int capacity() const { return capacity_; }
     bool is_full(Int more) const { return rows_ + more > capacity_; }
     T* left(Int row = 0) { return memory_ + row * left_; }
     T* right(Int row = 0) { return memory_ + capacity_ * left_ + row * right_; }
@@ -762,10 +839,10 @@ private:
 // The gradient that one sample's gates (or attended values) of mechanism m send to attention and values.
 template <typename T>
 void Shard<T>::add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into) {
-    const Int at = value_at(m, input_row(t, s));
+    const Int at = value_at(m, t, s);
     const T *values = data(a.values) + at, *weights = attention(t, s, m);
     const Int width = V ? a.input_value : gates;
-    T* into_values = own(a.into_values, a.tokens ? M * a.vocabulary * I * gates : 0) + at;
+    T* into_values = data(a.into_values) + at;
     for (Int i = 0; i < I; ++i)
         for (Int n = 0; n < N; ++n) {
             const Int e = (n * I + i) * width;
@@ -774,6 +851,24 @@ void Shard<T>::add_attention_gradient(Int t, Int m, Int s, const T* gradient, T*
             into[i * N + n] = keep * dot(from, values + e, width);
             add_scaled(into_values + e, from, weights[i * N + n] * keep, width);
         }
+}
+
+// The gradient (rows, V) that gates g (rows, G) of mechanism m send to what it read.
+template <typename T>
+void Shard<T>::late_gradient(Int m, const T* g, Int rows, const LaidTiles& weights, T* out) const {
+    if constexpr (std::is_same<T, float>::value) {
+        const Int width = a.input_value;
+        uint16_t* left = w.left.take(amx::tiles_size(rows, gates));
+        const bool has_parts = amx::lay_rows([&](Int r) { return g + r * G; }, rows, gates, left, false);
+        for (Int i = 0; i < I; ++i) {
+            if (has_parts && weights.has_parts[m * I + i]) {
+                amx::multiply(left, weights.of(m * I + i), out + i * width, V, rows, gates, width, false);
+                continue;
+            }
+            product::blas("T", "N", width, rows, gates, data(a.cell_input) + (m * I + i) * width * gates, gates, g, G,
+                          0, out + i * width, V);
+        }
+    }
 }
 
 // The gradient that what was read sends to the projections, added to `pending`.
@@ -823,7 +918,8 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
 
     // left and right factors of every weight's gradient
     const size_t base = kBuffers;
-    w.buffers.resize(std::max<size_t>(w.buffers.size(), base + 4 * M));
+    w.buffers.resize(std::max<size_t>(w.buffers.size(), base + 5 * M));
+    w.indices.resize(std::max<size_t>(w.indices.size(), kIndices + M));
     std::vector<Log<T>> cell(M), talk(M), out(M), ask(M);
     for (Int m = 0; m < M; ++m) {
         cell[m].open(w.buffers[base + 4 * m], V + d, G, count);
@@ -831,24 +927,42 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
         if (a.heads) out[m].open(w.buffers[base + 4 * m + 2], R, O, count);
         if (query_width) ask[m].open(w.buffers[base + 4 * m + 3], d, query_width, count);
     }
+    // of the rows of `cell`, where values are multiplied many steps at once: which values they read, by what factors
+    std::vector<Int*> value_of(M);
+    std::vector<T*> factor_of(M);
+    for (Int m = 0; m < M && a.values_ahead; ++m) {
+        value_of[m] = w.indices[kIndices + m].take(cell[m].capacity());
+        factor_of[m] = w.buffers[base + 4 * M + m].take(cell[m].capacity() * I);
+    }
+    T* late = w.buffers[12].take(a.values_ahead ? cell[0].capacity() * V : 1);
     auto flush_cell = [&](Int m) {
         Log<T>& log = cell[m];
         const T *left = log.left(), *right = log.right();
         const Int rows = log.rows();
-        const auto add_up = [&](const T* x, const T* y, T* into, Int columns_x, Int columns_y) {
+        const auto add_up = [&](const T* x, const T* y, T* into, Int columns_x, Int columns_y, bool is_laid) {
             const bool add = log.is_begun();
-            if (!outer_tiles(x, V + d, y, G, into, numbers, rows, columns_x, columns_y, add))
-                outer(x, V + d, y, G, into, numbers, rows, columns_x, columns_y, add);
+            if (outer_tiles(x, V + d, y, G, into, numbers, rows, columns_x, columns_y, add, is_laid)) return true;
+            outer(x, V + d, y, G, into, numbers, rows, columns_x, columns_y, add);
+            return false;
         };
-        if (V) add_up(left, right, own(a.into_cell_input, M * V * numbers) + m * V * numbers, V, numbers);
-        T* into = own(a.into_cell_hidden, M * d * numbers) + m * d * numbers;
-        add_up(left + V, right, into, d, a.is_gru ? 2 * d : numbers);
-        if (a.is_gru) add_up(left + V, right + 3 * d, into + 2 * d, d, d);
+        bool is_laid = false;
+        if (V) is_laid = add_up(left, right, data(a.into_cell_input) + m * V * numbers, V, numbers, false);
+        T* into = data(a.into_cell_hidden) + m * d * numbers;
+        add_up(left + V, right, into, d, a.is_gru ? 2 * d : numbers, is_laid && !a.is_gru);
+        if (a.is_gru) add_up(left + V, right + 3 * d, into + 2 * d, d, d, false);
+        if (a.values_ahead) {
+            late_gradient(m, right, rows, laid.cell_tiles, late);
+            const Int width = a.input_value;
+            for (Int r = 0; r < rows; ++r)
+                for (Int i = 0; i < I; ++i)
+                    add_scaled(data(a.into_values) + value_of[m][r] + i * width, late + r * V + i * width,
+                               factor_of[m][r * I + i], width);
+        }
         log.clear();
     };
     auto flush = [&](Log<T>& log, void* base, Int groups, Int m, Int left, Int right) {
         const bool is_shared = groups == 1 && m > 0;  // the first mechanism's is begun before
-        T* into = own(base, groups * left * right) + (groups > 1 ? m : 0) * left * right;
+        T* into = data(base) + (groups > 1 ? m : 0) * left * right;
         outer(log.left(), left, log.right(), right, into, right, log.rows(), left, right,
               log.is_begun() || is_shared);
         log.clear();
@@ -868,7 +982,7 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
     for (Int t = a.steps - 1; t >= 0; --t) {
         for (Int s = 0; s < count; ++s) {
             const Int b = first + s;
-            add_scaled(hidden + s * block, data(a.from_features) + (b * a.steps + t) * block, T(1), block);
+            add_scaled(hidden + s * block, data(a.from_features) + b * a.from_features_stride + t * block, T(1), block);
             for (Int m = 0; m < M; ++m) chosen[s * M + m] = a.is_active[(b * a.steps + t) * M + m];
         }
         list_rows();
@@ -899,7 +1013,7 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
                         into[j] = from[j] * o[d + j] * o[j] * (T(1) - o[j]);
                         into[d + j] = from[j] * o[j] * (T(1) - o[d + j] * o[d + j]);
                     }
-                    add_scaled(own(a.into_output_bias, O), into, T(1), O);
+                    add_scaled(data(a.into_output_bias), into, T(1), O);
                 }
             }
             const T* read = tape(a.read, t, K, R);
@@ -959,7 +1073,7 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
             if (rows == 0) continue;
             if (cell[m].is_full(rows)) flush_cell(m);
             T *left = cell[m].left(cell[m].rows()), *right = cell[m].right(cell[m].rows());
-            T* bias = own(a.into_bias, M * G) + m * G;
+            T* bias = data(a.into_bias) + m * G;
             Int r = 0;
             for (Int s = 0; s < count; ++s) {
                 const Int row = row_of[s * M + m];
@@ -1005,12 +1119,23 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
             if (a.is_gru)
                 times_transposed(right + 3 * d, G, weight + 2 * d, numbers, laid.cell_hidden.of(m, 2 * d),
                                  rows_hidden, rows, d, d, true);
-            if (V)
+            if (V && !a.values_ahead)
                 times_transposed(right, G, data(a.cell_input) + m * V * numbers, numbers, laid.cell_input.of(m),
                                  rows_attended, rows, numbers, V, false);
             for (r = 0; r < rows; ++r) {
                 const Int s = touched[r];
                 add_scaled(hidden + s * block + m * d, rows_hidden + r * d, T(1), d);
+                if (a.values_ahead) {
+                    const Int at = cell[m].rows() + r;
+                    const T* ahead = tape(a.ahead, t, computed, I * gates) + row_of[s * M + m] * I * gates;
+                    value_of[m][at] = value_at(m, t, s);
+                    for (Int i = 0; i < I; ++i) {
+                        const T keep = kept_input(t, m, s, i, 0);
+                        attention_gradient[(s * M + m) * I + i] = keep * dot(right + r * G, ahead + i * gates, gates);
+                        factor_of[m][at * I + i] = keep * attention(t, s, m)[i];
+                    }
+                    continue;
+                }
                 add_attention_gradient(t, m, s, V ? rows_attended + r * V : right + r * G,
                                        attention_gradient + (s * M + m) * I * N);
             }
@@ -1038,9 +1163,9 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
         for (Int m = 0; m < M; ++m) {
             if (a.keys_hold_query) {
                 for (Int s = 0; s < count; ++s) {
-                    const Int at = key_at(m, input_row(t, s));
+                    const Int at = key_at(m, t, s);
                     const T *old = before(t, s) + m * d, *gradient = attention_gradient + (s * M + m) * I;
-                    T* into = own(a.into_keys, a.tokens ? M * a.vocabulary * I * d : 0) + at;
+                    T* into = data(a.into_keys) + at;
                     const bool is_chosen = chosen[s * M + m] || a.across_mechanisms;
                     for (Int i = 0; i < I; ++i, into += d) {
                         if (!a.tokens) std::fill(into, into + d, T(0));  // a token's key is read again and again
@@ -1062,7 +1187,7 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
                 std::memcpy(left + r * d, before(t, touched[r]) + m * d, d * sizeof(T));
             times(left, d, weight, query_width, rows_query, query_width, rows, d, query_width, false);
             for (Int r = 0; r < rows; ++r) {
-                const Int s = touched[r], at = key_at(m, input_row(t, s));
+                const Int s = touched[r], at = key_at(m, t, s);
                 const T* gradient = attention_gradient + (s * M + m) * I * N;
                 T *into = right + r * query_width, *into_keys = data(a.into_keys) + at;
                 std::fill(into, into + query_width, T(0));
@@ -1108,10 +1233,18 @@ public:
     Layout(const Arguments& a, bool is_backward, Workspace<T>& w) : w_(w), is_backward_(is_backward) {
         // each weight is laid out once and then meets this many rows
         const Int rows = a.batch * a.steps * a.active / a.mechanisms;
-        if (rows < (is_backward ? 32 : 256)) return;
         const Int gates = (a.is_gru ? 3 : 4) * a.size, M = a.mechanisms;
+        if (a.values_ahead) {
+            LaidTiles& tiles = result.cell_tiles;
+            tiles.side = gates, tiles.inner = a.input_value;
+            if (is_backward) std::swap(tiles.side, tiles.inner);
+            cell_input_ = a.cell_input;
+            tiles.has_parts.resize(M * a.input_heads);
+            tiles.data = w.right.take(M * a.input_heads * amx::tiles_size(tiles.side, tiles.inner));
+        }
+        if (rows < (is_backward ? 32 : 256)) return;
         w.buffers.resize(std::max<size_t>(w.buffers.size(), 5));
-        if (!a.values_hold_cell) add(result.cell_input, a.cell_input, M, a.input_heads * a.input_value, gates);
+        if (!a.values_hold_cell && !a.values_ahead) add(result.cell_input, a.cell_input, M, a.input_heads * a.input_value, gates);
         // forward the GRU's hidden weight goes two ways, and panels do not end where these part
         if (is_backward || !a.is_gru) add(result.cell_hidden, a.cell_hidden, M, a.size, gates);
         if (!is_backward) return;
@@ -1121,8 +1254,18 @@ public:
         if (!a.keys_hold_query) add(result.input_query, a.input_query, M, a.size, a.input_heads * a.input_key);
     }
 
-    void run(Int index, Int threads) const {
+    void run(Int index, Int threads) {
         Int count = 0;
+        LaidTiles& tiles = result.cell_tiles;
+        const Int inner = is_backward_ ? tiles.side : tiles.inner, columns = is_backward_ ? tiles.inner : tiles.side;
+        for (Int factor = 0; factor < static_cast<Int>(tiles.has_parts.size()); ++factor) {
+            if (count++ % threads != index) continue;
+            const float* weight = static_cast<const float*>(cell_input_) + factor * inner * columns;
+            const auto row = [&](Int r) { return weight + r * columns; };
+            tiles.has_parts[factor] = is_backward_
+                                          ? amx::lay_rows(row, inner, columns, tiles.of(factor), true)
+                                          : amx::lay(row, columns, inner, tiles.of(factor), true);
+        }
         for (const Job& job : jobs_)
             for (Int group = 0; group < job.groups; ++group) {
                 if (count++ % threads != index) continue;
@@ -1135,7 +1278,7 @@ public:
             }
     }
 
-    bool is_empty() const { return jobs_.empty(); }
+    bool is_empty() const { return jobs_.empty() && !result.cell_tiles.data; }
 
     LaidWeights<T> result;
 
@@ -1147,6 +1290,7 @@ private:
     };
     Workspace<T>& w_;
     const bool is_backward_;
+    const void* cell_input_ = nullptr;
     std::vector<Job> jobs_;
 
     void add(Laid<T>& laid, const void* weight, Int groups, Int rows, Int columns) {
@@ -1182,41 +1326,109 @@ void run_shard(const Arguments& a, Int index, bool is_backward, const LaidWeight
         else
             shard.forward(laid);
     }
-    if (is_backward && amx::is_available()) amx::release();
+    if ((is_backward || a.values_ahead) && amx::is_available()) amx::release();
     pool<T>().give(std::move(workspace));
 }
 
-// Does work(0) … work(threads - 1). Threads are started for the call: a pool of them would not survive a fork.
+// Set while the library is loaded, not at the first call, which may come after a fork.
+const pid_t loader = getpid();
+
+// Does work(0) … work(threads - 1) on the threads that torch keeps: those it has used wait for more in a busy loop,
+// and threads of our own would share the processors with them. In a fork these threads are missing, and new ones start.
 template <typename Work>
 void in_parallel(Int threads, const Work& work) {
-    std::vector<std::exception_ptr> failures(threads);
-    auto attempt = [&](Int index) {
-        try {
-            work(index);
-        } catch (...) {
-            failures[index] = std::current_exception();
+    struct Task {
+        const Work& work;
+        const Int threads;
+        std::vector<std::exception_ptr> failures;
+        std::atomic<Int> next{0};
+
+        void run() {
+            for (Int index; (index = next++) < threads;) {
+                try {
+                    work(index);
+                } catch (...) {
+                    failures[index] = std::current_exception();
+                }
+            }
         }
+        static void join(void* task) { static_cast<Task*>(task)->run(); }
     };
-    std::vector<std::thread> helpers;
-    helpers.reserve(threads);
-    Int started = 1;
-    try {
-        for (; started < threads; ++started) helpers.emplace_back(attempt, started);
-    } catch (...) {  // no more threads to be had: this one does their work too
+    Task task{work, threads, std::vector<std::exception_ptr>(threads)};
+    if (threads == 1) {
+        task.run();
+    } else if (GOMP_parallel && getpid() == loader) {
+        GOMP_parallel(Task::join, &task, static_cast<unsigned>(threads), 0);
+    } else {
+        std::vector<std::thread> helpers;
+        try {
+            for (Int i = 1; i < threads; ++i) helpers.emplace_back(Task::join, &task);
+        } catch (...) {  // no more threads to be had: this one does their work too
+        }
+        task.run();
+        for (auto& helper : helpers) helper.join();
     }
-    attempt(0);
-    for (Int rest = started; rest < threads; ++rest) attempt(rest);
-    for (auto& helper : helpers) helper.join();
-    for (const auto& failure : failures)
+    for (const auto& failure : task.failures)
         if (failure) std::rethrow_exception(failure);
+}
+
+// A gradient that all threads add to. What is written whole needs no zeros to begin with.
+struct Sum {
+    void *Arguments::*into, *Arguments::*others;
+    Int numbers;
+    bool is_written;
+};
+
+std::vector<Sum> sums(const Arguments& a) {
+    const Int M = a.mechanisms, d = a.size, I = a.input_heads, gates = (a.is_gru ? 3 : 4) * d;
+    const Int R = a.heads * a.value, O = (a.output_kind == 2 ? 2 : 1) * d, P = a.heads * (2 * a.key + a.value);
+    using A = Arguments;
+    return {
+        {&A::into_keys, &A::others_keys, a.tokens ? M * a.vocabulary * I * d : 0, false},
+        {&A::into_values, &A::others_values, a.tokens ? M * a.vocabulary * I * gates : 0, false},
+        {&A::into_query, &A::others_query, a.keys_hold_query ? 0 : M * d * I * a.input_key, true},
+        {&A::into_cell_input, &A::others_cell_input, a.values_hold_cell ? 0 : M * I * a.input_value * gates, true},
+        {&A::into_cell_hidden, &A::others_cell_hidden, M * d * gates, true},
+        {&A::into_bias, &A::others_bias, M * 4 * d, false},
+        {&A::into_communication, &A::others_communication, a.heads ? M * d * P : 0, true},
+        {&A::into_output, &A::others_output, a.heads ? a.output_groups * R * O : 0, true},
+        {&A::into_output_bias, &A::others_output_bias, a.heads && a.output_kind == 2 ? O : 0, false},
+    };
+}
+
+// the arguments of one thread, whose sums lie apart
+template <typename T>
+Arguments own_arguments(const Arguments& a, const std::vector<Sum>& sums, Int index) {
+    Arguments own = a;
+    for (const Sum& sum : sums) {
+        if (sum.numbers == 0) continue;
+        if (index > 0) own.*sum.into = static_cast<T*>(a.*sum.others) + (index - 1) * sum.numbers;
+        if (!sum.is_written) std::fill_n(static_cast<T*>(own.*sum.into), sum.numbers, T(0));
+    }
+    return own;
+}
+
+// adds the sums of all threads up, a part of every one
+template <typename T>
+void add_up(const Arguments& a, const std::vector<Sum>& sums, Int index) {
+    for (const Sum& sum : sums) {
+        const Int begin = sum.numbers * index / a.threads, end = sum.numbers * (index + 1) / a.threads;
+        for (Int other = 0; other + 1 < a.threads; ++other)
+            add_scaled(static_cast<T*>(a.*sum.into) + begin,
+                       static_cast<const T*>(a.*sum.others) + other * sum.numbers + begin, T(1), end - begin);
+    }
 }
 
 template <typename T>
 void run(const Arguments& a, bool is_backward) {
     auto workspace = pool<T>().take();
-    const Layout<T> layout(a, is_backward, *workspace);
+    Layout<T> layout(a, is_backward, *workspace);
     if (!layout.is_empty()) in_parallel(a.threads, [&](Int index) { layout.run(index, a.threads); });
-    in_parallel(a.threads, [&](Int index) { run_shard<T>(a, index, is_backward, layout.result); });
+    const auto all = is_backward ? sums(a) : std::vector<Sum>();
+    in_parallel(a.threads, [&](Int index) {
+        run_shard<T>(own_arguments<T>(a, all, index), index, is_backward, layout.result);
+    });
+    if (a.threads > 1) in_parallel(a.threads, [&](Int index) { add_up<T>(a, all, index); });
     pool<T>().give(std::move(workspace));
 }
 
@@ -1285,4 +1497,31 @@ int rimlit_step(const StepArguments* step, const void* input, const void* hidden
     return run_any(loop, false);
 }
 Int rimlit_arguments_size() { return sizeof(Arguments); }
+int rimlit_has_tiles() { return amx::is_available(); }
+// out (rows, columns) = x (rows, inner) · y (inner, columns). In memory x, or its transpose where it is turned, is
+// groups of rows; y lies row by row, or column by column where it is turned. Returns 0, 1 where memory was lacking, or
+// 2 where tiles cannot hold the numbers.
+int rimlit_multiply(const float* x, Int group_rows, Int group_stride, Int row_stride, Int is_x_turned, const float* y,
+                    Int y_stride, Int is_y_turned, float* out, Int rows, Int inner, Int columns, Int threads) {
+    std::vector<uint8_t> has_parts(threads, 1);
+    try {
+        in_parallel(threads, [&](Int index) {
+            const Int begin = rows * index / threads, end = rows * (index + 1) / threads;
+            const auto left = [&](Int r) {
+                if (is_x_turned) return x + r / group_rows * group_stride + r % group_rows * row_stride + begin;
+                r += begin;
+                return x + r / group_rows * group_stride + r % group_rows * row_stride;
+            };
+            const auto right = [&](Int r) { return y + r * y_stride; };
+            auto workspace = pool<float>().take();
+            has_parts[index] = amx::product(left, is_x_turned, right, is_y_turned, out + begin * columns, end - begin,
+                                            inner, columns, workspace->left, workspace->right);
+            pool<float>().give(std::move(workspace));
+            amx::release();
+        });
+    } catch (...) {
+        return 1;
+    }
+    return std::count(has_parts.begin(), has_parts.end(), 1) == threads ? 0 : 2;
+}
 }
