@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "across_mechanisms": {"selection": "across_mechanisms"},
     "across_mechanisms_slots": {"selection": "across_mechanisms", "slots": 2, "input_heads": 2},
     "silent": {"communication": False},
+    "silent_official": {"communication": False, "preset": "official"},
     "silent_gru_slots": {"communication": False, "cell": "gru", "slots": 2},
     "paper_gated": {"communication_output": "gated"},
     "paper_tanh": {"communication_output": "tanh"},

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rimlit import RIM
 from rimlit.kernels import cpu, resolve_backend
+from rimlit.kernels.cpu import memory, tiles
 from tests.conftest import random_tensor
 from tests.kernels.test_backends import CASES, assert_agree, run
 
@@ -33,6 +34,8 @@ ODD = [
 # enough rows for the tiles of amx.h, of which the last ones are not full
 TILED = {"input_size": 70, "size": 41, "num_mechanisms": 2, "num_active": 2, "batch": 77, "steps": 3}
 ODD.append(TILED)
+# rows enough for values to be multiplied ahead, in two goes of which the second is not full
+AHEAD = {"input_size": 40, "size": 23, "num_mechanisms": 3, "num_active": 2, "batch": 30, "steps": 14}
 
 
 @pytest.fixture
@@ -51,6 +54,21 @@ def test_threads_and_where_values_are_multiplied_change_nothing(
     monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: values_hold_cell)
     for case in CASES.values():
         assert_agree(run("cpu", case, torch.float64), run("eager", case, torch.float64), rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the loops of a test multiply values ahead, call by call; values do not hold the cell's weights."""
+    decisions: list[bool] = []
+    decide = cpu._Call._multiplies_ahead
+
+    def note(call: Any) -> bool:
+        decisions.append(decide(call))
+        return decisions[-1]
+
+    monkeypatch.setattr(cpu._Call, "_multiplies_ahead", note)
+    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: False)
+    return decisions
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -106,6 +124,106 @@ def test_single_precision_is_as_near_to_double_as_the_eager_loop(
 
     for ours, theirs in zip(errors("cpu"), errors("eager"), strict=True):
         assert ours < 3 * theirs + 3e-7  # some five roundings
+
+
+AHEAD_CASES: dict[str, dict[str, Any]] = {
+    "lstm": {},
+    "gru_two_heads": {"cell": "gru", "input_heads": 2},
+    "separate_projections": {"share_input_projection": False, "input_heads": 2},
+    "official": {"preset": "official", "num_active": 3},
+    "official_gru": {"preset": "official", "cell": "gru", "share_input_projection": False},
+    "across_mechanisms": {"selection": "across_mechanisms"},
+    "recomputed": {"checkpoint_every": 13},  # the last part has too few rows
+    "one_row_for_many_samples": {"batch": 300, "steps": 2},
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("case", AHEAD_CASES.values(), ids=AHEAD_CASES)
+def test_values_that_are_multiplied_ahead_give_what_the_eager_loop_gives(
+    case: dict[str, Any], count: int, threads: Any, ahead: list[bool]
+) -> None:
+    threads(count)
+    options = {**AHEAD, **case}
+    features, gradients = gradients_of("cpu", torch.float32, options)
+    assert any(ahead) == tiles.are_available()
+    exact_features, exact = gradients_of("eager", torch.float64, options)
+    _, theirs = gradients_of("eager", torch.float32, options)
+    torch.testing.assert_close(features.double(), exact_features, rtol=1e-5, atol=1e-6)
+
+    def error(gradient: Tensor, exact: Tensor) -> float:
+        return ((gradient.double() - exact).abs().max() / exact.abs().max()).item()
+
+    for ours, other, truth in zip(gradients, theirs, exact, strict=True):
+        assert error(ours, truth) < 4 * error(other, truth) + 1e-6
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_dropout_of_the_input_is_the_same_where_values_are_multiplied_ahead(
+    cell: str, ahead: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for has_tiles in (tiles.are_available(), False):
+        monkeypatch.setattr(tiles, "are_available", lambda has_tiles=has_tiles: has_tiles)
+        torch.manual_seed(0)
+        rim = RIM(
+            40, 69, num_mechanisms=3, num_active=2, cell=cell, input_heads=2, input_dropout=0.4, backend="cpu"
+        )
+        inputs = random_tensor(AHEAD["batch"], AHEAD["steps"], 40).requires_grad_()
+        features, _ = rim.train()(inputs)
+        found.append(torch.autograd.grad(features.square().sum(), [inputs, *rim.parameters()]))
+        assert any(ahead) == has_tiles
+        ahead.clear()
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("place", ["inputs", "cell_input", "cell_hidden", "gradient"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 3.4e38])
+def test_numbers_that_tiles_cannot_hold_spoil_what_they_spoil_without_tiles(
+    bad: float, place: str, ahead: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for has_tiles in (tiles.are_available(), False):
+        monkeypatch.setattr(tiles, "are_available", lambda has_tiles=has_tiles: has_tiles)
+        torch.manual_seed(0)
+        rim = RIM(AHEAD["input_size"], 3 * AHEAD["size"], num_mechanisms=3, num_active=2, backend="cpu").eval()
+        inputs = random_tensor(AHEAD["batch"], AHEAD["steps"], AHEAD["input_size"]) / 100  # no product overflows
+        if place == "inputs":
+            inputs[5, 3, 7] = bad
+        elif place != "gradient":
+            with torch.no_grad():
+                getattr(rim.layers[0], place).weight[1, 5, 7] = bad
+        features, _ = rim(inputs.requires_grad_())
+        gradient = torch.ones_like(features)
+        if place == "gradient":
+            gradient[5, 3, 7] = bad
+        gradients = torch.autograd.grad(features, [inputs, *rim.parameters()], gradient)
+        found.append([features.detach(), *gradients])
+        assert any(ahead) == has_tiles
+        ahead.clear()
+    spoilt = [[~torch.isfinite(tensor) for tensor in tensors] for tensors in found]
+    if bad != 3.4e38:
+        assert any(bool(tensor.any()) for tensor in spoilt[0])
+    assert any(not bool(tensor.all()) for tensor in spoilt[0])
+    for ours, theirs in zip(*spoilt, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_first_pass_of_a_part_that_is_computed_again_keeps_no_tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    lend = memory.empty_together
+
+    def note(shapes: dict[str, tuple[int, ...]], *arguments: Any) -> dict[str, Tensor]:
+        kept.extend(shape[0] for name, shape in shapes.items() if name == "gates")
+        return lend(shapes, *arguments)
+
+    monkeypatch.setattr(memory, "empty_together", note)
+    rim = RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu", checkpoint_every=3)
+    features, _ = rim(random_tensor(2, 8, 4))
+    assert kept == [1, 1, 3]  # steps
+    features.sum().backward()
+    assert kept[3:] == [3, 2]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -186,6 +304,27 @@ def test_it_runs_with_threads_of_its_own_after_a_fork(threads: Any) -> None:
         features_of(rim, 1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_it_runs_with_threads_of_its_own_where_it_was_only_loaded_before_a_fork() -> None:
+    code = """
+import os, signal, torch
+from rimlit import RIM
+from rimlit.kernels import cpu
+torch.set_num_threads(2)
+cpu.load()
+torch.ones(2**22).exp().sum()  # OpenMP's threads are there, and will not be in the fork
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    torch.set_num_threads(1)
+    torch.get_num_threads = lambda: 2
+    RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu")(torch.ones(5, 3, 4))
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    output, errors = start(code).communicate(timeout=60)
+    assert output.strip() == "0", errors
 
 
 @pytest.mark.parametrize("checkpoint_every", [None, 2])
@@ -270,15 +409,23 @@ def test_it_touches_no_memory_that_is_not_its_own(tmp_path: Path) -> None:
         pytest.skip("the compiler has no AddressSanitizer")
     code = """
 import torch
-from tests.kernels.test_cpu import ODD, gradients_of
+from rimlit.kernels import cpu
+from rimlit.kernels.cpu import tiles
+from tests.kernels.test_cpu import AHEAD, AHEAD_CASES, ODD, gradients_of
 from tests.kernels.test_backends import CASES, run
+cpu.values_hold_cell = lambda *_: False
+tiles._LEAST = 0
 for threads in (1, 2):
     torch.set_num_threads(threads)
     for sizes in ODD + ODD[::-1]:
         gradients_of("cpu", torch.float32, sizes)
+    for case in AHEAD_CASES.values():
+        gradients_of("cpu", torch.float32, {**AHEAD, **case})
+    for rows, inner, columns in [(33, 513, 47), (300, 40, 33)]:
+        x, y = torch.ones(rows, inner), torch.ones(inner, columns)
+        cpu.multiply(x, y), cpu.multiply(x.t().contiguous().t(), y.t().contiguous().t())
     for case in CASES.values():
         run("cpu", case, torch.float64)
-from rimlit.kernels import cpu
 print(cpu.load()[1])
 """
     process = start(
