@@ -234,13 +234,14 @@ class _Call:
         operands, options = self.operands, self.setting.options
         if operands.cell_input is None or self.slots > 1 or not tiles.are_available():
             return False
-        computed = self.mechanisms if options.inactive == "candidate" else options.num_active
-        rows = self.batch * self.steps * options.num_active // self.mechanisms
+        active = options.num_active
+        computed = self.mechanisms if options.inactive == "candidate" else active
+        many, in_loop = 0.5 * (self.mechanisms + active), computed + active
         return (
             operands.hidden.dtype == torch.float32
-            and rows >= 256
+            and self.batch * self.steps * active // self.mechanisms >= 256
             and min(operands.values.shape[-1], operands.cell_input.shape[-1]) >= 64
-            and self.mechanisms + options.num_active <= 2 * (computed + options.num_active) * 0.75
+            and many <= 0.75 * in_loop  # products that are kept for the backward must be worth their memory
         )
 
     def empty_tape(self) -> Tape:

@@ -1244,7 +1244,8 @@ public:
         }
         if (rows < (is_backward ? 32 : 256)) return;
         w.buffers.resize(std::max<size_t>(w.buffers.size(), 5));
-        if (!a.values_hold_cell && !a.values_ahead) add(result.cell_input, a.cell_input, M, a.input_heads * a.input_value, gates);
+        if (!a.values_hold_cell && !a.values_ahead)
+            add(result.cell_input, a.cell_input, M, a.input_heads * a.input_value, gates);
         // forward the GRU's hidden weight goes two ways, and panels do not end where these part
         if (is_backward || !a.is_gru) add(result.cell_hidden, a.cell_hidden, M, a.size, gates);
         if (!is_backward) return;
