@@ -578,6 +578,9 @@ def test_a_stepper_refuses_shapes_it_was_not_built_for() -> None:
         stepper(torch.ones(1, 2), rim.initial_state(1))
     with pytest.raises(ValueError, match=r"state must be 2 tensors .* = \(2, 1, 3, 4\); got \(1, 1, 3, 4\)"):
         stepper(torch.ones(2, 2), rim.initial_state(1))
+    other = RIM(2, 12, num_mechanisms=3, num_active=2, cell="gru")
+    with pytest.raises(ValueError, match=r"state must be 2 tensors .* = \(2, 1, 3, 4\); got \(2, 1, 3, 4\)\."):
+        stepper(torch.ones(2, 2), other.initial_state(2))
     with pytest.raises(ValueError, match=r"batch_size must be at least 1; got batch_size=0"):
         rim.stepper(0)
 

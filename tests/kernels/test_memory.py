@@ -1,6 +1,7 @@
 """Memory that is lent: whole while somebody holds it, lent again afterwards, and never two tensors' at once."""
 
 import gc
+import mmap
 import os
 import threading
 from collections import deque
@@ -142,6 +143,37 @@ def test_the_loop_reads_nothing_that_it_has_not_written(
     for gradient, other in zip(gradients(), expected, strict=True):
         assert torch.equal(gradient, other)
     assert max(lent) > MEGABYTE
+
+
+@needs_loop
+@pytest.mark.parametrize("checkpoint_every", [None, 8])
+def test_a_step_gives_back_all_that_it_was_lent(
+    checkpoint_every: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rim = RIM(32, 132, num_mechanisms=3, num_active=2, backend="cpu", checkpoint_every=checkpoint_every)
+    new, taken = memory._new, []
+
+    def note(size: int) -> mmap.mmap:
+        taken.append(size)
+        return new(size)
+
+    def step() -> None:
+        rim(random_tensor(64, 40, 32))[0].sum().backward()
+        rim.zero_grad()
+
+    monkeypatch.setattr(memory, "_new", note)
+    gc.disable()  # nothing may wait for a collection
+    try:
+        for _ in range(3):
+            step()
+        before = len(taken)
+        assert before and sum(map(len, memory._idle)) == sum(
+            -(-size // memory._PAGE) * memory._PAGE for size in taken
+        )
+        step()
+        assert len(taken) == before
+    finally:
+        gc.enable()
 
 
 @needs_loop
