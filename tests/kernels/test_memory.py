@@ -73,6 +73,14 @@ def test_what_lies_idle_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(map(len, memory._idle)) == 8 * MEGABYTE
 
 
+def test_a_system_that_takes_no_advice_lends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1, raising=False)
+    monkeypatch.setattr(mmap, "MADV_FREE", -1, raising=False)
+    tensor = bytes_of(2 * MEGABYTE)
+    del tensor
+    assert len(memory._idle) == 1
+
+
 def test_small_tensors_are_the_allocators() -> None:
     bytes_of(MEGABYTE - 1)
     memory.empty_like(torch.ones(1000))

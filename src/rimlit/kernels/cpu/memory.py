@@ -4,6 +4,7 @@ What is taken from the system costs a fault for every page of it, which for a ta
 some hundredths of the step's time.
 """
 
+import contextlib
 import math
 import mmap
 import weakref
@@ -94,14 +95,20 @@ def _lend(size: int) -> Tensor:
 def _new(size: int) -> mmap.mmap:
     # private: a fork must not write into its parent's tapes
     block = mmap.mmap(-1, -(-size // _PAGE) * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
+    _advise(block, "MADV_HUGEPAGE")
     return block
 
 
+def _advise(block: mmap.mmap, name: str) -> None:
+    """Tell the system how the memory is used, where it wants to know: it works without."""
+    advice = getattr(mmap, name, None)
+    if advice is not None:
+        with contextlib.suppress(OSError):
+            block.madvise(advice)
+
+
 def _give_back(block: mmap.mmap) -> None:
-    if hasattr(mmap, "MADV_FREE"):  # whoever else lacks memory may take it
-        block.madvise(mmap.MADV_FREE)
+    _advise(block, "MADV_FREE")  # whoever else lacks memory may take it
     _idle.append(block)
     while sum(map(len, list(_idle))) > _MOST_IDLE:
         try:
