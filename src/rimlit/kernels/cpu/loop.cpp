@@ -395,6 +395,7 @@ private:
         return base + (step * a.batch + first) * per_sample * width;
     }
     T* tape(void* base, Int t, Int per_sample, Int width) const { return tape(data(base), t, per_sample, width); }
+
     // as `outer`, on tiles; false where these are not to be had, not worth it, or cannot hold the numbers
     bool outer_tiles(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x,
                      Int columns_y, bool add, bool is_laid) const {
@@ -537,13 +538,12 @@ void Shard<T>::multiply_ahead(Int t, const LaidTiles& weights, T* out) {
         Int rows = 0;
         for (Int i = 0; i < I; ++i)
             for (Int m = 0; m < M; ++m) {
-                Int* place = ahead_row + m * ahead_steps * count;  // of a row in what is computed, or -1
+                Int* place = ahead_row + m * ahead_steps * count;  // of a row in what is computed
                 if (m == 0 || !all_alike) {
                     rows = 0;
                     for (Int r = 0; r < all; ++r)
                         if (is_known_active(m, t + r / count, r % count)) listed[rows++] = r;
                 }
-                std::fill(place, place + all, Int(-1));
                 for (Int row = 0; row < rows; ++row) place[listed[row]] = row;
                 const auto value = [&](Int row) {
                     const Int r = listed[row];
@@ -1429,7 +1429,7 @@ void run(const Arguments& a, bool is_backward) {
     in_parallel(a.threads, [&](Int index) {
         run_shard<T>(own_arguments<T>(a, all, index), index, is_backward, layout.result);
     });
-    if (a.threads > 1) in_parallel(a.threads, [&](Int index) { add_up<T>(a, all, index); });
+    if (is_backward && a.threads > 1) in_parallel(a.threads, [&](Int index) { add_up<T>(a, all, index); });
     pool<T>().give(std::move(workspace));
 }
 
