@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from rimlit import RIM
-from rimlit.kernels import cpu
+from rimlit.kernels.cpu.build import load
 from rimlit.kernels.cpu import memory
 from tests.conftest import random_tensor
 
 MEGABYTE = 2**20
-needs_loop = pytest.mark.skipif(cpu.load()[0] is None, reason="the C++ loop cannot be built here")
+needs_loop = pytest.mark.skipif(load()[0] is None, reason="the C++ loop cannot be built here")
 
 
 @pytest.fixture(autouse=True)

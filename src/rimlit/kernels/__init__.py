@@ -6,6 +6,7 @@ as :func:`rimlit.kernels.eager.scan` and enter it in ``SCANS``; the tests compar
 does not run on every CPU is entered in ``ALL_SCANS`` alone and brings its own tests.
 """
 
+import functools
 import os
 
 import torch
@@ -14,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rimlit.kernels import cpu, eager, function, reference, triton
 from rimlit.kernels.cpu.build import load as load_cpu
-from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights, join_results
-from rimlit.kernels.projection import project
+from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights, join_results, parts_of
+from rimlit.kernels.projection import project, project_halfway
 
 __all__ = [
     "BACKENDS",
@@ -115,44 +116,28 @@ def run_layer(
     num_steps = inputs.num_steps
     if checkpoint_every is None or checkpoint_every >= num_steps or not torch.is_grad_enabled():
         return _run_steps(backend, weights, options, inputs)
-    # the first part takes what is left over: the last one's tape is kept, and may be as long as any
-    ends = range(num_steps % checkpoint_every or checkpoint_every, num_steps + 1, checkpoint_every)
-    whole = None
-    if backend == "cpu":  # parts are written where they will be read
-        batch_size, mechanisms, size = inputs.state[0].shape
-        whole = cpu.empty(batch_size, num_steps, mechanisms, size, dtype=weights.cell_hidden.dtype)
+    if backend == "cpu":
+        return _run_steps(backend, weights, options, inputs._replace(checkpoint_every=checkpoint_every))
     parts = []
-    for first, end in zip((0, *ends), ends, strict=False):
+    for first, end in parts_of(num_steps, checkpoint_every):
         part = inputs.steps(first, end)
-        features = None if whole is None else whole[:, first:end].detach()
         if end == num_steps:  # the backward begins here: nothing is gained by going twice
-            parts.append(_run_steps(backend, weights, options, part._replace(features=features)))
-            break
-        once = [features]  # the graph holds on to `run` for some time, and must not hold on to the features
-        active: list[Tensor | None] = []  # what the first pass leaves to the second
-
-        def run(
-            part: LayerInputs, once: list[Tensor | None] = once, active: list[Tensor | None] = active
-        ) -> LayerResult:
-            if active:
-                return _run_steps(backend, weights, options, part._replace(active=active[0]))
-            first_pass = part._replace(keeps_tape=False, features=once.pop())
-            result = _run_steps(backend, weights, options, first_pass)
-            active.append(result.active)
-            return result
-
-        # all randomness was drawn before: there is no generator to keep
-        result = checkpoint(run, part, use_reentrant=False, preserve_rng_state=False)
+            result = _run_steps(backend, weights, options, part)
+        else:  # all randomness was drawn before: there is no generator to keep
+            run = functools.partial(_run_steps, backend, weights, options)
+            result = checkpoint(run, part, use_reentrant=False, preserve_rng_state=False)
         inputs = inputs._replace(state=result.state)
         parts.append(result)
-    joined = [part.features for part in parts]
-    return join_results(parts, torch.cat(joined, dim=1) if whole is None else cpu.joined(whole, joined))
+    return join_results(parts)
 
 
 def _run_steps(backend: str, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
     if backend == "reference":
         return reference.run(weights, options, inputs)
     is_cpu = backend == "cpu"
+    if inputs.checkpoint_every is not None and inputs.tokens is None:
+        projected, weights = project_halfway(weights, options, inputs, multiply=cpu.multiply)
+        return ALL_SCANS[backend](projected, weights, options, inputs)
     projected = project(
         weights,
         options,

@@ -46,9 +46,15 @@ class Setting(NamedTuple):
     keep: Keep
     record: bool
     is_differentiated: bool
-    keeps_tape: bool = True  # this and what follows: see LayerInputs
-    active: MaybeTensor = None  # (B, T, M) bool
-    features: MaybeTensor = None  # (B, T, M, d)
+    checkpoint_every: int | None = None  # see LayerInputs
+
+    def steps(self, steps: slice) -> "Setting":
+        """Return the setting of these steps."""
+        return self._replace(
+            tokens=None if self.tokens is None else self.tokens[steps],
+            resets=None if self.resets is None else self.resets[:, steps],
+            keep=Keep(*(None if factors is None else factors[steps] for factors in self.keep)),
+        )
 
 
 class Outputs(NamedTuple):
@@ -115,9 +121,7 @@ def differentiate(
         inputs.keep,
         inputs.record,
         is_differentiated,
-        inputs.keeps_tape,
-        inputs.active,
-        inputs.features,
+        inputs.checkpoint_every,
     )
     with torch.autocast(state.hidden.device.type, enabled=False):
         if is_differentiated:
@@ -125,7 +129,7 @@ def differentiate(
         else:
             outputs, _ = loop.forward(setting, operands)
     last = GRUState(outputs.hidden) if outputs.memory is None else LSTMState(outputs.hidden, outputs.memory)
-    return LayerResult(outputs.features, last, _activity(outputs) if inputs.record else None, outputs.active)
+    return LayerResult(outputs.features, last, _activity(outputs) if inputs.record else None)
 
 
 def _activity(outputs: Outputs) -> Activity:
@@ -137,8 +141,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
         outputs, tape = loop.forward(setting, Operands(*tensors))
-        # the features hold on to this node
-        ctx.loop, ctx.setting = loop, setting._replace(features=None)
+        ctx.loop, ctx.setting = loop, setting
         ctx.save_for_backward(*tensors, *outputs, *tape)
         ctx.mark_non_differentiable(*(tensor for tensor in outputs[3:] if tensor is not None))
         return tuple(outputs)

@@ -61,9 +61,7 @@ class LayerInputs(NamedTuple):
     resets: Tensor | None  # (B, T) bool
     keep: Keep
     record: bool  # whether to return the activity
-    keeps_tape: bool = True  # False: what the derivative reads will be computed again, and need not be written now
-    active: Tensor | None = None  # (B, T, M) bool, where it is known from an earlier pass
-    features: Tensor | None = None  # (B, T, M, d): memory that the features may be written into
+    checkpoint_every: int | None = None  # steps of a part whose tape the loop does not keep, fewer than all
 
     @property
     def num_steps(self) -> int:
@@ -94,11 +92,19 @@ class LayerResult(NamedTuple):
     features: Tensor  # (B, T, M, d)
     state: State  # tensors (B, M, d)
     activity: Activity | None
-    active: Tensor | None = None  # (B, T, M) bool, from loops that have a use for it in another pass
 
 
-def join_results(parts: list[LayerResult], features: Tensor) -> LayerResult:
-    """Join what consecutive steps returned, beside their features."""
+def parts_of(num_steps: int, every: int) -> list[tuple[int, int]]:
+    """Return first steps and ends of parts of ``every`` steps; the first takes what is left over.
+
+    The last part's tape is kept, and may be as long as any.
+    """
+    ends = range(num_steps % every or every, num_steps + 1, every)
+    return list(zip((0, *ends), ends, strict=False))
+
+
+def join_results(parts: list[LayerResult]) -> LayerResult:
+    """Join what consecutive steps returned."""
     activities = [part.activity for part in parts if part.activity is not None]
     activity = None
     if activities:
@@ -109,4 +115,4 @@ def join_results(parts: list[LayerResult], features: Tensor) -> LayerResult:
             torch.cat([part.slot_attention for part in activities], dim=1),
             torch.cat(communication, dim=1) if communication else None,
         )
-    return LayerResult(features, parts[-1].state, activity)
+    return LayerResult(torch.cat([part.features for part in parts], dim=1), parts[-1].state, activity)

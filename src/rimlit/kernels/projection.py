@@ -101,6 +101,51 @@ def project(
     return Projected(keys, values, num_slots == 1, values_hold_cell)
 
 
+def project_halfway(
+    weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, *, multiply: Multiply = torch.mm
+) -> tuple[Projected, LayerWeights]:
+    """Project as little as can be kept instead of :func:`project`'s results, sample by sample.
+
+    Returns:
+        Keys and values that hold neither the query nor the cell's weights, and the weights that these meet. Where
+        the input is narrow, keys and values are the input itself and their weights are multiplied into these.
+    """
+    sequence, heads = inputs.sequence, options.input_heads
+    batch_size, num_steps, num_slots, _ = sequence.shape
+    rows = sequence.flatten(1, 2).unsqueeze(0)  # (1, B, T·N, D)
+    if options.project_in_bf16:
+        rows, weights = rows.bfloat16(), _in_bf16(weights)
+    order = (-1, batch_size, num_steps, num_slots, heads)
+
+    def halfway(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and the weight (M, I·width, output) that they meet."""
+        chains = list(zip(first.chunk(heads, -1), second.chunk(heads, 1), strict=True))
+        if not _is_cheaper_multiplied(rows, *chains[0]):
+            product = _times(rows, first, multiply)
+            return product.reshape(*order, product.shape[-1] // heads), second
+        width = rows.shape[-1]
+        repeated = rows.view(*order[:-1], 1, width).expand(*order[:-1], heads, width)
+        return repeated, torch.cat([_times(*chain, multiply) for chain in chains], dim=1)
+
+    keys, query = halfway(weights.input_key, weights.input_query.mT)
+    values, cell_input = halfway(weights.input_value, weights.cell_input)
+    # scores are divided by the root of the keys' width, which may be another now
+    scale = math.sqrt(keys.shape[-1] * heads / weights.input_key.shape[-1])
+    weights = weights._replace(input_query=query.mT * scale, cell_input=cell_input)
+    return Projected(keys.transpose(1, 2), values.transpose(1, 2), False, False), weights
+
+
+def hold_query(keys: Tensor, input_query: Tensor, *, multiply: Multiply = torch.mm) -> Tensor:
+    """Multiply a single slot's keys (1 or M, T, B, 1, I, key) by the queries' weights: (M, T, B, I, d)."""
+    num_steps, batch_size, _, heads, size = keys.shape[1:]
+    rows = keys.squeeze(3).transpose(1, 2)  # (1 or M, B, T, I, key)
+    chains = [
+        _times(key, query.mT / math.sqrt(size), multiply)
+        for key, query in zip(rows.unbind(dim=3), input_query.chunk(heads, -1), strict=True)
+    ]
+    return _join(chains).view(len(input_query), batch_size, num_steps, heads, -1).transpose(1, 2)
+
+
 def expand_tokens(projected: Projected) -> Projected:
     """Look the tokens up, for loops that read one row per step and sample."""
     if projected.tokens is None:
@@ -151,10 +196,14 @@ def _times(rows: Tensor, weight: Tensor, multiply: Multiply = torch.mm) -> Tenso
 
 def _chain(rows: Tensor, first: Tensor, second: Tensor, multiply: Multiply) -> Tensor:
     """Return rows · first · second (M, R, output), in the cheaper of the two orders."""
+    if _is_cheaper_multiplied(rows, first, second):
+        return _times(rows, _times(first, second, multiply), multiply)
+    return _times(_times(rows, first, multiply), second, multiply)
+
+
+def _is_cheaper_multiplied(rows: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Return whether rows · (first · second) costs less than (rows · first) · second."""
     num_rows, input_size, inner_size = rows.shape[1:-1].numel(), *first.shape[1:]
     groups, output_size = second.shape[0], second.shape[2]
     in_turn = num_rows * inner_size * (first.shape[0] * input_size + groups * output_size)
-    weights_first = groups * input_size * output_size * (inner_size + num_rows)
-    if weights_first < in_turn:
-        return _times(rows, _times(first, second, multiply), multiply)
-    return _times(_times(rows, first, multiply), second, multiply)
+    return groups * input_size * output_size * (inner_size + num_rows) < in_turn

@@ -42,6 +42,7 @@ struct Arguments {
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated
     Int keys_hold_query, values_hold_cell, values_ahead, is_differentiated, is_double;
+    Int adds_to_later, earlier_follow;  // of a sequence whose derivative is called part by part, from its end
     // operands
     const void *keys, *values, *hidden, *memory, *initial_hidden, *initial_memory;
     const void *input_query, *cell_input, *cell_hidden, *cell_bias;
@@ -816,8 +817,8 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
 template <typename T>
 class Log {
 public:
-    void open(Buffer<T>& buffer, Int left_width, Int right_width, Int least) {
-        left_ = left_width, right_ = right_width;
+    void open(Buffer<T>& buffer, Int left_width, Int right_width, Int least, bool is_begun) {
+        left_ = left_width, right_ = right_width, is_begun_ = is_begun;
         capacity_ = std::max<Int>(least, 128);
         memory_ = buffer.take(capacity_ * (left_ + right_));
     }
@@ -922,10 +923,10 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
     w.indices.resize(std::max<size_t>(w.indices.size(), kIndices + M));
     std::vector<Log<T>> cell(M), talk(M), out(M), ask(M);
     for (Int m = 0; m < M; ++m) {
-        cell[m].open(w.buffers[base + 4 * m], V + d, G, count);
-        if (a.heads) talk[m].open(w.buffers[base + 4 * m + 1], d, P, count);
-        if (a.heads) out[m].open(w.buffers[base + 4 * m + 2], R, O, count);
-        if (query_width) ask[m].open(w.buffers[base + 4 * m + 3], d, query_width, count);
+        cell[m].open(w.buffers[base + 4 * m], V + d, G, count, a.adds_to_later);
+        if (a.heads) talk[m].open(w.buffers[base + 4 * m + 1], d, P, count, a.adds_to_later);
+        if (a.heads) out[m].open(w.buffers[base + 4 * m + 2], R, O, count, a.adds_to_later);
+        if (query_width) ask[m].open(w.buffers[base + 4 * m + 3], d, query_width, count, a.adds_to_later);
     }
     // of the rows of `cell`, where values are multiplied many steps at once: which values they read, by what factors
     std::vector<Int*> value_of(M);
@@ -1397,19 +1398,19 @@ std::vector<Sum> sums(const Arguments& a) {
     };
 }
 
-// the arguments of one thread, whose sums lie apart
+// the arguments of one thread, whose sums lie apart and begin here or with later steps
 template <typename T>
 Arguments own_arguments(const Arguments& a, const std::vector<Sum>& sums, Int index) {
     Arguments own = a;
     for (const Sum& sum : sums) {
         if (sum.numbers == 0) continue;
         if (index > 0) own.*sum.into = static_cast<T*>(a.*sum.others) + (index - 1) * sum.numbers;
-        if (!sum.is_written) std::fill_n(static_cast<T*>(own.*sum.into), sum.numbers, T(0));
+        if (!sum.is_written && !a.adds_to_later) std::fill_n(static_cast<T*>(own.*sum.into), sum.numbers, T(0));
     }
     return own;
 }
 
-// adds the sums of all threads up, a part of every one
+// adds the sums of all threads up, a part of every one, when all steps are in them
 template <typename T>
 void add_up(const Arguments& a, const std::vector<Sum>& sums, Int index) {
     for (const Sum& sum : sums) {
@@ -1429,7 +1430,7 @@ void run(const Arguments& a, bool is_backward) {
     in_parallel(a.threads, [&](Int index) {
         run_shard<T>(own_arguments<T>(a, all, index), index, is_backward, layout.result);
     });
-    if (is_backward && a.threads > 1) in_parallel(a.threads, [&](Int index) { add_up<T>(a, all, index); });
+    if (is_backward && a.threads > 1 && !a.earlier_follow) in_parallel(a.threads, [&](Int index) { add_up<T>(a, all, index); });
     pool<T>().give(std::move(workspace));
 }
 

@@ -1,0 +1,293 @@
+"""One call of the C++ library (``loop.cpp``): sizes, tensors in the layout that it reads, and their addresses."""
+
+import ctypes
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting
+from rimlit.kernels.cpu import memory, tiles
+from rimlit.kernels.cpu.build import load
+
+OUTPUT_KINDS = {"linear": 0, "tanh": 1, "gated": 2}
+NO_MEMORY = "The C++ time loop found no memory for its workspace."
+DTYPES = (torch.float32, torch.float64)
+
+# fmt: off
+_INTEGERS = (
+    "batch", "steps", "mechanisms", "active", "size", "input_heads", "slots", "input_key", "input_value",
+    "heads", "key", "value", "key_groups", "value_groups", "output_groups", "vocabulary", "threads",
+    "key_group_stride", "key_step_stride", "key_row_stride", "value_group_stride", "value_step_stride",
+    "value_row_stride", "features_stride", "from_features_stride", "is_gru", "across_mechanisms",
+    "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
+    "values_ahead", "is_differentiated", "is_double", "adds_to_later", "earlier_follow",
+)
+_POINTERS = (
+    "keys", "values", "hidden", "memory", "initial_hidden", "initial_memory", "input_query", "cell_input",
+    "cell_hidden", "cell_bias", "communication", "communication_output", "communication_bias", "tokens",
+    "resets", "known", "keep_input", "keep_communication", "features", "last_hidden", "last_memory", "is_active",
+    "attention", "activity", "gates", "old_memory", "squashed", "ahead", "projected", "weights", "read", "output",
+    "place", "start", "from_features", "from_hidden", "from_memory", "into_hidden", "into_memory",
+    "into_initial_hidden", "into_initial_memory", "into_keys", "into_values", "into_input_query",
+    "into_cell_input", "into_cell_hidden", "into_cell_bias", "into_communication",
+    "into_communication_output", "into_communication_bias", "others_keys", "others_values",
+    "others_input_query", "others_cell_input", "others_cell_hidden", "others_cell_bias",
+    "others_communication", "others_communication_output", "others_communication_bias",
+)
+# fmt: on
+
+
+_TAPE_DTYPES = {"place": torch.int32, "start": torch.int32}
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in _INTEGERS] + [(name, ctypes.c_void_p) for name in _POINTERS]
+
+
+class Tape(NamedTuple):
+    """What the derivative reads. Rows are (mechanism, sample) pairs that were computed, by step and thread."""
+
+    gates: Tensor  # (T, rows, 4·d), after their activation
+    old_memory: MaybeTensor  # (T, rows, d)
+    squashed: MaybeTensor  # (T, rows, d): tanh of the new memory
+    ahead: MaybeTensor  # (T, rows, I·gates): values times the cell's weights, where these are multiplied ahead
+    projected: MaybeTensor  # (rows, C·(key + key + value)): once per state that was read
+    weights: MaybeTensor  # (T, B, C, K, M)
+    read: MaybeTensor  # (T, K·B, C·value)
+    output: MaybeTensor  # (T, K·B, d or 2·d), after their activation
+    place: MaybeTensor  # (T, B, M): the rows of ``projected`` that a step reads
+    start: MaybeTensor  # (B, T + 1): its first row that a step computed, for each thread
+    threads: Tensor  # (1,): how many wrote this
+
+
+class Call:
+    """One call of the library: sizes, tensors in the layout it reads, and their addresses."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        operands: Operands,
+        threads: int | None = None,
+        *,
+        is_taped: bool = True,
+        known: MaybeTensor = None,
+        adds_to_later: bool = False,
+        earlier_follow: bool = False,
+    ) -> None:
+        options = setting.options
+        self.setting, self.operands, self.known = setting, operands, known
+        keys, values = operands.keys, operands.values
+        self.batch, self.mechanisms, self.size = operands.hidden.shape
+        folded_keys, folded_values = operands.input_query is None, operands.cell_input is None
+        self.steps = keys.shape[1] if setting.tokens is None else setting.tokens.shape[0]
+        self.input_heads = options.input_heads
+        self.slots = 1 if folded_keys else keys.shape[3]
+        self.heads = options.communication_heads
+        self.threads = max(1, min(torch.get_num_threads(), self.batch)) if threads is None else threads
+        self.value = 0
+        if operands.communication is not None:
+            self.value = operands.communication.shape[-1] // self.heads - 2 * options.communication_key_size
+        self.is_taped = is_taped
+        self.values_ahead = self._multiplies_ahead()
+        self.integers = {
+            "batch": self.batch,
+            "steps": self.steps,
+            "mechanisms": self.mechanisms,
+            "active": options.num_active,
+            "size": self.size,
+            "input_heads": self.input_heads,
+            "slots": self.slots,
+            "input_key": 0 if folded_keys else keys.shape[-1],
+            "input_value": 0 if folded_values else values.shape[-1],
+            "heads": self.heads,
+            "key": options.communication_key_size,
+            "value": self.value,
+            "key_groups": keys.shape[0],
+            "value_groups": values.shape[0],
+            "output_groups": 0
+            if operands.communication_output is None
+            else operands.communication_output.shape[0],
+            "vocabulary": 0 if setting.tokens is None else keys.shape[1],
+            "threads": self.threads,
+            **_strides("key", keys, setting),
+            **_strides("value", values, setting),
+            "features_stride": 0,
+            "from_features_stride": 0,
+            "is_gru": options.cell == "gru",
+            "across_mechanisms": options.selection == "across_mechanisms",
+            "reads_candidates": options.inactive == "candidate",
+            "output_kind": OUTPUT_KINDS[options.communication_output],
+            "keys_hold_query": folded_keys,
+            "values_hold_cell": folded_values,
+            "values_ahead": self.values_ahead,
+            "is_differentiated": self.is_taped,
+            "is_double": operands.hidden.dtype == torch.float64,
+            "adds_to_later": adds_to_later,
+            "earlier_follow": earlier_follow,
+        }
+
+    def _multiplies_ahead(self) -> bool:
+        """Return whether the loop multiplies values by the cell's weights on tiles, for many steps at once.
+
+        Forward this is done for all mechanisms, backward for the active ones; a row takes about half as long as
+        in the loop.
+        """
+        operands, options = self.operands, self.setting.options
+        if operands.cell_input is None or self.slots > 1 or not tiles.are_available():
+            return False
+        active = options.num_active
+        computed = self.mechanisms if options.inactive == "candidate" else active
+        many, in_loop = 0.5 * (self.mechanisms + active), computed + active
+        return (
+            operands.hidden.dtype == torch.float32
+            and self.batch * self.steps * active // self.mechanisms >= 256
+            and min(operands.values.shape[-1], operands.cell_input.shape[-1]) >= 64
+            and many <= 0.75 * in_loop  # products that are kept for the backward must be worth their memory
+        )
+
+    def empty_outputs(self, features: Tensor) -> Outputs:
+        """Return memory for the outputs beside ``features``."""
+        new, is_recorded = self.operands.hidden.new_empty, self.setting.record and self.heads > 0
+        batch_size, steps, mechanisms, size = self.batch, self.steps, self.mechanisms, self.size
+        return Outputs(
+            features=features,
+            hidden=new(batch_size, mechanisms, size),
+            memory=None if self.operands.memory is None else new(batch_size, mechanisms, size),
+            active=new(batch_size, steps, mechanisms, dtype=torch.bool),
+            attention=new(batch_size, steps, mechanisms, self.input_heads, self.slots),
+            communication=new(batch_size, steps, mechanisms, mechanisms).zero_() if is_recorded else None,
+        )
+
+    def empty_tape(self) -> Tape:
+        """Return a tape of every step, or of one where nothing reads it afterwards."""
+        parts: dict[str, MaybeTensor] = dict.fromkeys(Tape._fields)
+        parts |= memory.empty_together(self._tape_shapes(), _TAPE_DTYPES, self.operands.hidden.dtype)
+        if parts["start"] is not None:
+            per_sample = len(parts["projected"]) // self.batch
+            firsts = [self.batch * index // self.threads * per_sample for index in range(self.threads)]
+            parts["start"][: self.threads, 0] = torch.tensor(firsts, dtype=torch.int32)
+        return Tape(**parts | {"threads": torch.tensor([self.threads])})
+
+    def _tape_shapes(self) -> dict[str, tuple[int, ...]]:
+        options, setting = self.setting.options, self.setting
+        steps = self.steps if self.is_taped else 1
+        computed = self.batch * (self.mechanisms if options.inactive == "candidate" else options.num_active)
+        active = self.batch * options.num_active
+        is_lstm, heads, size = options.cell == "lstm", self.heads, self.size
+        output_size = {"linear": 0, "tanh": size, "gated": 2 * size}[options.communication_output]
+        shapes: dict[str, tuple[int, ...]] = {"gates": (steps, computed, 4 * size)}
+        if is_lstm:
+            shapes |= {"old_memory": (steps, computed, size), "squashed": (steps, computed, size)}
+        if self.values_ahead and self.is_taped:
+            shapes["ahead"] = steps, computed, self.input_heads * self.operands.cell_input.shape[-1]
+        if heads and self.is_taped:
+            # an inactive mechanism is projected again only after a step in which it was active
+            per_step = min(self.mechanisms, 2 * options.num_active)
+            if setting.resets is not None or options.inactive == "candidate":
+                per_step = self.mechanisms
+            per_sample = self.mechanisms + (steps - 1) * per_step
+            shapes |= {
+                "projected": (self.batch * per_sample, options.communication_heads * self._head_size()),
+                "place": (steps, self.batch, self.mechanisms),
+                # as many rows as there can be threads: a tape that is computed again has the same shape
+                "start": (self.batch, steps + 1),
+            }
+        if heads:
+            shapes |= {
+                "weights": (steps, self.batch, heads, options.num_active, self.mechanisms),
+                "read": (steps, active, heads * self.value),
+            }
+        if heads and output_size:
+            shapes["output"] = steps, active, output_size
+        return shapes
+
+    def _head_size(self) -> int:
+        return 2 * self.setting.options.communication_key_size + self.value
+
+    def run(self, function: str, *arguments: Any) -> None:
+        """Call a function of the library on :meth:`arguments`.
+
+        Raises:
+            MemoryError: It found no memory for its workspace.
+        """
+        library, reason = load()
+        if library is None:
+            raise RuntimeError(f"backend='cpu' cannot run: {reason}.")
+        if getattr(library, function)(ctypes.byref(self.arguments(*arguments))):
+            raise MemoryError(NO_MEMORY)
+
+    def arguments(
+        self,
+        outputs: Outputs,
+        tape: Tape,
+        found: Operands | None = None,
+        others: Mapping[str, Tensor] = MappingProxyType({}),
+        gradients: Gradients | tuple[None, None, None] = (None, None, None),
+    ) -> _Arguments:
+        """Return sizes and addresses as the library reads them; this object keeps its tensors alive."""
+        setting = self.setting
+        tensors: dict[str, MaybeTensor] = {
+            **self.operands._asdict(),
+            "tokens": _contiguous(setting.tokens, torch.int64),
+            "resets": None if setting.resets is None else setting.resets.contiguous(),
+            "known": self.known,
+            "keep_input": _contiguous(setting.keep.input, self.operands.hidden.dtype),
+            "keep_communication": _contiguous(setting.keep.communication, self.operands.hidden.dtype),
+            "features": outputs.features,
+            "last_hidden": outputs.hidden,
+            "last_memory": outputs.memory,
+            "is_active": outputs.active,
+            "attention": outputs.attention,
+            "activity": outputs.communication,
+            **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
+        }
+        self.integers["features_stride"] = outputs.features.stride(0)
+        features, hidden, memory = gradients
+        if features is not None:
+            # the gradient of a part of a sequence is a part of that of the whole
+            features = features if features[0].is_contiguous() else features.contiguous()
+            self.integers["from_features_stride"] = features.stride(0)
+            tensors["from_features"] = features
+        for name, gradient in (("from_hidden", hidden), ("from_memory", memory)):
+            tensors[name] = None if gradient is None else gradient.contiguous()
+        if found is not None:
+            tensors |= {f"into_{name}": tensor for name, tensor in found._asdict().items()}
+            tensors |= {f"others_{name}": tensor for name, tensor in others.items()}
+        require_cpu(tensors)
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+        self.alive = tensors
+        return _Arguments(**self.integers, **pointers)
+
+
+def _strides(name: str, tensor: Tensor, setting: Setting) -> dict[str, int]:
+    """Return how far apart groups, steps and samples of keys or values lie; or groups and tokens."""
+    group, step, row = tensor.stride()[:3]
+    if setting.tokens is not None:
+        step, row = 0, step
+    return {f"{name}_group_stride": group, f"{name}_step_stride": step, f"{name}_row_stride": row}
+
+
+def arranged(operands: Operands, setting: Setting) -> Operands:
+    """Return operands that are contiguous; of keys and values rows in any order do, without gaps between them."""
+
+    def in_rows(tensor: Tensor) -> Tensor:
+        leading = 2 if setting.tokens is not None else 3
+        outer = sorted(range(leading), key=tensor.stride, reverse=True)
+        in_order = tensor.permute(*outer, *range(leading, tensor.dim()))
+        return tensor if setting.tokens is None and in_order.is_contiguous() else tensor.contiguous()
+
+    contiguous: list[MaybeTensor] = [None if tensor is None else tensor.contiguous() for tensor in operands[2:]]
+    return Operands(in_rows(operands.keys), in_rows(operands.values), *contiguous)
+
+
+def require_cpu(tensors: Mapping[str, MaybeTensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device.type != "cpu":
+            raise ValueError(f"backend='cpu' reads tensors on the CPU; got {name} on {tensor.device}.")
+
+
+def _contiguous(tensor: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
+    return None if tensor is None else tensor.to(dtype).contiguous()
