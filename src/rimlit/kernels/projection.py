@@ -135,17 +135,6 @@ def project_halfway(
     return Projected(keys.transpose(1, 2), values.transpose(1, 2), False, False), weights
 
 
-def hold_query(keys: Tensor, input_query: Tensor, *, multiply: Multiply = torch.mm) -> Tensor:
-    """Multiply a single slot's keys (1 or M, T, B, 1, I, key) by the queries' weights: (M, T, B, I, d)."""
-    num_steps, batch_size, _, heads, size = keys.shape[1:]
-    rows = keys.squeeze(3).transpose(1, 2)  # (1 or M, B, T, I, key)
-    chains = [
-        _times(key, query.mT / math.sqrt(size), multiply)
-        for key, query in zip(rows.unbind(dim=3), input_query.chunk(heads, -1), strict=True)
-    ]
-    return _join(chains).view(len(input_query), batch_size, num_steps, heads, -1).transpose(1, 2)
-
-
 def expand_tokens(projected: Projected) -> Projected:
     """Look the tokens up, for loops that read one row per step and sample."""
     if projected.tokens is None:

@@ -23,12 +23,13 @@ _INTEGERS = (
     "key_group_stride", "key_step_stride", "key_row_stride", "value_group_stride", "value_step_stride",
     "value_row_stride", "features_stride", "from_features_stride", "is_gru", "across_mechanisms",
     "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
-    "values_ahead", "is_differentiated", "is_double", "adds_to_later", "earlier_follow",
+    "values_ahead", "is_differentiated", "is_double", "walks_again", "adds_to_later",
+    "earlier_follow",
 )
 _POINTERS = (
     "keys", "values", "hidden", "memory", "initial_hidden", "initial_memory", "input_query", "cell_input",
     "cell_hidden", "cell_bias", "communication", "communication_output", "communication_bias", "tokens",
-    "resets", "known", "keep_input", "keep_communication", "features", "last_hidden", "last_memory", "is_active",
+    "resets", "keep_input", "keep_communication", "features", "last_hidden", "last_memory", "is_active",
     "attention", "activity", "gates", "old_memory", "squashed", "ahead", "projected", "weights", "read", "output",
     "place", "start", "from_features", "from_hidden", "from_memory", "into_hidden", "into_memory",
     "into_initial_hidden", "into_initial_memory", "into_keys", "into_values", "into_input_query",
@@ -73,12 +74,12 @@ class Call:
         threads: int | None = None,
         *,
         is_taped: bool = True,
-        known: MaybeTensor = None,
+        walks_again: bool = False,
         adds_to_later: bool = False,
         earlier_follow: bool = False,
     ) -> None:
         options = setting.options
-        self.setting, self.operands, self.known = setting, operands, known
+        self.setting, self.operands = setting, operands
         keys, values = operands.keys, operands.values
         self.batch, self.mechanisms, self.size = operands.hidden.shape
         folded_keys, folded_values = operands.input_query is None, operands.cell_input is None
@@ -125,6 +126,7 @@ class Call:
             "values_ahead": self.values_ahead,
             "is_differentiated": self.is_taped,
             "is_double": operands.hidden.dtype == torch.float64,
+            "walks_again": walks_again,
             "adds_to_later": adds_to_later,
             "earlier_follow": earlier_follow,
         }
@@ -233,7 +235,6 @@ class Call:
             **self.operands._asdict(),
             "tokens": _contiguous(setting.tokens, torch.int64),
             "resets": None if setting.resets is None else setting.resets.contiguous(),
-            "known": self.known,
             "keep_input": _contiguous(setting.keep.input, self.operands.hidden.dtype),
             "keep_communication": _contiguous(setting.keep.communication, self.operands.hidden.dtype),
             "features": outputs.features,

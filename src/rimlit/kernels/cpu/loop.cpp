@@ -42,14 +42,16 @@ struct Arguments {
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated
     Int keys_hold_query, values_hold_cell, values_ahead, is_differentiated, is_double;
-    Int adds_to_later, earlier_follow;  // of a sequence whose derivative is called part by part, from its end
+    // of a sequence that is walked back part by part, from its end
+    Int walks_again;  // the outputs are there, only the tape is written
+    Int adds_to_later, earlier_follow;
     // operands
     const void *keys, *values, *hidden, *memory, *initial_hidden, *initial_memory;
     const void *input_query, *cell_input, *cell_hidden, *cell_bias;
     const void *communication, *communication_output, *communication_bias;
     // setting
     const Int* tokens;  // (T, B)
-    const uint8_t *resets, *known;  // (B, T), (B, T, M): who is active, from an earlier pass
+    const uint8_t* resets;  // (B, T)
     const void *keep_input, *keep_communication;
     // outputs
     void *features, *last_hidden, *last_memory;
@@ -318,7 +320,7 @@ public:
         G = 4 * d;                                  // gates on the tape: the GRU's last quarter is what r scales
         gates = (a.is_gru ? 3 : 4) * d;             // gates of the weights
         V = a.values_hold_cell ? 0 : I * a.input_value;
-        const Int known = a.known && !a.reads_candidates ? K : M;  // rows of each step that are multiplied ahead
+        const Int known = a.walks_again && !a.reads_candidates ? K : M;  // rows of each step that are multiplied ahead
         ahead_steps = std::max<Int>(1, kAheadRows * M / std::max<Int>(known * count, 1));
         head = 2 * a.key + a.value;
         P = a.heads * head;
@@ -364,7 +366,7 @@ private:
         return data(static_cast<const void*>(a.features)) + b * a.features_stride + (t - 1) * M * d;
     }
     bool is_known_active(Int m, Int t, Int s) const {
-        return !a.known || a.reads_candidates || a.known[((first + s) * a.steps + t) * M + m];
+        return !a.walks_again || a.reads_candidates || a.is_active[((first + s) * a.steps + t) * M + m];
     }
     bool is_reset(Int t, Int s) const { return a.resets && a.resets[(first + s) * a.steps + t]; }
     // the sample, or the token that it reads
@@ -416,6 +418,7 @@ private:
     void list_rows();
     void multiply_ahead(Int t, const LaidTiles& weights, T* out);
     void score(Int t);
+    void recall(Int t);
     void attended(Int t, Int m, Int s, T* out);
     void update(Int t, T* memory, const T* ahead, const LaidWeights<T>& laid);
     template <typename Visit>
@@ -511,8 +514,7 @@ void Shard<T>::score(Int t) {
         // the K most relevant; ties go to the lowest index, NaN counts least
         uint8_t* is_active = a.is_active + ((first + s) * a.steps + t) * M;
         std::fill(chosen + s * M, chosen + (s + 1) * M, Int(0));
-        for (Int m = 0; a.known && m < M; ++m) chosen[s * M + m] = a.known[((first + s) * a.steps + t) * M + m];
-        for (Int k = 0; k < K && !a.known; ++k) {
+        for (Int k = 0; k < K; ++k) {
             Int best = -1;
             for (Int m = 0; m < M; ++m) {
                 if (chosen[s * M + m]) continue;
@@ -524,7 +526,13 @@ void Shard<T>::score(Int t) {
         }
         for (Int m = 0; m < M; ++m) is_active[m] = static_cast<uint8_t>(chosen[s * M + m]);
     }
-    list_rows();
+}
+
+// The active mechanisms of step t, as an earlier pass found them.
+template <typename T>
+void Shard<T>::recall(Int t) {
+    for (Int s = 0; s < count; ++s)
+        for (Int m = 0; m < M; ++m) chosen[s * M + m] = a.is_active[((first + s) * a.steps + t) * M + m];
 }
 
 // Values times the cells' input weights for the steps from t on, row by row for each mechanism: (M, rows, I·gates).
@@ -533,7 +541,7 @@ template <typename T>
 void Shard<T>::multiply_ahead(Int t, const LaidTiles& weights, T* out) {
     if constexpr (std::is_same<T, float>::value) {
         const Int all = std::min(ahead_steps, a.steps - t) * count, width = a.input_value;
-        const bool all_alike = a.value_groups == 1 && !a.known;  // mechanisms share rows and their tiles
+        const bool all_alike = a.value_groups == 1 && !a.walks_again;  // mechanisms share rows and their tiles
         uint16_t* left = w.left.take(amx::tiles_size(all, width));
         bool has_parts = false;
         Int rows = 0;
@@ -731,12 +739,13 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                                 M * d * sizeof(T));
                 std::fill(place + s * M, place + (s + 1) * M, Int(-1));
             }
-        score(t);
+        a.walks_again ? recall(t) : score(t);
+        list_rows();
         if (a.values_ahead && t % ahead_steps == 0) multiply_ahead(t, laid.cell_tiles, ahead);
         update(t, memory, ahead, laid);
         T* features = data(a.features);
         // candidates of active rows, by active row
-        for (Int m = 0; m < M; ++m)
+        for (Int m = 0; m < M && !a.walks_again; ++m)
             for (Int row = offset[m]; row < offset[m + 1]; ++row) {
                 const Int s = row_sample[row], active_row = active_row_of[s * M + m];
                 if (active_row >= 0) candidate(t, row, before(t, s) + m * d, out_rows + active_row * d);
@@ -772,18 +781,26 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
             with_sizes(a.key, a.value, [&](auto key, auto value) { communicate(t, all, key, value); });
             const T* read = tape(a.read, t, K, R);
             T* o = a.output_kind ? tape(a.output, t, K, O) : output;
-            for (Int m = 0; m < M; ++m) {
+            const bool is_output_taped = a.output_kind != 0;
+            for (Int m = 0; m < M && (is_output_taped || !a.walks_again); ++m) {
                 const Int begin = active_offset[m], rows = active_offset[m + 1] - begin;
                 times(read + begin * R, R, mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
                       o + begin * O, O, rows, R, O, false);
             }
-            for (Int row = 0; row < active_offset[M]; ++row) {
-                T *x = o + row * O, *into = out_rows + row * d;
-                if (a.output_kind == 1) tanh_all(x, d);
-                if (a.output_kind == 2) {
+            for (Int row = 0; row < active_offset[M] && is_output_taped; ++row) {
+                T* x = o + row * O;
+                if (a.output_kind == 1) {
+                    tanh_all(x, d);
+                } else {
                     add_scaled(x, data(a.communication_bias), T(1), O);
                     sigmoid_all(x, d);
                     tanh_all(x + d, d);
+                }
+            }
+            for (Int row = 0; row < active_offset[M] && !a.walks_again; ++row) {
+                const T* x = o + row * O;
+                T* into = out_rows + row * d;
+                if (a.output_kind == 2) {
 #pragma omp simd
                     for (Int j = 0; j < d; ++j) into[j] += x[j] * x[d + j];
                 } else {
@@ -797,7 +814,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
             for (Int at = 0; at < M * count; ++at)
                 if (chosen[at] || a.reads_candidates) place[at] = -1;  // its state changes now
         }
-        for (Int s = 0; s < count; ++s) {
+        for (Int s = 0; s < count && !a.walks_again; ++s) {
             T* into = features + (first + s) * a.features_stride + t * M * d;
             const T* old = before(t, s);
             for (Int m = 0; m < M; ++m) {
@@ -807,6 +824,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
         }
     }
     if (a.is_differentiated && a.heads) a.start[index * (a.steps + 1) + a.steps] = static_cast<int32_t>(next);
+    if (a.walks_again) return;
     for (Int s = 0; s < count; ++s)
         std::memcpy(data(a.last_hidden) + (first + s) * M * d,
                     data(a.features) + (first + s) * a.features_stride + (a.steps - 1) * M * d, M * d * sizeof(T));
@@ -984,8 +1002,8 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
         for (Int s = 0; s < count; ++s) {
             const Int b = first + s;
             add_scaled(hidden + s * block, data(a.from_features) + b * a.from_features_stride + t * block, T(1), block);
-            for (Int m = 0; m < M; ++m) chosen[s * M + m] = a.is_active[(b * a.steps + t) * M + m];
         }
+        recall(t);
         list_rows();
         const Int active_rows = active_offset[M];
 

@@ -1,16 +1,12 @@
 """The recurrence and its derivative by way of the C++ library, whole or in parts of which only the last is kept."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting
 from rimlit.kernels.cpu import memory
 from rimlit.kernels.cpu.call import Call, Tape, arranged
-from rimlit.kernels.cpu.tiles import multiply
 from rimlit.kernels.layer import parts_of
-from rimlit.kernels.projection import hold_query
 
 
 class CPULoop:
@@ -32,8 +28,8 @@ class CPULoop:
         tape: MaybeTensor = None
         walked: list[Outputs] = []
         for steps in parts:
-            part = _Part.of(setting, operands, state, steps, is_differentiated=False)
-            call = Call(part.setting, part.operands, is_taped=setting.is_differentiated and steps is parts[-1])
+            is_taped = setting.is_differentiated and steps is parts[-1]
+            call = Call(*_part_of(setting, operands, state, steps), is_taped=is_taped)
             outputs, tape = call.empty_outputs(features[:, steps]), call.empty_tape()
             call.run("rimlit_forward", outputs, tape)
             state = outputs.hidden, outputs.memory
@@ -63,80 +59,41 @@ class CPULoop:
             state = operands.hidden, operands.memory
             if not is_first:
                 state = outputs.features[:, steps.start - 1].contiguous(), None if memories is None else memories[index - 1]
-            part = _Part.of(setting, operands, state, steps, is_differentiated=True)
-            active = outputs.active[:, steps].contiguous()
             call = Call(
-                part.setting,
-                part.operands,
+                *_part_of(setting, operands, state, steps),
                 threads,
-                known=None if is_last else active,
+                walks_again=not is_last,
                 adds_to_later=not is_last,
                 earlier_follow=not is_first,
             )
-            if is_last:
-                walked, part_tape = _steps_of(outputs, steps), Tape(*last_tape)
-            else:
-                walked = call.empty_outputs(memory.empty_like(outputs.features[:, steps]))
+            walked, part_tape = _outputs_of(outputs, steps), Tape(*last_tape)
+            if not is_last:
                 part_tape = call.empty_tape()
                 call.run("rimlit_forward", walked, part_tape)
-            into = part.gradients(found)
+            into = _gradients_of(found, setting, steps)
             call.run("rimlit_backward", walked, part_tape, into, others, (from_features[:, steps], *from_state))
-            part.add_gradients(into, found)
             from_state = [into.hidden, into.memory]
         return found._replace(hidden=from_state[0], memory=from_state[1])
 
 
-class _Part(NamedTuple):
-    """Consecutive steps as the library reads them."""
+def _part_of(
+    setting: Setting, operands: Operands, state: tuple[Tensor, MaybeTensor], steps: slice
+) -> tuple[Setting, Operands]:
+    """Return what the library reads for ``steps``, from the state before them."""
+    operands = operands._replace(hidden=state[0], memory=state[1])
+    if setting.tokens is None:
+        operands = operands._replace(keys=operands.keys[:, steps], values=operands.values[:, steps])
+    return setting.steps(steps), operands
 
-    steps: slice
-    setting: Setting
-    operands: Operands
-    held: tuple[Tensor, Tensor, Tensor] | None  # keys that hold the query, as a function of keys and its weights
 
-    @classmethod
-    def of(
-        cls,
-        setting: Setting,
-        operands: Operands,
-        state: tuple[Tensor, MaybeTensor],
-        steps: slice,
-        *,
-        is_differentiated: bool,
-    ) -> "_Part":
-        """Return ``steps`` of a sequence, from the state before them."""
-        setting = setting.steps(steps)
-        operands = operands._replace(hidden=state[0], memory=state[1])
-        if setting.tokens is None:
-            operands = operands._replace(keys=operands.keys[:, steps], values=operands.values[:, steps])
-        if not _is_query_apart(operands):
-            return cls(steps, setting, operands, None)
-        with torch.set_grad_enabled(is_differentiated):
-            keys, query = (
-                tensor.detach().requires_grad_(is_differentiated) for tensor in (operands.keys, operands.input_query)
-            )
-            held = hold_query(keys, query, multiply=multiply)
-        operands = operands._replace(keys=held.detach(), input_query=None)
-        return cls(steps, setting, operands, (held, keys, query) if is_differentiated else None)
-
-    def gradients(self, found: Operands) -> Operands:
-        """Return where the library writes: into ``found``, but for what is this part's own."""
-        if self.setting.tokens is None:
-            found = found._replace(keys=found.keys[:, self.steps], values=found.values[:, self.steps])
-        if self.held is not None:
-            found = found._replace(keys=memory.empty_like(self.operands.keys), input_query=None)
-        return found._replace(
-            hidden=torch.empty_like(found.hidden),
-            memory=None if found.memory is None else torch.empty_like(found.memory),
-        )
-
-    def add_gradients(self, into: Operands, found: Operands) -> None:
-        """Add what was written elsewhere to ``found``."""
-        if self.held is not None:
-            held, *leaves = self.held
-            keys, query = torch.autograd.grad(held, leaves, into.keys)
-            found.keys[:, self.steps] = keys
-            found.input_query.add_(query)
+def _gradients_of(found: Operands, setting: Setting, steps: slice) -> Operands:
+    """Return where the gradients of ``steps`` belong: in ``found``, but for that of the state before them."""
+    if setting.tokens is None:
+        found = found._replace(keys=found.keys[:, steps], values=found.values[:, steps])
+    return found._replace(
+        hidden=torch.empty_like(found.hidden),
+        memory=None if found.memory is None else torch.empty_like(found.memory),
+    )
 
 
 def _parts(setting: Setting, operands: Operands) -> list[slice]:
@@ -144,12 +101,8 @@ def _parts(setting: Setting, operands: Operands) -> list[slice]:
     return [slice(first, end) for first, end in parts_of(num_steps, setting.checkpoint_every or num_steps)]
 
 
-def _is_query_apart(operands: Operands) -> bool:
-    """Return whether a single slot's keys are multiplied by the query's weights part by part."""
-    return operands.input_query is not None and operands.keys.shape[3] == 1
-
-
-def _steps_of(outputs: Outputs, steps: slice) -> Outputs:
+def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
+    """Return ``outputs`` at ``steps``, beside the last state."""
     return outputs._replace(
         features=outputs.features[:, steps],
         active=outputs.active[:, steps].contiguous(),
@@ -183,7 +136,7 @@ def _empty_gradients(setting: Setting, operands: Operands, threads: int) -> tupl
     if setting.tokens is None:
         added |= {"values"}
     if operands.input_query is not None:
-        added |= {"input_query" if _is_query_apart(operands) else "keys"}
+        added |= {"keys"}
     found: dict[str, MaybeTensor] = dict.fromkeys(Operands._fields)
     shapes = {}
     for name, operand in operands._asdict().items():
