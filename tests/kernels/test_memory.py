@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rimlit import RIM
-from rimlit.kernels.cpu.build import load
 from rimlit.kernels.cpu import memory
+from rimlit.kernels.cpu.build import load
 from tests.conftest import random_tensor
 
 MEGABYTE = 2**20

@@ -10,12 +10,20 @@ import functools
 import os
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rimlit.kernels import cpu, eager, function, reference, triton
 from rimlit.kernels.cpu.build import load as load_cpu
-from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights, join_results, parts_of
+from rimlit.kernels.layer import (
+    Activity,
+    Keep,
+    LayerInputs,
+    LayerOptions,
+    LayerResult,
+    LayerWeights,
+    join_results,
+    parts_of,
+)
 from rimlit.kernels.projection import project, project_halfway
 
 __all__ = [

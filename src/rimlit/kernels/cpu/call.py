@@ -60,7 +60,7 @@ class Tape(NamedTuple):
     read: MaybeTensor  # (T, K·B, C·value)
     output: MaybeTensor  # (T, K·B, d or 2·d), after their activation
     place: MaybeTensor  # (T, B, M): the rows of ``projected`` that a step reads
-    start: MaybeTensor  # (B, T + 1): its first row that a step computed, for each thread
+    start: MaybeTensor  # (threads, T + 1): its first row that a step computed
     threads: Tensor  # (1,): how many wrote this
 
 
@@ -170,7 +170,7 @@ class Call:
         if parts["start"] is not None:
             per_sample = len(parts["projected"]) // self.batch
             firsts = [self.batch * index // self.threads * per_sample for index in range(self.threads)]
-            parts["start"][: self.threads, 0] = torch.tensor(firsts, dtype=torch.int32)
+            parts["start"][:, 0] = torch.tensor(firsts, dtype=torch.int32)
         return Tape(**parts | {"threads": torch.tensor([self.threads])})
 
     def _tape_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -194,8 +194,7 @@ class Call:
             shapes |= {
                 "projected": (self.batch * per_sample, options.communication_heads * self._head_size()),
                 "place": (steps, self.batch, self.mechanisms),
-                # as many rows as there can be threads: a tape that is computed again has the same shape
-                "start": (self.batch, steps + 1),
+                "start": (self.threads, steps + 1),
             }
         if heads:
             shapes |= {
@@ -285,6 +284,7 @@ def arranged(operands: Operands, setting: Setting) -> Operands:
 
 
 def require_cpu(tensors: Mapping[str, MaybeTensor]) -> None:
+    """Raise a ValueError that names the first tensor which is not on the CPU."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device.type != "cpu":
             raise ValueError(f"backend='cpu' reads tensors on the CPU; got {name} on {tensor.device}.")

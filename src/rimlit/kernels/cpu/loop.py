@@ -1,4 +1,4 @@
-"""The recurrence and its derivative by way of the C++ library, whole or in parts of which only the last is kept."""
+"""The recurrence and its derivative by way of ``loop.cpp``, whole or in parts of which only the last is kept."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from rimlit.kernels.layer import parts_of
 
 
 class CPULoop:
-    """The recurrence and its derivative, by way of ``loop.cpp``.
+    """The recurrence and its derivative.
 
-    With ``checkpoint_every`` the derivative computes the tapes of all parts but the last again, from the memory that
-    a part began with, the features before it, and the knowledge of who was active.
+    With ``checkpoint_every`` the derivative writes the tape of every part but the last when it comes to it. This
+    second pass finds no output again: states are among the features, and attention and who was active are kept.
     """
 
     def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
@@ -58,7 +58,8 @@ class CPULoop:
             is_first, is_last = index == 0, steps is parts[-1]
             state = operands.hidden, operands.memory
             if not is_first:
-                state = outputs.features[:, steps.start - 1].contiguous(), None if memories is None else memories[index - 1]
+                hidden = outputs.features[:, steps.start - 1].contiguous()
+                state = hidden, None if memories is None else memories[index - 1]
             call = Call(
                 *_part_of(setting, operands, state, steps),
                 threads,
