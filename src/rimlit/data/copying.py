@@ -4,6 +4,7 @@ A sequence shows 10 symbols, then T blanks, the last of which is replaced by a g
 during which the symbols are to be emitted: T + 20 steps. Token ids: blank 0, symbols 1 to 8, marker 9.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,16 +24,18 @@ BLANK = 0
 
 
 class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Copying sequences; sample i is a function of (seed, split, i) and of nothing else.
+    """Copying sequences; sample i is a function of the arguments and of i, and of nothing else.
+
+    Groups of consecutive samples share a generator: to seed one takes some ten times as long as to draw a sample.
 
     Args:
         spans: Least and greatest blank span, steps.
         num_symbols: Symbols to draw from.
         recall_length: Symbols to copy.
-        split: Split, part of each sample's seed.
-        seed: Part of each sample's seed.
+        split: Split, part of each group's seed.
+        seed: Part of each group's seed.
         size: Samples; None for an endless stream.
-        samples_per_span: Consecutive samples that share a drawn span, so that a batch needs no padding.
+        samples_per_span: Samples of a group, which share a drawn span, so that a batch needs no padding.
     """
 
     def __init__(
@@ -53,7 +56,8 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.size = size
         self.samples_per_span = samples_per_span
-        self._span = (-1, 0)  # group and its span
+        # the group that was asked for last, its span and symbols
+        self._group: tuple[int, int, np.ndarray] = (-1, 0, np.empty(0))
 
     def __len__(self) -> int:
         """Return the number of samples of a finite set."""
@@ -61,33 +65,28 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
             raise TypeError("An endless stream has no length.")
         return self.size
 
-    def span_of(self, index: int) -> int:
-        """Return the blank span of sample ``index``, steps."""
-        group = index // self.samples_per_span
-        if self._span[0] != group:  # neighbours ask for the same one
-            least, greatest = self.spans
-            self._span = group, int(self._generator(0, group).integers(least, greatest + 1))
-        return self._span[1]
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, each (span + 2·recall_length,)."""
-        symbols = torch.from_numpy(self._symbols(index))
-        return copying_sequence(symbols, self.span_of(index), self.num_symbols + 1)
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Return the samples of a batch, which the loader asks for at once; made together where spans agree."""
-        spans = {self.span_of(index) for index in indices}
-        if len(spans) > 1:
-            return [self[index] for index in indices]
-        symbols = torch.from_numpy(np.stack([self._symbols(index) for index in indices]))
-        inputs, targets = copying_sequence(symbols, spans.pop(), self.num_symbols + 1)
-        return list(zip(inputs, targets, strict=True))
+        """Return the samples of a batch, which the loader asks for at once; those of a group are made together."""
+        samples: list[tuple[Tensor, Tensor]] = []
+        for group, members in itertools.groupby(indices, lambda index: index // self.samples_per_span):
+            span, symbols = self._draw(group)
+            rows = torch.from_numpy(symbols[[index % self.samples_per_span for index in members]])
+            samples += zip(*copying_sequence(rows, span, self.num_symbols + 1), strict=True)
+        return samples
 
-    def _symbols(self, index: int) -> np.ndarray:
-        return self._generator(1, index).integers(1, self.num_symbols + 1, self.recall_length)
-
-    def _generator(self, purpose: int, index: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, SPLITS.index(self.split), purpose, index))
+    def _draw(self, group: int) -> tuple[int, np.ndarray]:
+        """Return the blank span (steps) and the symbols (samples_per_span, recall_length) of a group."""
+        if self._group[0] != group:  # neighbours ask for the same one
+            generator = np.random.default_rng((self.seed, SPLITS.index(self.split), group))
+            least, greatest = self.spans
+            span = int(generator.integers(least, greatest + 1))
+            symbols = generator.integers(1, self.num_symbols + 1, (self.samples_per_span, self.recall_length))
+            self._group = group, span, symbols
+        return self._group[1:]
 
 
 def copying_sequence(symbols: Tensor, span: int, marker: int) -> tuple[Tensor, Tensor]:
