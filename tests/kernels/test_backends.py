@@ -215,11 +215,21 @@ def test_what_is_kept_for_the_backward_serves_twice(preset: str, slots: int, bac
 
 @pytest.mark.parametrize("backend", ["function", "cpu"])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_derivative_can_be_differentiated_again(backend: str, slots: int) -> None:
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_derivative_can_be_differentiated_again(every: int | None, backend: str, slots: int) -> None:
     gradients = {}
-    for name in ("eager", backend):
+    for name, checkpoint_every in (("eager", None), (backend, every)):
         torch.manual_seed(0)
-        rim = RIM(D, M * SIZE, num_mechanisms=M, num_active=2, learn_initial_state=True, backend=name, **SMALL)
+        rim = RIM(
+            D,
+            M * SIZE,
+            num_mechanisms=M,
+            num_active=2,
+            learn_initial_state=True,
+            backend=name,
+            checkpoint_every=checkpoint_every,
+            **SMALL,
+        )
         rim = rim.double().eval()
         inputs = random_tensor(2, 3, slots, D, dtype=torch.float64).requires_grad_()
         features, _ = rim(inputs)
@@ -277,12 +287,17 @@ def test_a_derivative_under_autocast_is_that_of_the_recurrence_in_full(backend: 
 
 
 @pytest.mark.parametrize("backend", SCANS)
-def test_projections_in_bf16_stay_near_and_leave_the_recurrence_in_the_weights_type(backend: str) -> None:
+@pytest.mark.parametrize("input_size", [16, 100])
+@pytest.mark.parametrize("every", [None, 2])
+def test_projections_in_bf16_stay_near_and_leave_the_recurrence_in_the_weights_type(
+    every: int | None, input_size: int, backend: str
+) -> None:
     torch.manual_seed(0)
-    exact = RIM(16, 32, num_mechanisms=4, num_active=4, backend=backend).eval()
-    near = RIM(16, 32, num_mechanisms=4, num_active=4, backend=backend, project_in_bf16=True).eval()
+    options = {"num_mechanisms": 4, "num_active": 4, "backend": backend, "checkpoint_every": every}
+    exact = RIM(input_size, 32, **options).eval()
+    near = RIM(input_size, 32, project_in_bf16=True, **options).eval()
     near.load_state_dict(exact.state_dict())
-    inputs = random_tensor(2, 5, 16)
+    inputs = random_tensor(2, 5, input_size)
     expected, _ = exact(inputs)
     features, state = near(inputs)
     assert features.dtype == state.hidden.dtype == torch.float32

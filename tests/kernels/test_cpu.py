@@ -17,6 +17,8 @@ from rimlit import RIM
 from rimlit.kernels import cpu, resolve_backend
 from rimlit.kernels.cpu import call, memory, tiles
 from rimlit.kernels.cpu.build import load
+from rimlit.kernels.layer import Keep, LayerInputs
+from rimlit.kernels.projection import project, project_halfway
 from tests.conftest import random_tensor
 from tests.kernels.test_backends import CASES, assert_agree, run
 
@@ -209,6 +211,51 @@ def test_numbers_that_tiles_cannot_hold_spoil_what_they_spoil_without_tiles(
     assert any(not bool(tensor.all()) for tensor in spoilt[0])
     for ours, theirs in zip(*spoilt, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_parts_agree_with_the_whole_in_everything(case: dict[str, Any], every: int, threads: Any) -> None:
+    threads(2)
+    case = case | {"steps": 7}
+    parts = run("cpu", case | {"checkpoint_every": every}, torch.float64)
+    assert_agree(parts, run("cpu", case, torch.float64), rtol=1e-10, atol=1e-12)
+
+
+def test_the_walk_back_over_parts_leaves_what_the_walk_forward_returned() -> None:
+    torch.manual_seed(0)
+    rim = RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu", checkpoint_every=3)
+    features, state = rim(random_tensor(2, 8, 4))
+    before = [tensor.clone() for tensor in (features, *state)]
+    gradients = [
+        torch.autograd.grad(features.square().sum(), list(rim.parameters()), retain_graph=True) for _ in range(2)
+    ]
+    for tensor, copy in zip((features, *state), before, strict=True):
+        assert torch.equal(tensor, copy)
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("input_size", [3, 60])
+def test_what_is_kept_of_a_projection_comes_to_the_whole_of_it(input_size: int, heads: int) -> None:
+    torch.manual_seed(0)
+    rim = RIM(
+        input_size, 12, num_mechanisms=2, num_active=1, input_heads=heads, input_key_size=5, input_value_size=7
+    )
+    layer, state = rim.layers[0], rim.initial_state(4)
+    inputs = LayerInputs(
+        random_tensor(4, 6, 1, input_size), None, state, state, None, Keep(None, None), record=False
+    )
+    whole = project(layer.weights(), layer.options, inputs)
+    kept, weights = project_halfway(layer.weights(), layer.options, inputs, tiles.multiply)
+    assert (kept.keys.shape[-1], kept.values.shape[-1]) == ((3, 3) if input_size == 3 else (5, 7))
+    query = weights.input_query.unflatten(-1, (heads, -1)) / kept.keys.shape[-1] ** 0.5
+    keys = torch.einsum("tbik,mdik->mtbid", kept.keys[0, :, :, 0], query)
+    torch.testing.assert_close(keys, whole.keys, rtol=1e-5, atol=1e-6)
+    cell_input = weights.cell_input.unflatten(1, (heads, -1))
+    values = torch.einsum("tbiv,mivg->mtbig", kept.values[0, :, :, 0], cell_input)
+    torch.testing.assert_close(values, whole.values, rtol=1e-5, atol=1e-6)
 
 
 def test_the_first_pass_of_a_part_that_is_computed_again_keeps_no_tape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,8 @@ class RIM(Backbone):
             (autograd; ``torch.compile``), ``reference``, or ``triton`` (for CUDA devices; checked in Triton's
             interpreter only, so that ``auto`` does not take it); the environment variable ``RIMLIT_BACKEND``
             overrides it.
-        checkpoint_every: Steps after which only the state is kept for the backward, at least 1: what lies
-            between is computed again, exactly. Long sequences then take a fraction of the memory.
+        checkpoint_every: Steps of a part whose intermediate results are computed again in the backward, exactly,
+            instead of kept, at least 1. Long sequences then take a fraction of the memory.
         project_in_bf16: Whether the products before the loop are computed in bfloat16, as under autocast;
             the recurrence, scores and selection stay in the weights' type.
 

@@ -144,7 +144,7 @@ def _run_steps(backend: str, weights: LayerWeights, options: LayerOptions, input
         return reference.run(weights, options, inputs)
     is_cpu = backend == "cpu"
     if inputs.checkpoint_every is not None and inputs.tokens is None:
-        projected, weights = project_halfway(weights, options, inputs, multiply=cpu.multiply)
+        projected, weights = project_halfway(weights, options, inputs, cpu.multiply)
         return ALL_SCANS[backend](projected, weights, options, inputs)
     projected = project(
         weights,

@@ -102,7 +102,7 @@ def project(
 
 
 def project_halfway(
-    weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, *, multiply: Multiply = torch.mm
+    weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, multiply: Multiply
 ) -> tuple[Projected, LayerWeights]:
     """Project as little as can be kept instead of :func:`project`'s results, sample by sample.
 
@@ -113,19 +113,19 @@ def project_halfway(
     sequence, heads = inputs.sequence, options.input_heads
     batch_size, num_steps, num_slots, _ = sequence.shape
     rows = sequence.flatten(1, 2).unsqueeze(0)  # (1, B, T·N, D)
-    if options.project_in_bf16:
-        rows, weights = rows.bfloat16(), _in_bf16(weights)
     order = (-1, batch_size, num_steps, num_slots, heads)
+
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        return _times(x.bfloat16(), y.bfloat16(), multiply) if options.project_in_bf16 else _times(x, y, multiply)
 
     def halfway(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows and the weight (M, I·width, output) that they meet."""
         chains = list(zip(first.chunk(heads, -1), second.chunk(heads, 1), strict=True))
         if not _is_cheaper_multiplied(rows, *chains[0]):
-            product = _times(rows, first, multiply)
-            return product.reshape(*order, product.shape[-1] // heads), second
-        width = rows.shape[-1]
-        repeated = rows.view(*order[:-1], 1, width).expand(*order[:-1], heads, width)
-        return repeated, torch.cat([_times(*chain, multiply) for chain in chains], dim=1)
+            return product(rows, first).reshape(*order, first.shape[-1] // heads), second
+        input_size = rows.shape[-1]
+        repeated = rows.view(*order[:-1], 1, input_size).expand(*order[:-1], heads, input_size)
+        return repeated, torch.cat([product(*chain) for chain in chains], dim=1).to(second.dtype)
 
     keys, query = halfway(weights.input_key, weights.input_query.mT)
     values, cell_input = halfway(weights.input_value, weights.cell_input)
