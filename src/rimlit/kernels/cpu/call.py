@@ -23,7 +23,7 @@ _INTEGERS = (
     "key_group_stride", "key_step_stride", "key_row_stride", "value_group_stride", "value_step_stride",
     "value_row_stride", "features_stride", "from_features_stride", "is_gru", "across_mechanisms",
     "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
-    "values_ahead", "is_differentiated", "is_double", "walks_again", "adds_to_later",
+    "values_ahead", "is_taped", "is_double", "walks_again", "adds_to_later",
     "earlier_follow",
 )
 _POINTERS = (
@@ -124,7 +124,7 @@ class Call:
             "keys_hold_query": folded_keys,
             "values_hold_cell": folded_values,
             "values_ahead": self.values_ahead,
-            "is_differentiated": self.is_taped,
+            "is_taped": self.is_taped,
             "is_double": operands.hidden.dtype == torch.float64,
             "walks_again": walks_again,
             "adds_to_later": adds_to_later,

@@ -5,7 +5,7 @@
 // sample) pairs that are active, sorted by mechanism, so that each weight meets its rows in one product
 // (product.h, amx.h). Keys and values of a mechanism are computed again only when its state has changed.
 //
-// The interface is plain C (struct Arguments, mirrored in cpu/__init__.py), so that nothing here depends on
+// The interface is plain C (struct Arguments, mirrored in call.py), so that nothing here depends on
 // torch's headers: it compiles in seconds and works with every version. Letters as in rimlit/types.py.
 
 #include <unistd.h>
@@ -41,7 +41,7 @@ struct Arguments {
     Int features_stride, from_features_stride;  // from sample to sample
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated
-    Int keys_hold_query, values_hold_cell, values_ahead, is_differentiated, is_double;
+    Int keys_hold_query, values_hold_cell, values_ahead, is_taped, is_double;
     // of a sequence that is walked back part by part, from its end
     Int walks_again;  // the outputs are there, only the tape is written
     Int adds_to_later, earlier_follow;
@@ -394,7 +394,7 @@ private:
     // rows of this shard on the tape at step t, `per_sample` rows of `width` for each sample
     template <typename U>
     U* tape(U* base, Int t, Int per_sample, Int width) const {
-        const Int step = a.is_differentiated ? t : 0;
+        const Int step = a.is_taped ? t : 0;
         return base + (step * a.batch + first) * per_sample * width;
     }
     T* tape(void* base, Int t, Int per_sample, Int width) const { return tape(data(base), t, per_sample, width); }
@@ -630,7 +630,7 @@ void Shard<T>::update(Int t, T* memory, const T* ahead, const LaidWeights<T>& la
                 if (a.values_ahead) {
                     const Int begin = m * ahead_steps * count;
                     values = ahead + (begin + ahead_row[begin + t % ahead_steps * count + s]) * I * gates;
-                    if (a.is_differentiated)
+                    if (a.is_taped)
                         std::memcpy(tape(a.ahead, t, computed, I * gates) + (offset[m] + r) * I * gates, values,
                                     I * gates * sizeof(T));
                 } else {
@@ -720,7 +720,7 @@ template <typename T>
 void Shard<T>::forward(const LaidWeights<T>& laid) {
     T* memory = w.buffers[6].take(count * M * d);
     T* proposed = w.buffers[7].take(M * count * d);  // by touched row
-    T* loose = w.buffers[8].take(a.is_differentiated ? 1 : M * count * std::max<Int>(P, 1));  // P by (m, s)
+    T* loose = w.buffers[8].take(a.is_taped ? 1 : M * count * std::max<Int>(P, 1));  // P by (m, s)
     T* fresh = w.buffers[9].take(count * std::max<Int>(P, 1));
     T* output = w.buffers[10].take(K * count * std::max<Int>(O, 1));
     T* out_rows = w.buffers[11].take(K * count * d);
@@ -730,7 +730,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
     std::fill(place, place + M * count, Int(-1));  // where a state's keys and values are; -1: it has changed
     T* projected = a.heads ? data(a.projected) : nullptr;
     // the caller has set where this shard's rows of the tape of projections begin
-    Int next = a.is_differentiated && a.heads ? a.start[index * (a.steps + 1)] : 0;
+    Int next = a.is_taped && a.heads ? a.start[index * (a.steps + 1)] : 0;
     for (Int t = 0; t < a.steps; ++t) {
         for (Int s = 0; s < count; ++s)
             if (is_reset(t, s)) {
@@ -751,7 +751,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                 if (active_row >= 0) candidate(t, row, before(t, s) + m * d, out_rows + active_row * d);
             }
         if (a.heads) {
-            if (a.is_differentiated) a.start[index * (a.steps + 1) + t] = static_cast<int32_t>(next);
+            if (a.is_taped) a.start[index * (a.steps + 1) + t] = static_cast<int32_t>(next);
             for (Int m = 0; m < M; ++m) {
                 Int rows = 0;
                 for (Int s = 0; s < count; ++s) {
@@ -764,20 +764,20 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                         continue;
                     touched[rows++] = s;
                 }
-                T* into = a.is_differentiated ? projected + next * P : fresh;
+                T* into = a.is_taped ? projected + next * P : fresh;
                 times(proposed, d, data(a.communication) + m * d * P, P, into, P, rows, d, P, false);
                 for (Int r = 0; r < rows; ++r) {
                     const Int at = touched[r] * M + m;
-                    if (a.is_differentiated) {
+                    if (a.is_taped) {
                         place[at] = next + r;
                     } else {
                         place[at] = at;
                         std::memcpy(loose + at * P, fresh + r * P, P * sizeof(T));
                     }
                 }
-                if (a.is_differentiated) next += rows;
+                if (a.is_taped) next += rows;
             }
-            const T* all = a.is_differentiated ? projected : loose;
+            const T* all = a.is_taped ? projected : loose;
             with_sizes(a.key, a.value, [&](auto key, auto value) { communicate(t, all, key, value); });
             const T* read = tape(a.read, t, K, R);
             T* o = a.output_kind ? tape(a.output, t, K, O) : output;
@@ -807,7 +807,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                     add_scaled(into, x, T(1), d);
                 }
             }
-            if (a.is_differentiated) {
+            if (a.is_taped) {
                 int32_t* saved = a.place + (t * a.batch + first) * M;
                 for (Int at = 0; at < M * count; ++at) saved[at] = static_cast<int32_t>(place[at]);
             }
@@ -823,7 +823,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
             }
         }
     }
-    if (a.is_differentiated && a.heads) a.start[index * (a.steps + 1) + a.steps] = static_cast<int32_t>(next);
+    if (a.is_taped && a.heads) a.start[index * (a.steps + 1) + a.steps] = static_cast<int32_t>(next);
     if (a.walks_again) return;
     for (Int s = 0; s < count; ++s)
         std::memcpy(data(a.last_hidden) + (first + s) * M * d,
