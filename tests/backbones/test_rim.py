@@ -595,6 +595,13 @@ def test_a_state_of_another_shape_or_cell_is_refused() -> None:
             rim(torch.ones(2, 3, 2), state)
 
 
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+def test_inputs_of_another_type_than_the_weights_are_refused(checkpoint_every: int | None) -> None:
+    rim = RIM(4, 32, num_mechanisms=4, num_active=2, checkpoint_every=checkpoint_every)
+    with pytest.raises(ValueError, match=r"inputs must be torch.float32, as the weights are; got torch.float64"):
+        rim(torch.ones(2, 6, 4, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("backend", SCANS)
 def test_tokens_outside_the_table_are_refused(backend: str) -> None:
     rim = RIM(2, 12, num_mechanisms=3, num_active=2, backend=backend)

@@ -103,7 +103,8 @@ class RIM(Backbone):
             interpreter only, so that ``auto`` does not take it); the environment variable ``RIMLIT_BACKEND``
             overrides it.
         checkpoint_every: Steps of a part whose intermediate results are computed again in the backward, exactly,
-            instead of kept, at least 1. Long sequences then take a fraction of the memory.
+            instead of kept, at least 1. Long sequences then take a fraction of the memory. Results are the same up
+            to the order of sums.
         project_in_bf16: Whether the products before the loop are computed in bfloat16, as under autocast;
             the recurrence, scores and selection stay in the weights' type.
 
@@ -340,6 +341,9 @@ class RIM(Backbone):
     ) -> tuple[Tensor, State]:
         """Run over ``sequence`` (B, T, N, D), or over the rows ``tokens`` (B, T) of a table (1, V, 1, D)."""
         backend = self._announce_backend()
+        dtype, may_be_cast = self._layers[0].cell_bias.dtype, self._layers[0].options.project_in_bf16
+        if sequence.dtype != dtype and not (may_be_cast or torch.is_autocast_enabled(sequence.device.type)):
+            raise ValueError(f"inputs must be {dtype}, as the weights are; got {sequence.dtype}.")
         if state is not None:
             state = self._fitting(state, len(sequence if tokens is None else tokens))
         state, initial = self.starting_state(sequence if tokens is None else tokens, state)

@@ -143,9 +143,9 @@ def _run_steps(backend: str, weights: LayerWeights, options: LayerOptions, input
     if backend == "reference":
         return reference.run(weights, options, inputs)
     is_cpu = backend == "cpu"
-    if inputs.checkpoint_every is not None and inputs.tokens is None:
+    if is_cpu and inputs.checkpoint_every is not None and inputs.tokens is None:
         projected, weights = project_halfway(weights, options, inputs, cpu.multiply)
-        return ALL_SCANS[backend](projected, weights, options, inputs)
+        return cpu.scan(projected, weights, options, inputs)
     projected = project(
         weights,
         options,

@@ -104,11 +104,12 @@ def project(
 def project_halfway(
     weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, multiply: Multiply
 ) -> tuple[Projected, LayerWeights]:
-    """Project as little as can be kept instead of :func:`project`'s results, sample by sample.
+    """Project the whole sequence as far as is cheap to keep, sample by sample.
 
     Returns:
-        Keys and values that hold neither the query nor the cell's weights, and the weights that these meet. Where
-        the input is narrow, keys and values are the input itself and their weights are multiplied into these.
+        Keys and values that hold neither the query nor the cell's weights, and the layer's weights. Where it is
+        cheaper to multiply weights with one another, keys or values are the input itself, and their weights are
+        in the query's or the cell's.
     """
     sequence, heads = inputs.sequence, options.input_heads
     batch_size, num_steps, num_slots, _ = sequence.shape

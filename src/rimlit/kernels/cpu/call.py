@@ -23,8 +23,7 @@ _INTEGERS = (
     "key_group_stride", "key_step_stride", "key_row_stride", "value_group_stride", "value_step_stride",
     "value_row_stride", "features_stride", "from_features_stride", "is_gru", "across_mechanisms",
     "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
-    "values_ahead", "is_taped", "is_double", "walks_again", "adds_to_later",
-    "earlier_follow",
+    "values_ahead", "is_taped", "is_double", "later_are_done", "earlier_follow",
 )
 _POINTERS = (
     "keys", "values", "hidden", "memory", "initial_hidden", "initial_memory", "input_query", "cell_input",
@@ -74,8 +73,7 @@ class Call:
         threads: int | None = None,
         *,
         is_taped: bool = True,
-        walks_again: bool = False,
-        adds_to_later: bool = False,
+        later_are_done: bool = False,
         earlier_follow: bool = False,
     ) -> None:
         options = setting.options
@@ -126,8 +124,7 @@ class Call:
             "values_ahead": self.values_ahead,
             "is_taped": self.is_taped,
             "is_double": operands.hidden.dtype == torch.float64,
-            "walks_again": walks_again,
-            "adds_to_later": adds_to_later,
+            "later_are_done": later_are_done,
             "earlier_follow": earlier_follow,
         }
 

@@ -42,9 +42,10 @@ struct Arguments {
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated
     Int keys_hold_query, values_hold_cell, values_ahead, is_taped, is_double;
-    // of a sequence that is walked back part by part, from its end
-    Int walks_again;  // the outputs are there, only the tape is written
-    Int adds_to_later, earlier_follow;
+    // of a part of a sequence that is walked back from its end. If later parts are done, a walk forward finds the
+    // outputs and writes the tape only, and one back adds to gradients. If earlier ones follow, threads' sums stay
+    // apart.
+    Int later_are_done, earlier_follow;
     // operands
     const void *keys, *values, *hidden, *memory, *initial_hidden, *initial_memory;
     const void *input_query, *cell_input, *cell_hidden, *cell_bias;
@@ -320,7 +321,8 @@ public:
         G = 4 * d;                                  // gates on the tape: the GRU's last quarter is what r scales
         gates = (a.is_gru ? 3 : 4) * d;             // gates of the weights
         V = a.values_hold_cell ? 0 : I * a.input_value;
-        const Int known = a.walks_again && !a.reads_candidates ? K : M;  // rows of each step that are multiplied ahead
+        // rows of each step that are multiplied ahead
+        const Int known = a.later_are_done && !a.reads_candidates ? K : M;
         ahead_steps = std::max<Int>(1, kAheadRows * M / std::max<Int>(known * count, 1));
         head = 2 * a.key + a.value;
         P = a.heads * head;
@@ -366,7 +368,7 @@ private:
         return data(static_cast<const void*>(a.features)) + b * a.features_stride + (t - 1) * M * d;
     }
     bool is_known_active(Int m, Int t, Int s) const {
-        return !a.walks_again || a.reads_candidates || a.is_active[((first + s) * a.steps + t) * M + m];
+        return !a.later_are_done || a.reads_candidates || a.is_active[((first + s) * a.steps + t) * M + m];
     }
     bool is_reset(Int t, Int s) const { return a.resets && a.resets[(first + s) * a.steps + t]; }
     // the sample, or the token that it reads
@@ -541,7 +543,7 @@ template <typename T>
 void Shard<T>::multiply_ahead(Int t, const LaidTiles& weights, T* out) {
     if constexpr (std::is_same<T, float>::value) {
         const Int all = std::min(ahead_steps, a.steps - t) * count, width = a.input_value;
-        const bool all_alike = a.value_groups == 1 && !a.walks_again;  // mechanisms share rows and their tiles
+        const bool all_alike = a.value_groups == 1 && !a.later_are_done;  // mechanisms share rows and their tiles
         uint16_t* left = w.left.take(amx::tiles_size(all, width));
         bool has_parts = false;
         Int rows = 0;
@@ -739,13 +741,13 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                                 M * d * sizeof(T));
                 std::fill(place + s * M, place + (s + 1) * M, Int(-1));
             }
-        a.walks_again ? recall(t) : score(t);
+        a.later_are_done ? recall(t) : score(t);
         list_rows();
         if (a.values_ahead && t % ahead_steps == 0) multiply_ahead(t, laid.cell_tiles, ahead);
         update(t, memory, ahead, laid);
         T* features = data(a.features);
         // candidates of active rows, by active row
-        for (Int m = 0; m < M && !a.walks_again; ++m)
+        for (Int m = 0; m < M && !a.later_are_done; ++m)
             for (Int row = offset[m]; row < offset[m + 1]; ++row) {
                 const Int s = row_sample[row], active_row = active_row_of[s * M + m];
                 if (active_row >= 0) candidate(t, row, before(t, s) + m * d, out_rows + active_row * d);
@@ -780,9 +782,9 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
             const T* all = a.is_taped ? projected : loose;
             with_sizes(a.key, a.value, [&](auto key, auto value) { communicate(t, all, key, value); });
             const T* read = tape(a.read, t, K, R);
-            T* o = a.output_kind ? tape(a.output, t, K, O) : output;
             const bool is_output_taped = a.output_kind != 0;
-            for (Int m = 0; m < M && (is_output_taped || !a.walks_again); ++m) {
+            T* o = is_output_taped ? tape(a.output, t, K, O) : output;
+            for (Int m = 0; m < M && (is_output_taped || !a.later_are_done); ++m) {
                 const Int begin = active_offset[m], rows = active_offset[m + 1] - begin;
                 times(read + begin * R, R, mechanism_weight(a.communication_output, m, R * O, a.output_groups), O,
                       o + begin * O, O, rows, R, O, false);
@@ -797,7 +799,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
                     tanh_all(x + d, d);
                 }
             }
-            for (Int row = 0; row < active_offset[M] && !a.walks_again; ++row) {
+            for (Int row = 0; row < active_offset[M] && !a.later_are_done; ++row) {
                 const T* x = o + row * O;
                 T* into = out_rows + row * d;
                 if (a.output_kind == 2) {
@@ -814,7 +816,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
             for (Int at = 0; at < M * count; ++at)
                 if (chosen[at] || a.reads_candidates) place[at] = -1;  // its state changes now
         }
-        for (Int s = 0; s < count && !a.walks_again; ++s) {
+        for (Int s = 0; s < count && !a.later_are_done; ++s) {
             T* into = features + (first + s) * a.features_stride + t * M * d;
             const T* old = before(t, s);
             for (Int m = 0; m < M; ++m) {
@@ -824,7 +826,7 @@ void Shard<T>::forward(const LaidWeights<T>& laid) {
         }
     }
     if (a.is_taped && a.heads) a.start[index * (a.steps + 1) + a.steps] = static_cast<int32_t>(next);
-    if (a.walks_again) return;
+    if (a.later_are_done) return;
     for (Int s = 0; s < count; ++s)
         std::memcpy(data(a.last_hidden) + (first + s) * M * d,
                     data(a.features) + (first + s) * a.features_stride + (a.steps - 1) * M * d, M * d * sizeof(T));
@@ -941,10 +943,10 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
     w.indices.resize(std::max<size_t>(w.indices.size(), kIndices + M));
     std::vector<Log<T>> cell(M), talk(M), out(M), ask(M);
     for (Int m = 0; m < M; ++m) {
-        cell[m].open(w.buffers[base + 4 * m], V + d, G, count, a.adds_to_later);
-        if (a.heads) talk[m].open(w.buffers[base + 4 * m + 1], d, P, count, a.adds_to_later);
-        if (a.heads) out[m].open(w.buffers[base + 4 * m + 2], R, O, count, a.adds_to_later);
-        if (query_width) ask[m].open(w.buffers[base + 4 * m + 3], d, query_width, count, a.adds_to_later);
+        cell[m].open(w.buffers[base + 4 * m], V + d, G, count, a.later_are_done);
+        if (a.heads) talk[m].open(w.buffers[base + 4 * m + 1], d, P, count, a.later_are_done);
+        if (a.heads) out[m].open(w.buffers[base + 4 * m + 2], R, O, count, a.later_are_done);
+        if (query_width) ask[m].open(w.buffers[base + 4 * m + 3], d, query_width, count, a.later_are_done);
     }
     // of the rows of `cell`, where values are multiplied many steps at once: which values they read, by what factors
     std::vector<Int*> value_of(M);
@@ -1169,7 +1171,8 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
                 for (Int e = 0; e < I * N; ++e) {
                     T sum = 0;
                     for (Int m = 0; m < M; ++m) sum += x[m * I * N + e] * gradient[m * I * N + e];
-                    for (Int m = 0; m < M; ++m) gradient[m * I * N + e] = x[m * I * N + e] * (gradient[m * I * N + e] - sum);
+                    for (Int m = 0; m < M; ++m)
+                        gradient[m * I * N + e] = x[m * I * N + e] * (gradient[m * I * N + e] - sum);
                 }
             } else {
                 for (Int e = 0; e < M * I; ++e) {
@@ -1423,7 +1426,7 @@ Arguments own_arguments(const Arguments& a, const std::vector<Sum>& sums, Int in
     for (const Sum& sum : sums) {
         if (sum.numbers == 0) continue;
         if (index > 0) own.*sum.into = static_cast<T*>(a.*sum.others) + (index - 1) * sum.numbers;
-        if (!sum.is_written && !a.adds_to_later) std::fill_n(static_cast<T*>(own.*sum.into), sum.numbers, T(0));
+        if (!sum.is_written && !a.later_are_done) std::fill_n(static_cast<T*>(own.*sum.into), sum.numbers, T(0));
     }
     return own;
 }
@@ -1448,7 +1451,8 @@ void run(const Arguments& a, bool is_backward) {
     in_parallel(a.threads, [&](Int index) {
         run_shard<T>(own_arguments<T>(a, all, index), index, is_backward, layout.result);
     });
-    if (is_backward && a.threads > 1 && !a.earlier_follow) in_parallel(a.threads, [&](Int index) { add_up<T>(a, all, index); });
+    if (is_backward && a.threads > 1 && !a.earlier_follow)
+        in_parallel(a.threads, [&](Int index) { add_up<T>(a, all, index); });
     pool<T>().give(std::move(workspace));
 }
 

@@ -63,15 +63,14 @@ class CPULoop:
             call = Call(
                 *_part_of(setting, operands, state, steps),
                 threads,
-                walks_again=not is_last,
-                adds_to_later=not is_last,
+                later_are_done=not is_last,
                 earlier_follow=not is_first,
             )
             walked, part_tape = _outputs_of(outputs, steps), Tape(*last_tape)
             if not is_last:
                 part_tape = call.empty_tape()
                 call.run("rimlit_forward", walked, part_tape)
-            into = _gradients_of(found, setting, steps)
+            into = _gradients_of(found, operands, setting, steps)
             call.run("rimlit_backward", walked, part_tape, into, others, (from_features[:, steps], *from_state))
             from_state = [into.hidden, into.memory]
         return found._replace(hidden=from_state[0], memory=from_state[1])
@@ -87,13 +86,13 @@ def _part_of(
     return setting.steps(steps), operands
 
 
-def _gradients_of(found: Operands, setting: Setting, steps: slice) -> Operands:
+def _gradients_of(found: Operands, operands: Operands, setting: Setting, steps: slice) -> Operands:
     """Return where the gradients of ``steps`` belong: in ``found``, but for that of the state before them."""
     if setting.tokens is None:
         found = found._replace(keys=found.keys[:, steps], values=found.values[:, steps])
     return found._replace(
-        hidden=torch.empty_like(found.hidden),
-        memory=None if found.memory is None else torch.empty_like(found.memory),
+        hidden=torch.empty_like(operands.hidden),
+        memory=None if operands.memory is None else torch.empty_like(operands.memory),
     )
 
 
@@ -103,8 +102,10 @@ def _parts(setting: Setting, operands: Operands) -> list[slice]:
 
 
 def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
-    """Return ``outputs`` at ``steps``, beside the last state."""
+    """Return ``outputs`` at ``steps``, but what no walk over them reads."""
     return outputs._replace(
+        hidden=None,  # type: ignore[arg-type]
+        memory=None,
         features=outputs.features[:, steps],
         active=outputs.active[:, steps].contiguous(),
         attention=outputs.attention[:, steps].contiguous(),
@@ -128,20 +129,22 @@ def _join(parts: list[Outputs], features: Tensor) -> Outputs:
 
 
 def _empty_gradients(setting: Setting, operands: Operands, threads: int) -> tuple[Operands, dict[str, Tensor]]:
-    """Return memory for gradients, zero where they are added to it, and of what each thread adds up by itself."""
+    """Return memory for gradients, zero where they are added to it, and of what each thread adds up by itself.
+
+    The state's are not among them: every part has its own.
+    """
     # samples belong to one thread each; to the rest all threads add, all but the first in memory of their own
-    apart = {"hidden", "memory", "initial_hidden", "initial_memory"}
-    if setting.tokens is None:
-        apart |= {"keys", "values"}
+    apart = {"initial_hidden", "initial_memory"}
     added = {"initial_hidden", "initial_memory"}
     if setting.tokens is None:
+        apart |= {"keys", "values"}
         added |= {"values"}
     if operands.input_query is not None:
         added |= {"keys"}
     found: dict[str, MaybeTensor] = dict.fromkeys(Operands._fields)
     shapes = {}
     for name, operand in operands._asdict().items():
-        if operand is None:
+        if operand is None or name in {"hidden", "memory"}:
             continue
         found[name] = memory.empty_like(operand)
         if name in added:

@@ -10,7 +10,6 @@ import mmap
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,22 +55,6 @@ def empty_together(
         name: memory[ends[name] - size : ends[name]].view(dtypes.get(name, default)).view(shapes[name])
         for name, size in sizes.items()
     }
-
-
-def joined(whole: Tensor, parts: list[Tensor]) -> Tensor:
-    """Return ``whole``, in whose memory ``parts`` lie along dimension 1, as a function of these."""
-    return _Joined.apply([whole], *parts)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Joined(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, whole: list[Tensor], *parts: Tensor) -> Tensor:
-        ctx.sizes = [part.shape[1] for part in parts]
-        return whole[0]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *torch.split(gradient, ctx.sizes, dim=1)
 
 
 def _lend(size: int) -> Tensor:
