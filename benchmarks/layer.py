@@ -249,7 +249,7 @@ def memory(rounds: int) -> dict[str, Any]:
     layers = {
         f"{name}, {text}": rim(backend=name, checkpoint_every=every)
         for name in ("cpu", "function")
-        for every, text in ((None, "everything kept"), (16, "checkpoint_every=16"))
+        for every, text in ((None, "everything kept"), (20, "checkpoint_every=20"))
     }
     result = {}
     for name in ("cpu", "function"):
