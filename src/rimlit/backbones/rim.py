@@ -102,9 +102,9 @@ class RIM(Backbone):
             (autograd; ``torch.compile``), ``reference``, or ``triton`` (for CUDA devices; checked in Triton's
             interpreter only, so that ``auto`` does not take it); the environment variable ``RIMLIT_BACKEND``
             overrides it.
-        checkpoint_every: Steps of a part whose intermediate results are computed again in the backward, exactly,
-            instead of kept, at least 1. Long sequences then take a fraction of the memory. Results are the same up
-            to the order of sums.
+        checkpoint_every: Steps of a part whose intermediate results are computed again in the backward instead of
+            kept, at least 1. Long sequences then take a fraction of the memory; results are the same up to the
+            order of sums.
         project_in_bf16: Whether the products before the loop are computed in bfloat16, as under autocast;
             the recurrence, scores and selection stay in the weights' type.
 
