@@ -186,6 +186,15 @@ def test_a_run_killed_between_its_last_two_files_is_completed(tmp_path: Path) ->
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
 
 
+def test_a_run_that_goes_on_in_another_folder_has_a_best_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpointer, "_is_best", lambda self, score: self.best_score is None)  # none is better
+    fit(CASES["endless"], tmp_path / "first", steps=3)
+    fit(CASES["endless"], tmp_path / "second", ckpt_path=tmp_path / "first" / "last.ckpt")
+    assert read_checkpoint(tmp_path / "second" / "best.ckpt")["global_step"] == 6
+
+
 def test_without_the_position_a_run_does_not_go_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

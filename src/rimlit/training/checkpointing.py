@@ -152,6 +152,9 @@ class Checkpointer(Checkpoint):
             except StorageError as error:
                 failure = error
         _raise_together(trainer, failure)
+        if self.best_score is not None and not trainer.strategy.broadcast(self.best.is_file()):
+            log.info("There is no %s: the best is chosen among the validations that follow.", self.best)
+            self.best_score = None
         if trainer.is_global_zero:
             for left in self.folder.glob(".*.ckpt.*.tmp"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
