@@ -68,12 +68,13 @@ def test_rows_that_repeat_and_an_expanded_gradient_need_no_copy_of_ours() -> Non
     torch.testing.assert_close(y.grad, x.t() @ torch.ones(40, 50))
 
 
+@pytest.mark.parametrize("width", [70, 300])  # 300: more rows of a gradient than are laid out at once
 @pytest.mark.parametrize("steps", [slice(0, 20), slice(7, 16)])
-def test_rows_are_read_where_they_lie_in_a_sequence(steps: slice) -> None:
-    sequence, y = random_tensor(9, 20, 70), random_tensor(70, 50, seed=1).requires_grad_()
+def test_rows_are_read_where_they_lie_in_a_sequence(steps: slice, width: int) -> None:
+    sequence, y = random_tensor(9, 20, width), random_tensor(width, 50, seed=1).requires_grad_()
     part = sequence[:, steps].requires_grad_()
     torch.autograd.backward(tiles.multiply(part, y), gradient := random_tensor(9 * part.shape[1], 50, seed=2))
-    rows = part.detach().reshape(-1, 70)
+    rows = part.detach().reshape(-1, width)
     torch.testing.assert_close(y.grad, rows.t() @ gradient, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(part.grad, (gradient @ y.detach().t()).view_as(part), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(tiles.multiply(part, y), rows @ y, rtol=1e-5, atol=1e-4)
