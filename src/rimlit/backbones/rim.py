@@ -341,8 +341,9 @@ class RIM(Backbone):
     ) -> tuple[Tensor, State]:
         """Run over ``sequence`` (B, T, N, D), or over the rows ``tokens`` (B, T) of a table (1, V, 1, D)."""
         backend = self._announce_backend()
-        dtype, may_be_cast = self._layers[0].cell_bias.dtype, self._layers[0].options.project_in_bf16
-        if sequence.dtype != dtype and not (may_be_cast or torch.is_autocast_enabled(sequence.device.type)):
+        layer = self._layers[0]
+        dtype, is_cast = layer.cell_bias.dtype, layer.options.project_in_bf16
+        if sequence.dtype != dtype and not (is_cast or torch.is_autocast_enabled(sequence.device.type)):
             raise ValueError(f"inputs must be {dtype}, as the weights are; got {sequence.dtype}.")
         if state is not None:
             state = self._fitting(state, len(sequence if tokens is None else tokens))

@@ -127,9 +127,9 @@ def run_layer(
     if backend == "cpu":
         return _run_steps(backend, weights, options, inputs._replace(checkpoint_every=checkpoint_every))
     parts = []
-    for first, end in parts_of(num_steps, checkpoint_every):
-        part = inputs.steps(first, end)
-        if end == num_steps:  # the backward begins here: nothing is gained by going twice
+    for steps in parts_of(num_steps, checkpoint_every):
+        part = inputs.steps(steps)
+        if steps.stop == num_steps:  # the backward begins here: nothing is gained by going twice
             result = _run_steps(backend, weights, options, part)
         else:  # all randomness was drawn before: there is no generator to keep
             run = functools.partial(_run_steps, backend, weights, options)

@@ -53,7 +53,7 @@ class Setting(NamedTuple):
         return self._replace(
             tokens=None if self.tokens is None else self.tokens[steps],
             resets=None if self.resets is None else self.resets[:, steps],
-            keep=Keep(*(None if factors is None else factors[steps] for factors in self.keep)),
+            keep=self.keep.steps(steps),
         )
 
 

@@ -50,6 +50,10 @@ class Keep(NamedTuple):
     input: Tensor | None  # (T, M, B, I, N)
     communication: Tensor | None  # (T, B, C, M, M)
 
+    def steps(self, steps: slice) -> "Keep":
+        """Return the factors of these steps."""
+        return Keep(*(None if factors is None else factors[steps] for factors in self))
+
 
 class LayerInputs(NamedTuple):
     """What a layer runs on."""
@@ -68,13 +72,12 @@ class LayerInputs(NamedTuple):
         """Steps of the sequence."""
         return (self.sequence if self.tokens is None else self.tokens).shape[1]
 
-    def steps(self, first: int, end: int) -> "LayerInputs":
-        """Return the steps from ``first`` to before ``end``, from the same state."""
-        keep = Keep(*(None if factors is None else factors[first:end] for factors in self.keep))
-        resets = None if self.resets is None else self.resets[:, first:end]
+    def steps(self, steps: slice) -> "LayerInputs":
+        """Return these steps, from the same state."""
+        keep, resets = self.keep.steps(steps), None if self.resets is None else self.resets[:, steps]
         if self.tokens is not None:
-            return self._replace(tokens=self.tokens[:, first:end], resets=resets, keep=keep)
-        return self._replace(sequence=self.sequence[:, first:end], resets=resets, keep=keep)
+            return self._replace(tokens=self.tokens[:, steps], resets=resets, keep=keep)
+        return self._replace(sequence=self.sequence[:, steps], resets=resets, keep=keep)
 
 
 class Activity(NamedTuple):
@@ -94,13 +97,13 @@ class LayerResult(NamedTuple):
     activity: Activity | None
 
 
-def parts_of(num_steps: int, every: int) -> list[tuple[int, int]]:
-    """Return first steps and ends of parts of ``every`` steps; the first takes what is left over.
+def parts_of(num_steps: int, every: int) -> list[slice]:
+    """Return the parts of ``every`` steps; the first takes what is left over.
 
     The last part's tape is kept, and may be as long as any.
     """
     ends = range(num_steps % every or every, num_steps + 1, every)
-    return list(zip((0, *ends), ends, strict=False))
+    return [slice(max(0, end - every), end) for end in ends]
 
 
 def join_results(parts: list[LayerResult]) -> LayerResult:

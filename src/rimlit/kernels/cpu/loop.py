@@ -48,10 +48,10 @@ class CPULoop:
         gradients: Gradients,
     ) -> Operands:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
-        *last_tape, memories = tape
+        last_tape, memories = Tape(*tape[:-1]), tape[-1]
         operands = arranged(operands, setting)
         parts = _parts(setting, operands)
-        threads = int(Tape(*last_tape).threads)  # the tape lies as the threads of the forward wrote it
+        threads = int(last_tape.threads)  # the tape lies as the threads of the forward wrote it
         found, others = _empty_gradients(setting, operands, threads)
         from_features, *from_state = gradients
         for index, steps in reversed(list(enumerate(parts))):
@@ -66,8 +66,8 @@ class CPULoop:
                 later_are_done=not is_last,
                 earlier_follow=not is_first,
             )
-            walked, part_tape = _outputs_of(outputs, steps), Tape(*last_tape)
-            if not is_last:
+            walked, part_tape = _outputs_of(outputs, steps), last_tape
+            if not is_last:  # the tape before this one is gone by now
                 part_tape = call.empty_tape()
                 call.run("rimlit_forward", walked, part_tape)
             into = _gradients_of(found, operands, setting, steps)
@@ -98,7 +98,7 @@ def _gradients_of(found: Operands, operands: Operands, setting: Setting, steps: 
 
 def _parts(setting: Setting, operands: Operands) -> list[slice]:
     num_steps = operands.keys.shape[1] if setting.tokens is None else len(setting.tokens)
-    return [slice(first, end) for first, end in parts_of(num_steps, setting.checkpoint_every or num_steps)]
+    return parts_of(num_steps, setting.checkpoint_every or num_steps)
 
 
 def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
@@ -135,12 +135,9 @@ def _empty_gradients(setting: Setting, operands: Operands, threads: int) -> tupl
     """
     # samples belong to one thread each; to the rest all threads add, all but the first in memory of their own
     apart = {"initial_hidden", "initial_memory"}
-    added = {"initial_hidden", "initial_memory"}
     if setting.tokens is None:
         apart |= {"keys", "values"}
-        added |= {"values"}
-    if operands.input_query is not None:
-        added |= {"keys"}
+    added = apart - {"keys"} if operands.input_query is None else apart
     found: dict[str, MaybeTensor] = dict.fromkeys(Operands._fields)
     shapes = {}
     for name, operand in operands._asdict().items():
