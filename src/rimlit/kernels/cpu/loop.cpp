@@ -1532,9 +1532,8 @@ int rimlit_multiply(const float* x, Int group_rows, Int group_stride, Int row_st
         in_parallel(threads, [&](Int index) {
             const Int begin = rows * index / threads, end = rows * (index + 1) / threads;
             const auto left = [&](Int r) {
-                if (is_x_turned) return x + r / group_rows * group_stride + r % group_rows * row_stride + begin;
-                r += begin;
-                return x + r / group_rows * group_stride + r % group_rows * row_stride;
+                if (!is_x_turned) r += begin;
+                return x + r / group_rows * group_stride + r % group_rows * row_stride + (is_x_turned ? begin : 0);
             };
             const auto right = [&](Int r) { return y + r * y_stride; };
             auto workspace = pool<float>().take();
