@@ -4,20 +4,18 @@ A file is what ``torch.save`` writes, a zip archive, with the SHA-256 of all bef
 one file, which ``torch.load`` opens as it is. A flipped bit in a weight would otherwise load without a word.
 """
 
-import contextlib
-import errno
 import hashlib
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rimlit.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
+from rimlit.errors import CheckpointError, ConfigError, NonFiniteError
+from rimlit.files import storage_error, whole_file
 from rimlit.spec import Recorded, check_spec
 
 _PREFIX = b"sha256:"
@@ -57,47 +55,6 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             raise
         needed = sum(tensor.nbytes for _, tensor in _tensors(checkpoint))
         raise storage_error(path, needed, error) from error
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` that takes its place once it is on the disk whole, and else is removed."""
-    # in the same folder: os.replace is atomic within one file system only
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def try_folder(folder: Path, needed: int) -> None:
-    """Raise a StorageError if a file of ``needed`` bytes could not be written to ``folder`` now."""
-    path = folder / ".tried"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"1")
-        path.unlink()
-        if shutil.disk_usage(folder).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise storage_error(folder, needed, error) from error
-
-
-def storage_error(path: Path, needed: int | None, error: Exception) -> StorageError:
-    """Return the error for a file that cannot be written: where, how much it needs, how much is free."""
-    try:
-        free = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,} bytes are free"
-    except OSError:
-        free = "the folder is not there"
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    needs = "" if not needed else f"it needs about {needed:,} bytes, "
-    return StorageError(f"{path} cannot be written ({reason}): {needs}{free}.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -194,16 +151,6 @@ def _digest(file: Any, count: int) -> str:
         digest.update(block)
         count -= len(block)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:

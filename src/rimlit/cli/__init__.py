@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from rimlit import __version__
 from rimlit.cli.configs import list_configs, read_config
+from rimlit.console import guard_streams
 from rimlit.errors import ConfigError, ProcessError, RimlitError, StoppedError
 
 SUBCOMMANDS = {
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Arguments without the program's name; by default those of the process.
     """
+    if argv is None:  # the process is this command's own
+        guard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(arguments)

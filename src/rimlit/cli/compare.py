@@ -15,7 +15,6 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from rimlit.checkpoints import try_folder
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.run import RimlitCLI, experiment_name, prepare, resolve_configs
@@ -25,6 +24,7 @@ from rimlit.comparison.results import Comparison
 from rimlit.comparison.runs import Run, cores, run_all, threads_of_a_run
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError, RunsFailedError
+from rimlit.files import try_folder
 from rimlit.tasks import Task
 from rimlit.training.recording import RunFolder, git_commit, machine, sizes_of
 from rimlit.training.tracking import MLflowTracker

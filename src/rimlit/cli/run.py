@@ -23,14 +23,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 import rimlit.rl  # noqa: F401, its classes are then known by their names
-from rimlit.checkpoints import read_checkpoint, storage_error
+from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
 from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
 from rimlit.comparison.matching import TOLERANCE, match_parameters
+from rimlit.console import ConsoleHandler
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
+from rimlit.files import storage_error
 from rimlit.kernels import overriding_backend
 from rimlit.spec import find_class, trust
 from rimlit.tasks import Task
@@ -701,7 +703,7 @@ def _quieten() -> None:
         handler.addFilter(_NoAdverts())
     rimlit_log = logging.getLogger("rimlit")
     if not rimlit_log.handlers:
-        handler = logging.StreamHandler()
+        handler = ConsoleHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         rimlit_log.addHandler(handler)
         rimlit_log.setLevel(logging.INFO)

@@ -15,8 +15,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rimlit.checkpoints import storage_error, whole_file
 from rimlit.errors import DataError
+from rimlit.files import storage_error, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

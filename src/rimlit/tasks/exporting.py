@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load, save
 
 import rimlit
-from rimlit.checkpoints import check_specs, read_checkpoint, storage_error, whole_file
+from rimlit.checkpoints import check_specs, read_checkpoint
 from rimlit.errors import CheckpointError
+from rimlit.files import write_file
 from rimlit.spec import build
 from rimlit.tasks.base import LINKED, Task
 
@@ -55,13 +56,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     for name, content in ((WEIGHTS, weights), (CONFIG, text.encode())):
-        target = Path(folder) / name
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as file:
-                file.write(content)
-        except OSError as error:
-            raise storage_error(target, len(content), error) from error
+        write_file(Path(folder) / name, content)
     return path
 
 

@@ -22,9 +22,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import distributed
 
-from rimlit.checkpoints import read_checkpoint, try_folder, whole_file, write_checkpoint
+from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, RimlitError, StorageError
+from rimlit.files import try_folder, whole_file
 from rimlit.training.changes import Change, adopt, find_changes, refuse_changes, run_settings
 from rimlit.training.epoch_sums import collect, restore
 from rimlit.training.signals import SignalFlag

@@ -1,6 +1,5 @@
 """The folder of a run and what is written there: config, state, results."""
 
-import json
 import logging
 import os
 import platform
@@ -17,9 +16,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 import rimlit
 from rimlit.backbones import RIM, Backbone
 from rimlit.backbones.base import count_flops
-from rimlit.checkpoints import storage_error, whole_file
 from rimlit.data import DataModule
 from rimlit.errors import StoppedError, StorageError
+from rimlit.files import read_json, write_file, write_json
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
 from rimlit.training.tracking import MLflowTracker, is_gone, process_name
@@ -44,11 +43,11 @@ class RunFolder:
 
     def read_state(self) -> dict[str, Any]:
         """Return ``run_state.json``, empty for a new run."""
-        return _read_json(self.path / "run_state.json")
+        return read_json(self.path / "run_state.json")
 
     def write_state(self, **entries: Any) -> None:
         """Add entries to ``run_state.json``."""
-        _write_json(self.path / "run_state.json", {**self.read_state(), **entries})
+        write_json(self.path / "run_state.json", {**self.read_state(), **entries})
 
     def running_process(self) -> str | None:
         """Return the other process that trains this run, by its :func:`process_name`; None where it has ended.
@@ -63,11 +62,11 @@ class RunFolder:
 
     def read_results(self) -> dict[str, Any]:
         """Return ``results.json``, empty before the end of a run."""
-        return _read_json(self.path / "results.json")
+        return read_json(self.path / "results.json")
 
     def write_results(self, **entries: Any) -> None:
         """Add entries to ``results.json``."""
-        _write_json(self.path / "results.json", {**self.read_results(), **entries})
+        write_json(self.path / "results.json", {**self.read_results(), **entries})
 
     def has_own_test(self) -> bool:
         """Return whether the scores in ``results.json`` are those of the test that ended the training."""
@@ -90,20 +89,6 @@ class RunFolder:
             aside,
             aside.name,
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise storage_error(path, len(text), error) from error
 
 
 class RunRecorder(L.Callback):
@@ -135,8 +120,7 @@ class RunRecorder(L.Callback):
     @rank_zero_only
     def _describe(self, trainer: L.Trainer, task: Task) -> None:
         path = self.folder.path / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.config)
+        write_file(path, self.config)
         parameters = describe(trainer, task)
         self._sizes = sizes_of(task)
         backend = {"backend": task.backbone.resolve_backend()[0]} if isinstance(task.backbone, RIM) else {}

@@ -22,8 +22,8 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from rimlit.checkpoints import storage_error
 from rimlit.errors import StoppedError, TrackingError
+from rimlit.files import storage_error
 from rimlit.training.outbox import Entry, Outbox, Refused, read_notes, reason_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,99 @@
+"""What the package prints: on lines of its own, above a progress bar, and never a reason for a run to fail."""
+
+import contextlib
+import logging
+import sys
+from typing import Any, TextIO
+
+
+class UnfailingStream:
+    """A text stream whose writes never raise.
+
+    What the encoding does not know is written as an escape; what the device does not take (a full disk, a closed
+    pipe) is dropped. Everything else is the wrapped stream's.
+
+    Args:
+        stream: The stream, for example ``sys.stdout``.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            pass
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write lines."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_streams() -> None:
+    """Let nothing that this process prints raise, whoever prints it: Lightning, a progress bar, a warning."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, UnfailingStream):
+            setattr(sys, name, UnfailingStream(stream))
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a text and a line's end, above a progress bar where there is one; never raises.
+
+    Args:
+        text: One or more lines.
+        stream: Where to; by default stdout.
+    """
+    stream = sys.stdout if stream is None else stream
+    if stream is None:  # a process without a console
+        return
+    safe: Any = stream if isinstance(stream, UnfailingStream) else UnfailingStream(stream)
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is None:  # no bar without it
+        safe.write(f"{text}\n")
+        safe.flush()
+        return
+    # the bar's own stream may fail, too
+    with contextlib.suppress(OSError, ValueError), tqdm.tqdm.external_write_mode(file=stream):
+        safe.write(f"{text}\n")
+        safe.flush()
+
+
+def show(*renderables: Any) -> None:
+    """Print tables and texts of rich; never raises."""
+    from rich.console import Console
+
+    if sys.stdout is None:
+        return
+    stream: Any = UnfailingStream(sys.stdout)
+    console = Console(file=stream)
+    with console.capture() as captured:
+        for renderable in renderables:
+            console.print(renderable, highlight=False)
+    say(captured.get().removesuffix("\n"))
+
+
+class ConsoleHandler(logging.Handler):
+    """Log to stderr as it is at that moment, above a progress bar, one line for each record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        try:
+            say(self.format(record), sys.stderr)
+        except Exception:
+            self.handleError(record)
