@@ -15,10 +15,12 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
+from rimlit.cli.arguments import resolve_configs
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
-from rimlit.cli.run import RimlitCLI, experiment_name, prepare, resolve_configs
+from rimlit.cli.run import RimlitCLI, experiment_name
 from rimlit.cli.settings import build_data, build_task, changed_setting, find_target, require_same_data
+from rimlit.cli.setup import prepare
 from rimlit.comparison.matching import MEASURES, TOLERANCE, WORDS, Match, Measure, match_parameters
 from rimlit.comparison.results import Comparison
 from rimlit.comparison.runs import Run, cores, run_all, threads_of_a_run

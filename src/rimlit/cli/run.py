@@ -2,21 +2,17 @@
 
 import atexit
 import errno
-import itertools
 import logging
-import os
 import re
 import shutil
 import sys
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,17 +20,17 @@ from lightning.pytorch.loggers import Logger
 
 import rimlit.rl  # noqa: F401, its classes are then known by their names
 from rimlit.checkpoints import read_checkpoint
-from rimlit.cli.configs import find_config
+from rimlit.cli.arguments import named_configs, read_yaml, resolve_configs, shared_options, value_of
+from rimlit.cli.checks import refuse_settings
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
 from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
+from rimlit.cli.setup import prepare
 from rimlit.comparison.matching import TOLERANCE, match_parameters
-from rimlit.console import ConsoleHandler
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
 from rimlit.files import storage_error
-from rimlit.kernels import overriding_backend
-from rimlit.spec import find_class, trust
+from rimlit.spec import find_class
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
 from rimlit.training.activity import MechanismActivity
@@ -72,24 +68,6 @@ def run(arguments: list[str]) -> None:
             RimlitCLI(command, checkpoint)
         except AlreadyDone as done:
             print(done)
-
-
-def prepare(arguments: list[str]) -> list[str]:
-    """Set the process up for a command; return its arguments without ``--trust``.
-
-    Raises:
-        ConfigError: ``--trust`` or ``RIMLIT_BACKEND`` is wrong.
-    """
-    _quieten()
-    set_parsing_settings(add_print_completion_argument=True)
-    arguments = _take_trust(arguments)
-    if os.environ.get("RIMLIT_TRUST"):
-        sys.path.append(os.getcwd())  # a console script does not see modules beside the user; last: shadow nothing
-    try:
-        overriding_backend()
-    except ValueError as error:  # RIMLIT_BACKEND
-        raise ConfigError(str(error)) from error
-    return arguments
 
 
 class RimlitCLI(LightningCLI):
@@ -208,19 +186,19 @@ class RimlitCLI(LightningCLI):
 
     def _match(self, subcommand: str, config: Namespace) -> None:
         """Solve the backbone's width and put it into the settings, as if it had been given."""
-        target = find_target(config.match_to, _configs(sys.argv))
+        target = find_target(config.match_to, named_configs(sys.argv))
         config.match_to = str(target)
         if any(re.match(r"--model\..*\bhidden_size\b", word) for word in sys.argv):
             raise ConfigError("hidden_size is what match solves: leave out one of the two.")
         parser = self._parser(subcommand)
         try:
-            of_target = self.parser.parse_args([subcommand, "--config", str(target), *_shared_options(sys.argv)])
+            of_target = self.parser.parse_args([subcommand, "--config", str(target), *shared_options(sys.argv)])
         except ArgumentError as error:
             raise ConfigError(f"match_to: {explain(error, parser)}") from error
         ours, theirs = (
             yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target[subcommand])
         )
-        is_itself = any(Path(path).resolve() == target.resolve() for path in _configs(sys.argv))
+        is_itself = any(Path(path).resolve() == target.resolve() for path in named_configs(sys.argv))
         if is_itself and ours["model"]["init_args"]["backbone"] == theirs["model"]["init_args"]["backbone"]:
             raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")
         require_same_data({"this config": ours, f"match_to={str(target)!r}": theirs})
@@ -253,7 +231,7 @@ class RimlitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder and its loggers."""
         config = self.config[self.subcommand]
-        _refuse_settings(config)
+        refuse_settings(config)
         self.folder = self._choose_folder(config)
         config.trainer.default_root_dir = str(self.folder.path)
         self._going_on_from = self._find_start(config) if self.subcommand == "fit" else None
@@ -532,108 +510,9 @@ def experiment_name(task: Task) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-def _refuse_settings(config: Namespace) -> None:
-    """Refuse what Lightning takes and then stumbles over, or trains nothing with."""
-    trainer = config.trainer
-    if config.name is not None and (config.name in ("", ".", "..") or Path(config.name).name != config.name):
-        raise ConfigError(f"name must be that of a folder, without a way to it; got name={config.name!r}.")
-    has_gpu = torch.cuda.is_available()
-    if trainer.accelerator in ("gpu", "cuda") and not has_gpu:
-        raise ConfigError(
-            f"trainer.accelerator={trainer.accelerator!r} needs a GPU, and torch finds none here; allowed are "
-            "auto and cpu."
-        )
-    if str(trainer.precision) in ("16", "16-mixed") and not (has_gpu and trainer.accelerator != "cpu"):
-        raise ConfigError(
-            f"trainer.precision={trainer.precision!r} needs a GPU; on a CPU Lightning would train in bfloat16 "
-            "instead: ask for bf16-mixed."
-        )
-    least = {
-        "accumulate_grad_batches": 1,
-        "check_val_every_n_epoch": 1,
-        "gradient_clip_val": 0,
-        "log_every_n_steps": 0,
-    }
-    for name, bound in least.items():
-        if (value := trainer.get(name)) is not None and value < bound:
-            raise ConfigError(f"trainer.{name} must be at least {bound}; got {value}.")
-    for name in ("limit_train_batches", "val_check_interval"):
-        if (value := trainer.get(name)) is not None and value == 0:
-            raise ConfigError(f"trainer.{name} must be above 0; got {value}.")
-
-
-def _take_trust(arguments: list[str]) -> list[str]:
-    """Take ``--trust`` from the command line, the only place besides the environment that may hold it."""
-    rest, named = [], []
-    pending = iter(arguments)
-    for argument in pending:
-        if argument == "--trust":
-            package = next(pending, None)
-            if package is None:
-                raise ConfigError("--trust needs the name of a package.")
-            named.append(package)
-        elif argument.startswith("--trust="):
-            named.append(argument.removeprefix("--trust="))
-        else:
-            rest.append(argument)
-    for package in named:
-        trust(package)
-    if named:  # for the processes this one starts
-        os.environ["RIMLIT_TRUST"] = ",".join([*named, os.environ.get("RIMLIT_TRUST", "")]).strip(",")
-    return rest
-
-
-def resolve_configs(arguments: list[str]) -> list[str]:
-    """Replace names of shipped configs by their files."""
-    resolved = list(arguments)
-    for index, argument in enumerate(resolved):
-        if argument in ("--config", "-c") and index + 1 < len(resolved):
-            resolved[index + 1] = str(_readable(find_config(resolved[index + 1])))
-        elif argument.startswith("--config="):
-            resolved[index] = f"--config={_readable(find_config(argument.removeprefix('--config=')))}"
-    return resolved
-
-
-def _readable(path: Path) -> Path:
-    """Refuse a config that is no YAML while its name is known: the parser sees only its text."""
-    try:
-        content = yaml.load(path.read_text(), _UniqueKeys)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date of month 13 is a ValueError
-        reason = " ".join(str(error).split()).replace('"<unicode string>"', "it")
-        raise ConfigError(f"config={str(path)!r} is not valid YAML: {reason}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"config={str(path)!r} must hold keys such as model, data and trainer; got {content!r}.")
-    return path
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuse a key that stands twice: YAML would take the second without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping."""
-        seen: list[Any] = []
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.append(key)  # a list or mapping as a key is refused below
-        return super().construct_mapping(node, deep)
-
-
-def _value_of(arguments: list[str], option: str) -> str | None:
-    for index, argument in enumerate(arguments):
-        if argument == option and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{option}="):
-            return argument.removeprefix(f"{option}=")
-    return None
-
-
 def _checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:
     """Return the contents of the checkpoint that a command other than fit names as a file."""
-    path = _value_of(arguments, "--ckpt_path")
+    path = value_of(arguments, "--ckpt_path")
     if arguments[0] == "fit" or path is None or path in CHECKPOINT_KEYS:
         return None
     return read_checkpoint(path)
@@ -641,7 +520,7 @@ def _checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:
 
 def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str]:
     """Put the checkpoint's own task and data before what the user gave, unless that is a config."""
-    if _value_of(arguments, "--model") or any("model" in _read_yaml(path) for path in _configs(arguments)):
+    if value_of(arguments, "--model") or any("model" in read_yaml(path) for path in named_configs(arguments)):
         return arguments
     saved = checkpoint["rimlit"]
     if saved["data"] is None:
@@ -652,67 +531,6 @@ def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[st
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # named like the checkpoint, as a run is named after its config
-    path = Path(folder, Path(_value_of(arguments, "--ckpt_path") or "checkpoint").stem).with_suffix(".yaml")
+    path = Path(folder, Path(value_of(arguments, "--ckpt_path") or "checkpoint").stem).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config))
     return [arguments[0], "--config", str(path), *arguments[1:]]
-
-
-def _configs(arguments: list[str]) -> list[str]:
-    """Return the config files named on the command line."""
-    following = [value for option, value in itertools.pairwise(arguments) if option in ("--config", "-c")]
-    return following + [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
-
-
-def _shared_options(arguments: list[str]) -> list[str]:
-    """Return the options of a command line that also hold for the model it is matched to."""
-    shared = []
-    for index, word in enumerate(arguments):
-        is_shared = word.startswith(("--model.", "--data.")) and ".backbone" not in word.partition("=")[0]
-        if is_shared or word.partition("=")[0] in ("--model", "--data"):
-            shared.append(word)
-            if "=" not in word and index + 1 < len(arguments):
-                shared.append(arguments[index + 1])
-    return shared
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError:
-        return {}  # the parser says what is wrong with it
-    return content if isinstance(content, dict) else {}
-
-
-class _NoAdverts(logging.Filter):
-    """Drop what Lightning logs about other products."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is shown."""
-        message = record.getMessage()
-        return "💡" not in message and "TPU available" not in message and "`weights_only`" not in message
-
-
-def _quieten() -> None:
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.rank_zero",
-        "lightning.pytorch",
-    ):
-        logging.getLogger(name).addFilter(_NoAdverts())
-    for handler in logging.getLogger("lightning.pytorch").handlers:
-        handler.addFilter(_NoAdverts())
-    rimlit_log = logging.getLogger("rimlit")
-    if not rimlit_log.handlers:
-        handler = ConsoleHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        rimlit_log.addHandler(handler)
-        rimlit_log.setLevel(logging.INFO)
-    # loading from memory or by arithmetic is not the bottleneck that more workers would widen
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # torchmetrics adds the processes' sums up itself
-    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # the summary of a model counts megabytes at 32 bits
-    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
-    # Lightning's own, about torch's pytree
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

@@ -1,0 +1,66 @@
+"""What is set up once in a process before a command runs: logging, warnings, the parser, the time loop."""
+
+import logging
+import os
+import sys
+import warnings
+
+from jsonargparse import set_parsing_settings
+
+from rimlit.cli.arguments import take_trust
+from rimlit.console import ConsoleHandler
+from rimlit.errors import ConfigError
+from rimlit.kernels import overriding_backend
+
+
+def prepare(arguments: list[str]) -> list[str]:
+    """Set the process up for a command; return its arguments without ``--trust``.
+
+    Raises:
+        ConfigError: ``--trust`` or ``RIMLIT_BACKEND`` is wrong.
+    """
+    _quieten()
+    set_parsing_settings(add_print_completion_argument=True)
+    arguments = take_trust(arguments)
+    if os.environ.get("RIMLIT_TRUST"):
+        sys.path.append(os.getcwd())  # a console script does not see modules beside the user; last: shadow nothing
+    try:
+        overriding_backend()
+    except ValueError as error:  # RIMLIT_BACKEND
+        raise ConfigError(str(error)) from error
+    return arguments
+
+
+class _NoAdverts(logging.Filter):
+    """Drop what Lightning logs about other products."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is shown."""
+        message = record.getMessage()
+        return "💡" not in message and "TPU available" not in message and "`weights_only`" not in message
+
+
+def _quieten() -> None:
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.pytorch",
+    ):
+        logging.getLogger(name).addFilter(_NoAdverts())
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_NoAdverts())
+    rimlit_log = logging.getLogger("rimlit")
+    if not rimlit_log.handlers:
+        handler = ConsoleHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        rimlit_log.addHandler(handler)
+        rimlit_log.setLevel(logging.INFO)
+    # loading from memory or by arithmetic is not the bottleneck that more workers would widen
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # torchmetrics adds the processes' sums up itself
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # the summary of a model counts megabytes at 32 bits
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
+    # Lightning's own, about torch's pytree
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
