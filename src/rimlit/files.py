@@ -160,7 +160,7 @@ def storage_error(path: Path, needed: int | None, error: Exception) -> StorageEr
     try:
         free = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,} bytes are free"
     except OSError:
-        free = "the folder does not exist"
+        free = "the folder is gone"
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     needs = "" if not needed else f"it needs about {needed:,} bytes, "
     return StorageError(f"{path} cannot be written ({reason}): {needs}{free}.")

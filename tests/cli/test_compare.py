@@ -22,7 +22,7 @@ from rimlit.cli.configs import configs_folder
 from rimlit.comparison import Comparison, runs
 from rimlit.comparison.runs import Run, last_step, last_words
 from rimlit.errors import ConfigError
-from rimlit.training.recording import RunFolder
+from rimlit.training.run_folder import RunFolder
 from tests.cli import running
 from tests.cli.running import QUIET, SMALL_COPYING, UNTRACKED, read_json
 

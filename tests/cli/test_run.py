@@ -609,6 +609,6 @@ def test_of_a_process_on_another_machine_it_is_not_said_that_it_was_killed(
     elsewhere = {**state, "status": "running", "process": "node7/4026531836/17/12345"}
     (copying / "run_state.json").write_text(json.dumps(elsewhere))
     succeed("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=5")
-    assert "An earlier process of this run, on node7, has not written down its end" in caplog.text
+    assert "An earlier process of this run, on node7, has not recorded its end" in caplog.text
     assert "killed" not in caplog.text
     assert "killed" not in read_json(copying / "run_state.json")

@@ -112,7 +112,7 @@ def test_a_disk_that_is_gone_ends_the_run(folder: Path, disk: Callable[[str], Pa
     path = disk("2m")
     answer = fit(path / "run", at=3, then=lambda: subprocess.run(["umount", "-l", path], check=True))
     assert answer.code == 6
-    assert f"{path / 'run/checkpoints'}" in answer.err and "the folder is not there" in answer.err
+    assert f"{path / 'run/checkpoints'}" in answer.err and "the folder is gone" in answer.err
 
 
 def test_a_run_folder_that_vanishes_ends_the_run_whatever_is_written_next(folder: Path) -> None:

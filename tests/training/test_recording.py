@@ -13,7 +13,8 @@ import rimlit
 from rimlit.backbones import RIM
 from rimlit.tasks import CopyingTask
 from rimlit.training import recording
-from rimlit.training.recording import RunFolder, RunRecorder, describe, git_commit, machine, sizes_of
+from rimlit.training.recording import RunRecorder, describe, git_commit, machine, sizes_of
+from rimlit.training.run_folder import RunFolder
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = quiet
@@ -35,14 +36,14 @@ def test_an_earlier_run_is_set_aside_under_the_next_free_number(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path / "mine")
-    folder.set_aside_earlier_run()  # there is none
+    folder.archive_earlier_run()  # there is none
     (tmp_path / "mine").mkdir()
-    folder.set_aside_earlier_run()  # there is nothing in it
+    folder.archive_earlier_run()  # there is nothing in it
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     with caplog.at_level(logging.INFO, logger="rimlit"):
         for number in (1, 2):
             folder.write_state(number=number)
-            folder.set_aside_earlier_run()
+            folder.archive_earlier_run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.1", "mine.2"]
     assert [RunFolder(tmp_path / f"mine.{number}").read_state()["number"] for number in (1, 2)] == [1, 2]
     assert "--name mine.2" in caplog.text

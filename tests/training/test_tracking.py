@@ -26,8 +26,9 @@ from rimlit.errors import ConfigError, DataError, StoppedError, StorageError, Tr
 from rimlit.training import tracking
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.episodes import EpisodePictures
-from rimlit.training.recording import RunFolder, RunRecorder
+from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
+from rimlit.training.run_folder import RunFolder
 from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_gone, process_name, save_figure
 from tests.rl.corridor import make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet

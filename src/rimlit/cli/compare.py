@@ -28,7 +28,8 @@ from rimlit.data import DataModule
 from rimlit.errors import ConfigError, RunsFailedError
 from rimlit.files import try_folder
 from rimlit.tasks import Task
-from rimlit.training.recording import RunFolder, git_commit, machine, sizes_of
+from rimlit.training.recording import git_commit, machine, sizes_of
+from rimlit.training.run_folder import RunFolder
 from rimlit.training.tracking import MLflowTracker
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from rich.table import Table
 from rimlit.cli.configs import shipped_folder
 from rimlit.tasks import Task
 from rimlit.tasks.base import Stage
-from rimlit.training.recording import RunFolder, scores_of, sizes_of
+from rimlit.training.recording import scores_of, sizes_of
+from rimlit.training.run_folder import RunFolder
 
 
 def recorded_results(dataset: str) -> dict[str, dict[str, Any]]:

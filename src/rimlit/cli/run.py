@@ -24,16 +24,24 @@ from rimlit.cli.arguments import named_configs, read_yaml, resolve_configs, shar
 from rimlit.cli.checks import refuse_settings
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.report import print_report
-from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
+from rimlit.cli.settings import (
+    build_data,
+    build_task,
+    find_target,
+    own_settings,
+    require_same_data,
+    yaml_of,
+)
 from rimlit.cli.setup import prepare
 from rimlit.comparison.matching import TOLERANCE, match_parameters
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
-from rimlit.files import storage_error
+from rimlit.files import require_folder, storage_error
 from rimlit.spec import find_class
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
 from rimlit.training.activity import MechanismActivity
+from rimlit.training.agreement import RankAgreement
 from rimlit.training.changes import find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, newest_checkpoint
 from rimlit.training.episodes import EpisodePictures
@@ -41,8 +49,9 @@ from rimlit.training.finite import FiniteGuard
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
-from rimlit.training.recording import RunFolder, RunRecorder
+from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
+from rimlit.training.run_folder import RunFolder, RunLock
 from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_of_this_machine, is_rank_zero
 
 log = logging.getLogger(__name__)
@@ -82,6 +91,15 @@ class RimlitCLI(LightningCLI):
         self.command = command
         self.checkpoint = checkpoint
         subparsers = {name: {"exit_on_error": False, "allow_abbrev": False} for name in self.subcommands()}
+        self._lock: RunLock | None = None
+        try:
+            self._run_all(subparsers)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _run_all(self, subparsers: dict[str, dict[str, Any]]) -> None:
+        """Parse, build and run: LightningCLI does all of it in its constructor."""
         super().__init__(
             Task,
             DataModule,
@@ -233,6 +251,14 @@ class RimlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         refuse_settings(config)
         self.folder = self._choose_folder(config)
+        self._is_trial = bool(config.trainer.fast_dev_run)
+        if is_rank_zero() and not self._is_trial:
+            require_folder(self.folder.path, 0)
+            if self.subcommand == "fit":
+                self._lock = RunLock(self.folder.path)
+                self._lock.acquire()
+                self._require_nobody_else()
+        self._settings = own_settings(self._parser(self.subcommand).dump(config, skip_none=True))
         config.trainer.default_root_dir = str(self.folder.path)
         self._going_on_from = self._find_start(config) if self.subcommand == "fit" else None
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
@@ -298,10 +324,14 @@ class RimlitCLI(LightningCLI):
         if config.trainer.default_root_dir is not None:
             return RunFolder(Path(config.trainer.default_root_dir))
         given = config.get("ckpt_path")
-        if self.subcommand != "fit" and given and Path(given).is_file():
-            folder = Path(given).resolve().parent
-            if folder.name == "checkpoints" and config.name is None:
-                return RunFolder(folder.parent)
+        if self.subcommand != "fit" and config.name is None:
+            if given and Path(given).is_file():
+                folder = Path(given).resolve().parent
+                if folder.name == "checkpoints":
+                    return RunFolder(folder.parent)
+            for saved in (Path(str(path)) for path in config.config or []):  # a run's own config names the run
+                if saved.name == "config.yaml" and (saved.parent / "checkpoints").is_dir():
+                    return RunFolder(saved.parent)
         dataset, name = find_class(config.data.class_path, DataModule).name or "data", "run"
         paths = [Path(str(given)).resolve() for given in config.config or []]
         naming = [path for path in paths if path.parent.name != "trainer"]  # configs/trainer names no run
@@ -338,7 +368,6 @@ class RimlitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add rimlit's loggers and callbacks to the trainer."""
         config = self._get(self.config_init, "trainer")
-        self._is_trial = bool(config.get("fast_dev_run"))
         logger = config.get("logger")
         if logger is None or logger is True:
             config["logger"] = False if self._is_trial else self._default_loggers()
@@ -347,7 +376,9 @@ class RimlitCLI(LightningCLI):
             own.append(ProgressBar())
         if not self._is_trial:
             own += [RolloutPictures(), EpisodePictures()]
-            recorder = RunRecorder(self.folder, self.command, self._resolved_config())
+            recorder = RunRecorder(
+                self.folder, self.command, yaml_of(self._settings), archive=not self._is_same_run
+            )
             if config.get("enable_checkpointing") is not False:
                 seed = int(self.config[self.subcommand].seed_everything)
                 checkpointer = Checkpointer(
@@ -360,7 +391,7 @@ class RimlitCLI(LightningCLI):
                 )
                 own.append(checkpointer)
             own.append(recorder)
-        own.append(ProcessWatch())
+        own += [ProcessWatch(), RankAgreement(self._settings)]
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         names = {type(callback) for callback in given}
@@ -381,11 +412,6 @@ class RimlitCLI(LightningCLI):
             required=self.config[self.subcommand].require_tracking,
         )
         return [LocalMetrics(self.folder.path), tracker]
-
-    def _resolved_config(self) -> str:
-        parser = self._parser(self.subcommand)
-        text: str = parser.dump(self.config[self.subcommand], skip_none=True)
-        return text
 
     def after_instantiate_classes(self) -> None:
         """Refuse a run that would never end, and batches that cannot be dealt to the processes."""
@@ -414,21 +440,17 @@ class RimlitCLI(LightningCLI):
             )
 
     def before_fit(self) -> None:
-        """Keep another run of the same name, earlier or at the same time, from being mixed with this one."""
-        if is_rank_zero() and not self._is_trial:
-            self._require_nobody_else()
+        """Refuse what cannot be resumed; nothing has been created or renamed yet (see :class:`RunRecorder`)."""
         if self._going_on_from is not None:
             self._require_same_run(self._going_on_from)
-        if not self._is_same_run and is_rank_zero() and not self._is_trial:
-            self.folder.set_aside_earlier_run()
 
     def _require_nobody_else(self) -> None:
-        """Refuse a folder in which another process of this machine trains: each would undo what the other does."""
+        """Refuse a folder in which another process of this machine trains, also where files cannot be locked."""
         process = self.folder.running_process()
         if process is not None and is_of_this_machine(process):
             host, _, pid, _ = process.split("/")
             raise ConfigError(
-                f"{self.folder.path} is being trained by process {pid} on {host}. Wait for its end, stop it, or "
+                f"{self.folder.path} is being trained by process {pid} on {host}. Wait until it ends, stop it, or "
                 "give another --name."
             )
 

@@ -5,12 +5,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rimlit.cli.configs import find_config
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
 from rimlit.spec import build, find_class, flat_settings, to_spec
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
+
+OF_ONE_RUN = (
+    "name",
+    "resume",
+    "ckpt_path",
+    "allow_changes",
+    "match",
+    "match_to",
+    "match_tolerance",
+    "return_predictions",
+    "config",
+)
+"""Settings that belong to one run, or to one command, and not to what is trained."""
+
+
+def own_settings(text: str) -> dict[str, Any]:
+    """Return the resolved settings of a command, as YAML, without those that belong to one run only."""
+    settings: dict[str, Any] = {key: value for key, value in yaml.safe_load(text).items() if key not in OF_ONE_RUN}
+    settings.get("trainer", {}).pop("default_root_dir", None)
+    return settings
+
+
+def yaml_of(settings: dict[str, Any]) -> str:
+    """Return settings as the text of a config."""
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def changed_setting(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rimlit.spec import trusted_packages
-from rimlit.training.recording import RunFolder
+from rimlit.training.run_folder import RunFolder
 from rimlit.training.signals import SignalFlag
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import rimlit
@@ -239,7 +239,7 @@ class Task(Recorded, L.LightningModule, ABC):
                     sync_dist=False,
                 )
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Log the floors."""
         self._log_floors()
 
@@ -270,11 +270,18 @@ class Task(Recorded, L.LightningModule, ABC):
             return optimizer
         spec = self._scheduler
         parameters = inspect.signature(find_class(spec["class_path"], LRScheduler)).parameters
-        if "total_steps" in parameters and spec["init_args"].get("total_steps") is None:
+        is_open = not any(spec["init_args"].get(name) for name in ("total_steps", "epochs"))
+        if "total_steps" in parameters and is_open:
             spec = {**spec, "init_args": {**spec["init_args"], "total_steps": self.schedule_length()}}
         if issubclass(find_class(spec["class_path"], LRScheduler), ReduceLROnPlateau):
             spec = {**spec, "init_args": {**spec["init_args"], "mode": self._plateau_mode(spec)}}
         scheduler = self._built(spec, LRScheduler, optimizer)
+        length = self.schedule_length()
+        if isinstance(scheduler, OneCycleLR) and length is not None and scheduler.total_steps < length:
+            raise ConfigError(
+                f"OneCycleLR: total_steps must be at least the {length} of the run; got {scheduler.total_steps}. "
+                "Leave it out, and it is the run's."
+            )
         options: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             validates_every = self.trainer.check_val_every_n_epoch or 1

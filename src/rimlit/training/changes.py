@@ -1,4 +1,4 @@
-"""Settings that differ from those a run was started with: used and said, or refused."""
+"""Settings and data that differ from those a run was started with: used and logged, or refused."""
 
 import warnings
 from collections.abc import Mapping
@@ -25,6 +25,8 @@ _USED = (
     "data.init_args.total_steps",
     *(f"trainer.{name}" for name in COURSE),
 )
+_REBUILDS = ("model.init_args.optimizer.", "model.init_args.scheduler.")
+_LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "data.init_args.total_steps")
 _FREE = ("data.init_args.num_workers", "data.init_args.path")  # where it runs, not what
 
 
@@ -47,10 +49,17 @@ class Change(NamedTuple):
 
 def run_settings(trainer: L.Trainer, seed: int) -> dict[str, Any]:
     """Return what a checkpoint remembers of a run besides its task and data."""
+    data = getattr(trainer, "datamodule", None)
     return {
         "seed_everything": seed,
         "trainer": {name: getattr(trainer, name) for name in (*MEANING, *COURSE)},
+        "data_digest": digest_of(data),
     }
+
+
+def digest_of(data: Any) -> str | None:
+    """Return the digest of the content that a data module reads, None where its settings say it all."""
+    return getattr(data, "digest", None) if isinstance(data, DataModule) else None
 
 
 def find_changes(
@@ -65,11 +74,12 @@ def find_changes(
     before = {**checkpoint.get("rimlit_run", {}), "data": named.get("data"), "model": named.get("task")}
     now = {
         **run_settings(trainer, seed),
+        "data_digest": digest_of(data),  # the trainer need not have the data yet
         "data": data.spec if isinstance(data, DataModule) else None,
         "model": task.spec if isinstance(task, Task) else None,
     }
     changes: list[Change] = []
-    for part in ("seed_everything", "data", "model", "trainer"):
+    for part in ("seed_everything", "data", "data_digest", "model", "trainer"):
         if before.get(part) is None or now[part] is None:
             continue
         old, new = flat_settings(before[part], part), flat_settings(now[part], part)
@@ -83,25 +93,32 @@ def refuse_changes(changes: list[Change], run: str, *, are_allowed: bool) -> Non
     for change in changes:
         if change.key == "model.init_args.optimizer.class_path":
             raise ConfigError(
-                f"{run} was trained with {change.before}, whose state {change.now} cannot take up. Give the same "
-                "optimizer, another --name, or --resume never, which sets the earlier run aside."
+                f"{run} was trained with {change.before}, whose state {change.now} cannot use. Give the same "
+                "optimizer, another --name, or --resume never, which archives the earlier run."
             )
-        if not (change.is_harmless or are_allowed):
-            raise ConfigError(
-                f"{run} was started with {change.key}={change.before!r}; got {change.now!r}. Give the same, "
-                "another --name, --allow_changes true to go on all the same, or --resume never, which sets the "
-                "earlier run aside."
+        if change.is_harmless or are_allowed:
+            continue
+        started = f"was started with {change.key}={change.before!r}; got {change.now!r}. Give the same"
+        if change.key == "data_digest":
+            started = (
+                "was trained on data of other content (SHA-256 "
+                f"{change.before[:12]}…; the data now have {change.now[:12]}…). Give the same data"
             )
+        raise ConfigError(
+            f"{run} {started}, another --name, --allow_changes true to resume with it all the same, or "
+            "--resume never, which archives the earlier run."
+        )
 
 
 def adopt(changes: list[Change], trainer: L.Trainer, task: L.LightningModule) -> None:
-    """Let new settings of optimiser and schedule take the place of those that a checkpoint has brought back.
+    """Replace the settings of optimiser and schedule that a checkpoint has restored by the new ones.
 
-    A schedule stands where it would stand had it been the run's from the start; one that reacts to a metric keeps
-    what it has done to the rate, as a factor.
+    A schedule is where it would be had it been the run's from the start; one that reacts to a metric keeps what it
+    has done to the rate, as a factor. A schedule that takes its length from the run is stretched with the run.
     """
     by_key = {change.key: change for change in changes}
-    if not any(key.startswith(("model.init_args.optimizer.", "model.init_args.scheduler.")) for key in by_key):
+    has_length = any("total_steps" in config.scheduler.state_dict() for config in trainer.lr_scheduler_configs)
+    if not any(key.startswith(_REBUILDS + (_LENGTHS if has_length else ())) for key in by_key):
         return
     optimizers, schedules = _init_optimizers_and_lr_schedulers(task)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]

@@ -1,6 +1,6 @@
-"""When a run is saved, and how it goes on from there as if it had never stopped.
+"""When a run is saved, and how it is resumed as if it had never stopped.
 
-Lightning saves in the middle of its bookkeeping: a run that goes on from such a file trains some steps twice, in
+Lightning saves in the middle of its bookkeeping: a run resumed from such a file trains some steps twice, in
 another order and with other random numbers. Here a checkpoint is written at one instant only, when everything
 about the last batch is done and nothing of the next one is: at the next batch's start.
 """
@@ -25,8 +25,8 @@ from torch import distributed
 from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, RimlitError, StorageError
-from rimlit.files import try_folder, whole_file
-from rimlit.training.changes import Change, adopt, find_changes, refuse_changes, run_settings
+from rimlit.files import require_folder, try_folder, whole_file
+from rimlit.training.changes import MEANING, Change, adopt, find_changes, refuse_changes, run_settings
 from rimlit.training.epoch_sums import collect, restore
 from rimlit.training.signals import SignalFlag
 
@@ -114,6 +114,7 @@ class Checkpointer(Checkpoint):
         self._sums_restored: list[dict[str, Any]] = []
         self._sums_at_end: dict[str, Any] | None = None
         self._changes: list[Change] = []
+        self._meaning: dict[str, Any] = {}
         self._paused: list[LRSchedulerConfig] = []
         self._is_between_batches = False
         self._has_ended = False
@@ -140,31 +141,32 @@ class Checkpointer(Checkpoint):
         connector.register_signal_handlers = register  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Try the folder before any work is done, and tell the data module where its training stream goes on."""
+        """Check the folder before any work is done, and give the data module the position to resume at."""
         self._has_ended = False
         self._saved_at = self._clock()
+        self._meaning = {name: getattr(trainer, name) for name in MEANING}  # as given: a callback may change it
         failure: RimlitError | None = None
         if trainer.is_global_zero:
             # last, best and the one being written; in each the weights and what an optimiser keeps of them
             missing = 3 - sum(path.is_file() for path in (self.last, self.best))
             needed = missing * 3 * sum(parameter.nbytes for parameter in pl_module.parameters())
             try:
-                try_folder(self.folder, needed)
+                require_folder(self.folder, needed)
             except StorageError as error:
                 failure = error
         _raise_together(trainer, failure)
+        data = getattr(trainer, "datamodule", None)
+        if self._restored is not None and isinstance(data, DataModule):
+            data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Apply what the checkpoint brought."""
         if self.best_score is not None and not trainer.strategy.broadcast(self.best.is_file()):
             log.info("There is no %s: the best is chosen among the validations that follow.", self.best)
             self.best_score = None
         if trainer.is_global_zero:
             for left in self.folder.glob(".*.ckpt.*.tmp"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
-        data = getattr(trainer, "datamodule", None)
-        if self._restored is not None and isinstance(data, DataModule):
-            data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take up what the checkpoint brought."""
         if self._restored is not None:
             # Lightning passes the end of the last batch once more, and would show them its score twice
             configs = trainer.lr_scheduler_configs
@@ -310,6 +312,7 @@ class Checkpointer(Checkpoint):
             "batches_that_stepped": loop._batches_that_stepped,
         }
         checkpoint["rimlit_run"] = run_settings(trainer, self.seed)
+        checkpoint["rimlit_run"]["trainer"] |= self._meaning
         checkpoint.setdefault("rimlit", {})  # where the module is no Task, which tells more
         is_cut_short = self._has_ended and checkpoint["rimlit_position"]["batches_in_epoch"] > 0
         mine = self._sums_at_end if is_cut_short else collect(trainer, pl_module)

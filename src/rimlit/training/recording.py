@@ -1,4 +1,4 @@
-"""The folder of a run and what is written there: config, state, results."""
+"""What is recorded of a run in its folder: config, state, results."""
 
 import logging
 import os
@@ -18,102 +18,45 @@ from rimlit.backbones import RIM, Backbone
 from rimlit.backbones.base import count_flops
 from rimlit.data import DataModule
 from rimlit.errors import StoppedError, StorageError
-from rimlit.files import read_json, write_file, write_json
+from rimlit.files import write_file
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
-from rimlit.training.tracking import MLflowTracker, is_gone, process_name
+from rimlit.training.run_folder import RunFolder
+from rimlit.training.tracking import MLflowTracker, process_name
 
 log = logging.getLogger(__name__)
 
 
-class RunFolder:
-    """Where a run lives: ``checkpoints/``, ``config.yaml``, ``metrics.csv``, ``run_state.json``, ``figures/``.
-
-    Args:
-        path: ``runs/<dataset>/<name>``.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of ``best.ckpt`` and ``last.ckpt``."""
-        return self.path / "checkpoints"
-
-    def read_state(self) -> dict[str, Any]:
-        """Return ``run_state.json``, empty for a new run."""
-        return read_json(self.path / "run_state.json")
-
-    def write_state(self, **entries: Any) -> None:
-        """Add entries to ``run_state.json``."""
-        write_json(self.path / "run_state.json", {**self.read_state(), **entries})
-
-    def running_process(self) -> str | None:
-        """Return the other process that trains this run, by its :func:`process_name`; None where it has ended.
-
-        Of one on another machine nothing is known but that it did not write down its end.
-        """
-        state = self.read_state()
-        process = state.get("process")
-        if state.get("status") != "running" or not isinstance(process, str):
-            return None
-        return None if process == process_name() or is_gone(process) else process
-
-    def read_results(self) -> dict[str, Any]:
-        """Return ``results.json``, empty before the end of a run."""
-        return read_json(self.path / "results.json")
-
-    def write_results(self, **entries: Any) -> None:
-        """Add entries to ``results.json``."""
-        write_json(self.path / "results.json", {**self.read_results(), **entries})
-
-    def has_own_test(self) -> bool:
-        """Return whether the scores in ``results.json`` are those of the test that ended the training."""
-        results = self.read_results()
-        return "test" in results and bool(results.get("tested", {}).get("after_fit", True))
-
-    def set_aside_earlier_run(self) -> None:
-        """Rename an earlier run of this name, so that a new one neither mixes with it nor destroys it."""
-        if not any((self.path / name).exists() for name in ("checkpoints", "run_state.json", "results.json")):
-            return
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-        self.path.rename(aside)
-        log.info(
-            "An earlier run in %s now lies in %s; go on with it by --name %s.",
-            self.path,
-            aside,
-            aside.name,
-        )
-
-
 class RunRecorder(L.Callback):
-    """Write down what a run was: its config and parameter counts before it, its results after it.
+    """Record a run: its config and parameter counts when training begins, its results when it ends.
+
+    Nothing is written before the first training step is about to be made: a run that Lightning, the optimiser or a
+    checkpoint refuses leaves nothing behind, and an earlier run of this name stays where it is.
 
     Args:
         folder: The run's folder.
         command: Command that started the run.
         config: The resolved config as YAML.
+        archive: Whether this is a new run, before which an earlier one of the same name is archived.
     """
 
-    def __init__(self, folder: RunFolder, command: str, config: str) -> None:
+    def __init__(self, folder: RunFolder, command: str, config: str, *, archive: bool = False) -> None:
         self.folder = folder
         self.command = command
         self.config = config
+        self.archive = archive
         self._sizes: dict[str, int | None] = {}
         self._started: float | None = None
         self._has_begun = False
-        self._seconds_before = 0.0  # in the parts of a run that was gone on with
-        self._commit = git_commit()  # now, not at the end: the checkout may have moved on by then
+        self._seconds_before = 0.0  # trained before the checkpoint that was resumed
+        self._commit = git_commit()  # now, not at the end: the checkout may have changed by then
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the config and describe the run to the trackers, now that everything could be built."""
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Archive an earlier run, write the config and describe the run to the trackers, once a training."""
+        if self._has_begun:
+            return
         self._has_begun = True
-        self._name_killed()
+        self._prepare_folder()
         if isinstance(pl_module, Task):
             self._describe(trainer, pl_module)
 
@@ -139,19 +82,22 @@ class RunRecorder(L.Callback):
                 logger.log_file(path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Begin: everything is built, checked and restored."""
+        self._begin(trainer, pl_module)
         self._started = time.monotonic()
         self._write_status(trainer, "running")
 
     @rank_zero_only
-    def _name_killed(self) -> None:
-        """Say so where an earlier process of this run ended without a word, and clear away what it left."""
+    def _prepare_folder(self) -> None:
+        """Archive an earlier run; of one that is resumed, log whether it was killed and remove what it left."""
+        if self.archive:
+            self.folder.archive_earlier_run()
         state, elsewhere = self.folder.read_state(), self.folder.running_process()
         step, when = state.get("step"), state.get("written")
         if elsewhere is not None:
             log.warning(
-                "An earlier process of this run, on %s, has not written down its end (last heard of after step "
-                "%s, at %s): two must not train it at a time.",
+                "An earlier process of this run, on %s, has not recorded its end (last seen after step %s, at "
+                "%s): two processes must not train one run at the same time.",
                 elsewhere.split("/")[0],
                 step,
                 when,
@@ -159,19 +105,16 @@ class RunRecorder(L.Callback):
         elif state.get("status") == "running":
             killed = {"process": state.get("process"), "step": step, "written": when}
             self.folder.write_state(killed=[*state.get("killed", []), killed])
-            log.warning(
-                "An earlier process of this run was killed after step %s (last heard of at %s).", step, when
-            )
-        for left in self.folder.path.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+            log.warning("An earlier process of this run was killed after step %s (last seen at %s).", step, when)
+        self.folder.remove_leftovers()
 
     def note_saved(self, trainer: L.Trainer, path: Path) -> None:
-        """Write down that a checkpoint was saved."""
+        """Record that a checkpoint was saved."""
         if path.stem == "last":
             self._write_state(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write down why the run ended."""
+        """Record why the run ended."""
         if trainer.state.fn == TrainerFn.FITTING and self._has_begun:  # a start that is refused leaves nothing
             status = "stopped" if isinstance(exception, StoppedError | KeyboardInterrupt) else "failed"
             try:
@@ -201,11 +144,11 @@ class RunRecorder(L.Callback):
         return {"seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
+        """Continue the count of a checkpoint."""
         self._seconds_before = state_dict["seconds"]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down the training."""
+        """Record the training."""
         if trainer.is_global_zero and isinstance(pl_module, Task):
             self.folder.write_results(
                 command=self.command,
@@ -214,18 +157,20 @@ class RunRecorder(L.Callback):
                 machine=machine(),
                 versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
                 **self._sizes,
+                data=data_of(trainer),
                 steps=trainer.global_step,
                 train_seconds=round(self._seconds(), 1),
                 floor=pl_module.floors(),
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down that the run is finished, after the last checkpoint."""
+        """Record that the run is finished, after the last checkpoint."""
+        self._begin(trainer, pl_module)  # a resumed run may have no step left
         self._write_status(trainer, "finished")
 
     @rank_zero_only
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down the test and where it comes from: a later one may be of another checkpoint."""
+        """Record the test and where it comes from: a later one may be of another checkpoint."""
         tested = {"after_fit": self._has_begun, "command": self.command, "commit": self._commit}
         self.folder.write_results(test=scores_of(trainer, "test"), tested=tested)
 
@@ -237,6 +182,14 @@ def scores_of(trainer: L.Trainer, stage: str) -> dict[str, float]:
         for name, value in trainer.callback_metrics.items()
         if name.startswith(f"{stage}/")
     }
+
+
+def data_of(trainer: L.Trainer) -> dict[str, Any] | None:
+    """Return what identifies a run's data: class, settings, and the digest of the content that was read."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DataModule):
+        return None
+    return {**data.spec, "digest": getattr(data, "digest", None)}
 
 
 def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:

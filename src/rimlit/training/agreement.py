@@ -1,0 +1,74 @@
+"""Processes that train together agree on settings, data and versions before the first step."""
+
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import distributed
+
+import rimlit
+from rimlit.data import DataModule
+from rimlit.errors import ConfigError
+from rimlit.spec import flat_settings
+
+OWN_TO_A_PROCESS = ("data.init_args.path", "data.init_args.num_workers")
+"""Settings that say where a process runs, and not what it computes."""
+
+
+class RankAgreement(L.Callback):
+    """Refuse a run whose processes have different settings, data or versions of the packages.
+
+    Processes that differ in a learning rate or a seed would train to wrong weights without a word; with another
+    number of steps they would wait for each other for ever.
+
+    Args:
+        settings: The resolved settings of this process, nested by their keys in a config.
+
+    Raises:
+        ConfigError: A setting, the content of the data, a version or a ``RIMLIT_`` variable differs; the message
+            names the key and both values. Raised in every process.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compare, once the processes have found each other."""
+        if trainer.world_size == 1:
+            return
+        mine = facts_of(self.settings, getattr(trainer, "datamodule", None))
+        everyone: list[dict[str, str]] = [{} for _ in range(trainer.world_size)]
+        distributed.all_gather_object(everyone, mine)
+        require_agreement(everyone)
+
+
+def facts_of(settings: Mapping[str, Any], data: Any) -> dict[str, str]:
+    """Return by name what all processes of a run must have in common, as text."""
+    facts = {key: value for key, value in flat_settings(dict(settings)).items() if key not in OWN_TO_A_PROCESS}
+    if isinstance(data, DataModule):
+        facts["digest of the data"] = getattr(data, "digest", None)
+    facts["version of rimlit"] = rimlit.__version__
+    facts["version of torch"] = torch.__version__
+    facts["version of lightning"] = L.__version__
+    facts["version of Python"] = platform.python_version()
+    facts |= {name: value for name, value in os.environ.items() if name in ("RIMLIT_BACKEND", "RIMLIT_BUILD")}
+    return {name: repr(value) for name, value in facts.items()}
+
+
+def require_agreement(everyone: list[dict[str, str]]) -> None:
+    """Raise a ConfigError for the first fact in which a process differs from process 0.
+
+    Args:
+        everyone: What :func:`facts_of` returned in each process, by rank.
+    """
+    first = everyone[0]
+    for rank, facts in enumerate(everyone[1:], start=1):
+        for name in sorted(first.keys() | facts.keys()):
+            if first.get(name) != facts.get(name):
+                raise ConfigError(
+                    f"The processes of a run must have the same settings: {name} is {first.get(name)} in process "
+                    f"0 and {facts.get(name)} in process {rank}."
+                )
