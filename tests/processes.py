@@ -24,7 +24,7 @@ class Fault(L.Callback):
     There the first process comes late: who is early must wait for it.
 
     Args:
-        kind: ``kill``, ``stop``, ``hang``, ``raise``, or the name of a signal.
+        kind: ``kill``, ``stop``, ``hang``, ``wait`` (for five seconds), ``raise``, or the name of a signal.
         rank: The process.
         step: When ``global_step`` is that.
     """
@@ -37,6 +37,9 @@ class Fault(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_rank != self.rank or trainer.global_step != self.step or self.is_again:
+            return
+        if self.kind == "wait":
+            time.sleep(5)
             return
         if self.kind == "hang":
             while True:
@@ -113,8 +116,12 @@ class Warm:
         processes: int = 2,
         env: dict[str, str] | None = None,
         by_slurm: bool = False,
+        own: dict[int, list[str]] | None = None,
     ) -> list[int]:
-        """Start ``rimlit`` in several processes, as torchrun or srun would; returns their ids."""
+        """Start ``rimlit`` in several processes, as torchrun or srun would; returns their ids.
+
+        ``own`` has arguments that only one process gets, by its rank.
+        """
         command = [str(argument) for argument in arguments]
         if processes > 1:
             command += ["--trainer.accelerator=cpu", f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
@@ -122,16 +129,21 @@ class Warm:
         port = str(free_port())
         for number in range(processes):
             rank = str(number)
+            place: dict[str, str] = {}
             if by_slurm:
-                own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0"}
-            elif processes == 1:
-                own = {}
-            else:
-                own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-                own |= {"LOCAL_WORLD_SIZE": str(processes), "WORLD_SIZE": str(processes)}
+                place = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0"}
+            elif processes > 1:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+                place |= {"LOCAL_WORLD_SIZE": str(processes), "WORLD_SIZE": str(processes)}
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
-            environments.append({**address, **own, **(env or {})})
-        pids: list[int] = self._ask(folder=str(folder), command=command, environments=environments)
+            environments.append({**address, **place, **(env or {})})
+        commands = [[*command, *(own or {}).get(number, [])] for number in range(processes)]
+        pids: list[int] = self._ask(folder=str(folder), commands=commands, environments=environments)
+        return pids
+
+    def start_alone(self, folder: Path, *commands: list[str]) -> list[int]:
+        """Start ``rimlit`` once for each command, at the same time, each alone."""
+        pids: list[int] = self._ask(folder=str(folder), commands=commands, environments=[{} for _ in commands])
         return pids
 
     def wait(self) -> list[Ended]:
@@ -159,7 +171,7 @@ def _start(job: dict[str, Any]) -> dict[int, Path]:
                 os.dup2(file.fileno(), 2)
                 os.dup2(file.fileno(), 1)
             os.environ.update(environment)
-            sys.argv = ["rimlit", *job["command"]]
+            sys.argv = ["rimlit", *job["commands"][rank]]
             _end(_run())
         files[pid] = error
     return files

@@ -53,6 +53,7 @@ from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.run_folder import RunFolder, RunLock
 from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_of_this_machine, is_rank_zero
+from rimlit.training.trial import TrialBatch
 
 log = logging.getLogger(__name__)
 
@@ -252,14 +253,9 @@ class RimlitCLI(LightningCLI):
         refuse_settings(config)
         self.folder = self._choose_folder(config)
         self._is_trial = bool(config.trainer.fast_dev_run)
-        if is_rank_zero() and not self._is_trial:
-            require_folder(self.folder.path, 0)
-            if self.subcommand == "fit":
-                self._lock = RunLock(self.folder.path)
-                self._lock.acquire()
-                self._require_nobody_else()
         self._settings = own_settings(self._parser(self.subcommand).dump(config, skip_none=True))
         config.trainer.default_root_dir = str(self.folder.path)
+        self._saved = self.folder.saved()
         self._going_on_from = self._find_start(config) if self.subcommand == "fit" else None
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
         if self.subcommand != "fit" and config.ckpt_path in (None, *CHECKPOINT_KEYS) and kept.is_file():
@@ -391,7 +387,7 @@ class RimlitCLI(LightningCLI):
                 )
                 own.append(checkpointer)
             own.append(recorder)
-        own += [ProcessWatch(), RankAgreement(self._settings)]
+        own += [ProcessWatch(), RankAgreement(self._settings), TrialBatch()]
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         names = {type(callback) for callback in given}
@@ -440,9 +436,25 @@ class RimlitCLI(LightningCLI):
             )
 
     def before_fit(self) -> None:
-        """Refuse what cannot be resumed; nothing has been created or renamed yet (see :class:`RunRecorder`)."""
+        """Lock the run and refuse what cannot be trained; nothing is created yet (see :class:`RunRecorder`)."""
+        if is_rank_zero() and not self._is_trial:
+            require_folder(self.folder.path, 0)
+            self._lock = RunLock(self.folder.path)
+            self._lock.acquire()
+            self._require_nobody_else()
+            if self.folder.saved() != self._saved:
+                raise ConfigError(
+                    f"{self.folder.path} was trained by another process while this one started; start again."
+                )
         if self._going_on_from is not None:
             self._require_same_run(self._going_on_from)
+
+    def _before_evaluation(self) -> None:
+        """Refuse a folder that cannot be written, before any work."""
+        if is_rank_zero() and not self._is_trial:
+            require_folder(self.folder.path, 0)
+
+    before_validate = before_test = before_predict = _before_evaluation
 
     def _require_nobody_else(self) -> None:
         """Refuse a folder in which another process of this machine trains, also where files cannot be locked."""

@@ -187,6 +187,11 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
                     raise DataError(f"{self._source(split)}: there are {size} samples{why}.")
                 self._checked(split)(Indexed(dataset).__getitems__([0]))
 
+    def example(self, split: Split) -> Any:
+        """Return a batch of the first sample of a split; None where there is none before training begins."""
+        dataset = next(iter(self.datasets(split).values()))
+        return self._checked(split)(Indexed(dataset).__getitems__([0]))
+
     def _source(self, split: Split) -> str:
         return f"The {split} data of {type(self).__name__}"
 

@@ -278,6 +278,11 @@ class Text(DataModule):
         for split in needed[stage]:
             self.datasets(split)
 
+    def example(self, split: Split) -> SequenceBatch:
+        """Return the first chunk of a split."""
+        chunk: SequenceBatch = self.datasets(split)[""][0]
+        return chunk
+
     def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
         """Return a loader whose items are batches already, in the order of the text."""
         # every process has rows of its own and walks all chunks: no index is dealt out

@@ -178,6 +178,9 @@ class Experience(DataModule):
             return {"": Episodes(self, split, self.environment)}
         return {name.replace("/", "_"): Episodes(self, split, name) for name in self.test_environments}
 
+    def example(self, split: Split) -> None:
+        """Return nothing: an agent makes its data itself."""
+
     def size_of(self, dataset: Dataset[Any]) -> int | None:
         """Return the episodes that are played, or the environments that are trained on."""
         return self._episodes[dataset.split] if isinstance(dataset, Episodes) else self.num_environments

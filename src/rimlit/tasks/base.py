@@ -167,6 +167,20 @@ class Task(Recorded, L.LightningModule, ABC):
         self._metrics[prefix].update(*self.scored(outputs, batch))
         return loss
 
+    def trial(self, batch: Any) -> None:
+        """Compute loss and metrics of a batch and keep nothing; raises where the batch does not fit the task."""
+        if any(
+            not method.__module__.startswith("rimlit.tasks")
+            for method in (type(self).shared_step, type(self).training_step)
+        ):
+            return  # the steps of a subclass may take another kind of batch
+        outputs, _ = self(batch.inputs)
+        self.loss(outputs, batch)
+        self.weight(batch)
+        scored = self.scored(outputs, batch)
+        for metric in self.metrics().values():
+            metric.to(self.device).update(*scored)
+
     def prefix(self, stage: Stage, group: int) -> str:
         """Return what stands before a metric's name: ``val``, or ``test/span_200`` for a named group."""
         names = self.group_names(stage)

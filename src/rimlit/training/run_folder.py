@@ -34,6 +34,14 @@ class RunFolder:
         """Folder of ``best.ckpt`` and ``last.ckpt``."""
         return self.path / "checkpoints"
 
+    def saved(self) -> dict[str, tuple[int, int]]:
+        """Return time (ns) and size (bytes) of each checkpoint, by its name: whether one was written since."""
+        return {
+            path.name: (status.st_mtime_ns, status.st_size)
+            for path in sorted(self.checkpoints.glob("*.ckpt"))
+            if (status := path.lstat())
+        }
+
     def read_state(self) -> dict[str, Any]:
         """Return ``run_state.json``, empty for a new run."""
         return read_json(self.path / "run_state.json")

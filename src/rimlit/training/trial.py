@@ -1,0 +1,62 @@
+"""One sequence through the whole model before a run begins: a task that does not fit its data is refused."""
+
+import traceback
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from rimlit.data import DataModule
+from rimlit.errors import ConfigError
+from rimlit.tasks import Task
+
+PACKAGES = Path(torch.__file__).parents[1]
+OURS = Path(__file__).parents[1]
+
+
+class TrialBatch(L.Callback):
+    """Run the first sample of training and validation through model, loss and metrics, before anything is written.
+
+    It runs without gradients, in evaluation mode, and draws no random number of the run. Tasks whose steps are not
+    those of :mod:`rimlit.tasks` are left alone, and so are models that a strategy shards.
+
+    Raises:
+        ConfigError: The task does not fit the data: other shapes, other types, classes out of range.
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Try."""
+        data = getattr(trainer, "datamodule", None)
+        is_whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+        if not (isinstance(pl_module, Task) and isinstance(data, DataModule) and is_whole):
+            return
+        was_training = pl_module.training
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), trainer.precision_plugin.forward_context():
+            pl_module.eval()
+            try:
+                for split in ("train", "val"):
+                    batch = data.example(split)
+                    if batch is not None:
+                        pl_module.trial(trainer.strategy.batch_to_device(batch))
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, ConfigError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                    raise
+                raise ConfigError(
+                    f"{type(pl_module).__name__} does not fit the data of {type(data).__name__}: {describe(error)}"
+                ) from error
+            finally:
+                pl_module.train(was_training)
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line, with the place where it was raised if that is in a user's own code."""
+    text = " ".join(str(error).split())[:300]
+    place = ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_absolute() and not any(path.is_relative_to(root) for root in (PACKAGES, OURS)):
+            place = f" ({path.name}, line {frame.lineno})"
+            break
+    return f"{type(error).__name__}: {text}{place}"
