@@ -41,7 +41,7 @@ readme: setup ## Run the README's fenced commands at a small size
 	$(BIN)/python -m pytest -m 'not gpu and not network' tests/test_readme.py $(ARGS)
 
 chaos: setup ## Kill training runs 100 times (kill -9), go on with them and compare, bit for bit; takes minutes
-	$(BIN)/python -m tests.chaos --kills 100 --json benchmarks/results/chaos.json $(ARGS)
+	$(BIN)/python -m tests.chaos --kills 100 --starts 20 --json benchmarks/results/chaos.json $(ARGS)
 
 check: lint types links test slow wheel-check notebooks ## Run all that CI runs
 

@@ -1,9 +1,10 @@
-"""Kill training runs at random instants (kill -9), go on with them, and compare them with runs never killed.
+"""Kill training runs at random instants (kill -9), resume them, and compare them with runs never killed.
 
-python -m tests.chaos [--kills 100] [--seed N] [--json benchmarks/results/chaos.json]
+python -m tests.chaos [--kills 100] [--starts 20] [--seed N] [--json benchmarks/results/chaos.json]
 
 Imports are paid once: every trial is a fork of this process that runs ``rimlit fit``, the same command each time,
 saving after every step. What is compared: every loss, the final weights and the optimiser's state, bit by bit.
+Then the same run is started twice at the same time, again and again: one process must train, the other be refused.
 """
 
 import argparse
@@ -250,9 +251,27 @@ def chaos(kills: int, seed: int, *, whole: bool = True) -> dict[str, Any]:
     }
 
 
+def starts(number: int, seed: int) -> dict[str, int]:
+    """Start a run twice at the same time, ``number`` times; return how often one trained and one was refused."""
+    as_wanted = 0
+    with tempfile.TemporaryDirectory() as name:
+        for index in range(number):
+            folder = Path(name, str(index))
+            folder.mkdir()
+            write_novel(folder)
+            case = list(CASES)[index % len(CASES)]
+            processes = [start(case, seed, folder, whole=True) for _ in range(2)]
+            codes = sorted(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes)
+            runs = [path.name for path in folder.glob("runs/*/*")]
+            as_wanted += codes == [0, 2] and runs == ["run"]
+            print(f"start {index + 1:3}: {case}, exit codes {codes}", flush=True)
+    return {"starts": number, "one_trained_one_refused": as_wanted}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--starts", type=int, default=0, help="how often to start a run twice at the same time")
     parser.add_argument("--seed", type=int, default=None, help="of the instants; by default a new one")
     parser.add_argument("--in-place", action="store_true", help="write files in place, to see them break")
     parser.add_argument("--json", type=Path, help="where to write the result")
@@ -262,12 +281,15 @@ def main() -> None:
     os.environ.pop("RIMLIT_TRUST", None)
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
-    result = chaos(arguments.kills, seed, whole=not arguments.in_place)
+    result = chaos(arguments.kills, seed, whole=not arguments.in_place) | starts(arguments.starts, seed)
     if arguments.json:
-        command = f"python -m tests.chaos --kills {arguments.kills} --seed {seed}"
+        command = f"python -m tests.chaos --kills {arguments.kills} --starts {arguments.starts} --seed {seed}"
         origin = {"command": command, "commit": git_commit(), "machine": machine()}
         seconds = round(time.monotonic() - began)
         arguments.json.write_text(json.dumps({**origin, **result, "seconds": seconds}, indent=2) + "\n")
+    if arguments.starts:
+        wanted = result["one_trained_one_refused"]
+        print(f"{wanted} of {arguments.starts} times one process trained and one was refused")
     print(", ".join(f"{count} in {phase}" for phase, count in sorted(result["kills_by_phase"].items())))
     print(
         f"{result['kills']} kills, {result['corrupt']} corrupt, at most {result['most_steps_lost']} steps lost, "
