@@ -16,7 +16,7 @@ G     gate pre-activations of a cell, G = 4·d
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,25 @@ State: TypeAlias = Any
 """A NamedTuple, or nested tuple, of tensors whose first dimension is B."""
 
 
+StateClass = TypeVar("StateClass", bound=type)
+
+
+def loads_as_data(cls: StateClass) -> StateClass:
+    """Class decorator: ``torch.load`` reads a saved state of this NamedTuple also with ``weights_only=True``.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> torch.save(GRUState(torch.ones(2)), file)
+        >>> _ = file.seek(0)
+        >>> torch.load(file, weights_only=True)
+        GRUState(hidden=tensor([1., 1.]))
+    """
+    torch.serialization.add_safe_globals([cls])
+    return cls
+
+
+@loads_as_data
 class LSTMState(NamedTuple):
     """State of LSTM-like backbones."""
 
@@ -32,6 +51,7 @@ class LSTMState(NamedTuple):
     memory: Tensor
 
 
+@loads_as_data
 class GRUState(NamedTuple):
     """State of GRU-like backbones."""
 
@@ -66,6 +86,52 @@ def flat_state(state: State) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
     return [tensor for part in state for tensor in flat_state(part)]
+
+
+def conform_state(state: Any, like: State) -> State:
+    """Return ``state`` as ``like`` is built, for states that a user passes in.
+
+    Tuples and lists stand for NamedTuples, a bare tensor for a state of one field; floating-point tensors take the
+    type of ``like``.
+
+    Args:
+        state: What was given.
+        like: A state of the same sizes, such as the initial one.
+
+    Raises:
+        ValueError: The number of fields, a shape, a device or a kind of number differs.
+    """
+
+    def fit(part: Any, like: State) -> State:
+        if isinstance(like, Tensor):
+            if not isinstance(part, Tensor) or part.shape != like.shape or part.device != like.device:
+                raise mismatch()
+            if part.dtype == like.dtype:
+                return part
+            if not (part.is_floating_point() and like.is_floating_point()):
+                raise mismatch()
+            return part.to(like.dtype)
+        parts = (part,) if isinstance(part, Tensor) and len(like) == 1 else part
+        if not isinstance(parts, tuple | list) or len(parts) != len(like):
+            raise mismatch()
+        fitting = map(fit, parts, like)
+        return type(like)(*fitting) if hasattr(like, "_fields") else type(like)(fitting)
+
+    def mismatch() -> ValueError:
+        return ValueError(f"state must be {_describe(like)}, batch first; got {_describe(state)}.")
+
+    return fit(state, like)
+
+
+def _describe(state: Any) -> str:
+    if isinstance(state, Tensor):
+        place = "" if state.is_cpu else f" on {state.device}"
+        return f"{str(state.dtype).removeprefix('torch.')} {tuple(state.shape)}{place}"
+    if not isinstance(state, tuple | list):
+        return f"a {type(state).__name__}"
+    names = [f"{name}=" for name in getattr(state, "_fields", ())] or [""] * len(state)
+    name = type(state).__name__ if hasattr(state, "_fields") else ""
+    return f"{name}({', '.join(name + _describe(part) for name, part in zip(names, state, strict=True))})"
 
 
 def detach_state(state: State) -> State:

@@ -1,5 +1,6 @@
 """Every fast time loop agrees with the reference: outputs, final state, activity and every gradient."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rimlit import RIM
-from rimlit.kernels import BACKENDS, SCANS, Activity, resolve_backend
+from rimlit.kernels import BACKENDS, SCANS, Activity, resolve_backend, run_layer
 from rimlit.types import State, map_state
 from tests.conftest import random_tensor
 from tests.laws.backbone_cases import SMALL
@@ -156,6 +157,70 @@ def test_a_fast_loop_agrees_with_the_reference_in_everything(case: dict[str, Any
 def test_a_fast_loop_agrees_with_the_reference_in_single_precision(case: str, backend: str) -> None:
     expected = run("reference", CASES[case], torch.float32)
     assert_agree(run(backend, CASES[case], torch.float32), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("slots", [None, 4])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_loops_agree_where_attention_is_saturated(
+    heads: int, slots: int | None, dtype: torch.dtype, backend: str
+) -> None:
+    # the null probability is then far below the precision of 1, and 1 − the rest is noise
+    def activity(name: str) -> Activity:
+        torch.manual_seed(0)
+        rim = RIM(8, 24, num_mechanisms=6, num_active=3, input_heads=heads, backend=name).to(dtype).eval()
+        with torch.no_grad():
+            rim.layers[0].input_query.weight.mul_(12)
+            rim.layers[0].input_key.weight.mul_(12)
+        state = map_state(lambda part: random_tensor(*part.shape, dtype=dtype), rim.initial_state(64))
+        shape = (64, 1, 8) if slots is None else (64, 1, slots, 8)
+        with rim.record_activity() as activities:
+            rim(random_tensor(*shape, seed=1, dtype=dtype), state)
+        return activities[0]
+
+    found, expected = activity(backend), activity("reference")
+    assert (expected.null_attention < torch.finfo(dtype).eps).any()
+    assert torch.equal(found.active, expected.active)
+    torch.testing.assert_close(found.null_attention, expected.null_attention, rtol=1e-3, atol=1e-30)
+
+
+@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("num_mechanisms", [1, M * SIZE])  # features that lie alike in several orders
+def test_dropout_between_layers_does_not_depend_on_how_a_loop_lays_features_out(
+    num_mechanisms: int, backend: str
+) -> None:
+    def features(name: str) -> Tensor:
+        torch.manual_seed(0)
+        rim = RIM(
+            D,
+            M * SIZE,
+            num_mechanisms=num_mechanisms,
+            num_active=1,
+            num_layers=2,
+            input_dropout=0.0,
+            communication_dropout=0.0,
+            dropout=0.5,
+            backend=name,
+        )
+        return rim(random_tensor(3, 4, D))[0]
+
+    torch.testing.assert_close(features(backend), features("reference"), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cell", "selection", "inactive", "communication_output"])
+def test_a_loop_is_never_given_a_choice_that_it_does_not_know(name: str) -> None:
+    options = RIM(D, M * SIZE, num_mechanisms=M, num_active=2).layers[0].options
+    with pytest.raises(ValueError, match=rf"{name} must be one of .*; got {name}='loudest'\."):
+        dataclasses.replace(options, **{name: "loudest"})
+    with pytest.raises(ValueError, match=rf"{name} must be one of .*; got {name}='loudest'\."):
+        RIM(D, M * SIZE, num_mechanisms=M, num_active=2, **{name: "loudest"})
+
+
+def test_a_layer_is_run_by_a_loop_that_exists() -> None:
+    layer = RIM(D, M * SIZE, num_mechanisms=M, num_active=2).layers[0]
+    with pytest.raises(ValueError, match=r"backend must be one of reference, eager, .*; got backend='quick'\."):
+        run_layer("quick", layer.weights(), layer.options, None)
 
 
 def test_dropout_changes_what_the_loops_agree_on() -> None:
@@ -321,8 +386,8 @@ def test_a_loop_that_is_asked_for_is_taken() -> None:
 def test_the_c_loop_refuses_what_it_cannot_run() -> None:
     with pytest.raises(ValueError, match=r"backend='cpu' runs float32 and float64 on the CPU; got .*bfloat16"):
         resolve_backend("cpu", CPU, torch.bfloat16)
-    with pytest.raises(ValueError, match=r"backend='cpu' runs .* on the CPU; got .* on meta"):
-        resolve_backend("cpu", torch.device("meta"), torch.float32)
+    with pytest.raises(ValueError, match=r"backend='cpu' runs .* on the CPU; got .* on cuda"):
+        resolve_backend("cpu", torch.device("cuda"), torch.float32)
     assert resolve_backend("auto", CPU, torch.bfloat16)[0] == "function"
 
 

@@ -394,6 +394,41 @@ def test_another_number_of_threads_for_the_derivative_changes_nothing(
         torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-12)
 
 
+def test_the_struct_of_a_call_is_built_from_what_the_library_says() -> None:
+    kind = call.structure("arguments")
+    names = [name for name, _ in kind._fields_]
+    assert names[:3] == ["batch", "steps", "mechanisms"]
+    assert {"keys", "into_cell_bias", "others_communication_bias"} <= set(names)
+    with pytest.raises(AttributeError, match="no attribute 'bacth'"):
+        kind(bacth=3)
+
+
+def test_a_struct_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = call.loaded()
+
+    class Other:
+        rimlit_arguments_size = staticmethod(lambda: 8)
+        rimlit_arguments_fields = library.rimlit_arguments_fields
+
+    monkeypatch.setattr(call, "loaded", Other)
+    with pytest.raises(RuntimeError, match=r"The C\+\+ loop's arguments has 8 bytes and its declarations \d+\."):
+        call.structure.__wrapped__("arguments")
+
+
+def test_a_failure_in_cpp_arrives_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = call.Call.arguments
+
+    def with_bad_threads(self: Any, *args: Any) -> Any:
+        found = arguments(self, *args)
+        found.threads = -1
+        return found
+
+    monkeypatch.setattr(call.Call, "arguments", with_bad_threads)
+    rim = RIM(5, 12, num_mechanisms=3, num_active=2, backend="cpu")
+    with pytest.raises(RuntimeError, match=r"The C\+\+ time loop failed: .*vector"):
+        rim(random_tensor(4, 3, 5))
+
+
 def test_tensors_elsewhere_are_refused_by_name() -> None:
     rim = RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu").eval()
     with pytest.raises(ValueError, match=r"reads tensors on the CPU; got inputs on meta"):

@@ -23,8 +23,10 @@ from rimlit.kernels.layer import (
     LayerWeights,
     join_results,
     parts_of,
+    require_known,
 )
 from rimlit.kernels.projection import project, project_halfway
+from rimlit.kernels.surroundings import find_tracer, is_plain
 
 __all__ = [
     "BACKENDS",
@@ -75,14 +77,21 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) ->
     source = "RIMLIT_BACKEND" if override else "backend"
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got backend={name!r}.")
+    tracer = find_tracer(device)
+    if tracer and name not in ("auto", "eager"):
+        raise ValueError(
+            f"{source}={name!r} does not run under {tracer}: use backend='eager', or 'auto', which takes it there."
+        )
+    if tracer:
+        return "eager", f"{tracer} follows it" if name == "auto" else reason
     fits_cpu = device.type == "cpu" and dtype in cpu.DTYPES
     if name == "cpu":
         if not fits_cpu:
             raise ValueError(
                 f"{source}='cpu' runs float32 and float64 on the CPU; got weights of {dtype} on {device}."
             )
-        library, reason = load_cpu()
-        return ("cpu", reason) if library is not None else ("function", reason)
+        is_built, reason = _load_cpu()
+        return ("cpu" if is_built else "function"), reason
     if name == "triton":
         kernels, reason = triton.load()
         is_interpreted = kernels is not None and kernels.IS_INTERPRETED
@@ -94,15 +103,17 @@ def resolve_backend(requested: str, device: torch.device, dtype: torch.dtype) ->
         return ("triton", reason) if kernels is not None else ("function", reason)
     if name != "auto":
         return name, reason
-    if torch.compiler.is_compiling():
-        return "eager", "torch.compile sees through it"
     if fits_cpu:
-        library, reason = load_cpu()
-        if library is not None:
-            return "cpu", reason
-        return "function", reason
+        is_built, reason = _load_cpu()
+        return ("cpu" if is_built else "function"), reason
     captured = ", captured in a CUDA graph" if device.type == "cuda" else ""
     return "function", f"{dtype} on {device.type}: one autograd.Function{captured}"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _load_cpu() -> tuple[bool, str]:
+    library, reason = load_cpu()
+    return library is not None, reason
 
 
 def run_layer(
@@ -120,7 +131,17 @@ def run_layer(
         options: The layer's choices.
         inputs: What it runs on.
         checkpoint_every: Steps whose intermediate results are computed again in the backward instead of kept.
+
+    Raises:
+        ValueError: The name is not that of a loop, or the weights are of a type that the loop cannot read.
     """
+    require_known(backend=(backend, ("reference", *ALL_SCANS)))
+    for weight in weights:
+        if backend != "eager" and not (weight is None or is_plain(weight)):
+            raise ValueError(
+                f"backend={backend!r} reads plain tensors; got weights of type {type(weight).__name__}. With FSDP "
+                "shard the RIM or its layers, not the modules inside a layer; else use backend='eager'."
+            )
     num_steps = inputs.num_steps
     if checkpoint_every is None or checkpoint_every >= num_steps or not torch.is_grad_enabled():
         return _run_steps(backend, weights, options, inputs)

@@ -13,6 +13,7 @@ from torch import Tensor
 from rimlit.kernels import eager
 from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected
+from rimlit.kernels.surroundings import without_autocast
 from rimlit.types import GRUState, LSTMState, State
 
 MaybeTensor: TypeAlias = Any
@@ -48,6 +49,11 @@ class Setting(NamedTuple):
     is_differentiated: bool
     checkpoint_every: int | None = None  # see LayerInputs
 
+    @property
+    def records_null(self) -> bool:
+        """Whether a loop returns the attention to the null slot; across mechanisms there is none."""
+        return self.record and self.options.selection == "least_null"
+
     def steps(self, steps: slice) -> "Setting":
         """Return the setting of these steps."""
         return self._replace(
@@ -65,6 +71,7 @@ class Outputs(NamedTuple):
     memory: MaybeTensor
     active: Tensor  # (B, T, M) bool
     attention: Tensor  # (B, T, M, I, N)
+    null_attention: MaybeTensor  # (B, T, M): mean over heads, only where Setting.records_null
     communication: MaybeTensor  # (B, T, M, M), only where it is recorded
 
 
@@ -123,7 +130,7 @@ def differentiate(
         is_differentiated,
         inputs.checkpoint_every,
     )
-    with torch.autocast(state.hidden.device.type, enabled=False):
+    with without_autocast(state.hidden.device.type):
         if is_differentiated:
             outputs = Outputs(*_Scan.apply(loop, setting, *operands))  # type: ignore[no-untyped-call]
         else:
@@ -134,29 +141,55 @@ def differentiate(
 
 def _activity(outputs: Outputs) -> Activity:
     slots = outputs.attention.mean(dim=3)  # (B, T, M, N)
-    return Activity(outputs.active, 1 - slots.sum(dim=-1), slots, outputs.communication)
+    null = 1 - slots.sum(dim=-1) if outputs.null_attention is None else outputs.null_attention
+    return Activity(outputs.active, null, slots, outputs.communication)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
         outputs, tape = loop.forward(setting, Operands(*tensors))
+        outputs = outputs._replace(features=_without_base(outputs.features))
         ctx.loop, ctx.setting = loop, setting
         ctx.save_for_backward(*tensors, *outputs, *tape)
         ctx.mark_non_differentiable(*(tensor for tensor in outputs[3:] if tensor is not None))
         return tuple(outputs)
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "This time loop has no derivative in forward mode (torch.autograd.forward_ad): "
+            "use RIM(backend='eager')."
+        )
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[MaybeTensor, ...]:
-        saved = ctx.saved_tensors
+        try:
+            saved = ctx.saved_tensors
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise RuntimeError(
+                "What the backward of this RIM's time loop reads was changed in place after the forward: its "
+                "features, inputs, state or weights. Change a copy (such as features.clone()), or "
+                "use RIM(backend='eager')."
+            ) from error
         first, second = len(Operands._fields), len(Operands._fields) + len(Outputs._fields)
         operands, outputs, tape = Operands(*saved[:first]), Outputs(*saved[first:second]), saved[second:]
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # a derivative of the derivative is asked for: autograd knows it
             return None, None, *_differentiable_gradients(ctx.setting, operands, gradients[:3], wanted)
-        with torch.autocast(operands.hidden.device.type, enabled=False):  # as the walk forward
+        with without_autocast(operands.hidden.device.type):  # as the walk forward
             found = ctx.loop.backward(ctx.setting, operands, outputs, tape, gradients[:3])
         return None, None, *(tensor if want else None for tensor, want in zip(found, wanted, strict=True))
+
+
+def _without_base(tensor: Tensor) -> Tensor:
+    """Return the same memory as a tensor that is no view: views that a Function made must not change in place."""
+    if not tensor._is_view():
+        return tensor
+    whole = tensor.new_empty(0)
+    return whole.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def _differentiable_gradients(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
+from rimlit.kernels.surroundings import without_autocast
 from rimlit.nn import attend_slots, communicate, select_active
 from rimlit.types import GRUState, LSTMState, State, map_state
 
@@ -24,25 +25,29 @@ def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inp
     initial = map_state(_mechanisms_first, inputs.initial)
     state = map_state(_mechanisms_first, inputs.state)
     features, records = [], []
-    with torch.autocast(state.hidden.device.type, enabled=False):
+    with without_autocast(state.hidden.device.type):
         for step, (key, value) in enumerate(zip(keys, values, strict=True)):
             if resets is not None:
                 state = _reset(state, initial, resets[step])
             input_keep = None if inputs.keep.input is None else inputs.keep.input[step]
             attend = _attend_one_slot if projected.keys_hold_query else _attend_slots
-            gates, relevance, attention = attend(state.hidden, key, value, weights, options, input_keep)
+            gates, relevance, attention, null = attend(
+                state.hidden, key, value, weights, options, input_keep, inputs.record
+            )
             active = select_active(relevance, options.num_active)  # (M, B)
             candidate = _update(state, gates, weights, options)
             state, communication = _communicate_and_keep(
                 state, candidate, active, weights, options, inputs.keep.communication, step
             )
-            features.append(state.hidden)
+            features.append(state.hidden.transpose(0, 1))
             if inputs.record:
                 if communication is not None:  # (B, M, M)
                     communication = communication * active.t()[..., None]
-                records.append((active, attention.detach(), communication))
+                if null is None:
+                    null = 1 - attention.sum(dim=-1)
+                records.append((active, attention.detach(), null.detach(), communication))
     return LayerResult(
-        torch.stack(features, dim=0).permute(2, 0, 1, 3),  # (B, T, M, d)
+        torch.stack(features, dim=1),  # (B, T, M, d)
         map_state(_batch_first, state),
         _activity(records) if inputs.record else None,
     )
@@ -55,26 +60,31 @@ def _attend_one_slot(
     weights: LayerWeights,
     options: LayerOptions,
     keep: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    record: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Attend with folded products: a dot for the score, a scale for the gates.
 
     Returns:
-        Gates' input part (M, B, gates), relevance (M, B), attention to the slots (M, B, I, N).
+        Gates' input part (M, B, gates), relevance (M, B), attention to the slots (M, B, I, N), attention to the
+        null slot (M, B, I) where there is one and something reads it.
     """
     scores = (hidden[:, :, None] * key).sum(dim=-1)  # (M, B, I)
+    null = None
     if options.selection == "across_mechanisms":
         attention = scores.softmax(dim=0)
         relevance = attention.mean(dim=-1)
     else:
         attention = scores.sigmoid()
+        if options.input_heads > 1 or record:
+            null = (-scores).sigmoid()
         # one head: the score ranks as the null probability does, without its rounding near 0 and 1
-        relevance = scores[..., 0] if options.input_heads == 1 else -(-scores).sigmoid().mean(dim=-1)
+        relevance = scores[..., 0] if null is None or options.input_heads == 1 else -null.mean(dim=-1)
     read = attention if keep is None else attention * keep[..., 0]
     if options.input_heads == 1:
         gates = read * value[:, :, 0]
     else:
         gates = (read[..., None] * value).sum(dim=2)
-    return gates, relevance, attention[..., None]
+    return gates, relevance, attention[..., None], null
 
 
 def _attend_slots(
@@ -84,7 +94,8 @@ def _attend_slots(
     weights: LayerWeights,
     options: LayerOptions,
     keep: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    record: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Attend over several slots; returns as :func:`_attend_one_slot`."""
     num_mechanisms, batch_size, _ = hidden.shape
     query = torch.bmm(hidden, weights.input_query).view(
@@ -92,6 +103,7 @@ def _attend_slots(
     )  # (M, B, I, key)
     scores = torch.einsum("mbik,mbnik->mbin", query, key.expand(num_mechanisms, -1, -1, -1, -1))
     scores = scores / key.shape[-1] ** 0.5
+    null = None
     if options.selection == "across_mechanisms":
         attention = scores.softmax(dim=0)
         relevance = attention.sum(dim=-1).mean(dim=-1)
@@ -101,7 +113,7 @@ def _attend_slots(
     read = attention if keep is None else attention * keep
     value = value.expand(num_mechanisms, -1, -1, -1, -1)
     attended = torch.einsum("mbin,mbniv->mbiv", read, value).reshape(num_mechanisms, batch_size, -1)
-    return torch.bmm(attended, weights.cell_input), relevance, attention
+    return torch.bmm(attended, weights.cell_input), relevance, attention, null
 
 
 def _update(state: State, gates: Tensor, weights: LayerWeights, options: LayerOptions) -> State:
@@ -174,15 +186,14 @@ def _mechanisms_first(state: Tensor) -> Tensor:
 
 
 def _batch_first(state: Tensor) -> Tensor:
-    return state.transpose(0, 1)
+    return state.transpose(0, 1).contiguous()
 
 
-def _activity(records: list[tuple[Tensor, Tensor, Tensor | None]]) -> Activity:
-    active, attention, communication = zip(*records, strict=True)
-    slots = torch.stack(attention).mean(dim=3).permute(2, 0, 1, 3)  # (B, T, M, N)
+def _activity(records: list[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> Activity:
+    active, attention, null, communication = zip(*records, strict=True)
     return Activity(
         torch.stack(active).permute(2, 0, 1),
-        1 - slots.sum(dim=-1),
-        slots,
+        torch.stack(null).mean(dim=3).permute(2, 0, 1),
+        torch.stack(attention).mean(dim=3).permute(2, 0, 1, 3),  # (B, T, M, N)
         None if communication[0] is None else torch.stack(communication).transpose(0, 1),
     )

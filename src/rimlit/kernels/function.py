@@ -14,7 +14,7 @@ from rimlit.kernels.graphs import Recorded
 from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens
 from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
-from rimlit.nn import select_active
+from rimlit.nn import attend_slots, select_active
 
 
 def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
@@ -32,7 +32,7 @@ class ATenLoop:
         num_steps = operands.keys.shape[1]
         tape = empty_tape(setting, operands, num_steps if setting.is_differentiated else 1)
         features = operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, size)
-        active, attention, communication = [], [], []
+        active, attention, null_attention, communication = [], [], [], []
         hidden = operands.hidden.transpose(0, 1)
         memory: MaybeTensor = None if operands.memory is None else operands.memory.transpose(0, 1)
         for step in range(num_steps):
@@ -40,7 +40,7 @@ class ATenLoop:
             hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, setting.resets, step)
             if memory is not None:
                 memory = _start(tape.memory[:, at], memory, operands.initial_memory, setting.resets, step)
-            attended, relevance = _attend(setting, operands, tape, hidden, step, at)
+            attended, null, relevance = _attend(setting, operands, tape, hidden, step, at)
             chosen = select_active(relevance, options.num_active)
             is_active = chosen[..., None]  # (M, B, 1)
             if options.cell == "lstm":
@@ -54,12 +54,15 @@ class ATenLoop:
             hidden = torch.where(is_active, candidate, hidden, out=features[:, step])
             active.append(chosen)
             attention.append(attended)
+            if setting.records_null:
+                null_attention.append(null.mean(dim=-1))
         outputs = Outputs(
             features.permute(2, 1, 0, 3),
             hidden.transpose(0, 1).clone(),
             None if memory is None else memory.transpose(0, 1).clone(),
             torch.stack(active).permute(2, 0, 1),
             torch.stack(attention).permute(2, 0, 1, 3, 4),
+            torch.stack(null_attention).permute(2, 0, 1) if null_attention else None,
             torch.stack(communication, dim=1) if communication else None,
         )
         return outputs, tape if setting.is_differentiated else ()
@@ -88,8 +91,12 @@ def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, st
 
 def _attend(
     setting: Setting, operands: Operands, tape: Tape, hidden: Tensor, step: int, at: int
-) -> tuple[Tensor, Tensor]:
-    """Write what the gates get from state and input; return attention (M, B, I, N) and relevance (M, B)."""
+) -> tuple[Tensor, MaybeTensor, Tensor]:
+    """Write what the gates get from state and input.
+
+    Returns:
+        Attention to the slots (M, B, I, N), to the null slot (M, B, I) where something reads it, relevance (M, B).
+    """
     options = setting.options
     key, value = operands.keys[:, step], operands.values[:, step]
     keep = None if setting.keep.input is None else setting.keep.input[step]
@@ -99,18 +106,19 @@ def _attend(
         query = torch.bmm(hidden, operands.input_query, out=tape.query[:, at].flatten(2))
         query = query.view(*query.shape[:2], options.input_heads, -1) / math.sqrt(key.shape[-1])
         scores = (query[:, :, None] * key).sum(dim=-1).transpose(2, 3)  # (M, B, I, N)
+    null: MaybeTensor = None
     if options.selection == "across_mechanisms":
         attention = scores.softmax(dim=0)
         relevance = attention.sum(dim=-1).mean(dim=-1)
     elif scores.shape[-1] == 1:
         attention = scores.sigmoid()
+        if options.input_heads > 1 or setting.records_null:
+            null = (-scores[..., 0]).sigmoid()
         # one head: the score ranks as the null probability does, without its rounding near 0 and 1
-        relevance = scores[..., 0, 0] if options.input_heads == 1 else -(-scores[..., 0]).sigmoid().mean(dim=-1)
+        relevance = scores[..., 0, 0] if options.input_heads == 1 else -null.mean(dim=-1)
     else:
-        null = scores.new_zeros(()).expand(*scores.shape[:-1], 1)
-        attention = torch.cat([null, scores], dim=-1).softmax(dim=-1)
-        relevance = scores[:, :, 0].logsumexp(-1) if options.input_heads == 1 else -attention[..., 0].mean(dim=-1)
-        attention = attention[..., 1:]
+        attention, null = attend_slots(scores)
+        relevance = scores[:, :, 0].logsumexp(-1) if options.input_heads == 1 else -null.mean(dim=-1)
     read = attention if keep is None else attention * keep
     gates = tape.gates[:, at]
     if tape.inside is None:
@@ -120,12 +128,12 @@ def _attend(
     if operands.cell_input is None:
         for head in range(options.input_heads):
             gates.addcmul_(read[:, :, head], value[:, :, head])
-        return attention, relevance
+        return attention, null, relevance
     # (M, B, I, N) times (·, B, N, I, value)
     attended = (read.transpose(2, 3)[..., None] * value).sum(dim=2)  # (M, B, I, value)
     tape.attended[:, at].copy_(attended.flatten(2))
     gates.baddbmm_(tape.attended[:, at], operands.cell_input)
-    return attention, relevance
+    return attention, null, relevance
 
 
 def _start_gru(operands: Operands, tape: Tape, hidden: Tensor, at: int) -> None:

@@ -90,7 +90,7 @@ def _backward(plan: _Plan, tensors: Tensors) -> Tensors:
     setting, operands, more = _unpack(plan, tensors)
     from_features, from_hidden, from_memory, active, attention, *tape = more
     nothing: MaybeTensor = None
-    outputs = Outputs(nothing, nothing, nothing, active, attention, nothing)
+    outputs = Outputs(nothing, nothing, nothing, active, attention, nothing, nothing)
     return plan.loop.backward(setting, operands, outputs, tuple(tape), (from_features, from_hidden, from_memory))
 
 

@@ -1,11 +1,12 @@
 """What goes into a RIM layer's time loop and what comes out: the seam between backbone and loops."""
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from rimlit.types import State
+from rimlit.types import State, loads_as_data
 
 Cell = Literal["lstm", "gru"]
 Selection = Literal["least_null", "across_mechanisms"]
@@ -13,8 +14,22 @@ Inactive = Literal["preserved", "candidate"]
 CommunicationOutput = Literal["linear", "tanh", "gated"]
 
 
-class LayerOptions(NamedTuple):
-    """The choices that change what a layer computes (meanings: :class:`rimlit.backbones.RIM`)."""
+def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
+    """Raise a ValueError that names the first of ``choices`` (value, known values) that is not known."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}.")
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """The choices that change what a layer computes (meanings: :class:`rimlit.backbones.RIM`).
+
+    No loop looks for values it does not know: there are none.
+
+    Raises:
+        ValueError: A choice is unknown or ``num_active`` out of its range.
+    """
 
     cell: Cell
     num_mechanisms: int
@@ -26,6 +41,19 @@ class LayerOptions(NamedTuple):
     inactive: Inactive
     communication_output: CommunicationOutput
     project_in_bf16: bool
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_active <= self.num_mechanisms:
+            raise ValueError(
+                f"num_active must be between 1 and num_mechanisms; got num_active={self.num_active}, "
+                f"num_mechanisms={self.num_mechanisms}."
+            )
+        require_known(
+            cell=(self.cell, get_args(Cell)),
+            selection=(self.selection, get_args(Selection)),
+            inactive=(self.inactive, get_args(Inactive)),
+            communication_output=(self.communication_output, get_args(CommunicationOutput)),
+        )
 
 
 class LayerWeights(NamedTuple):
@@ -80,11 +108,12 @@ class LayerInputs(NamedTuple):
         return self._replace(sequence=self.sequence[:, steps], resets=resets, keep=keep)
 
 
+@loads_as_data
 class Activity(NamedTuple):
     """What the mechanisms of one layer did, detached. Heads are averaged, before dropout."""
 
     active: Tensor  # (B, T, M) bool
-    null_attention: Tensor  # (B, T, M): 1 − attention to all slots
+    null_attention: Tensor  # (B, T, M): 1 − attention to all slots, without cancellation where it is small
     slot_attention: Tensor  # (B, T, M, N)
     communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are zero
 

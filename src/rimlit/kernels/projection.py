@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerWeights
+from rimlit.kernels.surroundings import is_traced
 
 Multiply = Callable[[Tensor, Tensor], Tensor]
 
@@ -179,8 +180,8 @@ def _join(chains: list[Tensor]) -> Tensor:
 def _times(rows: Tensor, weight: Tensor, multiply: Multiply = torch.mm) -> Tensor:
     """Multiply groups of rows (1 or M, …, inner) by groups of weights; one group on either side serves all."""
     if rows.shape[0] == 1:  # one wide product, whose groups lie side by side in each row
-        wide = multiply(rows[0], weight[0] if len(weight) == 1 else weight.transpose(0, 1).flatten(1))
-        return wide.view(len(wide), len(weight), -1).transpose(0, 1)
+        wide = multiply(rows[0], weight[0] if weight.shape[0] == 1 else weight.transpose(0, 1).flatten(1))
+        return wide.view(wide.shape[0], weight.shape[0], -1).transpose(0, 1)
     return torch.matmul(rows, weight)
 
 
@@ -193,7 +194,11 @@ def _chain(rows: Tensor, first: Tensor, second: Tensor, multiply: Multiply) -> T
 
 def _is_cheaper_multiplied(rows: Tensor, first: Tensor, second: Tensor) -> bool:
     """Return whether rows · (first · second) costs less than (rows · first) · second."""
-    num_rows, input_size, inner_size = rows.shape[1:-1].numel(), *first.shape[1:]
+    input_size, inner_size = first.shape[1:]
     groups, output_size = second.shape[0], second.shape[2]
-    in_turn = num_rows * inner_size * (first.shape[0] * input_size + groups * output_size)
-    return groups * input_size * output_size * (inner_size + num_rows) < in_turn
+    for_each_row = inner_size * (first.shape[0] * input_size + groups * output_size)
+    multiplied = groups * input_size * output_size
+    if is_traced() or torch.compiler.is_compiling():  # for any number of rows, so as for many
+        return multiplied < for_each_row
+    num_rows = math.prod(rows.shape[1:-1])
+    return multiplied * (inner_size + num_rows) < num_rows * for_each_row

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.surroundings import without_autocast
 from rimlit.types import GRUState, LSTMState
 
 
@@ -17,8 +18,7 @@ def run(weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> La
     """Run a layer sample by sample; see :func:`rimlit.kernels.run_layer`."""
     if inputs.tokens is not None:
         inputs = inputs._replace(sequence=inputs.sequence[0, inputs.tokens], tokens=None)
-    device = inputs.sequence.device.type
-    with torch.autocast(device, enabled=False):  # scores and state keep the precision of the weights
+    with without_autocast(inputs.sequence.device.type):  # scores and state keep the precision of the weights
         inputs = inputs._replace(sequence=inputs.sequence.to(weights.cell_hidden.dtype))
         samples = [_run_sample(weights, options, inputs, sample) for sample in range(inputs.sequence.shape[0])]
     features, hidden, memory, active, null, slots, communication = (
@@ -51,19 +51,23 @@ def _run_sample(
         # null slot and input attention: X = ∅ ⊕ x, A = softmax(h W_q (X W_k)ᵀ / √key) X W_v
         slots = inputs.sequence[sample, step]  # (N, D)
         rows = torch.cat([torch.zeros_like(slots[:1]), slots])  # (N + 1, D)
-        attention = torch.stack(
+        scores = torch.stack(
             [
                 torch.stack([_input_scores(weights, options, hidden[m], rows, m, head) for m in mechanisms])
                 for head in range(options.input_heads)
             ]
         )  # (I, M, N + 1)
         if options.selection == "across_mechanisms":
-            attention = torch.cat([torch.zeros_like(attention[..., :1]), attention[..., 1:].softmax(dim=1)], -1)
+            attention = torch.cat([torch.zeros_like(scores[..., :1]), scores[..., 1:].softmax(dim=1)], -1)
             relevance = attention.sum(dim=-1).mean(dim=0)
         else:
-            attention = attention.softmax(dim=-1)
+            attention = scores.softmax(dim=-1)
             relevance = -attention[..., 0].mean(dim=0)
-        active = sorted(mechanisms, key=lambda m: (-relevance[m].item(), m))[: options.num_active]
+            if options.input_heads == 1:  # the same order, without rounding where the null probability is near 1
+                relevance = scores[0, :, 1:].logsumexp(dim=-1)
+        # the most relevant first, of equals the lowest index; NaN counts as the least
+        order = relevance.masked_fill(relevance.isnan(), -math.inf).tolist()
+        active = sorted(mechanisms, key=lambda m: (-order[m], m))[: options.num_active]
 
         # dynamics of every mechanism
         candidate, candidate_memory = [], []
@@ -99,7 +103,10 @@ def _run_sample(
         actives.append(torch.tensor([m in active for m in mechanisms]))
         slot_attention = attention[..., 1:].mean(dim=0)
         slot_attentions.append(slot_attention)
-        nulls.append(1 - slot_attention.sum(dim=-1))
+        if options.selection == "across_mechanisms":  # there is no null slot
+            nulls.append(1 - slot_attention.sum(dim=-1))
+        else:
+            nulls.append(attention[..., 0].mean(dim=0))
         if communication is not None:
             communications.append(communication)
     return (

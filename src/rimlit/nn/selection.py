@@ -8,7 +8,9 @@ def select_active(relevance: Tensor, num_active: int) -> Tensor:
     """Mark the ``num_active`` mechanisms of greatest relevance in each sample.
 
     Ties go to the lowest index, on every device; NaN counts as the least relevance, so that exactly
-    ``num_active`` mechanisms are marked whatever the input holds.
+    ``num_active`` mechanisms are marked whatever the input holds. A mechanism is marked if fewer than
+    ``num_active`` others rank before it: M² comparisons per sample, by operations that every device, tracer and
+    exporter knows.
 
     Args:
         relevance: Scores (M, B), larger for a mechanism that is to be active.
@@ -21,9 +23,10 @@ def select_active(relevance: Tensor, num_active: int) -> Tensor:
         >>> select_active(torch.tensor([[0.1], [0.3], [0.3], [0.2]]), 2).flatten().tolist()
         [False, True, True, False]
     """
-    if num_active == relevance.shape[0]:
-        return torch.ones_like(relevance, dtype=torch.bool)
-    order = relevance.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    # topk leaves ties to the device: a stable sort takes the lowest index first
-    winners = order.argsort(dim=0, descending=True, stable=True)[:num_active]
-    return torch.zeros_like(relevance, dtype=torch.bool).scatter_(0, winners, True)
+    order = relevance.detach()
+    order = order.masked_fill(order.isnan(), -torch.inf)
+    index = torch.arange(relevance.shape[0], device=relevance.device)
+    is_earlier = (index[:, None] < index)[..., None]  # (M, M, 1)
+    rival, own = order[:, None], order[None]
+    beats = (rival > own) | ((rival == own) & is_earlier)  # (M, M, B): whether the first ranks before the second
+    return beats.sum(dim=0) < num_active

@@ -1,6 +1,8 @@
 """One call of the C++ library (``loop.cpp``): sizes, tensors in the layout that it reads, and their addresses."""
 
 import ctypes
+import functools
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,38 +15,56 @@ from rimlit.kernels.cpu import memory, tiles
 from rimlit.kernels.cpu.build import load
 
 OUTPUT_KINDS = {"linear": 0, "tanh": 1, "gated": 2}
-NO_MEMORY = "The C++ time loop found no memory for its workspace."
 DTYPES = (torch.float32, torch.float64)
-
-# fmt: off
-_INTEGERS = (
-    "batch", "steps", "mechanisms", "active", "size", "input_heads", "slots", "input_key", "input_value",
-    "heads", "key", "value", "key_groups", "value_groups", "output_groups", "vocabulary", "threads",
-    "key_group_stride", "key_step_stride", "key_row_stride", "value_group_stride", "value_step_stride",
-    "value_row_stride", "features_stride", "from_features_stride", "is_gru", "across_mechanisms",
-    "reads_candidates", "output_kind", "keys_hold_query", "values_hold_cell",
-    "values_ahead", "is_taped", "is_double", "later_are_done", "earlier_follow",
-)
-_POINTERS = (
-    "keys", "values", "hidden", "memory", "initial_hidden", "initial_memory", "input_query", "cell_input",
-    "cell_hidden", "cell_bias", "communication", "communication_output", "communication_bias", "tokens",
-    "resets", "keep_input", "keep_communication", "features", "last_hidden", "last_memory", "is_active",
-    "attention", "activity", "gates", "old_memory", "squashed", "ahead", "projected", "weights", "read", "output",
-    "place", "start", "from_features", "from_hidden", "from_memory", "into_hidden", "into_memory",
-    "into_initial_hidden", "into_initial_memory", "into_keys", "into_values", "into_input_query",
-    "into_cell_input", "into_cell_hidden", "into_cell_bias", "into_communication",
-    "into_communication_output", "into_communication_bias", "others_keys", "others_values",
-    "others_input_query", "others_cell_input", "others_cell_hidden", "others_cell_bias",
-    "others_communication", "others_communication_output", "others_communication_bias",
-)
-# fmt: on
-
 
 _TAPE_DTYPES = {"place": torch.int32, "start": torch.int32}
 
 
-class _Arguments(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in _INTEGERS] + [(name, ctypes.c_void_p) for name in _POINTERS]
+@functools.cache
+def structure(name: str) -> type[ctypes.Structure]:
+    """Return the library's struct ``name``, built from the text of its declarations in ``loop.cpp``.
+
+    Raises:
+        RuntimeError: The C++ loop is not available, or its struct has another size than this one.
+    """
+    library = loaded()
+    declarations, size = getattr(library, f"rimlit_{name}_fields"), getattr(library, f"rimlit_{name}_size")
+    declarations.restype, size.restype = ctypes.c_char_p, ctypes.c_int64
+    fields: list[tuple[str, Any]] = []
+    for declaration in filter(None, map(str.strip, declarations().decode().split(";"))):
+        kind = ctypes.c_void_p if "*" in declaration else ctypes.c_int64
+        fields += [(field, kind) for field in re.findall(r"(\w+)\s*(?:,|$)", declaration)]
+    # without a dict, so that a name which is no field is an AttributeError
+    found = type(name, (ctypes.Structure,), {"_fields_": fields, "__slots__": ()})
+    if ctypes.sizeof(found) != size():
+        raise RuntimeError(
+            f"The C++ loop's {name} has {size()} bytes and its declarations {ctypes.sizeof(found)}."
+        )
+    return found
+
+
+def loaded() -> ctypes.CDLL:
+    """Return the library, or raise a RuntimeError that says why there is none."""
+    library, reason = load()
+    if library is None:
+        raise RuntimeError(f"The C++ loop (backend='cpu') cannot run: {reason}.")
+    return library
+
+
+def require_success(code: int) -> None:
+    """Raise what the library reports where ``code``, which it returned, is not 0.
+
+    Raises:
+        MemoryError: It found no memory for its workspace.
+        RuntimeError: Anything else, in the words of the C++ exception.
+    """
+    if code == 0:
+        return
+    report = loaded().rimlit_error
+    report.restype = ctypes.c_char_p
+    if reason := report().decode(errors="replace"):
+        raise RuntimeError(f"The C++ time loop failed: {reason}")
+    raise MemoryError("The C++ time loop found no memory for its workspace.")
 
 
 class Tape(NamedTuple):
@@ -157,6 +177,7 @@ class Call:
             memory=None if self.operands.memory is None else new(batch_size, mechanisms, size),
             active=new(batch_size, steps, mechanisms, dtype=torch.bool),
             attention=new(batch_size, steps, mechanisms, self.input_heads, self.slots),
+            null_attention=new(batch_size, steps, mechanisms) if self.setting.records_null else None,
             communication=new(batch_size, steps, mechanisms, mechanisms).zero_() if is_recorded else None,
         )
 
@@ -206,16 +227,8 @@ class Call:
         return 2 * self.setting.options.communication_key_size + self.value
 
     def run(self, function: str, *arguments: Any) -> None:
-        """Call a function of the library on :meth:`arguments`.
-
-        Raises:
-            MemoryError: It found no memory for its workspace.
-        """
-        library, reason = load()
-        if library is None:
-            raise RuntimeError(f"backend='cpu' cannot run: {reason}.")
-        if getattr(library, function)(ctypes.byref(self.arguments(*arguments))):
-            raise MemoryError(NO_MEMORY)
+        """Call a function of the library on :meth:`arguments`; raises as :func:`require_success`."""
+        require_success(getattr(loaded(), function)(ctypes.byref(self.arguments(*arguments))))
 
     def arguments(
         self,
@@ -224,7 +237,7 @@ class Call:
         found: Operands | None = None,
         others: Mapping[str, Tensor] = MappingProxyType({}),
         gradients: Gradients | tuple[None, None, None] = (None, None, None),
-    ) -> _Arguments:
+    ) -> ctypes.Structure:
         """Return sizes and addresses as the library reads them; this object keeps its tensors alive."""
         setting = self.setting
         tensors: dict[str, MaybeTensor] = {
@@ -238,6 +251,7 @@ class Call:
             "last_memory": outputs.memory,
             "is_active": outputs.active,
             "attention": outputs.attention,
+            "null_attention": outputs.null_attention,
             "activity": outputs.communication,
             **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
         }
@@ -256,7 +270,7 @@ class Call:
         require_cpu(tensors)
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         self.alive = tensors
-        return _Arguments(**self.integers, **pointers)
+        return structure("arguments")(**self.integers, **pointers)
 
 
 def _strides(name: str, tensor: Tensor, setting: Setting) -> dict[str, int]:

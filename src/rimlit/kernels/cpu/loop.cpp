@@ -5,8 +5,8 @@
 // sample) pairs that are active, sorted by mechanism, so that each weight meets its rows in one product
 // (product.h, amx.h). Keys and values of a mechanism are computed again only when its state has changed.
 //
-// The interface is plain C (struct Arguments, mirrored in call.py), so that nothing here depends on
-// torch's headers: it compiles in seconds and works with every version. Letters as in rimlit/types.py.
+// The interface is plain C, so that nothing here depends on torch's headers: it compiles in seconds and works with
+// every version. Python reads the fields of its structs from the library itself. Letters as in rimlit/types.py.
 
 #include <unistd.h>
 
@@ -18,6 +18,8 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <string>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -31,7 +33,14 @@ int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 // runs a function on threads of OpenMP; present where torch carries it
 void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));
 
-struct Arguments {
+// Defines a struct and `Name_fields`, the text of its declarations, from which call.py builds the same struct.
+#define STRUCT(Name, ...)  \
+    struct Name {          \
+        __VA_ARGS__        \
+    };                     \
+    const char Name##_fields[] = #__VA_ARGS__;
+
+STRUCT(Arguments,
     // sizes
     Int batch, steps, mechanisms, active, size, input_heads, slots, input_key, input_value;
     Int heads, key, value;  // of the communication; heads 0: none
@@ -57,29 +66,29 @@ struct Arguments {
     // outputs
     void *features, *last_hidden, *last_memory;
     uint8_t* is_active;  // (B, T, M)
-    void *attention, *activity;
+    void *attention, *null_attention, *activity;  // null_attention (B, T, M) and activity only where they are recorded
     // tape
     void *gates, *old_memory, *squashed, *ahead, *projected, *weights, *read, *output;
     int32_t *place, *start;
     // gradients: of the outputs, of what belongs to samples, and of what all threads add to
     const void *from_features, *from_hidden, *from_memory;
     void *into_hidden, *into_memory, *into_initial_hidden, *into_initial_memory;
-    void *into_keys, *into_values, *into_query, *into_cell_input, *into_cell_hidden, *into_bias;
-    void *into_communication, *into_output, *into_output_bias;
+    void *into_keys, *into_values, *into_input_query, *into_cell_input, *into_cell_hidden, *into_cell_bias;
+    void *into_communication, *into_communication_output, *into_communication_bias;
     // the same for all threads but the first, one after the other; keys and values only of tokens
-    void *others_keys, *others_values, *others_query, *others_cell_input, *others_cell_hidden, *others_bias;
-    void *others_communication, *others_output, *others_output_bias;
-};
+    void *others_keys, *others_values, *others_input_query, *others_cell_input, *others_cell_hidden, *others_cell_bias;
+    void *others_communication, *others_communication_output, *others_communication_bias;
+)
 
 // One step from the raw input (B, D): its projections are computed here, then the loop runs on them.
-struct StepArguments {
+STRUCT(StepArguments,
     const Arguments* loop;
     Int input_size, key_size, key_groups;
     const void *key, *query;                 // (1 or M, D, I·key), (M, d, I·key)
     const void *folded_key, *folded_value;   // (M, D, I·d), (M, D, I·gates), where they are the cheaper
     const void* value;                       // (1 or M, D, I·value)
     void *keys, *values;                     // as the loop reads them
-};
+)
 }
 
 namespace {
@@ -211,17 +220,20 @@ inline void tanh_all(T* x, Int count) {
     for (Int i = 0; i < count; ++i) x[i] = hyperbolic(x[i]);
 }
 
-// softmax in place; a NaN makes all of them NaN
+// softmax in place; a NaN makes all of them NaN. Returns the probability of the null slot, whose score is 0, where
+// there is one: 1 − the sum of the others would cancel where it is small.
 template <typename T>
-inline void softmax(T* x, Int count, Int stride, bool with_null) {
+inline T softmax(T* x, Int count, Int stride, bool with_null) {
     T top = with_null ? T(0) : x[0];
     for (Int i = 0; i < count; ++i) top = x[i * stride] > top ? x[i * stride] : top;
-    T sum = with_null ? std::exp(-top) : T(0);
+    const T null = with_null ? std::exp(-top) : T(0);
+    T sum = null;
     for (Int i = 0; i < count; ++i) {
         x[i * stride] = std::exp(x[i * stride] - top);
         sum += x[i * stride];
     }
     for (Int i = 0; i < count; ++i) x[i * stride] /= sum;
+    return null / sum;
 }
 
 // memory that is not set to zero and is kept between calls
@@ -493,17 +505,18 @@ void Shard<T>::score(Int t) {
                     slots[0] = T(1) / (T(1) + std::exp(-raw));
                     mean_null += T(1) / (T(1) + std::exp(raw));
                 } else {
-                    T top = slots[0], sum = 0;
-                    for (Int n = 1; n < N; ++n) top = slots[n] > top ? slots[n] : top;
-                    for (Int n = 0; n < N; ++n) sum += std::exp(slots[n] - top);
-                    if (I == 1) relevance[m] = top + std::log(sum);
-                    softmax(slots, N, 1, true);
-                    T mass = 0;
-                    for (Int n = 0; n < N; ++n) mass += slots[n];
-                    mean_null += T(1) - mass;
+                    if (I == 1) {
+                        T top = slots[0], sum = 0;
+                        for (Int n = 1; n < N; ++n) top = slots[n] > top ? slots[n] : top;
+                        for (Int n = 0; n < N; ++n) sum += std::exp(slots[n] - top);
+                        relevance[m] = top + std::log(sum);
+                    }
+                    mean_null += softmax(slots, N, 1, true);
                 }
             }
-            if (I > 1) relevance[m] = -mean_null / I;
+            mean_null /= I;
+            if (I > 1) relevance[m] = -mean_null;
+            if (a.null_attention) data(a.null_attention)[((first + s) * a.steps + t) * M + m] = mean_null;
         }
         if (a.across_mechanisms) {
             std::fill(relevance, relevance + M, T(0));
@@ -990,10 +1003,10 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
     };
     auto flush_talk = [&](Int m) { flush(talk[m], a.into_communication, M, m, d, P); };
     auto flush_out = [&](Int m) {
-        if (a.output_groups == 1 && m > 0 && !out[0].is_begun()) flush(out[0], a.into_output, 1, 0, R, O);
-        flush(out[m], a.into_output, a.output_groups, m, R, O);
+        if (a.output_groups == 1 && m > 0 && !out[0].is_begun()) flush(out[0], a.into_communication_output, 1, 0, R, O);
+        flush(out[m], a.into_communication_output, a.output_groups, m, R, O);
     };
-    auto flush_ask = [&](Int m) { flush(ask[m], a.into_query, M, m, d, query_width); };
+    auto flush_ask = [&](Int m) { flush(ask[m], a.into_input_query, M, m, d, query_width); };
 
     std::memcpy(hidden, data(a.from_hidden) + first * block, count * block * sizeof(T));
     if (!a.is_gru) std::memcpy(memory, data(a.from_memory) + first * block, count * block * sizeof(T));
@@ -1034,7 +1047,7 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
                         into[j] = from[j] * o[d + j] * o[j] * (T(1) - o[j]);
                         into[d + j] = from[j] * o[j] * (T(1) - o[d + j] * o[d + j]);
                     }
-                    add_scaled(data(a.into_output_bias), into, T(1), O);
+                    add_scaled(data(a.into_communication_bias), into, T(1), O);
                 }
             }
             const T* read = tape(a.read, t, K, R);
@@ -1094,7 +1107,7 @@ void Shard<T>::backward(const LaidWeights<T>& laid) {
             if (rows == 0) continue;
             if (cell[m].is_full(rows)) flush_cell(m);
             T *left = cell[m].left(cell[m].rows()), *right = cell[m].right(cell[m].rows());
-            T* bias = data(a.into_bias) + m * G;
+            T* bias = data(a.into_cell_bias) + m * G;
             Int r = 0;
             for (Int s = 0; s < count; ++s) {
                 const Int row = row_of[s * M + m];
@@ -1409,13 +1422,13 @@ std::vector<Sum> sums(const Arguments& a) {
     return {
         {&A::into_keys, &A::others_keys, a.tokens ? M * a.vocabulary * I * d : 0, false},
         {&A::into_values, &A::others_values, a.tokens ? M * a.vocabulary * I * gates : 0, false},
-        {&A::into_query, &A::others_query, a.keys_hold_query ? 0 : M * d * I * a.input_key, true},
+        {&A::into_input_query, &A::others_input_query, a.keys_hold_query ? 0 : M * d * I * a.input_key, true},
         {&A::into_cell_input, &A::others_cell_input, a.values_hold_cell ? 0 : M * I * a.input_value * gates, true},
         {&A::into_cell_hidden, &A::others_cell_hidden, M * d * gates, true},
-        {&A::into_bias, &A::others_bias, M * 4 * d, false},
+        {&A::into_cell_bias, &A::others_cell_bias, M * 4 * d, false},
         {&A::into_communication, &A::others_communication, a.heads ? M * d * P : 0, true},
-        {&A::into_output, &A::others_output, a.heads ? a.output_groups * R * O : 0, true},
-        {&A::into_output_bias, &A::others_output_bias, a.heads && a.output_kind == 2 ? O : 0, false},
+        {&A::into_communication_output, &A::others_communication_output, a.heads ? a.output_groups * R * O : 0, true},
+        {&A::into_communication_bias, &A::others_communication_bias, a.heads && a.output_kind == 2 ? O : 0, false},
     };
 }
 
@@ -1492,14 +1505,26 @@ void project(const StepArguments& step, const void* input) {
         multiply(step.value, a.value_groups, I * a.input_value, values);
 }
 
-// Returns 0, or 1 where memory was lacking.
-int run_any(const Arguments& a, bool is_backward) {
+thread_local std::string error;  // of this thread's last call that failed
+
+// Returns 0, or 1 where the work threw; rimlit_error then says what.
+template <typename Work>
+int guard(const Work& work) {
     try {
-        a.is_double ? run<double>(a, is_backward) : run<float>(a, is_backward);
+        work();
         return 0;
+    } catch (const std::bad_alloc&) {
+        error.clear();
+    } catch (const std::exception& exception) {
+        error = exception.what();
     } catch (...) {
-        return 1;
+        error = "an exception of an unknown type";
     }
+    return 1;
+}
+
+int run_any(const Arguments& a, bool is_backward) {
+    return guard([&] { a.is_double ? run<double>(a, is_backward) : run<float>(a, is_backward); });
 }
 
 }  // namespace
@@ -1513,22 +1538,25 @@ int rimlit_step(const StepArguments* step, const void* input, const void* hidden
     Arguments loop = *step->loop;
     loop.hidden = hidden, loop.memory = memory;
     loop.features = features, loop.last_hidden = last_hidden, loop.last_memory = last_memory;
-    try {
+    return guard([&] {
         loop.is_double ? project<double>(*step, input) : project<float>(*step, input);
-    } catch (...) {
-        return 1;
-    }
-    return run_any(loop, false);
+        loop.is_double ? run<double>(loop, false) : run<float>(loop, false);
+    });
 }
+// What this thread's last call that failed reported; empty where memory was lacking.
+const char* rimlit_error() { return error.c_str(); }
+const char* rimlit_arguments_fields() { return Arguments_fields; }
 Int rimlit_arguments_size() { return sizeof(Arguments); }
+const char* rimlit_step_arguments_fields() { return StepArguments_fields; }
+Int rimlit_step_arguments_size() { return sizeof(StepArguments); }
 int rimlit_has_tiles() { return amx::is_available(); }
 // out (rows, columns) = x (rows, inner) · y (inner, columns). In memory x, or its transpose where it is turned, is
-// groups of rows; y lies row by row, or column by column where it is turned. Returns 0, 1 where memory was lacking, or
-// 2 where tiles cannot hold the numbers.
+// groups of rows; y lies row by row, or column by column where it is turned. Returns 0, 1 where it failed, or 2 where
+// tiles cannot hold the numbers.
 int rimlit_multiply(const float* x, Int group_rows, Int group_stride, Int row_stride, Int is_x_turned, const float* y,
                     Int y_stride, Int is_y_turned, float* out, Int rows, Int inner, Int columns, Int threads) {
     std::vector<uint8_t> has_parts(threads, 1);
-    try {
+    const int failed = guard([&] {
         in_parallel(threads, [&](Int index) {
             const Int begin = rows * index / threads, end = rows * (index + 1) / threads;
             const auto left = [&](Int r) {
@@ -1542,9 +1570,8 @@ int rimlit_multiply(const float* x, Int group_rows, Int group_stride, Int row_st
             pool<float>().give(std::move(workspace));
             amx::release();
         });
-    } catch (...) {
-        return 1;
-    }
+    });
+    if (failed) return 1;
     return std::count(has_parts.begin(), has_parts.end(), 1) == threads ? 0 : 2;
 }
 }

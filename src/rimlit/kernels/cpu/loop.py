@@ -109,6 +109,7 @@ def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
         features=outputs.features[:, steps],
         active=outputs.active[:, steps].contiguous(),
         attention=outputs.attention[:, steps].contiguous(),
+        null_attention=None,
         communication=None,
     )
 
@@ -118,13 +119,16 @@ def _join(parts: list[Outputs], features: Tensor) -> Outputs:
     last = parts[-1]
     if len(parts) == 1:
         return last._replace(features=features)
+
+    def joined(name: str) -> MaybeTensor:
+        pieces = [getattr(part, name) for part in parts]
+        return None if pieces[0] is None else torch.cat(pieces, dim=1)
+
     return Outputs(
         features,
         last.hidden,
         last.memory,
-        torch.cat([part.active for part in parts], dim=1),
-        torch.cat([part.attention for part in parts], dim=1),
-        None if last.communication is None else torch.cat([part.communication for part in parts], dim=1),
+        *map(joined, ("active", "attention", "null_attention", "communication")),
     )
 
 

@@ -9,21 +9,9 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels.autograd import Operands, Outputs, Setting
-from rimlit.kernels.cpu.build import load
-from rimlit.kernels.cpu.call import NO_MEMORY, Call, require_cpu
+from rimlit.kernels.cpu.call import Call, loaded, require_cpu, require_success, structure
 from rimlit.kernels.layer import Keep, LayerOptions, LayerWeights
 from rimlit.types import GRUState, LSTMState, State
-
-
-class _StepArguments(ctypes.Structure):
-    _fields_ = (
-        [("loop", ctypes.c_void_p)]
-        + [(name, ctypes.c_int64) for name in ("input_size", "key_size", "key_groups")]
-        + [
-            (name, ctypes.c_void_p)
-            for name in ("key", "query", "folded_key", "folded_value", "value", "keys", "values")
-        ]
-    )
 
 
 class Stepper:
@@ -40,10 +28,7 @@ class Stepper:
         # what the library reads by address must live as long as this object, whatever becomes of the parameters
         held = [None if weight is None else weight.detach().contiguous() for weight in weights]
         weights = LayerWeights(*held)  # type: ignore[arg-type]
-        library, reason = load()
-        if library is None:
-            raise RuntimeError(f"A stepper needs the C++ loop: {reason}.")
-        self._step = library.rimlit_step
+        self._step = loaded().rimlit_step
         self._step.argtypes = [ctypes.c_void_p] * 7
         heads, mechanisms = options.input_heads, options.num_mechanisms
         key_groups, input_size, keys_size = weights.input_key.shape
@@ -87,9 +72,10 @@ class Stepper:
             new(batch_size, 1, mechanisms, dtype=torch.bool),
             new(batch_size, 1, mechanisms, heads, 1),
             None,
+            None,
         )
         self._arguments = call.arguments(outputs, tape)
-        self._step_arguments = _StepArguments(
+        self._step_arguments = structure("step_arguments")(
             loop=ctypes.addressof(self._arguments),
             input_size=input_size,
             key_size=keys_size // heads,
@@ -121,7 +107,7 @@ class Stepper:
         if not (inputs.is_cpu and hidden.is_cpu and (memory is None or memory.is_cpu)):
             require_cpu({"inputs": inputs, "hidden": hidden, "memory": memory})
         with self._lock:
-            failed = self._step(
+            code = self._step(
                 self._address,
                 inputs.data_ptr(),
                 hidden.data_ptr(),
@@ -130,8 +116,7 @@ class Stepper:
                 new_hidden.data_ptr(),
                 None if new_memory is None else new_memory.data_ptr(),
             )
-        if failed:
-            raise MemoryError(NO_MEMORY)
+            require_success(code)
         return features, GRUState(new_hidden) if new_memory is None else LSTMState(new_hidden, new_memory)
 
 

@@ -125,6 +125,7 @@ class TritonLoop:
         features = new(launch.num_mechanisms, num_steps, batch_size, size)
         active = new(launch.num_mechanisms, num_steps, batch_size, dtype=torch.uint8)
         attention = new(launch.num_mechanisms, num_steps, batch_size, launch.heads)
+        null_attention = new(launch.num_mechanisms, num_steps, batch_size) if setting.records_null else None
         initial_hidden = _start(tape.hidden, operands.hidden, operands.initial_hidden, setting.resets)
         initial_memory = None
         if tape.memory is not None:
@@ -152,6 +153,7 @@ class TritonLoop:
                 features,
                 active,
                 attention,
+                null_attention,
                 *counts,
                 num_mechanisms=launch.num_mechanisms,
                 num_active=setting.options.num_active,
@@ -217,6 +219,7 @@ class TritonLoop:
             memory=None if tape.memory is None else tape.memory[:, last].transpose(0, 1).clone(),
             active=is_active,
             attention=attention.permute(2, 1, 0, 3)[..., None],
+            null_attention=None if null_attention is None else null_attention.permute(2, 1, 0),
             communication=communication,
         )
         return outputs, tape if setting.is_differentiated else ()

@@ -66,6 +66,7 @@ def update(
     features,
     active,
     attention,
+    null_attention,
     step,
     at,
     old,
@@ -124,6 +125,7 @@ def update(
     all_before = (everyone[:, None] * num_states + old) * batch_size + samples[None, :]
     all_rows = (everyone[:, None] * num_steps + step) * batch_size + samples[None, :]
     relevance = tl.zeros((mechanism_tile, batch_tile), dtype)
+    null = tl.zeros((batch_tile,), dtype)
     for head in range(heads):
         scores = tl.zeros((mechanism_tile, batch_tile), dtype)
         for start in range(0, size, score_tile):
@@ -146,6 +148,8 @@ def update(
         read = tl.sum(tl.where((everyone == m)[:, None], weights, 0.0), axis=0)
         if is_first:
             tl.store(attention + row * heads + head, read, mask=in_batch)
+        if null_attention is not None:
+            null += tl.sum(tl.where((everyone == m)[:, None], tl.sigmoid(-scores), 0.0), axis=0)
         if keep is not None:
             factors = keep + ((step * num_mechanisms + m) * batch_size + samples) * heads + head
             read *= tl.load(factors, mask=in_batch, other=0.0)
@@ -158,6 +162,9 @@ def update(
         else:
             fourth += read[:, None] * tl.load(value + 2 * size, mask=in_tile, other=0.0)
 
+    if null_attention is not None:  # noqa: SIM102 (known when compiled, where the next is not)
+        if is_first:
+            tl.store(null_attention + row, null / heads, mask=in_batch)
     relevance /= heads
     # the rank counts who is ahead: ties go to the lowest index, NaN is the least
     relevance = tl.where(is_mechanism & (relevance == relevance), relevance, float("-inf"))
