@@ -12,18 +12,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rimlit.errors import ConfigError
-from rimlit.types import State, flat_state, replace_state
+from rimlit.kernels.layer import require_known as require_known
+from rimlit.kernels.surroundings import is_traced
+from rimlit.types import State, conform_state, flat_state, replace_state
 
 
 class Backbone(nn.Module, ABC):
     """A recurrent network that stands where an ``nn.LSTM(batch_first=True)`` stood.
 
-    Subclasses set ``input_size`` and ``output_size`` and override the two abstract methods. Running a
-    sequence step by step, handing the state on, gives what running it whole gives.
+    Subclasses set ``input_size``, ``output_size`` and ``hidden_size`` and override the two abstract methods.
+    Running a sequence step by step, handing the state on, gives what running it whole gives.
     """
 
     input_size: int
     output_size: int
+    hidden_size: int
+    """Total width of a layer, as the constructor takes it."""
+    num_layers: int = 1
+    batch_first: bool = True
+    """As ``nn.LSTM`` names it: always, for inputs, features and states alike."""
     num_mechanisms: int = 1
     """Equal parts into which the features fall, mechanism by mechanism."""
 
@@ -43,7 +50,8 @@ class Backbone(nn.Module, ABC):
 
         Args:
             inputs: (B, T, input_size), or (B, T, N, input_size) where the backbone reads N slots.
-            state: State to go on from; by default the initial one.
+            state: State to start from, by default the initial one: what :meth:`initial_state` or a forward
+                returned, or its tensors in a plain tuple or list; a bare tensor where the state has one field.
             resets: (B, T) bool: samples whose state is replaced by the initial one before a step.
 
         Returns:
@@ -110,6 +118,8 @@ class Backbone(nn.Module, ABC):
     def starting_state(self, inputs: Tensor, state: State | None) -> tuple[State, State]:
         """Return the state to start from and the initial state, both for the batch in ``inputs``.
 
+        A given state may be a plain tuple, a list or, where it has one field, a tensor.
+
         Learned initial states stay in the graph also when ``state`` is given, so that they get a gradient
         of zeros and not None: plain DDP waits for every parameter.
         """
@@ -117,7 +127,7 @@ class Backbone(nn.Module, ABC):
         if state is None:
             return initial, initial
         nowhere = torch.zeros(inputs.shape[0], dtype=torch.bool, device=inputs.device)
-        return replace_state(state, initial, nowhere), initial
+        return replace_state(conform_state(state, initial), initial, nowhere), initial
 
 
 BackboneFactory: TypeAlias = Callable[[int], Backbone]
@@ -156,6 +166,14 @@ def require_input(
     backbone: Backbone, inputs: Tensor, resets: Tensor | None = None, *, allow_slots: bool = False
 ) -> None:
     """Raise a ValueError, for slots a ConfigError, if ``inputs`` or ``resets`` are not what ``backbone`` reads."""
+    if not isinstance(inputs, Tensor):
+        raise ValueError(
+            f"inputs must be a tensor (B, T, input_size); got a {type(inputs).__name__}. Of a PackedSequence pass "
+            "the padded tensor, torch.nn.utils.rnn.pad_packed_sequence(inputs, batch_first=True)[0], and read "
+            "each sequence's features at its last step."
+        )
+    if is_traced():  # sizes are tensors or symbols there, and a comparison would be a warning or a guard
+        return
     if inputs.dim() == 4 and not allow_slots:
         raise ConfigError(
             f"This {type(backbone).__name__} reads one vector per step, (B, T, input_size), and no input slots; "
@@ -202,13 +220,6 @@ def require_dropout(**dropouts: float) -> None:
             raise ValueError(f"{name} must be at least 0 and below 1; got {name}={dropout}.")
 
 
-def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
-    """Raise a ValueError that names the first of ``choices`` (value, known values) that is not known."""
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}.")
-
-
 class LearnedState(nn.Module):
     """Initial states of a backbone: zeros, or learned vectors that start small and random.
 
@@ -232,7 +243,8 @@ class LearnedState(nn.Module):
         """Return one tensor (batch_size, *shape) for each name, with the device and dtype of ``like``."""
         if self.learn:
             return tuple(getattr(self, name).expand(batch_size, *self.shape) for name in self.names)
-        zeros = like.new_zeros(batch_size, *self.shape)
+        # not new_zeros: FSDP may have sharded ``like``
+        zeros = torch.zeros(batch_size, *self.shape, dtype=like.dtype, device=like.device)
         return tuple(zeros for _ in self.names)
 
 

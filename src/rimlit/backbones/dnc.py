@@ -9,8 +9,10 @@ from torch.nn import functional
 from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import InitialState, SteppedBackbone
 from rimlit.nn import LSTMController, address_content
+from rimlit.types import loads_as_data
 
 
+@loads_as_data
 class DNCState(NamedTuple):
     """State of a differentiable neural computer."""
 
@@ -76,7 +78,7 @@ class DNC(SteppedBackbone):
             num_read_heads=num_read_heads,
         )
         self.input_size = input_size
-        self.output_size = hidden_size
+        self.output_size = self.hidden_size = hidden_size
         self.word_size = word_size
         self.num_read_heads = num_read_heads
         self.controller = LSTMController(input_size, num_read_heads * word_size, hidden_size, forget_bias)

@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import SteppedBackbone
+from rimlit.types import loads_as_data
 
 
+@loads_as_data
 class EntNetState(NamedTuple):
     """State of a recurrent entity network."""
 
@@ -47,7 +49,7 @@ class EntNet(SteppedBackbone):
         super().__init__()
         require_positive(input_size=input_size, hidden_size=hidden_size, num_slots=num_slots)
         self.input_size = input_size
-        self.output_size = hidden_size
+        self.output_size = self.hidden_size = hidden_size
         self.keys = nn.Parameter(torch.randn(num_slots, hidden_size) * hidden_size**-0.5)
         self.encode = nn.Linear(input_size, hidden_size)
         self.from_slot = nn.Linear(hidden_size, hidden_size, bias=False)  # U

@@ -9,8 +9,10 @@ from torch.nn import functional
 from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import InitialState, SteppedBackbone
 from rimlit.nn import LSTMController, address_content
+from rimlit.types import loads_as_data
 
 
+@loads_as_data
 class NTMState(NamedTuple):
     """State of a Neural Turing Machine."""
 
@@ -83,7 +85,7 @@ class NTM(SteppedBackbone):
                 f"num_locations={num_locations}."
             )
         self.input_size = input_size
-        self.output_size = hidden_size
+        self.output_size = self.hidden_size = hidden_size
         self.max_shift = max_shift
         self.num_read_heads = num_read_heads
         self.num_heads = num_read_heads + num_write_heads

@@ -15,7 +15,7 @@ from rimlit.backbones.base import (
     require_positive,
     segments,
 )
-from rimlit.types import State, replace_state
+from rimlit.types import State, conform_state, replace_state
 
 CELLS: dict[str, Callable[..., Any]] = {
     "LSTM": torch.lstm_cell,
@@ -58,7 +58,8 @@ class TorchRecurrent(Backbone):
         require_positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         require_dropout(dropout=dropout)
         self.input_size = input_size
-        self.output_size = hidden_size
+        self.output_size = self.hidden_size = hidden_size
+        self.num_layers = num_layers
         self.recurrent = network(input_size, hidden_size, num_layers, batch_first=True, dropout=dropout, **options)
         self.initial = LearnedState((num_layers, hidden_size), state_names, learn=learn_initial_state)
 
@@ -82,7 +83,7 @@ class TorchRecurrent(Backbone):
         if torch.is_grad_enabled():  # learned initial states then stay in the graph
             return super().step(inputs, state)
         require_input(self, inputs.unsqueeze(1))
-        features, state = self._run(inputs.unsqueeze(1), state)
+        features, state = self._run(inputs.unsqueeze(1), self._named(state, inputs))
         return features.squeeze(1), state
 
     def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
@@ -95,6 +96,7 @@ class TorchRecurrent(Backbone):
 
         def step(inputs: Tensor, state: State) -> tuple[Tensor, State]:
             require_input(self, inputs.unsqueeze(1))
+            state = self._named(state, inputs)
             news = []
             for index, weights in enumerate(layers):
                 olds = tuple(part[:, index] for part in state)
@@ -106,6 +108,10 @@ class TorchRecurrent(Backbone):
             return inputs, type(state)(*(torch.stack(parts, dim=1) for parts in zip(*news, strict=True)))
 
         return step
+
+    def _named(self, state: State, inputs: Tensor) -> State:
+        """Return a state for one step of ``inputs`` (B, input_size) with the names of its fields."""
+        return state if hasattr(state, "_fields") else conform_state(state, self.initial_state(inputs.shape[0]))
 
     def _run(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         parts = layers_first(tuple(state))

@@ -1,6 +1,8 @@
 """Recurrent Independent Mechanisms (Goyal et al. 2021, arXiv:1909.10893)."""
 
+import functools
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -24,14 +26,16 @@ from rimlit.kernels import (
     Keep,
     LayerInputs,
     LayerOptions,
+    LayerResult,
     LayerWeights,
     cpu,
     resolve_backend,
     run_layer,
 )
 from rimlit.kernels.layer import Cell, CommunicationOutput, Inactive, Selection
+from rimlit.kernels.surroundings import is_autocast_enabled, is_plain
 from rimlit.nn import GroupedLinear
-from rimlit.types import GRUState, LSTMState, State, map_state
+from rimlit.types import GRUState, LSTMState, State, conform_state, map_state
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +103,10 @@ class RIM(Backbone):
         forget_bias: What is added to the LSTM's forget gates' bias at the start.
         backend: Time loop: ``auto`` (the fastest that runs where the weights are), ``cpu`` (C++, built on
             first use), ``function`` (one autograd.Function; on CUDA devices captured in CUDA graphs), ``eager``
-            (autograd; ``torch.compile``), ``reference``, or ``triton`` (for CUDA devices; checked in Triton's
-            interpreter only, so that ``auto`` does not take it); the environment variable ``RIMLIT_BACKEND``
-            overrides it.
+            (autograd; the only one that ``torch.export``, ``torch.jit.trace``, ``torch.func`` and the meta device
+            can run, for which ``auto`` takes it, and that ``torch.compile`` traces), ``reference``, or ``triton``
+            (for CUDA devices; checked in Triton's interpreter only, so that ``auto`` does not take it); the
+            environment variable ``RIMLIT_BACKEND`` overrides it.
         checkpoint_every: Steps of a part whose intermediate results are computed again in the backward instead of
             kept, at least 1. Long sequences then take a fraction of the memory; results are the same up to the
             order of sums.
@@ -177,41 +182,6 @@ class RIM(Backbone):
                 f"hidden_size must be divisible by num_mechanisms; got hidden_size={hidden_size}, "
                 f"num_mechanisms={num_mechanisms} (near: {near or num_mechanisms}, {near + num_mechanisms})."
             )
-        if not 1 <= num_active <= num_mechanisms:
-            raise ValueError(
-                f"num_active must be between 1 and num_mechanisms; got num_active={num_active}, "
-                f"num_mechanisms={num_mechanisms}."
-            )
-        if not input_attention and (num_active, selection) != (num_mechanisms, "least_null"):
-            raise ValueError(
-                "input_attention=False leaves nothing to select by: it needs num_active=num_mechanisms and "
-                f"selection='least_null'; got num_active={num_active}, num_mechanisms={num_mechanisms}, "
-                f"selection={selection!r}."
-            )
-        if input_value_size is not None:
-            require_positive(input_value_size=input_value_size)
-        if checkpoint_every is not None:
-            require_positive(checkpoint_every=checkpoint_every)
-        require_dropout(input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout)
-        require_known(
-            cell=(cell, ("lstm", "gru")),
-            selection=(selection, ("least_null", "across_mechanisms")),
-            communication_output=(communication_output, ("linear", "tanh", "gated")),
-            inactive=(inactive, ("preserved", "candidate")),
-            backend=(backend, BACKENDS),
-        )
-        if forget_bias and cell != "lstm":
-            raise ValueError(f"forget_bias needs cell='lstm'; got forget_bias={forget_bias}, cell={cell!r}.")
-
-        self.input_size = input_size
-        self.output_size = hidden_size
-        self.backend = backend
-        self.checkpoint_every = checkpoint_every
-        self.num_mechanisms = num_mechanisms
-        self.num_active = num_active
-        self.input_attention = input_attention
-        self.dropout = dropout
-        size = hidden_size // num_mechanisms
         options = LayerOptions(
             cell=cell,
             num_mechanisms=num_mechanisms,
@@ -224,6 +194,31 @@ class RIM(Backbone):
             communication_output=communication_output,
             project_in_bf16=project_in_bf16,
         )
+        if not input_attention and (num_active, selection) != (num_mechanisms, "least_null"):
+            raise ValueError(
+                "input_attention=False leaves nothing to select by: it needs num_active=num_mechanisms and "
+                f"selection='least_null'; got num_active={num_active}, num_mechanisms={num_mechanisms}, "
+                f"selection={selection!r}."
+            )
+        if input_value_size is not None:
+            require_positive(input_value_size=input_value_size)
+        if checkpoint_every is not None:
+            require_positive(checkpoint_every=checkpoint_every)
+        require_dropout(input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout)
+        require_known(backend=(backend, BACKENDS))
+        if forget_bias and cell != "lstm":
+            raise ValueError(f"forget_bias needs cell='lstm'; got forget_bias={forget_bias}, cell={cell!r}.")
+
+        self.input_size = input_size
+        self.output_size = self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.backend = backend
+        self.checkpoint_every = checkpoint_every
+        self.num_mechanisms = num_mechanisms
+        self.num_active = num_active
+        self.input_attention = input_attention
+        self.dropout = dropout
+        size = hidden_size // num_mechanisms
         self.layers = nn.ModuleList(
             RIMLayer(
                 input_size if layer == 0 else hidden_size,
@@ -284,13 +279,8 @@ class RIM(Backbone):
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step; see :meth:`Backbone.step`. Without a graph it takes the C++ loop's shortest way."""
         weights = list(self.parameters())
-        is_plain = (
-            inputs.dim() == 2
-            and inputs.device.type == "cpu"
-            and self._takes_the_shortest_way()
-            and all(weight.is_contiguous() for weight in weights)
-        )
-        if not is_plain:
+        is_short = inputs.dim() == 2 and inputs.device.type == "cpu" and self._takes_the_shortest_way(weights)
+        if not is_short:
             return super().step(inputs, state)
         # nothing is folded: it reads the weights where they are, until they are moved
         key = (len(inputs), *(weight.data_ptr() for weight in weights))
@@ -307,19 +297,20 @@ class RIM(Backbone):
             batch_size: Samples of every step, at least 1.
         """
         weights = list(self.parameters())
-        is_plain = self._takes_the_shortest_way() and all(weight.is_contiguous() for weight in weights)
-        return Stepper(self, batch_size, fold=False) if is_plain else self.step
+        return Stepper(self, batch_size, fold=False) if self._takes_the_shortest_way(weights) else self.step
 
-    def _takes_the_shortest_way(self) -> bool:
-        """Whether single steps may run in the C++ loop, whatever the inputs and the weights are."""
+    def _takes_the_shortest_way(self, weights: list[nn.Parameter]) -> bool:
+        """Whether single steps may run in the C++ loop on these weights, whatever the inputs are."""
         return (
             not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
             and not self._activity_hooks
             and not (self.training and self._drops())
             and not self._layers[0].options.project_in_bf16
             and self.input_attention  # without, the values' weights are doubled: a copy, which would grow old
             and self.resolve_backend()[0] == "cpu"
+            and all(is_plain(weight) and weight.is_contiguous() for weight in weights)
         )
 
     def _drops(self) -> bool:
@@ -341,18 +332,23 @@ class RIM(Backbone):
     ) -> tuple[Tensor, State]:
         """Run over ``sequence`` (B, T, N, D), or over the rows ``tokens`` (B, T) of a table (1, V, 1, D)."""
         backend = self._announce_backend()
+        if backend != "eager" and torch.compiler.is_compiling():
+            from rimlit.kernels.graph_break import run_outside_graph
+
+            outside: tuple[Tensor, State] = run_outside_graph(self._run, sequence, tokens, state, resets)
+            return outside
         layer = self._layers[0]
         dtype, is_cast = layer.cell_bias.dtype, layer.options.project_in_bf16
-        if sequence.dtype != dtype and not (is_cast or torch.is_autocast_enabled(sequence.device.type)):
+        if sequence.dtype != dtype and not (is_cast or is_autocast_enabled(sequence.device.type)):
             raise ValueError(f"inputs must be {dtype}, as the weights are; got {sequence.dtype}.")
-        if state is not None:
-            state = self._fitting(state, len(sequence if tokens is None else tokens))
         state, initial = self.starting_state(sequence if tokens is None else tokens, state)
         states, activities = [], []
         features = sequence
         for index, layer in enumerate(self._layers):
             if index > 0:
-                sequence, tokens = functional.dropout(features, self.dropout, self.training).unsqueeze(2), None
+                # contiguous: a mask is drawn in the order in which features lie in memory, which loops differ in
+                features = functional.dropout(features.contiguous(), self.dropout, self.training)
+                sequence, tokens = features.unsqueeze(2), None
             num_steps = (sequence if tokens is None else tokens).shape[1]
             layer_inputs = LayerInputs(
                 sequence,
@@ -363,7 +359,7 @@ class RIM(Backbone):
                 layer.draw_keep(state[0].shape[0], num_steps, sequence.shape[2]),
                 bool(self._activity_hooks),
             )
-            result = run_layer(backend, layer.weights(), layer.options, layer_inputs, self.checkpoint_every)
+            result = layer(backend, layer_inputs, self.checkpoint_every)
             features = result.features.flatten(2)
             states.append(result.state)
             if result.activity is not None:
@@ -375,17 +371,6 @@ class RIM(Backbone):
 
     def _state_shape(self, batch_size: int) -> tuple[int, int, int, int]:
         return batch_size, len(self.layers), self.num_mechanisms, self.output_size // self.num_mechanisms
-
-    def _fitting(self, state: State, batch_size: int) -> State:
-        """Return a given state in the weights' type; raise a ValueError if its shape is not this RIM's."""
-        shape = self._state_shape(batch_size)
-        shapes = [tuple(part.shape) for part in state]
-        if shapes != [shape] * len(self.state_type._fields):
-            raise ValueError(
-                f"state must be {len(self.state_type._fields)} tensors (B, num_layers, M, d) = {shape}; "
-                f"got {', '.join(map(str, shapes))}."
-            )
-        return map_state(lambda part: part.to(self._layers[0].cell_bias.dtype), state)
 
     @contextmanager
     def record_activity(self) -> Iterator[list[Activity]]:
@@ -450,7 +435,7 @@ class RIM(Backbone):
 
     def _announce_backend(self) -> str:
         name, reason = self.resolve_backend()
-        if name != self._announced_backend and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and name != self._announced_backend:
             log.info("RIM time loop: %s (%s).", name, reason)
             self._announced_backend = name
         return name
@@ -493,7 +478,7 @@ class Stepper:
         self._state_shape = rim._state_shape(batch_size)
         self._state_parts = len(rim.state_type._fields)
         self._steps = []
-        if rim.resolve_backend()[0] == "cpu":
+        if rim.resolve_backend()[0] == "cpu" and all(map(is_plain, rim.parameters())):
             self._steps = [
                 cpu.Stepper(layer.weights(), layer.options, batch_size, fold=fold) for layer in rim._layers
             ]
@@ -513,11 +498,11 @@ class Stepper:
         if not self._steps:
             with torch.no_grad():
                 return Backbone.step(rim, inputs, state)
-        fits = len(state) == self._state_parts
+        fits = isinstance(state, tuple | list) and len(state) == self._state_parts
         for part in state:
-            fits = fits and part.shape == self._state_shape and part.dtype is self._dtype
+            fits = fits and getattr(part, "shape", None) == self._state_shape and part.dtype is self._dtype
         if not fits:
-            state = rim._fitting(state, self.batch_size)
+            state = conform_state(state, rim.initial_state(self.batch_size))
         if inputs.dtype is not self._dtype:
             inputs = inputs.to(self._dtype)
         if len(self._steps) == 1:
@@ -530,7 +515,10 @@ class Stepper:
 
 
 class RIMLayer(nn.Module):
-    """The parameters of one layer and its dropout; the computation is in :mod:`rimlit.kernels`."""
+    """The parameters of one layer and its dropout; the computation is in :mod:`rimlit.kernels`.
+
+    The time loops read the weights of the modules inside and call none of them: hooks belong on the layer.
+    """
 
     def __init__(
         self,
@@ -549,6 +537,7 @@ class RIMLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
+        self._has_warned = False
         self.input_dropout = input_dropout
         self.communication_dropout = communication_dropout
         num_mechanisms, heads = options.num_mechanisms, options.input_heads
@@ -580,6 +569,28 @@ class RIMLayer(nn.Module):
             self.communication_output = GroupedLinear(
                 1 if is_gated else num_mechanisms, read_size, 2 * size if is_gated else size, bias=is_gated
             )
+
+    def forward(self, backend: str, inputs: LayerInputs, checkpoint_every: int | None = None) -> LayerResult:
+        """Run over a sequence; see :func:`rimlit.kernels.run_layer`."""
+        if not torch.compiler.is_compiling() and not self._has_warned:
+            self._warn_of_hooks()
+        return run_layer(backend, self.weights(), self.options, inputs, checkpoint_every)
+
+    def _warn_of_hooks(self) -> None:
+        for name, module in self._modules.items():
+            if module is not None and (
+                module._forward_hooks
+                or module._forward_pre_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+            ):
+                self._has_warned = True
+                warnings.warn(
+                    f"Hooks on {name} of a RIM's layer are never called, since the time loop reads its weight "
+                    "alone: register them on the RIM or its layers, or change weights by "
+                    "torch.nn.utils.parametrize.",
+                    stacklevel=2,
+                )
 
     def weights(self) -> LayerWeights:
         """Return the parameters as the time loops read them."""
@@ -631,7 +642,8 @@ class RIMLayer(nn.Module):
     def draw_keep(self, batch_size: int, num_steps: int, num_slots: int) -> Keep:
         """Draw the dropout factors of a sequence."""
         num_mechanisms, heads = self.options.num_mechanisms, self.options.communication_heads
-        ones = self.cell_bias.detach().new_ones
+        # not like the bias, which FSDP may have sharded here
+        ones = functools.partial(torch.ones, dtype=self.cell_bias.dtype, device=self.cell_bias.device)
         input_keep = communication_keep = None
         if self.training and self.input_dropout:
             shape = (num_steps, num_mechanisms, batch_size, self.options.input_heads, num_slots)

@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import InitialState, SteppedBackbone
+from rimlit.types import loads_as_data
 
 
+@loads_as_data
 class RMCState(NamedTuple):
     """State of a relational memory core."""
 
@@ -67,7 +69,7 @@ class RMC(SteppedBackbone):
                 f"num_slots={num_slots} (near: {near or num_slots}, {near + num_slots})."
             )
         self.input_size = input_size
-        self.output_size = hidden_size
+        self.output_size = self.hidden_size = hidden_size
         self.num_heads = num_heads
         size = hidden_size // num_slots
         inner = num_heads * -(-size // num_heads)

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rimlit.backbones.base import Backbone, require_dropout, require_input, require_positive
-from rimlit.types import State
+from rimlit.kernels.surroundings import is_traced
+from rimlit.types import State, conform_state, loads_as_data
 
 
+@loads_as_data
 class TransformerState(NamedTuple):
     """State of a causal Transformer: what the last steps left, the newest last."""
 
@@ -76,7 +78,8 @@ class Transformer(Backbone):
         if context < 2:
             raise ValueError(f"context must be at least 2; got context={context}.")
         self.input_size = input_size
-        self.output_size = hidden_size
+        self.output_size = self.hidden_size = hidden_size
+        self.num_layers = num_layers
         self.context = context
         self.num_heads = num_heads
         self.input = nn.Linear(input_size, hidden_size)
@@ -97,9 +100,15 @@ class Transformer(Backbone):
     ) -> tuple[Tensor, TransformerState]:
         """Run over (B, T, input_size); see :meth:`Backbone.forward`."""
         require_input(self, inputs, resets)
+        initial = self.initial_state(inputs.shape[0])
         # what the cache lacks in every sample is not attended to: a short past costs little
-        cached = 0 if state is None else int(state.filled.sum(dim=1).max())
-        state = self.initial_state(len(inputs)) if state is None else state
+        cached = 0
+        if state is None:
+            state = initial
+        else:
+            state = conform_state(state, initial)
+            # an exported graph reads the whole cache, since its size may not depend on the cache's content
+            cached = self.context - 1 if is_traced() else int(state.filled.sum(dim=1).max())
         past_filled = state.filled[:, self.context - 1 - cached :]
         segments = number_segments(inputs, past_filled, resets)  # (B, cached + T)
         is_plain = cached == 0 and resets is None
