@@ -110,6 +110,16 @@ def _open_own(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | _NO_LINK | getattr(os, "O_BINARY", 0), 0o666)
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again: ``RIMLIT_CACHE``, or ``rimlit`` in ``XDG_CACHE_HOME``.
+
+    Raises:
+        RuntimeError: The user has no home folder.
+    """
+    root = os.environ.get("RIMLIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rimlit"
+    return Path(root).expanduser()
+
+
 def try_folder(folder: Path, needed: int) -> None:
     """Create ``folder``; raise a StorageError if a file of ``needed`` bytes could not be written to it now."""
     try:

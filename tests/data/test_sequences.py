@@ -175,18 +175,46 @@ def test_labels_of_every_step_are_ignored_in_the_padding(tmp_path: Path) -> None
     assert ((batch.targets == IGNORED) == ~batch.mask).all()
 
 
-def test_labels_are_integers_of_any_kind_or_text_and_keep_their_names(tmp_path: Path) -> None:
-    for number, names in enumerate((["cat", "dog", "ant"], [7, -2, 300], [1.0, 2.0, 3.0])):
-        table = table_of()
-        table["target"] = [names[label] for label in table["target"]]
-        data = make(write_table(tmp_path / f"{number}.csv", table))
-        found = {data.class_names(label) for _, label in everything(data)}
-        assert data.output_size == 3
-        assert found == set(names)
-        assert [data.class_names(i) for i in range(3)] == sorted(names)
-    arrays = make(write(tmp_path / "a.npz", inputs=INPUTS, targets=np.array(["x", "yy"] * 5)))
-    everything(arrays)
-    assert [arrays.class_names(i) for i in range(2)] == ["x", "yy"]
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cat", "dog", "ant"], ["ant", "cat", "dog"]),
+        (["7", "-2", "300"], ["-2", "7", "300"]),
+        (["1.0", "2.0", "3.0"], ["1.0", "2.0", "3.0"]),
+        (["1", "01", "001"], ["001", "01", "1"]),
+        (["007", "7", "x"], ["007", "7", "x"]),
+        (["True", "true", "1"], ["1", "True", "true"]),
+        (["1e3", "1000", "0x10"], ["0x10", "1000", "1e3"]),
+        (["2026-01-01", "2026-1-1", "1/1/26"], ["1/1/26", "2026-01-01", "2026-1-1"]),
+    ],
+)
+def test_labels_of_a_table_are_text_as_it_is_written(
+    tmp_path: Path, names: list[str], expected: list[str]
+) -> None:
+    table = table_of()
+    table["target"] = [names[label] for label in table["target"]]
+    data = make(write_table(tmp_path / "a.csv", table))
+    assert {data.class_names(label) for _, label in everything(data)} == set(names)
+    assert [data.class_names(number) for number in range(3)] == expected
+    assert data.state_dict()["classes"] == expected
+
+
+def test_labels_of_arrays_and_parquet_are_integers_or_text_as_they_are_kept(tmp_path: Path) -> None:
+    parquet = make(write_table(tmp_path / "a.parquet", table_of()))
+    assert parquet.state_dict()["classes"] == [0, 1, 2]
+    numbers = make(write(tmp_path / "n.npz", inputs=INPUTS, targets=LABELS * 300 - 2))
+    assert numbers.state_dict()["classes"] == [-2, 298, 598]
+    for name, names in (("a.npz", ["01", "1"]), ("b.npz", ["x", "yy"])):
+        arrays = make(write(tmp_path / name, inputs=INPUTS, targets=np.array(names * 5)))
+        everything(arrays)
+        assert [arrays.class_names(number) for number in range(2)] == names
+
+
+def test_integer_classes_of_an_earlier_checkpoint_are_those_of_a_table(tmp_path: Path) -> None:
+    data = make(write_table(tmp_path / "a.csv", table_of()))
+    data.load_state_dict({"inputs": [[0.0, 0.0], [1.0, 1.0]], "classes": [0, 1, 2]})
+    assert everything(data) == EXPECTED
+    assert data.class_names([2, 0]) == [2, 0]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -271,7 +299,8 @@ def test_small_numbers_are_standardised_like_any(tmp_path: Path) -> None:
 def test_classes_and_scales_come_back_from_a_checkpoint_as_plain_data(tmp_path: Path) -> None:
     first = make(write_table(tmp_path / "a.csv", table_of()), standardize=True)
     state = first.state_dict()
-    assert state["classes"] == [0, 1, 2]
+    assert state["classes"] == ["0", "1", "2"]
+    assert state["columns"] == ["a", "b"]
     table = table_of(a=7.0)
     second = make(write_table(tmp_path / "b.csv", table[table["target"] > 0]), standardize=True)
     second.load_state_dict(state)
@@ -520,11 +549,6 @@ def bad_table(column: str, row: int, value: Any) -> pandas.DataFrame:
         ),
         (bad_table("b", 4, "NA"), {}, "row 4, column 'b' must be a finite number .*; got 'NA'"),
         (bad_table("target", 4, "NA"), {}, "row 4, column 'target' must be a label, a number as .*; got 'NA'"),
-        (
-            table_of(target=2**63),
-            {},
-            "row 1, column 'target' must be a label, an integer up to 9223372036854775807, or text; got",
-        ),
         (table_of()[["sequence", "target"]], {}, "must have a column of inputs; input_columns are none"),
         (table_of(), {"tokens": True}, "must have one column of token ids; input_columns are a, b"),
         (table_of().iloc[:0], {}, "has no rows; it must have one for each step of each sequence"),
@@ -544,16 +568,16 @@ def test_a_bad_table_is_refused_with_its_row_and_what_is_expected(
 
 def test_a_ragged_or_empty_csv_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,a,target\nx,1,0\nx,2,0,9\n")
-    with pytest.raises(DataError, match=r"a\.csv cannot be read as a table: .*Expected 3 fields in line 3, saw 4"):
+    with pytest.raises(DataError, match=r"a\.csv cannot be read as a table: .*row 2: Expected 3 columns, got 4"):
         make(tmp_path / "a.csv").setup("fit")
     (tmp_path / "b.csv").write_text("")
-    with pytest.raises(DataError, match=r"b\.csv cannot be read as a table: No columns to parse"):
+    with pytest.raises(DataError, match=r"b\.csv cannot be read as a table: it is empty"):
         make(tmp_path / "b.csv").setup("fit")
 
 
 def test_rows_with_more_cells_than_the_header_are_refused_and_not_read_shifted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,a,target\nx,1,0,\ny,2,1,\nz,3,0,\n")
-    with pytest.raises(DataError, match=r"a\.csv has more cells in its rows than names in its header"):
+    with pytest.raises(DataError, match=r"a\.csv cannot be read as a table: .*row 1: Expected 3 columns, got 4"):
         make(tmp_path / "a.csv").setup("fit")
 
 
@@ -574,8 +598,8 @@ def test_names_of_sequences_are_text_whatever_they_look_like(tmp_path: Path) -> 
     ("column", "row", "given"),
     [
         (pandas.array([1, None] * 15, dtype="Int64"), 2, "nothing"),
-        ([[1, 2]] * 30, 1, r"array\(\[1, 2\]\)"),
-        (pandas.date_range("2026-01-01", periods=30), 1, r"Timestamp\('2026-01-01 00:00:00'\)"),
+        ([[1, 2]] * 30, 1, r"\[1, 2\]"),
+        (pandas.date_range("2026-01-01", periods=30), 1, "2026-01-01 00:00:00"),
     ],
 )
 def test_what_a_parquet_file_can_hold_beside_numbers_is_refused(

@@ -139,7 +139,7 @@ def test_a_folder_with_other_files_is_refused_with_what_it_holds(tmp_path: Path)
 
 def test_what_is_not_text_is_refused_with_its_first_wrong_byte(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes(b"abc\xffdef")
-    with pytest.raises(DataError, match=r"train\.txt is not UTF-8 text: byte 3 is 0xff\."):
+    with pytest.raises(DataError, match=r"train\.txt is not UTF-8 text: byte 3, in line 1, is 0xff\."):
         make_text(tmp_path).setup("fit")
 
 

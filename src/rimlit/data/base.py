@@ -1,5 +1,6 @@
 """The contract of every data module: sizes as plain ints, one loader per named group of samples."""
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,11 +18,14 @@ from rimlit.data.sampling import (
     IndexSampler,
     StartingAt,
     index_sampler,
+    rank_and_world_size,
     share_of,
 )
 from rimlit.errors import ConfigError, DataError
 from rimlit.spec import Recorded, Spec
 from rimlit.types import SequenceBatch
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
@@ -43,6 +47,9 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         ConfigError: A value is out of its range.
     """
 
+    strict: bool = False
+    """Whether doubtful data are an error; a subclass that can doubt its data takes it as an argument."""
+
     def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int | None = None) -> None:
         super().__init__()
         require_at_least(1, batch_size=batch_size)
@@ -54,6 +61,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self._start = (0, 0)
+        self._doubts: set[str] = set()
 
     def check_shares(self, world_size: int) -> None:
         """Raise a ConfigError if a batch cannot be dealt evenly to ``world_size`` processes."""
@@ -94,6 +102,31 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
             return SequenceBatch(inputs, targets, torch.full((len(inputs),), inputs.shape[1]))
         return batch
 
+    @property
+    def digest(self) -> str | None:
+        """What the data are: a SHA-256 of the content that was read, or would be.
+
+        It depends on all files of training, validation and test and on which of these each is, not on their names
+        and places, and not on settings such as fractions, seed or sizes. None where the data are a function of the
+        settings alone. A digest may read the files.
+
+        Raises:
+            DataError: The data cannot be found or read.
+        """
+        return None
+
+    def sample_name(self, split: Split, group: str, index: int) -> str | int | None:
+        """Return what a prediction calls a sample: by default its index, None where its record says it already."""
+        return index
+
+    def report_doubt(self, text: str) -> None:
+        """Warn of data from which nothing can be concluded, once; with ``strict`` raise a DataError."""
+        if self.strict:
+            raise DataError(f"{text} (strict=True)")
+        if text not in self._doubts and rank_and_world_size()[0] == 0:
+            log.warning("%s", text)
+        self._doubts.add(text)
+
     def floors(self) -> dict[str, float]:
         """Return the scores of a model that learnt only the format, by metric name."""
         return {}
@@ -103,6 +136,8 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         """How to make this data module again, with the seed it took."""
         spec = super().spec
         spec["init_args"]["seed"] = self.seed
+        for name in ("strict", "predict_path"):  # they say nothing about the data of a run
+            spec["init_args"].pop(name, None)
         return spec
 
     def group_names(self, split: Split) -> list[str]:
@@ -197,7 +232,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
 
     def _checked(self, split: Split) -> CheckedCollate:
         sizes = Sizes(*(getattr(self, name, None) for name in Sizes._fields))
-        return CheckedCollate(self.collate, self._source(split), sizes)
+        return CheckedCollate(self.collate, self._source(split), sizes, are_targets_known=split != "predict")
 
     def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
         """Return a loader that takes ``dataset`` in the order of :class:`IndexSampler` and looks at each batch."""

@@ -59,12 +59,21 @@ class CheckedCollate:
         collate: Turns samples into a batch; only a :class:`SequenceBatch` is looked at.
         source: What the samples are of, for messages.
         sizes: What the data module declares.
+        are_targets_known: Whether targets are looked at; what is to be predicted may have none.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], source: str, sizes: Sizes) -> None:
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Any],
+        source: str,
+        sizes: Sizes,
+        *,
+        are_targets_known: bool = True,
+    ) -> None:
         self.collate = collate
         self.source = source
         self.sizes = sizes
+        self.are_targets_known = are_targets_known
 
     def __call__(self, samples: list[Any]) -> Any:
         """Return the batch.
@@ -84,7 +93,10 @@ class CheckedCollate:
             if len(inputs) != len(targets):
                 raise DataError(f"{self.source}: {len(inputs)} inputs and {len(targets)} targets in a batch.")
             self._check_inputs(inputs, indices)
-            self._check_values(targets, "targets", self.sizes.output_size or self.sizes.vocabulary_size, indices)
+            if self.are_targets_known:
+                self._check_values(
+                    targets, "targets", self.sizes.output_size or self.sizes.vocabulary_size, indices
+                )
         return batch
 
     def _check_inputs(self, inputs: Tensor, indices: Sequence[int]) -> None:

@@ -1,19 +1,20 @@
 """Where images and their labels come from: idx files, Hugging Face datasets, or scikit-learn's bundled digits."""
 
-import gzip
 import math
 import struct
-import zlib
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from rimlit.data.reading import kind_of, names_in, one_line, open_file, read_bytes, require_fits, shown
 from rimlit.errors import DataError
 
 FILE_NAMES = {"train": "train", "test": "t10k"}
 UNSIGNED_BYTE = 0x08
 DIGITS_TEST_SIZE = 360
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class LabelledImages(NamedTuple):
@@ -33,9 +34,9 @@ def read_idx_folder(path: Path) -> dict[str, LabelledImages]:
         DataError: The folder or a file is missing, a file is no idx file of bytes, or the two of a split differ in
             number.
     """
-    if not path.is_dir():
+    if kind_of(path) != "folder":
         raise DataError(
-            f"path={str(path)!r} must be a folder with {', '.join(_names())}, each as it is or as .gz."
+            f"path={shown(path)!r} must be a folder with {', '.join(_names())}, each as it is or as .gz."
         )
     splits = {}
     for split, prefix in FILE_NAMES.items():
@@ -44,7 +45,7 @@ def read_idx_folder(path: Path) -> dict[str, LabelledImages]:
         labels = read_idx(labels_file, 1)
         if len(images) != len(labels):
             raise DataError(
-                f"{labels_file} has {len(labels)} labels for {len(images)} images; they must be as many."
+                f"{shown(labels_file)} has {len(labels)} labels for {len(images)} images; they must be as many."
             )
         splits[split] = LabelledImages(images, labels)
     return splits
@@ -56,9 +57,9 @@ def _names() -> list[str]:
 
 def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+        if kind_of(path) == "file":
             return path
-    raise DataError(f"{folder} has no {name} and no {name}.gz; it must hold {', '.join(_names())}.")
+    raise DataError(f"{shown(folder)} has no {name} and no {name}.gz; it must hold {', '.join(_names())}.")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -71,24 +72,62 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         DataError: The file cannot be read, is of another type or number of dimensions, or is shorter or longer
             than its sizes say.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+    data = read_bytes(path)
     header = 4 + 4 * dimensions
     if len(data) < header or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTE or data[3] != dimensions:
         raise DataError(
-            f"{path} must be an idx file of unsigned bytes with {dimensions} dimension(s), which begins with "
-            f"00 00 08 {dimensions:02x}; it begins with {data[:4].hex(' ') or 'nothing'}."
+            f"{shown(path)} must be an idx file of unsigned bytes with {dimensions} dimension(s), which begins "
+            f"with 00 00 08 {dimensions:02x}; it begins with {data[:4].hex(' ') or 'nothing'}."
         )
     sizes = struct.unpack(f">{dimensions}I", data[4:header])
     if len(data) - header != math.prod(sizes) or 0 in sizes:
         shape = " × ".join(map(str, sizes))
         raise DataError(
-            f"{path} says that it holds {shape} bytes, at least one in each dimension; "
+            f"{shown(path)} says that it holds {shape} bytes, at least one in each dimension; "
             f"it holds {len(data) - header}."
         )
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(sizes)
+
+
+def read_pictures(path: Path) -> tuple[list[np.ndarray], list[str | int]]:
+    """Read images without labels: an idx file of images, a picture, or a folder of pictures in the order of names.
+
+    Returns:
+        Grey images (height, width) from 0 to 255, of any sizes, and what each is called: its file's name, or its
+        index in the idx file.
+
+    Raises:
+        DataError: There are none, or one cannot be read.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        raise DataError(
+            f"predict_path={shown(path)!r} does not exist; it must be an idx file, a picture or a folder."
+        )
+    if kind == "file":
+        if path.suffix.lower() in PICTURES:
+            return [_read_picture(path)], [path.name]
+        images = read_idx(path, 3)
+        return list(images), list(range(len(images)))
+    names = [name for name in names_in(path) if name.lower().endswith(PICTURES)]
+    if not names:
+        raise DataError(f"{shown(path)} has no picture ({', '.join(PICTURES)}).")
+    return [_read_picture(path / name) for name in names], [*names]
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    with open_file(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as picture:
+                require_fits(path, picture.width * picture.height * 4)
+                return np.asarray(picture.convert("L"))
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # the decoders raise their own kinds
+            raise DataError(f"{shown(path)} cannot be read as a picture: {one_line(error)}.") from error
 
 
 def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImages]:
@@ -105,7 +144,7 @@ def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImag
     try:
         splits = load_dataset(dataset, name)
     except Exception as error:  # the hub, the network and the readers raise their own kinds
-        raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {error}") from error
+        raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {one_line(error)}") from error
     if not set(FILE_NAMES) <= set(splits):
         raise DataError(f"dataset={dataset!r} must have train and test; it has {', '.join(splits)}.")
     read = {}

@@ -3,8 +3,10 @@
 Sequential MNIST of Goyal et al. 2021, sec. 4.1 (arXiv:1909.10893): 14 × 14 in training, 16, 19 and 24 in the test.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,16 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from rimlit.data.base import DataModule, Split, require_at_least
-from rimlit.data.image_sources import LabelledImages, read_digits, read_idx_folder, read_image_dataset
-from rimlit.errors import ConfigError, DataError
+from rimlit.data.identity import digest_arrays, digest_parts
+from rimlit.data.image_sources import (
+    LabelledImages,
+    read_digits,
+    read_idx_folder,
+    read_image_dataset,
+    read_pictures,
+)
+from rimlit.errors import CheckpointError, ConfigError, DataError
+from rimlit.metrics import IGNORED
 
 
 class PixelSequences(Dataset[tuple[Tensor, Tensor]]):
@@ -85,6 +95,11 @@ class SequentialImages(DataModule):
         threshold: A pixel is lit above this share of white, 0 to 1.
         val_fraction: Share of the training file that is validation, 0 to 1 (the authors' code: 12,000 of 60,000).
         train_size: Training images that are used; None for all that are not validation.
+        predict_path: New images without labels to predict at ``image_size``, grey on black like those of training:
+            an idx file, a picture, or a folder of pictures. None for the test. With a checkpoint the files of
+            ``path`` need not exist.
+        strict: Whether doubtful data are an error and not a warning: one class only, or a test all of whose images
+            are in training too.
         batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number.
         num_workers: Loader processes, 0 to load in the training process.
         seed: Seed of the split and of the order; None takes the run's ``seed_everything``, or 0.
@@ -115,6 +130,8 @@ class SequentialImages(DataModule):
         threshold: float = 0.5,
         val_fraction: float = 0.2,
         train_size: int | None = None,
+        predict_path: str | None = None,
+        strict: bool = False,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
@@ -142,6 +159,11 @@ class SequentialImages(DataModule):
         self.threshold = threshold
         self.val_fraction = val_fraction
         self.train_size = train_size
+        self.predict_path = predict_path
+        self.strict = strict
+        self._num_classes: int | None = None
+        self._digest: str | None = None
+        self._new: tuple[list[np.ndarray], list[str | int]] | None = None
         self._read: dict[str, LabelledImages] | None = None
         self._datasets: dict[str, dict[str, PixelSequences]] = {}
 
@@ -153,7 +175,32 @@ class SequentialImages(DataModule):
     @property
     def output_size(self) -> int:
         """Number of classes: one more than the greatest label of the training file."""
-        return int(max(self.images(split).labels.max() for split in ("train", "val"))) + 1
+        if self._num_classes is None:
+            self._num_classes = int(max(self.images(split).labels.max() for split in ("train", "val"))) + 1
+        return self._num_classes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of classes, for the checkpoint."""
+        return {"num_classes": self.output_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the number of classes of a checkpoint.
+
+        Raises:
+            CheckpointError: It is not what :meth:`state_dict` returns.
+        """
+        number = state_dict.get("num_classes") if isinstance(state_dict, dict) else None
+        if type(number) is not int or number < 1:
+            raise CheckpointError("The checkpoint is not one that rimlit wrote: the number of classes is missing.")
+        self._num_classes = number
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of the images and labels as they are read; see :attr:`DataModule.digest`."""
+        if self._digest is None:
+            self.images("train")
+        assert self._digest is not None
+        return self._digest
 
     def images(self, split: Split) -> LabelledImages:
         """Return the grey images of a split as they were read."""
@@ -162,6 +209,7 @@ class SequentialImages(DataModule):
                 read = read_image_dataset(self.dataset, self.dataset_name)
             else:
                 read = read_digits() if self.path is None else read_idx_folder(Path(self.path))
+            self._digest = digest_parts({split: digest_arrays(*part) for split, part in read.items()})
             self._read = self._divided(read)
         return self._read["test" if split == "predict" else split]
 
@@ -190,11 +238,38 @@ class SequentialImages(DataModule):
 
     def setup(self, stage: str) -> None:
         """Read and check the images before any work is done."""
-        self.images("train")
+        if stage != "predict" or self.predict_path is None:
+            self.images("train")
         super().setup(stage)
+        if stage == "fit":
+            self._question()
+
+    def _question(self) -> None:
+        """Report data that can be used, and from which nothing can be learned or concluded."""
+        train, test = self.images("train"), self.images("test")
+        if len(np.unique(train.labels)) == 1:
+            self.report_doubt(f"All training images of {self.source} have the label {train.labels[0]}.")
+        known, tested = ({hashlib.sha256(image).digest() for image in part.images} for part in (train, test))
+        if tested <= known:
+            self.report_doubt(
+                f"Every test image of {self.source} is also in training; scores say nothing of others."
+            )
+
+    def new_images(self) -> tuple[list[np.ndarray], list[str | int]]:
+        """Return the images of ``predict_path`` and what each is called."""
+        assert self.predict_path is not None
+        if self._new is None:
+            self._new = read_pictures(Path(self.predict_path))
+        return self._new
+
+    def sample_name(self, split: Split, group: str, index: int) -> str | int:
+        """Return the name of a picture, or the index of an image."""
+        return index if split != "predict" or self.predict_path is None else self.new_images()[1][index]
 
     def datasets(self, split: Split) -> Mapping[str, PixelSequences]:
         """Return one dataset for training and validation, and one per size for test and predict."""
+        if split == "predict" and self.predict_path is not None:
+            return {"": self._new_dataset()}
         split = "test" if split == "predict" else split
         if split not in self._datasets:
             images, labels = self.images(split)
@@ -207,9 +282,18 @@ class SequentialImages(DataModule):
             }
         return self._datasets[split]
 
+    def _new_dataset(self) -> PixelSequences:
+        if "predict" not in self._datasets:
+            images, _ = self.new_images()
+            pixels = [binary_images(image[None], self.image_size, self.threshold) for image in images]
+            labels = torch.full((len(images),), IGNORED)
+            self._datasets["predict"] = {"": PixelSequences(torch.cat(pixels), labels)}
+        return self._datasets["predict"][""]
+
     def group_names(self, split: Split) -> list[str]:
         """Return the group name of each loader of a split, without reading an image."""
-        return [""] if split in ("train", "val") else [f"size_{size}" for size in self.test_sizes]
+        is_new = split == "predict" and self.predict_path is not None
+        return [""] if is_new or split in ("train", "val") else [f"size_{size}" for size in self.test_sizes]
 
     def floors(self) -> dict[str, float]:
         """Return what a model scores on the test that knows how often each class occurs in training."""

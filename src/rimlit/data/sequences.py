@@ -1,73 +1,32 @@
 """Sequences of one's own, from files, for classification, regression and prediction of the next step."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from rimlit.data.base import DataModule, Split
-from rimlit.data.sequence_sources import Layout, SequenceData, Target, read_sequences
+from rimlit.data.identity import digest_file, digest_parts
+from rimlit.data.sequence_layout import Layout, SequenceData, Target
+from rimlit.data.sequence_sets import Scale, SequenceSet, digests_of, next_steps, sorted_labels
+from rimlit.data.sequence_sources import find_files, read_file, read_sequences
 from rimlit.errors import ConfigError, DataError
 from rimlit.metrics import IGNORED
 from rimlit.types import SequenceBatch
 
+log = logging.getLogger(__name__)
+
 TARGETS = ("label", "value", "next_step")
-
-
-class Scale(NamedTuple):
-    """What numbers are standardised by."""
-
-    mean: list[float]
-    deviation: list[float]
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Scale":
-        """Measure values (n, D); a column of equal values keeps a deviation of 1."""
-        deviation = values.std(axis=0, dtype=np.float64)
-        deviation[(values.min(axis=0) == values.max(axis=0)) | (deviation == 0)] = 1.0
-        return cls(values.mean(axis=0, dtype=np.float64).tolist(), deviation.tolist())
-
-    def standardized(self, values: np.ndarray) -> np.ndarray:
-        """Return values (…, D) with mean 0 and deviation 1."""
-        scaled: np.ndarray = ((values - self.mean) / self.deviation).astype(np.float32)
-        return scaled
-
-
-class SequenceSet(Dataset[tuple[Tensor, Tensor]]):
-    """Sequences of any lengths, kept end to end.
-
-    Args:
-        inputs: (steps, D) numbers or (steps,) token ids.
-        lengths: (N,) steps of each sequence.
-        targets: (N, …), or (steps, …) where each step has one.
-        per_step: Whether each step has a target.
-
-    Example:
-        >>> data = SequenceSet(torch.arange(5), [2, 3], torch.tensor([7, 8]), per_step=False)
-        >>> data[1]
-        (tensor([2, 3, 4]), tensor(8))
-    """
-
-    def __init__(self, inputs: Tensor, lengths: Sequence[int], targets: Tensor, *, per_step: bool) -> None:
-        self.inputs = torch.split(inputs, list(lengths))
-        self.targets = torch.split(targets, list(lengths)) if per_step else targets
-
-    def __len__(self) -> int:
-        """Return the number of sequences."""
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return inputs (T, D) or (T,) and the target of the sequence or of its steps."""
-        return self.inputs[index], self.targets[index]
+MOST_NAMED = 20
 
 
 class Sequences(DataModule):
-    """Your own sequences from files; ``docs/your_own_data.md`` describes the layouts.
+    r"""Your own sequences from files; ``docs/your_own_data.md`` describes the layouts.
 
     Array files (.npy, .npz, .pt) hold ``inputs`` (sequences, steps, features) and, where they are needed,
     ``targets`` and ``lengths``. Tables (.csv, .csv.gz, .parquet) have a row per step, in the order of time, and a
@@ -85,10 +44,16 @@ class Sequences(DataModule):
         target_columns: Columns of a table that are predicted; with ``label`` one.
         split_column: Column of a table that says train, val or test, the same in all rows of a sequence. None: as
             the files are named, or drawn.
+        delimiter: What stands between the cells of a .csv file, one character; ``\t`` for tabs.
+        decimal: Decimal mark of the numbers in a .csv file, a point or a comma.
+        predict_path: New sequences to predict, a file of the same layout, with or without targets; None for the
+            test split. With a checkpoint's scales and classes the files of ``path`` need not exist.
         val_fraction: Share of the sequences drawn for validation, where no split is given, 0 to 1.
         test_fraction: Share of the sequences drawn for the test, where no split is given, 0 to 1.
         standardize: Whether inputs and values are brought to mean 0 and deviation 1, measured in training. Scores
             are then in deviations; predictions are in the file's own units.
+        strict: Whether doubtful data are an error and not a warning: one class only, or a split all of whose
+            sequences are in training too.
         batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number; shorter
             ones are padded, which changes no result.
         num_workers: Loader processes, 0 to load in the training process.
@@ -121,9 +86,13 @@ class Sequences(DataModule):
         input_columns: Sequence[str] | None = None,
         target_columns: Sequence[str] = ("target",),
         split_column: str | None = None,
+        delimiter: str = ",",
+        decimal: str = ".",
+        predict_path: str | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         standardize: bool = True,
+        strict: bool = False,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
@@ -138,18 +107,47 @@ class Sequences(DataModule):
                 "target_columns must name one column for target='label' and at least one for target='value'; got "
                 f"target={target!r}, target_columns={list(target_columns)}."
             )
+        given = [*target_columns, *filter(None, [split_column]), sequence_column]
+        _require_once(input_columns=input_columns or (), target_columns=target_columns)
+        if (taken := [name for name in input_columns or () if name in given]) or len(set(given)) < len(given):
+            name = taken[0] if taken else next(name for name in given if given.count(name) > 1)
+            raise ConfigError(
+                "input_columns, target_columns, split_column and sequence_column must name different columns; "
+                f"{name!r} is named by more than one of them."
+            )
+        delimiter = "\t" if delimiter == r"\t" else delimiter
+        if len(delimiter) != 1 or not delimiter.isascii() or delimiter.isalnum() or delimiter in '\r\n"+-':
+            raise ConfigError(
+                f"delimiter must be one character such as , ; | or \\t; got delimiter={delimiter!r}."
+            )
+        if decimal not in (".", ",") or decimal == delimiter:
+            raise ConfigError(
+                f"decimal must be a point or a comma, and another than delimiter; got {decimal=}, {delimiter=}."
+            )
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ConfigError(
                 "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
                 f"val_fraction={val_fraction}, test_fraction={test_fraction}."
             )
         self.path = path
+        self.predict_path = predict_path
+        self.strict = strict
         self.layout = Layout(
-            target, target_per_step, tokens, sequence_column, input_columns, target_columns, split_column
+            target,
+            target_per_step,
+            tokens,
+            sequence_column,
+            None if input_columns is None else tuple(input_columns),
+            tuple(target_columns),
+            split_column,
+            delimiter,
+            decimal,
         )
         self.fractions = (val_fraction, test_fraction)
         self.standardize = standardize
         self._read: dict[str, SequenceData] | None = None
+        self._new: SequenceData | None = None
+        self._digest: str | None = None
         self._learned: dict[str, Any] | None = None
         self._datasets: dict[str, SequenceSet] = {}
 
@@ -192,10 +190,12 @@ class Sequences(DataModule):
         if self.layout.target == "label":
             assert self._read is not None and train.targets is not None
             # where the split was drawn a rare class may have missed training; where it was given that is an error
-            parts = self._read.values() if self._is_drawn else [train]
-            learned["classes"] = np.unique(np.concatenate([part.targets for part in parts])).tolist()
+            parts = list(self._read.values()) if self._is_drawn else [train]
+            learned["classes"] = sorted_labels(part.targets for part in parts)
         elif self.layout.target == "value":
             learned["targets"] = self._scale(train.targets)
+        if train.columns is not None:
+            learned["columns"] = list(train.columns)
         return learned
 
     def _scale(self, values: np.ndarray | None) -> Scale:
@@ -213,13 +213,37 @@ class Sequences(DataModule):
             name: Scale(*value) if name in ("inputs", "targets") else value for name, value in state_dict.items()
         }
         self._datasets.clear()
+        self._new = None
+        known = self._layout.known_columns
+        if self._read is not None and known and self._read["train"].columns not in (None, known):
+            self._read = None  # it was read in another order
 
     # Reading
 
+    @property
+    def _layout(self) -> Layout:
+        """What a file is to hold, with the columns that the checkpoint knows."""
+        known = (self._learned or {}).get("columns")
+        return self.layout._replace(known_columns=tuple(known) if known else None)
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of the content of the files and of which split each is; see :attr:`DataModule.digest`."""
+        if self._digest is None:
+            files = find_files(Path(self.path))
+            self._digest = digest_parts({split: digest_file(file) for split, file in files.items()})
+        return self._digest
+
     def sequences(self, split: Split) -> SequenceData:
         """Return the sequences of a split as they were read."""
+        if split == "predict" and self.predict_path is not None:
+            if self._new is None:
+                self._new = read_file(Path(self.predict_path), self._layout._replace(is_predicted=True))
+            return self._new
         if self._read is None:
-            self._read = self._divided(read_sequences(Path(self.path), self.layout))
+            read = read_sequences(Path(self.path), self._layout)
+            self._digest = digest_parts({split: part.digest for split, part in read.items()})
+            self._read = self._divided(read)
         return self._read["test" if split == "predict" else split]
 
     def _divided(self, read: dict[str, SequenceData]) -> dict[str, SequenceData]:
@@ -262,16 +286,63 @@ class Sequences(DataModule):
         targets = whole.targets
         if targets is not None:
             targets = targets[steps if self.layout.target_per_step else places]
-        return SequenceData(whole.inputs[steps], whole.lengths[places], targets, None)
+        return whole._replace(
+            inputs=whole.inputs[steps],
+            lengths=whole.lengths[places],
+            targets=targets,
+            splits=None,
+            names=whole.names[places],
+        )
 
     def setup(self, stage: str) -> None:
         """Read and check the sequences before any work is done."""
-        for split in ("train", "val", "test"):
+        splits: tuple[Split, ...] = ("predict",) if stage == "predict" else ("train", "val", "test")
+        for split in splits:
             self.datasets(split)
+        if stage == "fit":
+            self._question()
+
+    def _question(self) -> None:
+        """Report data that can be used, and from which nothing can be learned or concluded."""
+        train = self.sequences("train")
+        if self.layout.target == "label" and len(classes := sorted_labels([train.targets])) == 1:
+            self.report_doubt(
+                f"{self.path}: all of training has the label {classes[0]!r}; there is nothing to tell."
+            )
+        known = set(digests_of(train, self.layout.target_per_step))
+        splits: tuple[Split, ...] = ("val", "test")
+        for split in splits:
+            if known.issuperset(digests_of(self.sequences(split), self.layout.target_per_step)):
+                self.report_doubt(
+                    f"{self.path}: every sequence of {split} is also in train; its scores say nothing of others."
+                )
+        if self.layout.target == "next_step":
+            for split in ("train", *splits):
+                part = self.sequences(split)
+                short = part.names[part.lengths == 1].tolist()
+                if short:
+                    log.warning(
+                        "%s: %s of one step have no next one and are left out of %s.",
+                        self.path,
+                        _named(short),
+                        split,
+                    )
+
+    def sample_name(self, split: Split, group: str, index: int) -> str | int:
+        """Return the name of a sequence in its table, or its index in its file of arrays."""
+        name: str | int = self._used(split).names[index]
+        return name if isinstance(name, str) else int(name)
+
+    def _used(self, split: Split) -> SequenceData:
+        """Return the sequences that are samples of a split, in their order."""
+        part = self.sequences(split)
+        is_used = part.lengths > 1
+        if self.layout.target != "next_step" or split == "predict" or is_used.all():
+            return part
+        return self._taken(part, np.flatnonzero(is_used))
 
     def datasets(self, split: Split) -> Mapping[str, SequenceSet]:
         """Return the one dataset of a split."""
-        split = "test" if split == "predict" else split
         if split not in self._datasets:
             self._datasets[split] = self._prepared(split)
         return {"": self._datasets[split]}
@@ -281,52 +352,58 @@ class Sequences(DataModule):
         return [""]
 
     def _prepared(self, split: Split) -> SequenceSet:
-        inputs, lengths, targets, _ = self.sequences(split)
-        learned = self.learned
+        is_predicted, per_step = split == "predict", self.layout.target_per_step
+        part, learned = self._used(split), self.learned
+        inputs, targets = part.inputs, part.targets
         if self.layout.tokens:
             if inputs.max() >= learned["vocabulary_size"]:
                 raise DataError(
-                    f"{self.path}: {split} has the token {inputs.max()}; the greatest one that the model knows is "
-                    f"{learned['vocabulary_size'] - 1}."
+                    f"{self._path(split)}: {split} has the token {inputs.max()}; the greatest one that the model "
+                    f"knows is {learned['vocabulary_size'] - 1}."
                 )
         else:
             self._require_width(inputs, "inputs", split)
             inputs = learned["inputs"].standardized(inputs)
         if self.layout.target == "next_step":
-            return _next_steps(inputs, lengths)
-        assert targets is not None
+            return next_steps(inputs, part.lengths, is_predicted=is_predicted)
+        number = len(inputs) if per_step else len(part.lengths)
         if self.layout.target == "label":
-            targets = self._class_numbers(targets, split)
+            targets = np.full(number, IGNORED) if targets is None else self._class_numbers(part, split)
+        elif targets is None:
+            targets = np.full((number, self.output_size), np.nan, np.float32)
         else:
             self._require_width(targets, "targets", split)
             targets = learned["targets"].standardized(targets)
         return SequenceSet(
-            torch.from_numpy(inputs),
-            lengths.tolist(),
-            torch.from_numpy(targets),
-            per_step=self.layout.target_per_step,
+            torch.from_numpy(inputs), part.lengths.tolist(), torch.from_numpy(targets), per_step=per_step
         )
+
+    def _path(self, split: Split) -> str:
+        return self.predict_path if split == "predict" and self.predict_path is not None else self.path
 
     def _require_width(self, values: np.ndarray, kind: str, split: Split) -> None:
         """Refuse data of another width than that of the checkpoint which the scales are from."""
         width = len(self.learned[kind].mean)
         if values.shape[1] != width:
             raise DataError(
-                f"{self.path}: {split} has {values.shape[1]} {kind} per step or sequence; the model knows {width}."
+                f"{self._path(split)}: {split} has {values.shape[1]} {kind} per step or sequence; the model knows "
+                f"{width}."
             )
 
-    def _class_numbers(self, labels: np.ndarray, split: Split) -> np.ndarray:
-        names, given = np.array(self.learned["classes"]).astype(str), labels.astype(str)
-        unknown = ~np.isin(given, names)
-        if unknown.any():
-            place = int(np.flatnonzero(unknown)[0])
-            what = "step" if self.layout.target_per_step else "sequence"
+    def _class_numbers(self, part: SequenceData, split: Split) -> np.ndarray:
+        """Return the number of each label among the classes; 1 in an array and "1" in a table are the same."""
+        assert part.targets is not None
+        classes, labels = self.learned["classes"], part.targets.tolist()
+        number_of = {str(name): number for number, name in enumerate(classes)}
+        numbers = np.fromiter((number_of.get(str(label), IGNORED) for label in labels), np.int64, len(labels))
+        unknown = np.flatnonzero(numbers == IGNORED)
+        if len(unknown):
+            place, per_step = int(unknown[0]), self.layout.target_per_step
+            where = f"step {place}" if per_step else f"sequence {part.names[place]}"
             raise DataError(
-                f"{self.path}: {what} {place} of {split} has the label {labels[place]}; training has "
-                f"{', '.join(names[:20])}{', …' if len(names) > 20 else ''}."
+                f"{self._path(split)}: {where} of {split} has the label {labels[place]}; training has "
+                f"{', '.join(map(str, classes[:MOST_NAMED]))}{', …' if len(classes) > MOST_NAMED else ''}."
             )
-        order = np.argsort(names)
-        numbers: np.ndarray = order[np.searchsorted(names, given, sorter=order)].astype(np.int64)
         return numbers
 
     def collate(self, samples: list[tuple[Tensor, Tensor]]) -> SequenceBatch:
@@ -346,9 +423,11 @@ class Sequences(DataModule):
         return numbers * numbers.new_tensor(scale.deviation) + numbers.new_tensor(scale.mean)
 
     def class_names(self, numbers: int | list[int]) -> Any:
-        """Return a class's label, or a list of them, as the file has it; tokens are their own."""
+        """Return a class's label, or a list of them, as the file has it; tokens are their own, IGNORED is None."""
         if isinstance(numbers, list):
             return [self.class_names(number) for number in numbers]
+        if numbers == IGNORED:
+            return None
         return self.learned["classes"][numbers] if self.layout.target == "label" else numbers
 
     def floors(self) -> dict[str, float]:
@@ -371,15 +450,15 @@ class Sequences(DataModule):
         return {"mse": errors.square().mean().item(), "mae": errors.abs().mean().item()}
 
 
-def _next_steps(inputs: np.ndarray, lengths: np.ndarray) -> SequenceSet:
-    """Return all steps but the last of each sequence, and as targets all but the first; one step has none."""
-    rows = [row for row in torch.split(torch.from_numpy(inputs), lengths.tolist()) if len(row) > 1]
-    return SequenceSet(
-        torch.cat([row[:-1] for row in rows]),
-        [len(row) - 1 for row in rows],
-        torch.cat([row[1:] for row in rows]),
-        per_step=True,
-    )
+def _named(names: list[Any]) -> str:
+    more = ", …" if len(names) > MOST_NAMED else ""
+    return f"{len(names)} sequence(s) ({', '.join(map(str, names[:MOST_NAMED]))}{more})"
+
+
+def _require_once(**names: Sequence[str]) -> None:
+    for argument, given in names.items():
+        if twice := [name for name in given if list(given).count(name) > 1]:
+            raise ConfigError(f"{argument} must name each column once; it names {twice[0]!r} twice.")
 
 
 def _together(parts: Tensor | Sequence[Tensor]) -> Tensor:

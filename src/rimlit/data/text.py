@@ -1,7 +1,7 @@
 """Text for language modelling, in contiguous batches."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rimlit.data.base import DataModule, Split, require_at_least
-from rimlit.data.sampling import rank_and_world_size, share_of
+from rimlit.data.identity import digest_parts, digest_text
+from rimlit.data.reading import read_text, shown
+from rimlit.data.sampling import index_sampler, rank_and_world_size, share_of
 from rimlit.data.text_sources import read_dataset, read_path, read_standard_library
 from rimlit.data.vocabulary import Level, Vocabulary
 from rimlit.errors import ConfigError, DataError
@@ -81,14 +83,14 @@ def _pad(row: Tensor, length: int, value: int) -> Tensor:
 
 
 class _Prompts(Dataset[Prompt]):
-    def __init__(self, prompt: Prompt) -> None:
-        self.prompt = prompt
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts = prompts
 
     def __len__(self) -> int:
-        return 1
+        return len(self.prompts)
 
     def __getitem__(self, index: int) -> Prompt:
-        return self.prompt
+        return self.prompts[index]
 
 
 class Text(DataModule):
@@ -107,6 +109,9 @@ class Text(DataModule):
         test_fraction: Share of a single text, its end, that is test, 0 to 1.
         size_limit: Characters of each split that are used; None for all.
         prompt: Text that prediction continues.
+        predict_path: A .txt or .txt.gz file instead of ``prompt``: each of its lines that is not empty is
+            continued. With a checkpoint's vocabulary the training text need not exist.
+        strict: Whether a validation or test text that is the training text is an error and not a warning.
         batch_size: Rows of text side by side over all processes, at least 1 and a multiple of their number.
         eval_batch_size: The same in validation and test; None for ``batch_size``. Each row starts from the initial
             state, so fewer rows give slightly better scores; every token is scored at any number.
@@ -139,6 +144,8 @@ class Text(DataModule):
         test_fraction: float = 0.05,
         size_limit: int | None = None,
         prompt: str = "\n",
+        predict_path: str | None = None,
+        strict: bool = False,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -151,6 +158,10 @@ class Text(DataModule):
                 require_at_least(1, **{name: value})
         if path is not None and dataset is not None:
             raise ConfigError(f"Give path or dataset, not both; got path={path!r}, dataset={dataset!r}.")
+        if predict_path is not None and prompt != "\n":
+            raise ConfigError(
+                f"Give prompt or predict_path, not both; got prompt={prompt!r}, predict_path={predict_path!r}."
+            )
         if level not in ("character", "byte", "word"):
             raise ConfigError(f"level must be one of character, byte, word; got level={level!r}.")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -167,10 +178,14 @@ class Text(DataModule):
         self.fractions = (val_fraction, test_fraction)
         self.size_limit = size_limit
         self.prompt = prompt
+        self.predict_path = predict_path
+        self.strict = strict
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self._vocabulary: Vocabulary | None = None
         self._texts: dict[str, str] | None = None
         self._tokens: dict[str, Tensor] = {}
+        self._digest: str | None = None
+        self._prompts: list[tuple[int, Prompt]] | None = None
 
     @property
     def source(self) -> str:
@@ -198,6 +213,15 @@ class Text(DataModule):
         """Take the vocabulary of a checkpoint."""
         self._vocabulary = Vocabulary(self.level, state_dict["tokens"])
         self._tokens.clear()
+        self._prompts = None
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of the texts and of which split each is; see :attr:`DataModule.digest`."""
+        if self._digest is None:
+            self._read()
+        assert self._digest is not None
+        return self._digest
 
     def tokens(self, split: Split) -> Tensor:
         """Return the token ids (n,) of a split."""
@@ -215,6 +239,7 @@ class Text(DataModule):
             texts = dict(read_path(Path(self.path)))
         else:
             texts = dict(read_standard_library())
+        self._digest = digest_parts({split: digest_text(text) for split, text in texts.items()})
         if "" in texts:
             texts = self._split(texts[""])
         if self.size_limit is not None:
@@ -233,11 +258,7 @@ class Text(DataModule):
     def datasets(self, split: Split) -> Mapping[str, Dataset[Any]]:
         """Return the chunks of a split, or the prompt."""
         if split == "predict":
-            ids = self.vocabulary.encode(self.prompt, f"prompt={self.prompt!r}")
-            if self.level == "word" and not self.prompt.endswith("\n"):
-                ids = ids[:-1]  # the prompt's last line goes on
-            start = ids.new_tensor([self.vocabulary.start])
-            return {"": _Prompts(Prompt(self.prompt, torch.cat([start, ids])[None]))}
+            return {"": _Prompts([prompt for _, prompt in self.prompts])}
         rank, world_size = rank_and_world_size()
         tokens = self.tokens(split)
         key = "batch_size" if split == "train" else "eval_batch_size"
@@ -258,6 +279,35 @@ class Text(DataModule):
         )
         return {"": text}
 
+    @property
+    def prompts(self) -> list[tuple[int, Prompt]]:
+        """What prediction continues, each with the number of its line, from 1."""
+        if self._prompts is None:
+            if self.predict_path is None:
+                self._prompts = [(1, self._prompt(self.prompt, f"prompt={self.prompt!r}"))]
+            else:
+                path = Path(self.predict_path)
+                lines = enumerate(read_text(path).split("\n"), start=1)
+                self._prompts = [
+                    (number, self._prompt(line, f"{shown(path)}: line {number}"))
+                    for number, line in ((number, line.removesuffix("\r")) for number, line in lines)
+                    if line.strip()
+                ]
+                if not self._prompts:
+                    raise DataError(f"{shown(path)} has no line with text to continue.")
+        return self._prompts
+
+    def _prompt(self, text: str, source: str) -> Prompt:
+        ids = self.vocabulary.encode(text, source)
+        if self.level == "word" and not text.endswith("\n"):
+            ids = ids[:-1]  # the prompt's last line goes on
+        start = ids.new_tensor([self.vocabulary.start])
+        return Prompt(text, torch.cat([start, ids])[None])
+
+    def sample_name(self, split: Split, group: str, index: int) -> int:
+        """Return the number of a prompt's line, from 1."""
+        return self.prompts[index][0]
+
     def check_shares(self, world_size: int) -> None:
         """Raise a ConfigError if the rows of a batch cannot be dealt evenly to ``world_size`` processes."""
         super().check_shares(world_size)
@@ -277,6 +327,13 @@ class Text(DataModule):
         }
         for split in needed[stage]:
             self.datasets(split)
+        if stage == "fit":
+            texts = self._read()
+            for split in ("val", "test"):
+                if texts[split] == texts["train"]:
+                    self.report_doubt(
+                        f"The {split} text of {self.source} is the training text; its scores say nothing new."
+                    )
 
     def example(self, split: Split) -> SequenceBatch:
         """Return the first chunk of a split."""
@@ -285,7 +342,9 @@ class Text(DataModule):
 
     def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
         """Return a loader whose items are batches already, in the order of the text."""
-        # every process has rows of its own and walks all chunks: no index is dealt out
+        if split == "predict":  # prompts are divided among the processes
+            options["sampler"] = index_sampler(self.size_of(dataset))
+        # otherwise every process has rows of its own and goes through all chunks
         return DataLoader(dataset, batch_size=None, num_workers=self.num_workers, **options)
 
     def floors(self) -> dict[str, float]:

@@ -1,11 +1,10 @@
 """Where text comes from: local files, Hugging Face datasets, or the standard library's own sources."""
 
-import gzip
 import sysconfig
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from rimlit.data.reading import kind_of, names_in, one_line, read_text, shown
 from rimlit.errors import DataError
 
 FILE_NAMES = {
@@ -26,33 +25,30 @@ def read_path(path: Path) -> Mapping[str, str]:
     Raises:
         DataError: The path does not exist, holds no such files, or a file is not UTF-8 text.
     """
-    if path.is_file():
-        return {"": _read(path)}
-    if not path.is_dir():
-        raise DataError(f"path={str(path)!r} does not exist; it must be a .txt or .txt.gz file or a folder.")
-    files = {
-        split: [found for name in names for suffix in SUFFIXES if (found := path / f"{name}{suffix}").is_file()]
-        for split, names in FILE_NAMES.items()
-    }
+    kind = kind_of(path)
+    if kind == "file":
+        return {"": read_text(path)}
+    if kind is None:
+        raise DataError(f"path={shown(path)!r} does not exist; it must be a .txt or .txt.gz file or a folder.")
+    files = {}
+    for split, names in FILE_NAMES.items():
+        candidates = [path / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+        files[split] = [file for file in candidates if kind_of(file) == "file"]
+        if len(files[split]) > 1:
+            raise DataError(
+                f"path={shown(path)!r} must hold one text for {split}; it has "
+                f"{', '.join(file.name for file in files[split])}."
+            )
     if all(files.values()):
-        return {split: _read(found[0]) for split, found in files.items()}
-    single = [found for found in sorted(path.iterdir()) if found.name.endswith(SUFFIXES)]
+        return {split: read_text(found[0]) for split, found in files.items()}
+    single = [name for name in names_in(path) if name.endswith(SUFFIXES)]
     if len(single) == 1:
-        return {"": _read(single[0])}
-    listed = ", ".join(found.name for found in single) or "none"
+        return {"": read_text(path / single[0])}
+    listed = ", ".join(single[:20]) + (", …" if len(single) > 20 else "")
     raise DataError(
-        f"path={str(path)!r} must hold train, valid and test, or one text, as .txt or .txt.gz; found: {listed}."
+        f"path={shown(path)!r} must hold train, valid and test, or one text, as .txt or .txt.gz; found: "
+        f"{listed or 'none'}."
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}.") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 def read_dataset(dataset: str, name: str | None) -> Mapping[str, str]:
@@ -68,7 +64,7 @@ def read_dataset(dataset: str, name: str | None) -> Mapping[str, str]:
     try:
         splits = load_dataset(dataset, name)
     except Exception as error:  # the hub, the network and the readers raise their own kinds
-        raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {error}") from error
+        raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {one_line(error)}") from error
     texts = {}
     for split, rows in splits.items():
         if "text" not in rows.column_names:

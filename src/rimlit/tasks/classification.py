@@ -97,7 +97,7 @@ class ClassificationTask(Task):
         """Return for each sequence its target, what was predicted, and the probabilities of the classes.
 
         Where there is one target per step, all three are lists over the steps. A user's own labels are given as
-        they are in the file; the probabilities have their order.
+        they are in the file; the probabilities have their order. The target is None where the file has none.
         """
         outputs, _ = self(batch.inputs)
         logits, targets = self.scored(outputs, batch)
@@ -106,9 +106,12 @@ class ClassificationTask(Task):
         records = []
         for index, length in enumerate(batch.lengths.tolist()):
             steps: Any = 0 if batch.targets.dim() == 1 else slice(length)
-            target, guess = targets[index, steps].tolist(), predicted[index, steps].tolist()
+            target: Any = targets[index, steps].tolist()
+            guess: Any = predicted[index, steps].tolist()
             if data is not None:
                 target, guess = data.class_names(target), data.class_names(guess)
+            elif target == IGNORED:
+                target = None
             records.append(
                 {"target": target, "predicted": guess, "probabilities": probabilities[index, steps].tolist()}
             )

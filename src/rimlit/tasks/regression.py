@@ -95,7 +95,8 @@ class RegressionTask(Task):
     ) -> list[dict[str, Any]]:
         """Return for each sequence its target and what was predicted; lists over steps where each has a target.
 
-        A user's own values are in the units of the file.
+        A user's own values are in the units of the file. The target is None, or NaN in a step, where the file has
+        none: the step after the last one.
         """
         outputs, _ = self(batch.inputs)
         targets, data = batch.targets, own_sequences(self)
@@ -107,5 +108,6 @@ class RegressionTask(Task):
                 target, predicted = targets[index], outputs[index, length - 1]
             else:
                 target, predicted = targets[index, :length], outputs[index, :length]
-            records.append({"target": target.tolist(), "predicted": predicted.tolist()})
+            is_known = bool(target.isfinite().any())
+            records.append({"target": target.tolist() if is_known else None, "predicted": predicted.tolist()})
         return records

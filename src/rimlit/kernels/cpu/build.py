@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from rimlit.files import cache_folder
+
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("loop.cpp")
@@ -22,10 +24,9 @@ BUILD_SECONDS = 300.0
 
 def library_path() -> Path:
     """Return where this machine's library lies: another processor, torch or source is another file."""
-    root = os.environ.get("RIMLIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "rimlit"
     key = "\0".join((torch.__version__, *FLAGS, *_extra_flags(), platform.machine(), _processor()))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES) + key.encode()).hexdigest()[:16]
-    return Path(root).expanduser() / f"cpu-{digest}" / "loop.so"
+    return cache_folder() / f"cpu-{digest}" / "loop.so"
 
 
 @functools.cache

@@ -1,0 +1,85 @@
+"""What a file of sequences is to hold, what is read of it, and what tables and arrays are both checked for."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from rimlit.data.reading import shown
+from rimlit.errors import DataError
+
+Target = Literal["label", "value", "next_step"]
+
+MAX_TOKEN = 10_000_000
+"""The greatest token id: every one has a row in the embedding and an output."""
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""The greatest size of a number: models compute in 32 bits."""
+MAX_LABEL = 2**63 - 1
+FILE_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
+
+
+class Layout(NamedTuple):
+    """What a file is to hold, and where."""
+
+    target: Target
+    target_per_step: bool
+    tokens: bool
+    sequence_column: str
+    input_columns: tuple[str, ...] | None
+    target_columns: tuple[str, ...]
+    split_column: str | None
+    delimiter: str = ","
+    decimal: str = "."
+    known_columns: tuple[str, ...] | None = None  # the inputs of the training file, in their order
+    is_predicted: bool = False  # targets and split may be missing
+
+
+class SequenceData(NamedTuple):
+    """Sequences end to end, without padding."""
+
+    inputs: np.ndarray  # (steps, D) finite numbers, or (steps,) token ids
+    lengths: np.ndarray  # (N,), each at least 1
+    targets: np.ndarray | None  # (N or steps,) labels, (N or steps, O) finite numbers, or None: there are none
+    splits: np.ndarray | None  # (N,) of train, val, test; None where they are not given
+    names: np.ndarray  # (N,): what a table calls them, or their index in the file
+    columns: tuple[str, ...] | None = None  # of the inputs; None for arrays
+    digest: str = ""  # of the file's content
+
+
+def require_tokens(values: np.ndarray, is_real: np.ndarray, describe: Callable[[Any], str]) -> None:
+    """Refuse what is no token id: an integer from 0 to ``MAX_TOKEN``."""
+    wanted = f"must be a token id, an integer from 0 to {MAX_TOKEN:,}"
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"{describe((0, 0))} {wanted}; got {values.dtype}.")
+    wrong = np.argwhere(~((values >= 0) & (values <= MAX_TOKEN) & (values % 1 == 0)) & is_real)
+    if len(wrong):
+        raise DataError(f"{describe(wrong[0])} {wanted}; got {values[tuple(wrong[0])]}.")
+
+
+def to_splits(values: np.ndarray, describe: Callable[[int], str]) -> np.ndarray:
+    """Return train, val or test for each of their names; refuse any other."""
+    ours = {name: split for split, names in FILE_NAMES.items() for name in names}
+    for index, value in enumerate(values.tolist()):
+        if value not in ours:
+            raise DataError(f"{describe(index)} must be train, val or test; got {value!r}.")
+    return np.array([ours[value] for value in values.tolist()])
+
+
+def require_distinct(path: Path, what: str, texts: Iterable[str], describe: Callable[[str], str]) -> None:
+    """Refuse names that differ by white space alone: readers see one, and they would count as two.
+
+    Args:
+        path: The file.
+        what: What they name, for the message.
+        texts: Different names.
+        describe: Says where a name is.
+    """
+    seen: dict[str, str] = {}
+    for text in texts:
+        other = seen.setdefault(" ".join(text.split()), text)
+        if other != text:
+            raise DataError(
+                f"{shown(path)}: the {what} {other!r} ({describe(other)}) and {text!r} ({describe(text)}) differ "
+                "only by white space. Write them alike."
+            )
