@@ -1,5 +1,6 @@
 """Several processes on the CPU: they leave one run, score what one process scores, and end together."""
 
+import json
 import os
 import shutil
 import signal
@@ -111,17 +112,32 @@ def test_two_processes_leave_one_run_whose_scores_one_process_confirms(
         assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
 
 
-def test_two_processes_predict_every_sample_once(copying: Path, warm: Warm) -> None:
-    file = copying / "checkpoints/best.ckpt"
-    options = (*QUIET, *UNTRACKED, "--data.test_size=7")
-    assert [ended.code for ended in warm.run(copying.parents[2], "predict", "--ckpt_path", file, *options)] == [
-        0,
-        0,
-    ]
-    names = ("predictions.jsonl", "predictions-1.jsonl")
-    lines = [(copying / name).read_text().splitlines() for name in names]
-    assert [len(part) for part in lines] == [8, 6]
-    assert len({line for part in lines for line in part}) == 14
+# 7 do not divide by two; of a single one the second process has nothing
+@pytest.mark.parametrize("size", [7, 1])
+def test_two_processes_write_the_predictions_of_one_process_into_one_file(
+    copying: Path, warm: Warm, size: int
+) -> None:
+    file, predictions = copying / "checkpoints/best.ckpt", copying / "predictions.jsonl"
+    options = (*QUIET, *UNTRACKED, f"--data.test_size={size}")
+    succeed("predict", "--ckpt_path", file, *options, *ALONE)
+    wanted = predictions.read_text()
+    assert len(wanted.splitlines()) == 2 * size
+    predictions.unlink()
+    for ended in warm.run(copying.parents[2], "predict", "--ckpt_path", file, *options):
+        assert ended.code == 0, ended.error
+    assert predictions.read_text() == wanted
+    assert [path.name for path in copying.glob("*predictions*")] == ["predictions.jsonl"]
+
+
+def test_two_processes_continue_each_prompt_once(language: Path, warm: Warm) -> None:
+    (language / "prompts.txt").write_text("it was\n\nthe age\nof wisdom\n")
+    file = language / "checkpoints/best.ckpt"
+    options = (*QUIET, *UNTRACKED, f"--data.predict_path={language / 'prompts.txt'}")
+    for ended in warm.run(language.parents[2], "predict", "--ckpt_path", file, *options):
+        assert ended.code == 0, ended.error
+    records = [json.loads(line) for line in (language / "predictions.jsonl").read_text().splitlines()]
+    found = [(record["sequence"], record["prompt"]) for record in records]
+    assert found == [(1, "it was"), (3, "the age"), (4, "of wisdom")]
 
 
 # The same run at any number of processes

@@ -158,10 +158,6 @@ class Text(DataModule):
                 require_at_least(1, **{name: value})
         if path is not None and dataset is not None:
             raise ConfigError(f"Give path or dataset, not both; got path={path!r}, dataset={dataset!r}.")
-        if predict_path is not None and prompt != "\n":
-            raise ConfigError(
-                f"Give prompt or predict_path, not both; got prompt={prompt!r}, predict_path={predict_path!r}."
-            )
         if level not in ("character", "byte", "word"):
             raise ConfigError(f"level must be one of character, byte, word; got level={level!r}.")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):

@@ -227,6 +227,9 @@ class Experience(DataModule):
         waiting = task.collected if isinstance(task, PPOTask) and not task.has_learnt else None
         return {"env_steps": self.env_steps - (0 if waiting is None else waiting.new_steps)}
 
+    def sample_name(self, split: Split, group: str, index: int) -> None:
+        """Return nothing: the record of an episode has its number."""
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting.
 

@@ -23,6 +23,7 @@ from rimlit.backbones.base import require_known
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder
 from rimlit.errors import ConfigError
+from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
 from rimlit.metrics.mean import Mean
 from rimlit.nn import direct
@@ -528,14 +529,18 @@ class PPOTask(Task):
         number = batch.number * world_size + rank
         name = batch.environment.replace("/", "_").replace(":", "_")
         path = Path(self.trainer.default_root_dir) / "episodes" / f"{name}-{number:03d}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path,
-            observations=batch.observations.cpu().numpy(),
-            actions=batch.actions.cpu().numpy(),
-            rewards=batch.scores.cpu().numpy(),
-            final_observation=batch.final_observation.cpu().numpy(),
-        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as file:
+                np.savez_compressed(
+                    file,
+                    observations=batch.observations.cpu().numpy(),
+                    actions=batch.actions.cpu().numpy(),
+                    rewards=batch.scores.cpu().numpy(),
+                    final_observation=batch.final_observation.cpu().numpy(),
+                )
+        except OSError as error:
+            raise storage_error(path, None, error) from error
         return [
             {
                 "environment": batch.environment,
