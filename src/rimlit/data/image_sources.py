@@ -36,7 +36,7 @@ def read_idx_folder(path: Path) -> dict[str, LabelledImages]:
     """
     if kind_of(path) != "folder":
         raise DataError(
-            f"path={shown(path)!r} must be a folder with {', '.join(_names())}, each as it is or as .gz."
+            f"path='{shown(path)}' must be a folder with {', '.join(_names())}, each as it is or as .gz."
         )
     splits = {}
     for split, prefix in FILE_NAMES.items():
@@ -102,7 +102,7 @@ def read_pictures(path: Path) -> tuple[list[np.ndarray], list[str | int]]:
     kind = kind_of(path)
     if kind is None:
         raise DataError(
-            f"predict_path={shown(path)!r} does not exist; it must be an idx file, a picture or a folder."
+            f"predict_path='{shown(path)}' does not exist; it must be an idx file, a picture or a folder."
         )
     if kind == "file":
         if path.suffix.lower() in PICTURES:

@@ -91,6 +91,8 @@ def _read_pt(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             require_fits(path, sum(member.file_size for member in archive.infolist()))
+            if archive.testzip() is not None:  # torch does not look at the sums
+                raise ValueError("its checksums differ")
     file.seek(0)
     content = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(content, Tensor):

@@ -22,7 +22,7 @@ def find_files(path: Path) -> dict[str, Path]:
         return {"": path}
     if kind is None:
         raise DataError(
-            f"path={shown(path)!r} does not exist; it must be a {_listed()} file or a folder of such files."
+            f"path='{shown(path)}' does not exist; it must be a {_listed()} file or a folder of such files."
         )
     files = {}
     for split, names in FILE_NAMES.items():
@@ -31,7 +31,7 @@ def find_files(path: Path) -> dict[str, Path]:
         if len(found) != 1:
             there = ", ".join(file.name for file in found) or "none"
             raise DataError(
-                f"path={shown(path)!r} must hold one file for each of train, val and test ({_listed()}); "
+                f"path='{shown(path)}' must hold one file for each of train, val and test ({_listed()}); "
                 f"for {split} it has {there}."
             )
         files[split] = found[0]

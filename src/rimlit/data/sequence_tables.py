@@ -129,7 +129,7 @@ def _read_parquet(path: Path, file: Any, layout: Layout) -> tuple[Columns, dict[
     from pyarrow import parquet
 
     try:
-        source = parquet.ParquetFile(file)
+        source = parquet.ParquetFile(file, page_checksum_verification=True)
         names = [name.strip() for name in source.schema_arrow.names]
         columns = _choose(path, ["" if _INDEX.fullmatch(name) else name for name in names], layout)
         found = source.metadata

@@ -29,14 +29,14 @@ def read_path(path: Path) -> Mapping[str, str]:
     if kind == "file":
         return {"": read_text(path)}
     if kind is None:
-        raise DataError(f"path={shown(path)!r} does not exist; it must be a .txt or .txt.gz file or a folder.")
+        raise DataError(f"path='{shown(path)}' does not exist; it must be a .txt or .txt.gz file or a folder.")
     files = {}
     for split, names in FILE_NAMES.items():
         candidates = [path / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
         files[split] = [file for file in candidates if kind_of(file) == "file"]
         if len(files[split]) > 1:
             raise DataError(
-                f"path={shown(path)!r} must hold one text for {split}; it has "
+                f"path='{shown(path)}' must hold one text for {split}; it has "
                 f"{', '.join(file.name for file in files[split])}."
             )
     if all(files.values()):
@@ -46,7 +46,7 @@ def read_path(path: Path) -> Mapping[str, str]:
         return {"": read_text(path / single[0])}
     listed = ", ".join(single[:20]) + (", …" if len(single) > 20 else "")
     raise DataError(
-        f"path={shown(path)!r} must hold train, valid and test, or one text, as .txt or .txt.gz; found: "
+        f"path='{shown(path)}' must hold train, valid and test, or one text, as .txt or .txt.gz; found: "
         f"{listed or 'none'}."
     )
 
