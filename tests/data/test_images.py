@@ -12,7 +12,8 @@ import torch
 from rimlit.data import SequentialImages
 from rimlit.data.image_sources import read_digits, read_idx, read_idx_folder
 from rimlit.data.images import binary_images
-from rimlit.errors import ConfigError, DataError
+from rimlit.errors import CheckpointError, ConfigError, DataError
+from rimlit.metrics import IGNORED
 
 NAMES = {
     "train-images-idx3-ubyte": (20, 28, 28),
@@ -250,3 +251,47 @@ def test_a_value_out_of_range_is_refused_with_its_name(arguments: dict[str, Any]
 def test_a_fraction_that_leaves_no_image_is_refused_with_both_numbers(mnist: Path) -> None:
     with pytest.raises(DataError, match=r"val_fraction=0\.01 of the 20 training images of .*mnist is 0; training"):
         make_images(mnist, val_fraction=0.01).setup("fit")
+
+
+# New images, and doubtful ones
+
+
+def test_new_images_are_predicted_at_the_trained_size_by_their_names_without_the_training_files(
+    mnist: Path, tmp_path: Path
+) -> None:
+    state = make_images(mnist).state_dict()
+    assert state == {"num_classes": 4}
+    pictures = tmp_path / "new"
+    for name, size in (("b.png", 28), ("a.JPG", 40), ("c.gif", 9)):
+        write_image(pictures / name, np.full((size, size), 255, np.uint8))
+    (pictures / "notes.txt").write_text("no picture")
+    (tmp_path / "idx").write_bytes(idx_bytes(np.full((3, 5, 6), 255, np.uint8)))
+    for path, names in ((pictures, ["a.JPG", "b.png", "c.gif"]), (tmp_path / "idx", [0, 1, 2])):
+        data = make_images(tmp_path / "gone", predict_path=str(path), image_size=6)
+        data.load_state_dict(state)
+        data.setup("predict")
+        assert (data.output_size, data.group_names("predict")) == (4, [""])
+        (batch,) = data.predict_dataloader()[0]
+        assert batch.inputs.tolist() == [[1] * 36] * 3
+        assert batch.targets.tolist() == [IGNORED] * 3
+        assert [data.sample_name("predict", "", index) for index in range(3)] == names
+
+
+@pytest.mark.parametrize("state", [{}, {"num_classes": "4"}, {"num_classes": 0}, 3])
+def test_the_state_of_something_else_is_refused(state: Any) -> None:
+    with pytest.raises(CheckpointError, match="the number of classes is missing"):
+        make_images().load_state_dict(state)
+
+
+def test_a_test_of_training_images_or_a_single_class_is_reported(
+    mnist: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = read_idx_folder(mnist)["train"].images
+    (mnist / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(255 - images[:8]))
+    make_images(mnist, strict=True).setup("fit")
+    assert not caplog.records
+    (mnist / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images[:8]))
+    make_images(mnist, val_fraction=0.05).setup("fit")
+    with pytest.raises(DataError, match=r"Every test image of .*mnist is also in training"):
+        make_images(mnist, val_fraction=0.05, strict=True, seed=3).setup("fit")
+    assert "Every test image of" in caplog.text

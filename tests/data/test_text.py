@@ -365,3 +365,16 @@ def test_the_floor_is_what_token_frequencies_score(folder: Path, level: str) -> 
     assert floors["cross_entropy"] == pytest.approx(expected)
     assert floors["perplexity"] == pytest.approx(math.exp(expected))
     assert floors.get("bits_per_character") == (None if level == "word" else pytest.approx(expected / math.log(2)))
+
+
+# Doubtful texts
+
+
+def test_a_test_text_that_is_the_training_text_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_text(folder, strict=True).setup("fit")
+    assert not caplog.records
+    (folder / "test.txt").write_text(TRAIN)
+    make_text(folder).setup("fit")
+    assert "The test text of" in caplog.text
+    with pytest.raises(DataError, match=r"The test text of .* is the training text; its scores say nothing new"):
+        make_text(folder, strict=True).setup("fit")
