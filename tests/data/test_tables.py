@@ -58,15 +58,18 @@ def test_a_name_that_stands_twice_is_refused_with_both_places(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input_columns": ["x", "target"]}, "'target' is named by more than one of them"),
-        ({"input_columns": ["sequence"]}, "'sequence' is named by more than one of them"),
-        ({"input_columns": ["part"], "split_column": "part"}, "'part' is named by more than one of them"),
-        ({"split_column": "target"}, "'target' is named by more than one of them"),
-        ({"sequence_column": "target"}, "'target' is named by more than one of them"),
-        ({"input_columns": ["x", "y", "x"]}, "input_columns must name each column once; it names 'x' twice"),
+        ({"input_columns": ["x", "target"]}, "input_columns names 'target', which target_columns names already"),
+        ({"input_columns": ["sequence"]}, "input_columns names 'sequence', which sequence_column names already"),
+        (
+            {"input_columns": ["p"], "split_column": "p"},
+            "input_columns names 'p', which split_column names already",
+        ),
+        ({"split_column": "target"}, "target_columns names 'target', which split_column names already"),
+        ({"sequence_column": "target"}, "target_columns names 'target', which sequence_column names already"),
+        ({"input_columns": ["x", "y", "x"]}, "input_columns names 'x', which input_columns names already"),
         (
             {"target": "value", "target_columns": ["y", "y"]},
-            "target_columns must name each column once; it names 'y' twice",
+            "target_columns names 'y', which target_columns names already; a column has one use",
         ),
         ({"delimiter": ";;"}, "delimiter must be one character such as .*; got delimiter=';;'"),
         ({"delimiter": "1"}, "delimiter must be one character such as .*; got delimiter='1'"),
@@ -77,6 +80,7 @@ def test_a_name_that_stands_twice_is_refused_with_both_places(
 def test_a_column_has_one_role(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Sequences("a.csv", **arguments)
+    Sequences("a.csv", target="next_step", input_columns=["target"])  # no target is read
 
 
 def test_validation_and_test_have_their_columns_in_any_order(tmp_path: Path) -> None:
@@ -258,3 +262,13 @@ def test_one_class_or_a_test_that_was_trained_on_is_a_warning_and_an_error_where
         assert "\n" not in record.getMessage()
         with pytest.raises(DataError, match=words):
             make(path, strict=True).setup("fit")
+
+
+def test_sequences_without_a_next_step_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [*split_rows("train", "val", "test"), ("short", "9.5", "u", "val"), ("brief", "9.6", "u", "val")]
+    data = make(write_csv(tmp_path / "a.csv", HEADER, rows), target="next_step")
+    data.setup("fit")
+    words = "2 sequence(s) (short, brief) of one step have no next one and are left out of val"
+    assert [words in record.getMessage() for record in caplog.records] == [True]
+    assert len(data.datasets("val")[""]) == 3
+    assert data.sample_name("val", "", 2) == "val2"

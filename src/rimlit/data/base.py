@@ -123,6 +123,10 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         """Warn of data from which nothing can be concluded, once; with ``strict`` raise a DataError."""
         if self.strict:
             raise DataError(f"{text} (strict=True)")
+        self.warn_once(text)
+
+    def warn_once(self, text: str) -> None:
+        """Log a warning in the first process, once."""
         if text not in self._doubts and rank_and_world_size()[0] == 0:
             log.warning("%s", text)
         self._doubts.add(text)

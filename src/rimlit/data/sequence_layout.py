@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rimlit.data.reading import shown
-from rimlit.errors import DataError
+from rimlit.errors import ConfigError, DataError
 
 Target = Literal["label", "value", "next_step"]
+TARGETS = ("label", "value", "next_step")
 
 MAX_TOKEN = 10_000_000
 """The greatest token id: every one has a row in the embedding and an output."""
@@ -33,6 +34,46 @@ class Layout(NamedTuple):
     decimal: str = "."
     known_columns: tuple[str, ...] | None = None  # the inputs of the training file, in their order
     is_predicted: bool = False  # targets and split may be missing
+
+    def check(self) -> None:
+        """Raise a ConfigError for a value that is out of its range, and for a column with two roles."""
+        if self.target not in TARGETS:
+            raise ConfigError(f"target must be one of {', '.join(TARGETS)}; got target={self.target!r}.")
+        if self.target == "next_step" and self.target_per_step:
+            raise ConfigError("target='next_step' is one of every step already; remove target_per_step=True.")
+        if not self.target_columns or (self.target == "label" and len(self.target_columns) > 1):
+            raise ConfigError(
+                "target_columns must name one column for target='label' and at least one for target='value'; got "
+                f"target={self.target!r}, target_columns={list(self.target_columns)}."
+            )
+        targets = () if self.target == "next_step" else self.target_columns  # which it does not read
+        roles: dict[str, str] = {}
+        for role, names in (
+            ("sequence_column", [self.sequence_column]),
+            ("split_column", [] if self.split_column is None else [self.split_column]),
+            ("target_columns", targets),
+            ("input_columns", self.input_columns or ()),
+        ):
+            for name in names:
+                if name in roles:
+                    raise ConfigError(
+                        f"{role} names {name!r}, which {roles[name]} names already; a column has one use."
+                    )
+                roles[name] = role
+        if (
+            len(self.delimiter) != 1
+            or not self.delimiter.isascii()
+            or self.delimiter.isalnum()
+            or self.delimiter in '\r\n"+-'
+        ):
+            raise ConfigError(
+                f"delimiter must be one character such as , ; | or \\t; got delimiter={self.delimiter!r}."
+            )
+        if self.decimal not in (".", ",") or self.decimal == self.delimiter:
+            raise ConfigError(
+                "decimal must be a point or a comma, and another than delimiter; got "
+                f"decimal={self.decimal!r}, delimiter={self.delimiter!r}."
+            )
 
 
 class SequenceData(NamedTuple):

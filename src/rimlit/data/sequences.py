@@ -1,6 +1,5 @@
 """Sequences of one's own, from files, for classification, regression and prediction of the next step."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ from rimlit.errors import ConfigError, DataError
 from rimlit.metrics import IGNORED
 from rimlit.types import SequenceBatch
 
-log = logging.getLogger(__name__)
-
-TARGETS = ("label", "value", "next_step")
 MOST_NAMED = 20
 
 
@@ -98,32 +94,6 @@ class Sequences(DataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        if target not in TARGETS:
-            raise ConfigError(f"target must be one of {', '.join(TARGETS)}; got target={target!r}.")
-        if target == "next_step" and target_per_step:
-            raise ConfigError("target='next_step' is one of every step already; remove target_per_step=True.")
-        if not target_columns or (target == "label" and len(target_columns) > 1):
-            raise ConfigError(
-                "target_columns must name one column for target='label' and at least one for target='value'; got "
-                f"target={target!r}, target_columns={list(target_columns)}."
-            )
-        given = [*target_columns, *filter(None, [split_column]), sequence_column]
-        _require_once(input_columns=input_columns or (), target_columns=target_columns)
-        if (taken := [name for name in input_columns or () if name in given]) or len(set(given)) < len(given):
-            name = taken[0] if taken else next(name for name in given if given.count(name) > 1)
-            raise ConfigError(
-                "input_columns, target_columns, split_column and sequence_column must name different columns; "
-                f"{name!r} is named by more than one of them."
-            )
-        delimiter = "\t" if delimiter == r"\t" else delimiter
-        if len(delimiter) != 1 or not delimiter.isascii() or delimiter.isalnum() or delimiter in '\r\n"+-':
-            raise ConfigError(
-                f"delimiter must be one character such as , ; | or \\t; got delimiter={delimiter!r}."
-            )
-        if decimal not in (".", ",") or decimal == delimiter:
-            raise ConfigError(
-                f"decimal must be a point or a comma, and another than delimiter; got {decimal=}, {delimiter=}."
-            )
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ConfigError(
                 "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
@@ -140,9 +110,10 @@ class Sequences(DataModule):
             None if input_columns is None else tuple(input_columns),
             tuple(target_columns),
             split_column,
-            delimiter,
+            "\t" if delimiter == r"\t" else delimiter,
             decimal,
         )
+        self.layout.check()
         self.fractions = (val_fraction, test_fraction)
         self.standardize = standardize
         self._read: dict[str, SequenceData] | None = None
@@ -321,11 +292,8 @@ class Sequences(DataModule):
                 part = self.sequences(split)
                 short = part.names[part.lengths == 1].tolist()
                 if short:
-                    log.warning(
-                        "%s: %s of one step have no next one and are left out of %s.",
-                        self.path,
-                        _named(short),
-                        split,
+                    self.warn_once(
+                        f"{self.path}: {_named(short)} of one step have no next one and are left out of {split}."
                     )
 
     def sample_name(self, split: Split, group: str, index: int) -> str | int:
@@ -336,10 +304,9 @@ class Sequences(DataModule):
     def _used(self, split: Split) -> SequenceData:
         """Return the sequences that are samples of a split, in their order."""
         part = self.sequences(split)
-        is_used = part.lengths > 1
-        if self.layout.target != "next_step" or split == "predict" or is_used.all():
+        if self.layout.target != "next_step" or split == "predict" or part.lengths.min() > 1:
             return part
-        return self._taken(part, np.flatnonzero(is_used))
+        return self._taken(part, np.flatnonzero(part.lengths > 1))
 
     def datasets(self, split: Split) -> Mapping[str, SequenceSet]:
         """Return the one dataset of a split."""
@@ -453,12 +420,6 @@ class Sequences(DataModule):
 def _named(names: list[Any]) -> str:
     more = ", …" if len(names) > MOST_NAMED else ""
     return f"{len(names)} sequence(s) ({', '.join(map(str, names[:MOST_NAMED]))}{more})"
-
-
-def _require_once(**names: Sequence[str]) -> None:
-    for argument, given in names.items():
-        if twice := [name for name in given if list(given).count(name) > 1]:
-            raise ConfigError(f"{argument} must name each column once; it names {twice[0]!r} twice.")
 
 
 def _together(parts: Tensor | Sequence[Tensor]) -> Tensor:
