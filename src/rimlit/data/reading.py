@@ -34,11 +34,11 @@ _KINDS = (
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path for a message: one line, and not longer than one.
+    r"""Return a path for a message: one line, and not longer than one.
 
     Example:
-        >>> shown("a.csv"), shown("x" * 5000)[-20:]
-        ('a.csv', '… (5000 characters)')
+        >>> shown("two\nlines.csv"), shown("x" * 5000)[-17:]
+        ('two\\nlines.csv', '(5000 characters)')
     """
     text = os.fspath(path)
     if not text.isprintable():
