@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from rimlit.errors import StorageError
-from rimlit.files import open_to_append, read_json, require_folder, try_folder, whole_file, write_file, write_json
+from rimlit.files import (
+    cache_folder,
+    open_to_append,
+    read_json,
+    require_folder,
+    try_folder,
+    whole_file,
+    write_file,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -112,3 +121,22 @@ def test_a_folder_is_looked_at_without_being_created(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="it needs about"):
         require_folder(tmp_path / "runs/copying/a", 2**60)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RIMLIT_CACHE": "/c", "XDG_CACHE_HOME": "/x"}, "/c"),
+        ({"RIMLIT_CACHE": "", "XDG_CACHE_HOME": "/x"}, "/x/rimlit"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache/rimlit"),
+        ({"HOME": "/h", "RIMLIT_CACHE": "~/mine"}, "/h/mine"),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
+) -> None:
+    for name in ("RIMLIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(expected)

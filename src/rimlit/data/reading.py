@@ -34,7 +34,7 @@ _KINDS = (
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    r"""Return a path for a message: one line, and not longer than one.
+    r"""Return a path, or another text of the user's, for a message: one line, and not longer than one.
 
     Example:
         >>> shown("two\nlines.csv"), shown("x" * 5000)[-17:]
@@ -80,7 +80,7 @@ def unreadable(path: Path, error: Exception) -> DataError:
 def one_line(error: Exception) -> str:
     """Return what an error says in one line, without a point at its end."""
     said = getattr(error, "strerror", None) or str(error)
-    return " ".join(said.split())[: 2 * LONGEST].rstrip(".") or type(error).__name__
+    return shown(" ".join(said.split()).rstrip(".") or type(error).__name__)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -43,8 +43,8 @@ def read_arrays(path: Path, layout: Layout) -> SequenceData:
         except (DataError, MemoryError):
             raise
         except Exception as error:  # numpy, torch and zlib refuse what is damaged in a dozen ways
-            # torch's text recommends weights_only=False, which would run what the file holds
-            reason = type(error).__name__ if path.suffix == ".pt" else one_line(error)
+            # numpy and torch go on to recommend options that would run what the file holds
+            reason = type(error).__name__ if path.suffix == ".pt" else one_line(error).split(". ")[0]
             raise DataError(
                 f"{shown(path)} is damaged or holds more than plain numbers ({reason}): Python objects are not "
                 "loaded. Save sequences of different lengths padded, with lengths beside them."
@@ -240,7 +240,7 @@ def _targets(path: Path, targets: np.ndarray, is_real: np.ndarray, layout: Layou
         if targets.dtype.kind != "U":
             return labels
         texts = labels.tolist()
-        require_distinct(path, "labels", dict.fromkeys(texts), lambda text: f"first of target {texts.index(text)}")
+        require_distinct(path, "labels", dict.fromkeys(texts), lambda text: f"target {texts.index(text)}")
         return labels.astype(object)  # text of any length
     names = ("sequence", "step", "value") if layout.target_per_step else ("sequence", "value")
     numbers = _numbers(path, "targets", targets.reshape(*expected, -1), where, names)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import compute
 
 from rimlit.data.identity import digest_open
-from rimlit.data.reading import not_utf8, open_file, read_bytes, require_fits, shown
+from rimlit.data.reading import not_utf8, one_line, open_file, read_bytes, require_fits, shown
 from rimlit.data.sequence_layout import (
     MAX_LABEL,
     MAX_NUMBER,
@@ -105,8 +105,8 @@ def _read_csv(path: Path, content: bytes, layout: Layout) -> tuple[Columns, dict
             except UnicodeDecodeError as wrong:
                 raise not_utf8(path, content, wrong) from wrong
         # rows are counted from the first below the header
-        reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", " ".join(str(error).split()))
-        raise DataError(f"{shown(path)} cannot be read as a table: {reason[:300]}") from error
+        reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", one_line(error))
+        raise DataError(f"{shown(path)} cannot be read as a table: {reason}.") from error
     if content.count(b'"') % 2 and len(table) and any("\n" in str(column[-1]) for column in table.columns):
         raise DataError(f"{shown(path)}: row {len(table)} opens a quotation mark that is never closed.")
     return columns, dict(zip(columns.all, table.columns, strict=True))
@@ -137,9 +137,7 @@ def _read_parquet(path: Path, file: Any, layout: Layout) -> tuple[Columns, dict[
         require_fits(path, max(sum(groups), found.num_rows * len(columns.all) * CELL_BYTES))
         table = source.read(columns=[source.schema_arrow.names[names.index(name)] for name in columns.all])
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{shown(path)} cannot be read as a table: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise DataError(f"{shown(path)} cannot be read as a table: {one_line(error)}.") from error
     return columns, {
         name.strip(): _decoded(column) for name, column in zip(table.column_names, table.columns, strict=True)
     }

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rimlit.data.base import DataModule, Split
 from rimlit.data.identity import digest_file, digest_parts
+from rimlit.data.reading import shown
 from rimlit.data.sequence_layout import Layout, SequenceData, Target
 from rimlit.data.sequence_sets import Scale, SequenceSet, digests_of, next_steps, sorted_labels
 from rimlit.data.sequence_sources import find_files, read_file, read_sequences
@@ -367,9 +368,10 @@ class Sequences(DataModule):
         if len(unknown):
             place, per_step = int(unknown[0]), self.layout.target_per_step
             where = f"step {place}" if per_step else f"sequence {part.names[place]}"
+            known = ", ".join(shown(str(name)) for name in classes[:MOST_NAMED])
             raise DataError(
-                f"{self._path(split)}: {where} of {split} has the label {labels[place]}; training has "
-                f"{', '.join(map(str, classes[:MOST_NAMED]))}{', …' if len(classes) > MOST_NAMED else ''}."
+                f"{self._path(split)}: {where} of {split} has the label {shown(str(labels[place]))}; training has "
+                f"{known}{', …' if len(classes) > MOST_NAMED else ''}."
             )
         return numbers
 
