@@ -18,11 +18,12 @@ LEVELS = (
     ("kernels",),
     ("backbones", "encoders", "heads", "metrics"),
     ("data", "tasks"),
+    ("tracking",),
     ("training", "comparison", "rl"),
     ("cli",),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-WITH_LIGHTNING = {"data", "tasks", "training", "comparison", "rl", "cli"}
+WITH_LIGHTNING = {"data", "tasks", "tracking", "training", "comparison", "rl", "cli"}
 
 
 def part_of(path: Path) -> str:

@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 
 from rimlit.heads import AttentionHead
 from rimlit.tasks import CopyingTask, LanguageModelingTask, Task
+from rimlit.tracking.process_names import process_name
 from rimlit.training import Checkpointer, FiniteGuard
-from rimlit.training.tracking import process_name
 from tests.cli.running import (
     COPYING,
     LANGUAGE,

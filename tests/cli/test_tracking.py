@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rimlit.training.tracking import MLflowTracker, process_name
+from rimlit.tracking import MLflowTracker
+from rimlit.tracking.process_names import process_name
 from tests.cli.running import COPYING, read_json, rimlit, succeed
 
 NOBODY = "http://127.0.0.1:9"
@@ -35,7 +36,7 @@ def test_a_run_without_its_server_ends_well_and_is_sent_by_the_command_sync(
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="rimlit"):
         patch.setenv("MLFLOW_TRACKING_URI", NOBODY)
         succeed("fit", *COPYING, FIGURELESS)
-        assert f"MLflow at {NOBODY} does not take what is tracked" in caplog.text
+        assert f"MLflow at {NOBODY} does not take what is logged" in caplog.text
         run = folder / "runs/copying/rim-seed0"
         assert read_json(run / "run_state.json")["status"] == "finished"
         answer = rimlit("sync")

@@ -1,5 +1,6 @@
 """How mechanisms are used, counted, logged and drawn."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,31 @@ def test_the_figure_has_a_panel_for_each_layer_and_view(
     titles = " ".join(axis.get_title(loc="left") for axis in panels)
     assert ("layer 1:" in titles) == (num_layers > 1)
     assert ("average" in titles) == has_average
+
+
+def test_the_figure_names_the_run_k_of_m_and_how_many_sequences_are_averaged() -> None:
+    active = torch.zeros(1, 10, 4)
+    active[..., :2] = 1
+    figure = draw_activity(active, [active[0]], PHASES, run="rim-seed0", num_averaged=12)
+    assert figure.get_suptitle() == "rim-seed0: 2 of 4 mechanisms active per step"
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert "active mechanisms, average over 12 sequences" in titles
+
+
+@pytest.mark.parametrize(("size", "shown"), [(1, 1), (2, 2), (20, 8)])
+def test_steps_without_labels_have_a_strip_of_the_input(size: int, shown: int) -> None:
+    inputs = torch.arange(10.0)[:, None].expand(10, size)
+    figure = draw_activity(bools(1, 10, 4, seed=2).float(), inputs=inputs)
+    strip = figure.axes[0].images[0].get_array()
+    assert strip is not None and strip.shape == (shown, 10)
+    assert (strip[0, 0], strip[0, -1]) == (0, 1), "from the least value to the greatest"
+    assert figure.axes[0].get_title(loc="left").startswith("input")
+    assert ("of 20" in figure.axes[0].get_title(loc="left")) == (size > shown)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_strip_of_any_input_can_be_drawn(value: float) -> None:
+    draw_activity(bools(1, 10, 4, seed=2).float(), inputs=torch.full((10, 2), value)).savefig(io.BytesIO())
 
 
 def test_phases_are_a_strip_with_a_legend_of_each() -> None:

@@ -1,5 +1,6 @@
 """What is written of rollouts: the GIF, the curves, the numbers."""
 
+import io
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from rimlit.heads import SlotMixtureHead
 from rimlit.training import RolloutPictures
-from rimlit.training.rollouts import Film, draw_curves, film_of, save_gif
+from rimlit.training.rollouts import Film, draw_curves, draw_gif, film_of
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 from tests.tasks.test_frame_prediction import make_data, make_task
 
@@ -77,9 +78,8 @@ def made_up_film(**parts: Any) -> Film:
     return Film("made_up", truth, prediction, 2, active, None)._replace(**parts)
 
 
-def test_hits_misses_and_false_alarms_have_colours_of_their_own(tmp_path: Path) -> None:
-    save_gif([made_up_film()], tmp_path / "a/film.gif")
-    with Image.open(tmp_path / "a/film.gif") as gif:
+def test_hits_misses_and_false_alarms_have_colours_of_their_own() -> None:
+    with Image.open(io.BytesIO(draw_gif([made_up_film()]))) as gif:
         gif.seek(1)
         pixels = np.asarray(gif.convert("RGB"))
     left = 12 + 16 * 3 + 12  # of the second panel
@@ -97,9 +97,8 @@ def test_hits_misses_and_false_alarms_have_colours_of_their_own(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("parts", [{}, {"active": None}, {"owners": torch.ones(4, 16, 16, dtype=torch.long)}])
-def test_films_are_stacked_whatever_panels_they_have(tmp_path: Path, parts: dict[str, Any]) -> None:
-    save_gif([made_up_film(**parts)] * 2, tmp_path / "film.gif", milliseconds=50)
-    with Image.open(tmp_path / "film.gif") as gif:
+def test_films_are_stacked_whatever_panels_they_have(parts: dict[str, Any]) -> None:
+    with Image.open(io.BytesIO(draw_gif([made_up_film(**parts)] * 2, milliseconds=50))) as gif:
         assert gif.n_frames >= 3  # frames that do not differ are merged
         assert gif.info["loop"] == 0
         height = 18 + 2 * (16 * 3 + 18 + 12)

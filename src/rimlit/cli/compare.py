@@ -1,6 +1,5 @@
 """``rimlit compare``, and the same from Python: several configs, several seeds, side by side."""
 
-import csv
 import logging
 import shlex
 import sys
@@ -18,7 +17,7 @@ from rich.console import Console
 from rimlit.cli.arguments import resolve_configs
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
-from rimlit.cli.run import RimlitCLI, experiment_name
+from rimlit.cli.run import RimlitCLI, dataset_of
 from rimlit.cli.settings import build_data, build_task, changed_setting, find_target, require_same_data
 from rimlit.cli.setup import prepare
 from rimlit.comparison.matching import MEASURES, TOLERANCE, WORDS, Match, Measure, match_parameters
@@ -28,9 +27,11 @@ from rimlit.data import DataModule
 from rimlit.errors import ConfigError, RunsFailedError
 from rimlit.files import try_folder
 from rimlit.tasks import Task
+from rimlit.tracking import MLflowTracker
+from rimlit.tracking.metrics_file import read_metrics
+from rimlit.training.optional import protect
 from rimlit.training.recording import git_commit, machine, sizes_of
 from rimlit.training.run_folder import RunFolder
-from rimlit.training.tracking import MLflowTracker
 
 log = logging.getLogger(__name__)
 
@@ -316,7 +317,8 @@ def _parent(model: Model, folder: Path) -> MLflowTracker | None:
     """Open the comparison's own run in MLflow, unless its runs are tracked elsewhere."""
     if model.settings["trainer"].get("logger") not in (None, True):
         return None
-    tracker = MLflowTracker(experiment_name(model.task), folder.name, folder=folder)
+    dataset = dataset_of(folder, model.settings["data"]["class_path"])
+    tracker = protect(MLflowTracker(dataset, folder.name, folder=folder))
     tracker.set_tags({"run_folder": str(folder)})
     tracker.flush()  # the runs are told its id
     return tracker
@@ -404,10 +406,7 @@ def _facts(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
 
 def read_curve(path: Path, name: str) -> list[tuple[int, float]]:
     """Return the steps and values of a column of ``metrics.csv``, the last value of each step."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        points = {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+    points = {int(row["step"]): float(row[name]) for row in read_metrics(path).rows if row.get(name)}
     return sorted(points.items())
 
 

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import rimlit.rl  # noqa: F401, its classes are then known by their names
 from rimlit.checkpoints import read_checkpoint
@@ -40,19 +40,21 @@ from rimlit.files import require_folder, storage_error
 from rimlit.spec import find_class
 from rimlit.tasks import Task
 from rimlit.tasks.base import LINKED
+from rimlit.tracking import LocalMetrics, MLflowTracker
+from rimlit.tracking.process_names import is_of_this_machine, is_rank_zero
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.agreement import RankAgreement
 from rimlit.training.changes import find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, newest_checkpoint
 from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
+from rimlit.training.optional import protect
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.run_folder import RunFolder, RunLock
-from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_of_this_machine, is_rank_zero
 from rimlit.training.trial import TrialBatch
 
 log = logging.getLogger(__name__)
@@ -345,6 +347,7 @@ class RimlitCLI(LightningCLI):
         """Build everything; a mistake in an argument becomes one message."""
         if self.checkpoint is not None:
             self.parser.add_instantiator(self._restore_data, DataModule, subclasses=True)
+        self.parser.add_instantiator(self._build_logger, Logger, subclasses=True)
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -361,12 +364,23 @@ class RimlitCLI(LightningCLI):
             data.load_state_dict(self.checkpoint[class_type.__qualname__])
         return data
 
+    def _build_logger(self, class_type: type[Logger], *args: Any, **kwargs: Any) -> Logger:
+        """Build a logger of the user's; folders carry the dataset's and the run's name, not a number."""
+        if class_type in (TensorBoardLogger, CSVLogger):
+            if kwargs.get("name") == "lightning_logs":
+                kwargs["name"] = dataset_of(self.folder.path, self._get(self.config, "data").class_path)
+            if kwargs.get("version") is None:
+                kwargs["version"] = self.folder.path.name
+        return class_type(*args, **kwargs)
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add rimlit's loggers and callbacks to the trainer."""
         config = self._get(self.config_init, "trainer")
         logger = config.get("logger")
         if logger is None or logger is True:
             config["logger"] = False if self._is_trial else self._default_loggers()
+        elif logger:
+            config["logger"] = self._with_metrics_file(list(logger) if isinstance(logger, list) else [logger])
         own: list[Callback] = [MechanismActivity(figure=not self._is_trial), PredictionFile(), FiniteGuard()]
         if config.get("enable_progress_bar") is not False:
             own.append(ProgressBar())
@@ -402,12 +416,21 @@ class RimlitCLI(LightningCLI):
 
     def _default_loggers(self) -> list[Logger]:
         tracker = MLflowTracker(
-            experiment_name(self.model),
+            dataset_of(self.folder.path, self._get(self.config, "data").class_path),
             self.folder.path.name,
             folder=self.folder.path,
             required=self.config[self.subcommand].require_tracking,
+            test_metrics=self.model.headline,
         )
-        return [LocalMetrics(self.folder.path), tracker]
+        return self._with_metrics_file([tracker])
+
+    def _with_metrics_file(self, loggers: list[Logger]) -> list[Logger]:
+        """Return loggers whose errors end no run, and before them the one that writes ``metrics.csv``."""
+        if self._is_trial or any(isinstance(logger, LocalMetrics) for logger in loggers):
+            own = []
+        else:
+            own = [LocalMetrics(self.folder.path)]
+        return [*own, *(logger if isinstance(logger, LocalMetrics) else protect(logger) for logger in loggers)]
 
     def after_instantiate_classes(self) -> None:
         """Refuse a run that would never end, and batches that cannot be dealt to the processes."""
@@ -538,10 +561,18 @@ class AlreadyDone(Exception):  # noqa: N818, no error
     """The run that fit was asked for has been trained."""
 
 
-def experiment_name(task: Task) -> str:
-    """Return the MLflow experiment of a task: its class in words, ``copying`` for CopyingTask."""
-    name = type(task).__name__.removesuffix("Task") or type(task).__name__
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+def dataset_of(folder: Path, class_path: str) -> str:
+    """Return the dataset of a run: the folder under ``runs``, or else the name of the data module's class.
+
+    MLflow's experiments are named so.
+
+    Args:
+        folder: The run's folder, ``runs/<dataset>/<name>`` or another.
+        class_path: Class of the data module.
+    """
+    parts = folder.parts
+    inside = parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else ()
+    return inside[0] if len(inside) > 1 else find_class(class_path, DataModule).name or "data"
 
 
 def _checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Many runs, each a process of its own: as many at a time as cores allow, with a progress bar over all."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rimlit.spec import trusted_packages
+from rimlit.tracking.metrics_file import read_metrics
 from rimlit.training.run_folder import RunFolder
 from rimlit.training.signals import SignalFlag
 
@@ -63,17 +63,8 @@ class Run:
 
 def last_step(metrics: Path) -> int:
     """Return the greatest step in the last lines of a ``metrics.csv``, 0 without one."""
-    if not metrics.is_file():
-        return 0
-    with metrics.open(newline="") as file:
-        names = next(csv.reader(file), [])
-        file.seek(max(0, metrics.stat().st_size - 8192))
-        lines = file.read().splitlines()[1:]
-    if "step" not in names:
-        return 0
-    column = names.index("step")
-    steps = [row[column] for row in csv.reader(lines) if len(row) == len(names)]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+    rows = read_metrics(metrics, last_bytes=8192).rows
+    return max((int(row["step"]) for row in rows), default=0)
 
 
 def start(run: Run, parent: str | None) -> "subprocess.Popen[bytes]":

@@ -1,5 +1,6 @@
 """What surrounds a task while it runs: callbacks, loggers, schedules, the run's folder."""
 
+from rimlit.tracking import LocalMetrics, MLflowTracker
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
 from rimlit.training.episodes import EpisodePictures
@@ -10,7 +11,6 @@ from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.schedules import LinearDecay, WarmupCosine
-from rimlit.training.tracking import LocalMetrics, MLflowTracker
 
 __all__ = [
     "Checkpointer",

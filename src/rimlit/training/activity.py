@@ -1,6 +1,9 @@
 """Which mechanisms were active when: usage on validation, and a figure of it (Goyal et al. 2021, fig. 4)."""
 
+import json
+from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
@@ -10,7 +13,9 @@ from torch import Tensor
 from rimlit.backbones import RIM
 from rimlit.kernels import Activity
 from rimlit.tasks import Task
-from rimlit.training.tracking import save_figure
+from rimlit.tracking.mlflow_tracker import MLflowTracker
+from rimlit.training.optional import optional
+from rimlit.training.pictures import save_figure, write_for_people
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,18 +69,30 @@ class UsageCounter:
         return Usage(share.cpu(), entropy.item(), int((share < DEAD_BELOW).sum()), rate.item())
 
 
+class Sample(NamedTuple):
+    """What the figure shows: a sequence, and the average over those of its batch that are as long."""
+
+    active: Tensor  # (layers, T, M), 0 or 1
+    average: list[Tensor]  # (T, M) for each layer: share of sequences
+    num_averaged: int
+    labels: list[str] | None  # (T,): what each step is
+    inputs: Tensor | None  # (T, D): shown where the steps have no labels
+
+
 class MechanismActivity(L.Callback):
     """Log how the mechanisms of a task's RIM are used and draw when each was active.
 
     Logs ``mechanisms/usage_<m>``, ``mechanisms/usage_entropy`` (1: all alike, 0: only one),
     ``mechanisms/dead`` (used in under 1 % of steps) and ``mechanisms/switch_rate``, with ``layer_<l>/`` before
     the name where there are several layers: those of a validation, and of each named group of a test (a span, an
-    environment) with its name before. It reads what ordinary forwards report, without a second pass, and does
-    nothing for backbones that have no mechanisms.
+    environment) with its name before. MLflow gets the last three of a validation, as ``val/mechanisms/…``, and all
+    of a test as the file ``mechanisms.json``. The callback reads what ordinary forward passes report, without a
+    second pass, and does nothing for backbones that have no mechanisms.
 
     Args:
-        figure: Whether to draw the figure, ``figures/activity.png``, at the end of training and of a test. It
-            shows a sequence of the first validation or test group and the average over its batch.
+        figure: Whether to draw the figure, ``figures/activity.png``, at the end of training and of a test, and to
+            write ``mechanisms.json``. The figure shows a sequence of the first validation or test group and the
+            average over its batch.
     """
 
     def __init__(self, *, figure: bool = True) -> None:
@@ -85,8 +102,9 @@ class MechanismActivity(L.Callback):
         self._group = ""
         self._mask: Tensor | None = None
         self._labels: list[str] | None = None
+        self._inputs: Tensor | None = None
         self._wants_sample = False
-        self._sample: tuple[list[str] | None, Tensor, list[Tensor]] | None = None
+        self._sample: Sample | None = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
@@ -130,6 +148,8 @@ class MechanismActivity(L.Callback):
         self._mask = mask if isinstance(mask, Tensor) else None
         if self._wants_sample and isinstance(module, Task):
             self._labels = module.step_labels(batch)
+            inputs = getattr(batch, "inputs", None)
+            self._inputs = inputs if isinstance(inputs, Tensor) and inputs.dim() >= 2 else None
 
     def _add(self, activities: tuple[Activity, ...]) -> None:
         for counter, activity in zip(self._counters[self._group], activities, strict=True):
@@ -138,11 +158,15 @@ class MechanismActivity(L.Callback):
             self._wants_sample = False
             active = [activity.active.float() for activity in activities]
             length = active[0].shape[1] if self._mask is None else int(self._mask[0].sum())
-            shown = torch.stack([layer[0, :length].cpu() for layer in active])  # (layers, T, M)
+            shown = torch.stack([layer[0, :length].cpu() for layer in active])
             # sequences as long as the first one, so that the average is over like steps
-            alike = slice(None) if self._mask is None else self._mask.sum(dim=1) == length
+            everything = torch.ones(len(active[0]), dtype=torch.bool)
+            alike = everything if self._mask is None else self._mask.sum(dim=1) == length
             averages = [layer[alike, :length].mean(dim=0).cpu() for layer in active]
-            self._sample = (self._labels, shown, averages)
+            inputs = None
+            if self._labels is None and self._inputs is not None and self._inputs.shape[1] >= length:
+                inputs = self._inputs[0, :length].detach().reshape(length, -1).float().cpu()
+            self._sample = Sample(shown, averages, int(alike.sum()), self._labels, inputs)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the usage."""
@@ -179,20 +203,50 @@ class MechanismActivity(L.Callback):
             metrics[f"{prefix}/dead"] = usage.dead
             metrics[f"{prefix}/switch_rate"] = usage.switch_rate
         trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
+        with optional("The use of mechanisms"):
+            self._log(trainer, metrics)
+
+    def _log(self, trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
         for logger in trainer.loggers if metrics else []:
-            logger.log_metrics(metrics, step=trainer.global_step)
+            if not isinstance(logger, MLflowTracker):
+                logger.log_metrics(dict(metrics), step=trainer.global_step)
+            elif not trainer.testing:  # what a person compares runs by
+                few = {f"val/{name}": value for name, value in metrics.items() if "/usage_" not in name}
+                few |= {f"val/{name}": value for name, value in metrics.items() if name.endswith("/usage_entropy")}
+                logger.log_metrics(few, step=trainer.global_step)
+        if metrics and trainer.testing and self.figure and trainer.is_global_zero:
+            write_for_people(trainer, "mechanisms.json", json.dumps(metrics, indent=2) + "\n")
 
     def _draw(self, trainer: L.Trainer) -> None:
         if self.figure and self._sample is not None and trainer.is_global_zero:
-            labels, shown, averages = self._sample
-            save_figure(trainer, draw_activity(shown, averages, labels), "activity.png")
+            with optional("figures/activity.png"):
+                sample, run = self._sample, Path(trainer.default_root_dir).name
+                figure = draw_activity(
+                    sample.active,
+                    sample.average,
+                    sample.labels,
+                    run=run,
+                    num_averaged=sample.num_averaged,
+                    inputs=sample.inputs,
+                )
+                save_figure(trainer, figure, "activity.png")
 
 
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 
 
+MOST_INPUTS = 8
+"""Features of the input that the strip shows."""
+
+
 def draw_activity(
-    active: Tensor, average: list[Tensor] | None = None, labels: list[str] | None = None
+    active: Tensor,
+    average: list[Tensor] | None = None,
+    labels: list[str] | None = None,
+    *,
+    run: str = "",
+    num_averaged: int | None = None,
+    inputs: Tensor | None = None,
 ) -> "Figure":
     """Draw when each mechanism was active.
 
@@ -201,41 +255,39 @@ def draw_activity(
         average: Share of sequences in which each mechanism was active, (T, M) for each layer.
         labels: What each step is: few kinds, such as ``blank`` and ``recall``, become a coloured strip; many,
             such as letters, are written below.
+        run: Name of the run, for the title.
+        num_averaged: Sequences that ``average`` is over.
+        inputs: The sequence's input (T, D): its first features become a strip, where there are no labels.
 
     Returns:
         A matplotlib figure, one row of panels per layer.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     num_layers, num_steps, num_mechanisms = active.shape
-    panels = [(f"layer {layer}: " if num_layers > 1 else "", layer) for layer in range(num_layers)]
     rows = num_layers * (1 if average is None else 2)
     kinds = list(dict.fromkeys(labels or []))
-    has_strip = 0 < len(kinds) <= len(COLOURS)
-    heights = ([0.12] if has_strip else []) + [1.0] * rows
-    height = 0.9 + (0.25 * num_mechanisms + 0.45) * rows
-    figure = Figure(figsize=(min(4 + 0.09 * num_steps, 16), height), layout="constrained")
+    has_strip = labels is not None and 0 < len(kinds) <= len(COLOURS)
+    has_inputs = labels is None and inputs is not None and inputs.numel() > 0
+    heights = ([0.12] if has_strip else [0.4] if has_inputs else []) + [1.0] * rows
+    height = 1.2 + (0.25 * num_mechanisms + 0.45) * (rows + (0.4 if has_inputs else 0))
+    figure = Figure(figsize=(min(max(4 + 0.09 * num_steps, 7), 16), height), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0].tolist()
     if has_strip and labels is not None:
-        strip = axes.pop(0)
-        codes = torch.tensor([[kinds.index(label) for label in labels[:num_steps]]])
-        from matplotlib.colors import ListedColormap
-
-        strip.imshow(
-            codes.numpy(),
-            aspect="auto",
-            cmap=ListedColormap(COLOURS[: len(kinds)]),
-            vmin=-0.5,
-            vmax=len(kinds) - 0.5,
-        )
-        strip.set_yticks([])
-        patches = [Patch(color=colour, label=kind) for kind, colour in zip(kinds, COLOURS, strict=False)]
-        figure.legend(handles=patches, loc="outside upper center", ncols=len(kinds), frameon=False)
-    for prefix, layer in panels:
+        _draw_labels(figure, axes.pop(0), labels[:num_steps], kinds)
+    elif has_inputs and inputs is not None:
+        _draw_inputs(axes.pop(0), inputs[:num_steps])
+    num_active = sorted({int(count) for count in active.sum(dim=-1).flatten().tolist()})
+    counts = f"{num_active[0]}" if len(num_active) == 1 else f"{num_active[0]} to {num_active[-1]}"
+    figure.suptitle(
+        f"{f'{run}: ' if run else ''}{counts} of {num_mechanisms} mechanisms active per step", fontsize=11
+    )
+    averaged = "" if num_averaged is None else f"{num_averaged} "
+    for layer in range(num_layers):
+        prefix = f"layer {layer}: " if num_layers > 1 else ""
         for title, picture in (
             ("one sequence", active[layer]),
-            ("average over sequences", None if average is None else average[layer]),
+            (f"average over {averaged}sequences", None if average is None else average[layer]),
         ):
             if picture is None:
                 continue
@@ -255,3 +307,27 @@ def draw_activity(
         shown = [label if label.isprintable() and label.strip() else "·" for label in labels[:num_steps]]
         last.set_xticks(range(num_steps), shown, fontsize=6)
     return figure
+
+
+def _draw_labels(figure: "Figure", axis: Any, labels: list[str], kinds: list[str]) -> None:
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    codes = torch.tensor([[kinds.index(label) for label in labels]])
+    colours = ListedColormap(COLOURS[: len(kinds)])
+    axis.imshow(codes.numpy(), aspect="auto", cmap=colours, vmin=-0.5, vmax=len(kinds) - 0.5)
+    axis.set_yticks([])
+    patches = [Patch(color=colour, label=kind) for kind, colour in zip(kinds, COLOURS, strict=False)]
+    figure.legend(handles=patches, loc="outside upper center", ncols=len(kinds), frameon=False)
+
+
+def _draw_inputs(axis: Any, inputs: Tensor) -> None:
+    """Draw the first features of the input, each from its least value (dark) to its greatest (bright)."""
+    shown = inputs[:, :MOST_INPUTS].nan_to_num()
+    low, high = shown.amin(dim=0), shown.amax(dim=0)
+    shown = (shown - low) / (high - low).clamp(min=1e-12)
+    axis.imshow(shown.T.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_yticks([])
+    total = inputs.shape[1]
+    which = "" if total == shown.shape[1] else f", the first {shown.shape[1]} of {total}"
+    axis.set_title(f"input{which} (each from its least to its greatest value)", fontsize=10, loc="left")

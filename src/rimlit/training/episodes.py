@@ -4,7 +4,6 @@ import logging
 import os
 import warnings
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import lightning as L
@@ -18,8 +17,9 @@ from rimlit.errors import DataError
 from rimlit.rl import Experience, PPOTask
 from rimlit.rl.environments import Array, Environments
 from rimlit.rl.rollouts import Player
+from rimlit.training.optional import optional
+from rimlit.training.pictures import font, gif_of, write_for_people
 from rimlit.training.rollouts import DARK, GAP, INK, LABEL, active_panel, gif_colours
-from rimlit.training.tracking import MLflowTracker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,19 +66,12 @@ class EpisodePictures(L.Callback):
         except Exception as error:
             log.info("No picture of an episode: %s", error)
             return
-        try:
+        with optional("figures/episode.gif"):
             quiet, precision = warnings.catch_warnings(action="ignore"), trainer.precision_plugin.forward_context()
             with quiet, closing(environments), precision:
                 take = take_of(pl_module, environments, data.seed_for(split="predict"))
-            if take is None or not trainer.is_global_zero:
-                return
-            path = Path(trainer.default_root_dir) / "figures/episode.gif"
-            save_episode(take, path)
-            for logger in trainer.loggers:
-                if isinstance(logger, MLflowTracker):
-                    logger.log_file(path, "figures")
-        except Exception as error:  # whatever a picture meets, a run is not lost by it
-            log.warning("No picture of an episode: %s: %s", type(error).__name__, error)
+            if take is not None and trainer.is_global_zero:
+                write_for_people(trainer, "figures/episode.gif", draw_episode(take))
 
 
 def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps: int = MOST_STEPS) -> Take | None:
@@ -107,23 +100,20 @@ def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps:
     return Take(pictures, scores, torch.cat(active).cpu() if active else None)
 
 
-def save_episode(take: Take, path: Path, *, milliseconds: int = 60) -> None:
-    """Write the steps as a GIF that repeats.
+def draw_episode(take: Take, *, milliseconds: int = 60) -> bytes:
+    """Draw the steps as a GIF that repeats.
 
     Args:
         take: The steps.
-        path: The file.
         milliseconds: Time of a step.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     frames = [_frame(take, step) for step in range(len(take.pictures))]
-    pause = [milliseconds] * (len(frames) - 1) + [20 * milliseconds]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+    return gif_of(frames, [milliseconds] * (len(frames) - 1) + [20 * milliseconds])
 
 
 def _frame(take: Take, step: int) -> "Image":
     """Draw a step: its picture, the mechanisms until then, and what was won."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     picture = Image.fromarray(take.pictures[step])
     if picture.height > GREATEST_HEIGHT:
@@ -142,12 +132,12 @@ def _frame(take: Take, step: int) -> "Image":
         panels.append(("active mechanisms", Image.fromarray(colours[places])))
     width = GAP + sum(panel.width + GAP for _, panel in panels)
     image = Image.new("RGB", (width, picture.height + 2 * LABEL + GAP), DARK)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    draw, letters = ImageDraw.Draw(image), font(11)
     left = GAP
     for title, panel in panels:
-        draw.text((left, 3), title, fill=INK, font=font)
+        draw.text((left, 3), title, fill=INK, font=letters)
         image.paste(panel, (left, LABEL))
         left += panel.width + GAP
     text = f"step {step + 1}, won before {sum(take.scores[:step]):g}"
-    draw.text((GAP, LABEL + picture.height + 4), text, fill=INK, font=font)
+    draw.text((GAP, LABEL + picture.height + 4), text, fill=INK, font=letters)
     return image

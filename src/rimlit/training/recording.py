@@ -21,8 +21,9 @@ from rimlit.errors import StoppedError, StorageError
 from rimlit.files import write_file
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
+from rimlit.tracking.mlflow_tracker import MLflowTracker
+from rimlit.tracking.process_names import process_name
 from rimlit.training.run_folder import RunFolder
-from rimlit.training.tracking import MLflowTracker, process_name
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
@@ -16,7 +15,8 @@ from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import SlotMixtureHead
 from rimlit.tasks import FramePredictionTask
 from rimlit.training.activity import COLOURS
-from rimlit.training.tracking import MLflowTracker, save_figure
+from rimlit.training.optional import optional
+from rimlit.training.pictures import font, gif_of, save_figure, write_for_people
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,20 +69,16 @@ class RolloutPictures(L.Callback):
         """Write the pictures and the numbers."""
         if not isinstance(pl_module, FramePredictionTask) or not self._firsts:
             return
+        with optional("The pictures of rollouts"):
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, task: FramePredictionTask) -> None:
         curves: dict[str, dict[str, Mapping[str, Tensor]]] = {}
         data = getattr(trainer, "datamodule", None)
         floors = data.floor_curves() if isinstance(data, BouncingBalls) else {}
-        for name, scores in pl_module.rollout_curves().items():
+        for name, scores in task.rollout_curves().items():
             curves[name] = {"model": scores, **floors.get(name, {})}
-        with trainer.precision_plugin.forward_context():
-            films = [
-                film_of(pl_module, first, pl_module.prefix("test", index).partition("/")[2])
-                for index, first in self._firsts.items()
-            ]
         if trainer.is_global_zero:
-            save_figure(trainer, draw_curves(curves), "rollout_curves.png")
-            folder = Path(trainer.default_root_dir)
-            save_gif(films, folder / "figures/rollout.gif")
             numbers = {
                 name: {
                     predictor: {
@@ -92,11 +88,14 @@ class RolloutPictures(L.Callback):
                 }
                 for name, predictors in curves.items()
             }
-            (folder / "rollout.json").write_text(json.dumps(numbers) + "\n")
-            for logger in trainer.loggers:
-                if isinstance(logger, MLflowTracker):
-                    logger.log_file(folder / "figures/rollout.gif", "figures")
-                    logger.log_file(folder / "rollout.json")
+            write_for_people(trainer, "rollout.json", json.dumps(numbers) + "\n")
+            save_figure(trainer, draw_curves(curves), "rollout_curves.png")
+            with trainer.precision_plugin.forward_context():
+                films = [
+                    film_of(task, first, task.prefix("test", index).partition("/")[2])
+                    for index, first in self._firsts.items()
+                ]
+            write_for_people(trainer, "figures/rollout.gif", draw_gif(films))
 
 
 @torch.no_grad()
@@ -153,20 +152,17 @@ SCALE = 3
 GAP, LABEL = 12, 18
 
 
-def save_gif(films: list[Film], path: Path, *, milliseconds: int = 90) -> None:
-    """Write films under each other as one GIF that repeats.
+def draw_gif(films: list[Film], *, milliseconds: int = 90) -> bytes:
+    """Draw films under each other as one GIF that repeats.
 
     A lit pixel that is predicted is white, one that is missed blue, and one that is predicted and dark orange.
 
     Args:
         films: Films of the same length.
-        path: The file.
         milliseconds: Time of a frame.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     frames = [_frame(films, step) for step in range(len(films[0].truth))]
-    pause = [milliseconds] * (len(frames) - 1) + [12 * milliseconds]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0, optimize=False)
+    return gif_of(frames, [milliseconds] * (len(frames) - 1) + [12 * milliseconds])
 
 
 def gif_colours() -> list[str]:
@@ -181,7 +177,7 @@ def _dimmed(colour: str) -> str:
 
 def _frame(films: list[Film], step: int) -> "Image":
     """Draw all films at a step."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     palette = gif_colours()
     panels = [_panels(film, step, palette) for film in films]
@@ -191,18 +187,18 @@ def _frame(films: list[Film], step: int) -> "Image":
     canvas = np.full((height, width + 2 * GAP), palette.index(DARK), dtype=np.uint8)
     image = Image.fromarray(canvas, mode="P")
     image.putpalette([int(colour[at : at + 2], 16) for colour in palette for at in (1, 3, 5)])
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    draw, letters = ImageDraw.Draw(image), font(11)
     top = 0
     for row, titles in zip(rows, panels, strict=True):
         left = GAP
         for title, panel in titles:
-            draw.text((left, top + 3), title, fill=palette.index(INK), font=font)
+            draw.text((left, top + 3), title, fill=palette.index(INK), font=letters)
             left += panel.shape[1] + GAP
         image.paste(Image.fromarray(row, mode="P"), (GAP, top + LABEL))
         top += row.shape[0] + LABEL + GAP
     ahead = step + 2 - films[0].context_length
     text = f"frame {ahead} of its own" if ahead > 0 else "sees true frames"
-    draw.text((GAP, top), text, fill=palette.index(MISSED[1] if ahead <= 0 else FALSE[3]), font=font)
+    draw.text((GAP, top), text, fill=palette.index(MISSED[1] if ahead <= 0 else FALSE[3]), font=letters)
     return image
 
 

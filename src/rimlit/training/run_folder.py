@@ -9,7 +9,7 @@ from typing import Any
 
 from rimlit.errors import ConfigError
 from rimlit.files import read_json, storage_error, write_json
-from rimlit.training.tracking import is_gone, process_name
+from rimlit.tracking.process_names import is_gone, process_name
 
 try:
     import fcntl

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from rimlit.training.tracking import MLflowTracker
+from rimlit.tracking import MLflowTracker
 
 pytestmark = [
     pytest.mark.slow,
@@ -116,7 +116,7 @@ def test_a_server_that_is_killed_frozen_and_back_again_gets_every_step_once_and_
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri}
     done = run_command([*command, *options], tmp_path, environment)
     assert done.returncode == 0, done.stderr
-    assert "does not take what is tracked" in done.stderr and "Traceback" not in done.stderr
+    assert "does not take what is logged" in done.stderr and "Traceback" not in done.stderr
     required = run_command([*command, *options, "--name=second", "--require_tracking=true"], tmp_path, environment)
     assert required.returncode == 1 and "cannot be reached" in required.stderr
     assert [path.name for path in (tmp_path / "runs/copying").iterdir()] == ["rim-seed0"]
@@ -183,7 +183,7 @@ def test_a_full_disk_under_the_store_costs_a_warning_and_no_step(
                 file.write(b"0" * 4096)
         log_steps(tracker, range(10, 2000))
         assert not tracker.flush()
-        assert "does not take what is tracked" in caplog.text
+        assert "does not take what is logged" in caplog.text
         filler.unlink()
         wait_until_sent(tracker)
         history = MlflowClient(tracker.tracking_uri).get_metric_history(tracker.run_id, "train/loss")

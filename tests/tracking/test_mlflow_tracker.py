@@ -1,10 +1,11 @@
-"""MLflow that never stops a training, and metrics kept beside the checkpoints."""
+"""MLflow, which never stops a training."""
 
+import contextlib
 import csv
 import json
 import logging
-import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,19 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning_utilities.core.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from rimlit.data import Copying
-from rimlit.errors import ConfigError, DataError, StoppedError, StorageError, TrackingError
-from rimlit.training import tracking
+from rimlit.errors import ConfigError, DataError, StoppedError, TrackingError
+from rimlit.tracking import LocalMetrics, MLflowTracker, mlflow_tracker
+from rimlit.tracking.mlflow_sender import MLflowSender
+from rimlit.tracking.process_names import is_gone, is_rank_zero, process_name
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.episodes import EpisodePictures
+from rimlit.training.pictures import save_figure
 from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.run_folder import RunFolder
-from rimlit.training.tracking import LocalMetrics, MLflowTracker, is_gone, process_name, save_figure
 from tests.rl.corridor import make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
 from tests.tasks.test_frame_prediction import make_data as make_frame_data
@@ -125,13 +129,14 @@ def test_a_run_has_config_parameters_metrics_figure_and_tags_and_is_finished(tmp
     assert run.data.params["backbone"] == "RIM"
     assert run.data.params["backbone.num_active"] == "2"
     assert {"parameters", "active_parameters", "seed", "precision", "backend"} <= set(run.data.params)
-    for name in ("train/loss", "val/cross_entropy", "floor/cross_entropy", "test/span_6/cross_entropy"):
+    for name in ("train/loss", "val/cross_entropy", "val/mechanisms/usage_entropy", "test/span_6/cross_entropy"):
         assert name in run.data.metrics
-    assert "mechanisms/usage_0" in run.data.metrics
+    assert not [name for name in run.data.metrics if "usage_0" in name or name.startswith("floor")]
+    assert float(run.data.params["floor/cross_entropy"]) == pytest.approx(2.0794, abs=1e-3), "constants"
     assert {"git_commit", "mlflow.note.content"} <= set(run.data.tags)
     assert "rimlit fit --config mine" in run.data.tags["mlflow.note.content"]
     paths = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert paths == {"config.yaml", "figures"}, "no clutter"
+    assert paths == {"config.yaml", "figures", "mechanisms.json"}, "no clutter"
     assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/activity.png"]
     assert RunFolder(tmp_path).read_state()["status"] == "finished"
 
@@ -219,7 +224,7 @@ def test_a_store_that_fails_costs_a_warning_and_gets_everything_when_it_works_ag
 ) -> None:
     tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="rimlit"):
-        patch.setattr(tracker, "_connect", Broken)
+        patch.setattr(tracker._sender, "connect", Broken)
         train(tmp_path, tracker)
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("rimlit")]
     assert len(warnings) == 1
@@ -230,10 +235,10 @@ def test_a_store_that_fails_costs_a_warning_and_gets_everything_when_it_works_ag
     assert (tmp_path / "figures/activity.png").is_file()
     assert tracker.run_id is None
 
-    assert tracker.send_rest(30)
+    assert tracker.send_rest(30).failure is None
     rows = rows_of(tmp_path / "metrics.csv")
     assert tracker.run_id == MLflowTracker("copying", folder=tmp_path).run_id
-    for name in ("train/loss", "val/cross_entropy", "mechanisms/usage_0", "test/span_6/cross_entropy"):
+    for name in ("train/loss", "val/cross_entropy", "test/span_6/cross_entropy"):
         kept = [(int(row["step"]), pytest.approx(float(row[name]))) for row in rows if row[name]]
         assert kept and metrics_of(store, tracker.run_id, name) == kept
     paths = [file.path for file in MlflowClient(store).list_artifacts(tracker.run_id, "figures")]
@@ -241,11 +246,13 @@ def test_a_store_that_fails_costs_a_warning_and_gets_everything_when_it_works_ag
     assert status_of(store, tracker.run_id) == "FINISHED"
 
 
-def test_a_store_that_hangs_is_not_waited_for(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_hangs_is_not_waited_for_and_one_line_says_where_the_rest_is(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     answers = threading.Event()
     tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
-    connect = tracker._connect
-    monkeypatch.setattr(tracker, "_connect", lambda: answers.wait(60) and connect())
+    connect = tracker._sender.connect
+    monkeypatch.setattr(tracker._sender, "connect", lambda: answers.wait(60) and connect())
     monkeypatch.setattr(tracker, "_patience", 0.5)
     start = time.monotonic()
     for step in range(100):
@@ -254,23 +261,26 @@ def test_a_store_that_hangs_is_not_waited_for(tmp_path: Path, store: str, monkey
     for _ in range(5):
         tracker.finalize("success")
     assert time.monotonic() - start < 2, "the end waits once, however often it comes"
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("rimlit")]
+    assert "has not taken everything within" in said and f"send it with 'rimlit sync {tmp_path}'" in said
     answers.set()
-    assert tracker.send_rest(30)
+    assert tracker.send_rest(30).failure is None
     assert len(metrics_of(store, tracker.run_id, "train/loss")) == 100
 
 
-@pytest.mark.parametrize("path", ["broken.db", "broken.db/mlflow.db"])
+@pytest.mark.parametrize("path", ["broken.db", "broken.db/mlflow.db", "folder.db"])
 def test_a_store_that_cannot_even_be_opened_costs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     (tmp_path / "broken.db").write_text("this is no database" * 100)
+    (tmp_path / "folder.db").mkdir()
     with caplog.at_level(logging.WARNING, logger="rimlit"):
         uri = f"sqlite:///{tmp_path}/{path}"
         tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=uri)
         train(tmp_path, tracker)
     assert RunFolder(tmp_path).read_results()["test"]
-    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("rimlit.training")]
-    assert f"MLflow at sqlite:///{tmp_path}/{path} does not take what is tracked" in warning
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("rimlit.tra")]
+    assert f"MLflow at sqlite:///{tmp_path}/{path} does not take what is logged" in warning
     assert (tracker.name, tracker.version, tracker.run_id) == ("copying", "mine", None)
 
 
@@ -282,14 +292,154 @@ def test_a_tracker_that_is_required_and_cannot_be_reached_refuses_to_start(
     with pytest.raises(TrackingError, match=rf"MLflow at {uri} cannot be reached \(.*\)\. Start it, name another"):
         MLflowTracker("copying", folder=tmp_path / "run", tracking_uri=uri, required=True)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(tracking, "LOCAL_PATIENCE", 0.2)
-    monkeypatch.setattr(MLflowTracker, "_connect", lambda self: time.sleep(2))
+    monkeypatch.setattr(mlflow_tracker, "LOCAL_PATIENCE", 0.2)
+    monkeypatch.setattr(MLflowSender, "connect", lambda self: time.sleep(2))
     with pytest.raises(TrackingError, match=r"cannot be reached \(no answer in 0.2 seconds\)"):
         MLflowTracker("copying", tracking_uri=uri, required=True)
 
 
 def test_a_tracker_that_is_required_and_can_be_reached_starts(store: str) -> None:
     assert MLflowTracker("copying", tracking_uri=store, required=True).run_id is None
+
+
+# What a store does not take
+
+
+def write_outbox(folder: Path, *entries: dict[str, Any], **notes: Any) -> Path:
+    """A run folder as another person may have written it."""
+    folder.mkdir(exist_ok=True)
+    lines = "".join(json.dumps({"time": 1, **entry}) + "\n" for entry in entries)
+    (folder / "tracking.jsonl").write_text(lines)
+    (folder / "tracking.json").write_text(json.dumps({"key": "theirs", "experiment": "copying", **notes}))
+    return folder
+
+
+@pytest.mark.parametrize("path", ["{secret}", "../secret.txt", "link.txt", "linked/secret.txt", "loop", "a\0b"])
+def test_only_files_in_the_run_folder_are_ever_sent(tmp_path: Path, store: str, path: str) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    named = path.format(secret=tmp_path / "secret.txt")
+    files = [{"kind": "file", "path": name, "folder": ""} for name in (named, "own.txt")]
+    run = write_outbox(tmp_path / "run", *files)
+    (run / "own.txt").write_text("own")
+    (run / "link.txt").symlink_to("../secret.txt")
+    (run / "linked").symlink_to(tmp_path)
+    (run / "loop").symlink_to("loop")
+    tracker = MLflowTracker("copying", "mine", folder=run, tracking_uri=store)
+    delivery = tracker.send_rest(30)
+    assert delivery.failure is None and list(delivery.left_out) == [("file", named)]
+    assert [file.path for file in MlflowClient(store).list_artifacts(tracker.run_id)] == ["own.txt"]
+
+
+def test_a_file_from_elsewhere_is_copied_into_the_folder_before_it_is_sent(tmp_path: Path, store: str) -> None:
+    (tmp_path / "elsewhere.txt").write_text("mine")
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path / "run", tracking_uri=store)
+    tracker.log_file(tmp_path / "elsewhere.txt", "texts")
+    assert tracker.flush()
+    assert (tmp_path / "run/artifacts/texts/elsewhere.txt").read_text() == "mine"
+    files = MlflowClient(store).list_artifacts(tracker.run_id, "texts")
+    assert [file.path for file in files] == ["texts/elsewhere.txt"]
+
+
+def test_a_folder_that_names_the_run_of_another_does_not_write_into_it(tmp_path: Path, store: str) -> None:
+    victim = MLflowTracker("copying", "victim", folder=tmp_path / "victim", tracking_uri=store)
+    victim.log_metrics({"train/loss": 1.0}, step=1)
+    assert victim.flush()
+    entry = {"kind": "metrics", "values": {"train/loss": 9.0}, "step": 2}
+    run = write_outbox(tmp_path / "run", entry, mlflow_run_id=victim.run_id, tracking_uri="http://127.0.0.1:9")
+    stranger = MLflowTracker("copying", "stranger", folder=run, tracking_uri=store)
+    assert stranger.send_rest(30).failure is None
+    assert metrics_of(store, victim.run_id, "train/loss") == [(1, 1.0)]
+    assert stranger.run_id != victim.run_id
+    assert metrics_of(store, stranger.run_id, "train/loss") == [(2, 9.0)]
+
+
+@pytest.mark.parametrize("what", ["experiment", "run"])
+def test_what_was_deleted_in_mlflow_waits_until_it_is_restored(
+    tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    client = MlflowClient(store)
+    first = MLflowTracker(f"deleted-{what}", "mine", folder=tmp_path, tracking_uri=store)
+    first.log_metrics({"train/loss": 1.0}, step=1)
+    assert first.flush()
+    number = client.get_experiment_by_name(f"deleted-{what}").experiment_id
+    delete, restore, given = {
+        "experiment": (client.delete_experiment, client.restore_experiment, number),
+        "run": (client.delete_run, client.restore_run, first.run_id),
+    }[what]
+    delete(given)
+    remedy = f"MLFLOW_TRACKING_URI={store} mlflow {what}s restore --{what}-id {given}"
+    first.log_metrics({"train/loss": 2.0}, step=2)  # in the process that was sending
+    assert not first.flush()
+    assert remedy in caplog.text
+    first.close()
+    second = MLflowTracker(f"deleted-{what}", "mine", folder=tmp_path, tracking_uri=store)  # a later fit, or sync
+    second.log_metrics({"train/loss": 3.0}, step=3)
+    failure = second.send_rest(30).failure
+    assert failure is not None and remedy in failure
+    restore(given)
+    assert second.send_rest(30).failure is None
+    assert metrics_of(store, first.run_id, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_database_of_another_version_waits_and_the_whole_remedy_is_said(tmp_path: Path, store: str) -> None:
+    path = tmp_path / "old.db"
+    shutil.copy(store.removeprefix("sqlite:///"), path)
+
+    def set_version(version: str) -> str:
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            ((before,),) = database.execute("select version_num from alembic_version").fetchall()
+            database.execute("update alembic_version set version_num = ?", (version,))
+        return str(before)
+
+    version = set_version("0123456789ab")
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path / "run", tracking_uri=f"sqlite:///{path}")
+    tracker.log_metrics({"train/loss": 1.0}, step=1)
+    failure = tracker.send_rest(30).failure
+    assert failure is not None and "mlflow db upgrade <database_uri>" in failure
+    set_version(version)
+    delivery = tracker.send_rest(30)
+    assert delivery.failure is None and delivery.sent["metrics"] == 1
+
+
+def test_a_name_that_mlflow_forbids_is_left_out_alone(
+    tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
+    for step in range(3):
+        tracker.log_metrics({"a//b": 1.0, "train/loss": step / 8}, step=step)
+    assert tracker.flush()
+    assert metrics_of(store, tracker.run_id, "train/loss") == [(step, step / 8) for step in range(3)]
+    assert caplog.text.count("can never take the metric 'a//b'") == 1
+
+
+def test_a_test_in_groups_sends_its_headline_only(tmp_path: Path, store: str) -> None:
+    tracker = MLflowTracker("copying", folder=tmp_path, tracking_uri=store, test_metrics=("cross_entropy",))
+    names = ("test/span_5/cross_entropy", "test/span_5/loss", "test/loss", "val/loss", "epoch")
+    tracker.log_metrics(dict.fromkeys(names, 1.0), step=1)
+    assert tracker.flush()
+    sent = MlflowClient(store).get_run(tracker.run_id).data.metrics
+    assert set(sent) == {"test/span_5/cross_entropy", "test/loss", "val/loss"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "true"), ({"MLFLOW_DISABLE_TELEMETRY": "false"}, "false"), ({"DO_NOT_TRACK": "false"}, None)],
+)
+def test_telemetry_of_mlflow_is_off_unless_the_user_decides(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.setenv(name, "")  # and put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    MLflowTracker("copying")
+    assert os.environ.get("MLFLOW_DISABLE_TELEMETRY") == expected
+
+
+def test_mlflow_is_not_imported_before_its_defaults_are_set() -> None:
+    program = "import rimlit.training, rimlit.tracking, sys; assert 'mlflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # Runs that go on
@@ -338,7 +488,7 @@ def test_what_a_process_that_was_killed_could_not_send_is_sent_by_the_next_one(t
     tracker = MLflowTracker("copying", "mine", folder=tmp_path, tracking_uri=store)
 
     def killed() -> None:
-        tracker._connect = Broken  # type: ignore[method-assign]
+        tracker._sender.connect = Broken  # type: ignore[method-assign]
         for step in range(5):
             tracker.log_metrics({"train/loss": step / 8}, step=step)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -446,40 +596,6 @@ def test_the_local_store_is_a_database_that_mlflow_ui_reads(store: str) -> None:
     assert "copying" in names
 
 
-# Metrics beside the checkpoints
-
-
-def test_a_later_run_in_the_folder_adds_to_the_metrics(tmp_path: Path) -> None:
-    first = LocalMetrics(tmp_path)
-    first.log_metrics({"train/loss": 2.0}, step=1)
-    second = LocalMetrics(tmp_path)
-    second.log_metrics({"train/loss": 1.0}, step=2)
-    second.log_metrics({"val/loss": 1.5}, step=2)
-    rows = rows_of(tmp_path / "metrics.csv")
-    assert [(row["step"], row["train/loss"]) for row in rows if row["train/loss"]] == [("1", "2.0"), ("2", "1.0")]
-    assert [row["val/loss"] for row in rows if row["val/loss"]] == ["1.5"]
-
-
-def test_metrics_are_on_disk_at_once_and_a_row_cut_short_is_dropped(tmp_path: Path) -> None:
-    logger = LocalMetrics(tmp_path)
-    logger.log_metrics({"train/loss": 2.0}, step=0)
-    assert rows_of(tmp_path / "metrics.csv")[0]["train/loss"] == "2.0"
-    logger.log_metrics({"train/loss": 3.0, "val/loss": math.nan}, step=1)
-    with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("2,1")
-    LocalMetrics(tmp_path).log_metrics({"train/loss": 4.0}, step=2)
-    rows = [(row["step"], row["train/loss"], row["val/loss"]) for row in rows_of(tmp_path / "metrics.csv")]
-    assert rows == [("0", "2.0", ""), ("1", "3.0", "nan"), ("2", "4.0", "")]
-
-
-def test_a_folder_that_cannot_hold_the_metrics_is_said_with_its_path(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match=r"file/metrics.csv cannot be written"):
-        LocalMetrics(tmp_path / "file").log_metrics({"a": 1.0}, step=0)
-    with pytest.raises(StorageError, match="file cannot be written"):
-        MLflowTracker("copying", folder=tmp_path / "file").log_metrics({"a": 1.0}, step=0)
-
-
 # Figures
 
 
@@ -498,6 +614,6 @@ def test_a_figure_goes_to_the_folder_and_to_tensorboard(tmp_path: Path) -> None:
 
 
 def test_the_first_process_is_the_one_that_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracking.is_rank_zero()
-    monkeypatch.setattr(tracking.rank_zero_only, "rank", 1, raising=False)
-    assert not tracking.is_rank_zero()
+    assert is_rank_zero()
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    assert not is_rank_zero()

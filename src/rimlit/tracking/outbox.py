@@ -1,27 +1,29 @@
-"""What a run tells its tracker: kept in a file first, sent from there by a thread that training never waits for.
+"""What a run sends to its tracker: written to a file first, sent by a thread that training never waits for.
 
 The file is the record of all that was logged, a line for each entry, in order. What was sent is known by a
 position in it, so that nothing is lost when the tracker is down or the process killed: the rest is sent when the
-tracker answers again, or when the run goes on.
+tracker answers again, or when the run is resumed.
 """
 
+import errno
 import json
 import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from io import FileIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO
+
+from rimlit.errors import RimlitError, StorageError
+from rimlit.files import open_to_append, read_json, write_json
+from rimlit.tracking.entries import WORDS, Entry, parse_entry, size_of
 
 log = logging.getLogger(__name__)
 
-Entry: TypeAlias = dict[str, Any]
-"""``kind``, and what is to be sent: for metrics, parameters and tags by name under ``values``."""
-
 FILE_NAME = "tracking.jsonl"
+NOTES_NAME = "tracking.json"
 WAITING_LIMIT = 10_000
 BATCH_LIMITS = {"metrics": 1000}
 """Values sent at once, 100 of other kinds: the most that MLflow takes."""
@@ -37,11 +39,18 @@ class Outbox:
     Args:
         folder: Where the file ``tracking.jsonl`` is kept, and ``tracking.json`` with what is noted about it.
         send: Sends entries of one kind; called in the outbox's own thread. To send some twice must do no harm:
-            the process may be killed between sending and noting it.
+            the process may be killed between sending and noting it. :class:`Refused` leaves an entry out; after
+            any other error everything waits and is tried again.
         name: The tracker, for messages.
         interval: Seconds from one round of sending to the next, in which entries gather.
         retry: Seconds until the first new try after a failure; each further one takes twice as long, up to a
             minute.
+
+    Attributes:
+        sent: How many items this object has sent, by kind.
+        left_out: What was left out, by kind and name, with the reason.
+        failure: Why the last try failed; None where it did not.
+        report: Called with a message for the user and its arguments; by default a warning is logged.
 
     Raises:
         OSError: The folder cannot be written.
@@ -58,21 +67,26 @@ class Outbox:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE_NAME
-        self._notes_path = self.path.with_suffix(".json")
-        notes = read_notes(folder)
-        if notes is None:
-            log.warning("%s is damaged: everything is sent anew, to a run of its own.", self._notes_path)
-        self.notes: dict[str, Any] = notes or {}
+        if self.path.exists() and not self.path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file")
+        self._notes_path = folder / NOTES_NAME
+        self.notes = read_notes(folder)
+        self.sent: Counter[str] = Counter()
+        self.left_out: dict[tuple[str, str], str] = {}
+        self.failure: str | None = None
+        self.report: Callable[..., None] = log.warning
         self._send, self._name, self._interval, self._retry = send, name, interval, retry
-        with self.path.open("a+b") as file:
-            file.seek(0)
+        with open_to_append(self.path) as file:
             self._end = file.read().rfind(b"\n") + 1  # a process that was killed may have left half a line
-        self._sent: int = min(self.notes.get("sent", 0), self._end)
+        self._sent: int = max(0, min(self.notes.get("sent", 0), self._end))
         self._waiting: deque[bytes] = deque(maxlen=WAITING_LIMIT)  # what the disk does not take
         self._changed = threading.Condition()
         self._hurry = threading.Event()
-        self._is_down = False
+        self._tries = self._failed_try = 0  # the last try that began, and the last that failed
+        self._is_closed = False
         self._starts_again = False
+        self._cannot_note = False
+        self._damaged: set[int] = set()  # positions of lines that were reported
         self._thread: threading.Thread | None = None
 
     @property
@@ -81,12 +95,15 @@ class Outbox:
         return self._end - self._sent
 
     def note(self, **notes: Any) -> None:
-        """Keep something in ``tracking.json``."""
+        """Keep something in ``tracking.json``; in memory only while that cannot be written."""
         with self._changed:
             self.notes.update(notes)
-            temporary = self._notes_path.with_name(f".{self._notes_path.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(self.notes, indent=2) + "\n")
-            os.replace(temporary, self._notes_path)
+            try:
+                write_json(self._notes_path, self.notes)
+            except StorageError as error:
+                if not self._cannot_note:
+                    self.report("%s", error)
+                self._cannot_note = True
 
     def start_again(self) -> None:
         """Send everything once more, from the first entry: for ``send`` to call, in place of sending."""
@@ -109,6 +126,8 @@ class Outbox:
     def _write(self) -> None:
         try:
             with self._open() as file:
+                if file.seek(0, os.SEEK_END) < self._end:
+                    raise OSError(errno.ENOENT, "it was removed")
                 file.truncate(self._end)  # without the half line that a full disk has taken
                 file.seek(self._end)
                 lines = memoryview(b"".join(self._waiting))
@@ -117,19 +136,26 @@ class Outbox:
                     lines = lines[file.write(lines) :]
         except OSError as error:
             if len(self._waiting) == 1:
-                log.warning("%s cannot be written (%s): what is tracked waits in memory.", self.path, error)
+                self.report("%s cannot be written (%s): what is logged waits in memory.", self.path, error)
             return
         self._waiting.clear()
         self._end = end
 
-    def _open(self) -> FileIO:
-        return self.path.open("r+b", buffering=0)
+    def _open(self) -> BinaryIO:
+        return open_to_append(self.path)
 
     def start(self) -> None:
         """Start sending what was not sent, if that has not begun."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="rimlit-outbox", daemon=True)
             self._thread.start()
+
+    def close(self) -> None:
+        """Send nothing more; what was not sent stays in the file."""
+        with self._changed:
+            self._is_closed = True
+            self._hurry.set()
+            self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is sent, ``timeout`` seconds at most; return whether it was.
@@ -138,50 +164,55 @@ class Outbox:
         """
         deadline = time.monotonic() + timeout
         with self._changed:
-            self._is_down = False
+            before = self._tries  # one that is under way may not see what was just repaired
             self._hurry.set()
-            while self.unsent and not self._is_down and (left := deadline - time.monotonic()) > 0:
+            while self.unsent and self._failed_try <= before and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
-            self._hurry.clear()
+            if not self._is_closed:
+                self._hurry.clear()
             return not self.unsent
 
     def _run(self) -> None:
         delay = self._retry
-        while True:
+        while not self._is_closed:
             with self._changed:
-                self._changed.wait_for(lambda: self.unsent)
+                self._changed.wait_for(lambda: self.unsent or self._is_closed)
+                self._tries += 1
             try:
-                while self.unsent:
+                while self.unsent and not self._is_closed:
                     self._send_next()
             except Exception as error:  # whatever a client, a server or a disk come up with
-                if delay == self._retry:
-                    log.warning(
-                        "%s does not take what is tracked (%s). Nothing else stops: it is kept in %s and sent "
-                        "later.",
-                        self._name,
-                        reason_of(error),
-                        self.path,
-                    )
                 with self._changed:
-                    self._is_down = True
+                    is_first, self.failure = self.failure is None, reason_of(error)
+                    if is_first and not self._is_closed:
+                        self.report(
+                            "%s does not take what is logged (%s). The run is not affected: everything is kept in "
+                            "%s and sent later, or by 'rimlit sync %s'.",
+                            self._name,
+                            self.failure,
+                            self.path,
+                            self.path.parent,
+                        )
+                    self._failed_try = self._tries
                     self._changed.notify_all()
                 self._pause(delay)
                 delay = min(2 * delay, 60.0)
             else:
-                if delay != self._retry:
-                    log.info("%s answers again and has got everything.", self._name)
-                delay = self._retry
+                if self.failure is not None:
+                    log.info("%s answers again and has everything.", self._name)
+                delay, self.failure = self._retry, None
                 self._pause(self._interval)
 
     def _pause(self, seconds: float) -> None:
         self._hurry.wait(seconds)
-        self._hurry.clear()
+        if not self._is_closed:
+            self._hurry.clear()
 
     def _send_next(self) -> None:
         entries: list[Entry] = []
         values, position, end_now = 0, self._sent, self._end
         for entry, end in self._read(position):
-            values += len(entry.get("values", ""))
+            values += size_of(entry)
             limit = BATCH_LIMITS.get(entry["kind"], 100)
             if entries and (entry["kind"] != entries[0]["kind"] or values > limit):
                 break
@@ -200,41 +231,58 @@ class Outbox:
             self._changed.notify_all()
 
     def _deliver(self, entries: list[Entry]) -> None:
+        """Send entries; of what is refused, leave out as little as possible."""
+        first = entries[0]
         try:
             self._send(entries)
         except Refused as refusal:
             if len(entries) > 1:
                 for entry in entries:
                     self._deliver([entry])
+            elif size_of(first) > 1:
+                for name, value in first["values"].items():
+                    self._deliver([{**first, "values": {name: value}}])
             else:
-                log.warning("%s refuses what is tracked (%s): left out.", self._name, reason_of(refusal))
+                self._leave_out(first, reason_of(refusal))
+        else:
+            if not self._starts_again:
+                self.sent[first["kind"]] += sum(size_of(entry) for entry in entries)
+
+    def _leave_out(self, entry: Entry, reason: str) -> None:
+        what = entry["kind"], next(iter(entry.get("values", [entry.get("path", "")])), "")
+        if what not in self.left_out:  # said once for a metric, not for each step
+            self.report("%s can never take the %s %r (%s): left out.", self._name, WORDS[what[0]], what[1], reason)
+        self.left_out[what] = reason
 
     def _read(self, position: int) -> Iterator[tuple[Entry, int]]:
         """Yield entries from a position on, each with the position behind it, but for lines that are damaged."""
         with self.path.open("rb") as file:
             file.seek(position)
-            while position < self._end:
-                line = file.readline()
+            while position < self._end and (line := file.readline()):
                 position += len(line)
                 try:
-                    entry = json.loads(line)
-                except ValueError:  # of a machine that lost its power
-                    log.warning("%s: a line before byte %d is damaged and left out.", self.path, position)
+                    entry = parse_entry(line)
+                except ValueError:  # of a machine that lost its power, or of another program
+                    if position not in self._damaged:
+                        self._damaged.add(position)
+                        self.report("%s: a line before byte %d is damaged and left out.", self.path, position)
                     continue
                 yield entry, position
 
 
-def read_notes(folder: Path) -> dict[str, Any] | None:
-    """Return ``tracking.json`` of a run's folder, empty where there is none, None where it is damaged."""
-    path = (folder / FILE_NAME).with_suffix(".json")
-    try:
-        notes = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:  # of a machine that lost its power
-        return None
-    return notes if isinstance(notes, dict) else None
+NOTES = {"sent": int, "key": str, "experiment": str, "run": str, "mlflow_run_id": str, "process": str}
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Return what ``tracking.json`` of a run's folder holds, without entries of a wrong type."""
+    notes = read_json(folder / NOTES_NAME)
+    return {name: notes[name] for name, kind in NOTES.items() if isinstance(notes.get(name), kind)}
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's kind and the beginning of its text, on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    """Return an error's kind and text on one line: in full, but for SQL and what exceeds 1,000 characters."""
+    text = " ".join(str(error).split()).partition(" [SQL:")[0]
+    text = text if len(text) <= 1000 else f"{text[:1000]}…"
+    if isinstance(error, RimlitError | Refused) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -5,17 +5,17 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rimlit.training.outbox import WAITING_LIMIT, Entry, Outbox, Refused
+from rimlit.tracking.outbox import WAITING_LIMIT, Entry, Outbox, Refused
 
 
 def metric(number: int) -> Entry:
-    return {"kind": "metrics", "values": {"loss": number / 10}, "step": number}
+    return {"kind": "metrics", "values": {"loss": number / 10}, "step": number, "time": 0}
 
 
 class Receiver:
@@ -45,8 +45,20 @@ def receiver() -> Receiver:
     return Receiver()
 
 
+opened: list[Outbox] = []
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """What a thread of one test would still log is no other test's."""
+    yield
+    while opened:
+        opened.pop().close()
+
+
 def make(folder: Path, send: Callable[[list[Entry]], None], **options: Any) -> Outbox:
-    return Outbox(folder, send, **{"interval": 0.01, "retry": 0.01, **options})
+    opened.append(Outbox(folder, send, **{"interval": 0.01, "retry": 0.01, **options}))
+    return opened[-1]
 
 
 def test_entries_arrive_in_order_in_batches_of_one_kind(tmp_path: Path, receiver: Receiver) -> None:
@@ -92,8 +104,8 @@ def test_what_a_receiver_that_is_down_misses_arrives_when_it_is_back(
     assert receiver.steps == list(range(7))
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if "does not take" in message] == [
-        f"MLflow does not take what is tracked (ConnectionError: nobody there). Nothing else stops: it is kept in "
-        f"{tmp_path / 'tracking.jsonl'} and sent later."
+        "MLflow does not take what is logged (ConnectionError: nobody there). The run is not affected: everything "
+        f"is kept in {tmp_path / 'tracking.jsonl'} and sent later, or by 'rimlit sync {tmp_path}'."
     ]
     assert len([message for message in messages if "answers again" in message]) == 1
 
@@ -188,7 +200,7 @@ def test_an_entry_that_is_refused_is_left_out_alone_and_said(
         assert outbox.flush(10)
     assert receiver.steps == [0, 2, 3]
     assert [record.getMessage() for record in caplog.records] == [
-        "MLflow refuses what is tracked (Refused: no such step): left out."
+        "MLflow can never take the metric 'loss' (no such step): left out."
     ]
 
 

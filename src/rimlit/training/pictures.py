@@ -1,0 +1,72 @@
+"""Pictures in a run's folder, and in the trackers that take them."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from rimlit.errors import StorageError
+from rimlit.files import write_file
+from rimlit.tracking.mlflow_tracker import MLflowTracker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
+
+
+def write_for_people(trainer: L.Trainer, name: str, content: str | bytes) -> Path:
+    """Write a file into the run's folder and send it to MLflow.
+
+    Args:
+        trainer: Its ``default_root_dir`` is the run's folder.
+        name: Path in it, such as ``figures/activity.png``.
+        content: The whole file.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    path = Path(trainer.default_root_dir) / name
+    if path.parent.is_symlink():
+        raise StorageError(f"{path.parent} is a link: nothing is written through it.")
+    write_file(path, content)
+    for logger in trainer.loggers:
+        if isinstance(logger, MLflowTracker):
+            logger.log_file(path, name.rpartition("/")[0])
+    return path
+
+
+def save_figure(trainer: L.Trainer, figure: "Figure", name: str) -> None:
+    """Write a figure to ``figures/`` of the run's folder and to the trackers that take figures."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    write_for_people(trainer, f"figures/{name}", png.getvalue())
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(Path(name).stem, figure, trainer.global_step)
+
+
+def gif_of(frames: list["Image"], pause: list[int]) -> bytes:
+    """Return pictures as a GIF that repeats.
+
+    Args:
+        frames: At least one picture.
+        pause: Time of each, ms.
+    """
+    gif = io.BytesIO()
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0, optimize=False)
+    return gif.getvalue()
+
+
+def font(size: int) -> "FreeTypeFont":
+    """Return the font of all pictures, that of the figures: DejaVu Sans, which matplotlib brings along.
+
+    Args:
+        size: Height in pixels.
+    """
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
