@@ -93,7 +93,7 @@ def log_steps(tracker: MLflowTracker, steps: range) -> float:
 
 
 def wait_until_sent(tracker: MLflowTracker, seconds: float = 60) -> None:
-    assert tracker.send_rest(seconds)
+    assert tracker.send_rest(seconds).failure is None
 
 
 def test_a_server_that_is_killed_frozen_and_back_again_gets_every_step_once_and_nobody_waits(
@@ -125,11 +125,13 @@ def test_a_server_that_is_killed_frozen_and_back_again_gets_every_step_once_and_
     wait_until_sent(tracker)
     client = MlflowClient(server.uri)
     synced = run_command([sys.executable, "-m", "rimlit", "sync"], tmp_path, environment)
-    assert (synced.returncode, synced.stdout) == (0, f"runs/copying/rim-seed0: sent to {server.uri}\n")
+    assert synced.returncode == 0
+    assert synced.stdout.startswith(f"runs/copying/rim-seed0: sent to {server.uri}: ")
     notes = json.loads((tmp_path / "runs/copying/rim-seed0/tracking.json").read_text())
     found = client.get_run(notes["mlflow_run_id"])
     assert found.info.status == "FINISHED"
-    assert {"test/span_3/loss", "train/loss", "val/loss", "mechanisms/usage_0"} <= set(found.data.metrics)
+    sent = set(found.data.metrics)
+    assert {"test/span_3/cross_entropy", "train/loss", "val/loss", "val/mechanisms/dead"} <= sent
 
     server.signal(signal.SIGSTOP)  # takes connections and never answers
     figure.parent.mkdir()

@@ -1,5 +1,6 @@
 """``rimlit sync``: send to MLflow what it did not take while runs were trained."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from rimlit.console import say
 from rimlit.errors import ConfigError, TrackingError
 from rimlit.tracking.entries import WORDS
 from rimlit.tracking.mlflow_tracker import Delivery, MLflowTracker
-from rimlit.tracking.outbox import FILE_NAME, read_notes
+from rimlit.tracking.outbox import FILE_NAME, read_notes, reason_of
 from rimlit.tracking.process_names import is_gone, is_of_this_machine
 
 PATIENCE = 600.0
@@ -49,7 +50,7 @@ def sync(folders: list[str]) -> None:
             try:
                 delivery = tracker.send_rest(PATIENCE)
             except OSError as error:
-                delivery = Delivery({}, {}, str(error))
+                delivery = Delivery(Counter(), {}, reason_of(error))
             finally:
                 tracker.close()
             for line in _lines(delivery, tracker.tracking_uri):
