@@ -508,9 +508,9 @@ def test_classes_go_by_their_short_names_and_settings_without_init_args(folder: 
     [
         (
             ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=logs"],
-            "logs/**/events.out.tfevents.*",
+            "logs/copying/rim-seed0/events.out.tfevents.*",
         ),
-        (["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"], "logs/**/metrics.csv"),
+        (["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"], "logs/copying/rim-seed0/metrics.csv"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
@@ -520,6 +520,7 @@ def test_another_logger_takes_the_place_of_mlflow(folder: Path, options: list[st
     succeed("fit", *COPYING, "--test_after_fit=false", *options)
     assert len(list(folder.glob(pattern))) == 1
     assert not list(folder.rglob("tracking.json*"))
+    assert "train/loss" in (folder / "runs/copying/rim-seed0/metrics.csv").read_text()
 
 
 # A user's own classes

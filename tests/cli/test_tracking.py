@@ -148,7 +148,10 @@ def test_sync_reads_no_outbox_that_is_not_a_file_of_the_folder(folder: Path, kin
 
 def test_other_loggers_write_beside_metrics_csv_into_folders_with_the_name_of_the_run(folder: Path) -> None:
     logger = "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: logs}}"
-    succeed("fit", *COPYING, logger, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=2")
+    options = (*COPYING, logger, FIGURELESS, "--test_after_fit=false")
+    succeed("fit", *options, "--trainer.max_steps=2")
+    succeed("fit", *options, "--trainer.max_steps=3")  # resumed: nothing that was written is replaced
+    assert "train/loss" in (folder / "logs/copying/rim-seed0.2/metrics.csv").read_text()
     ours = (folder / "runs/copying/rim-seed0/metrics.csv").read_text()
     theirs = (folder / "logs/copying/rim-seed0/metrics.csv").read_text()
     assert "train/loss" in ours and "train/loss" in theirs

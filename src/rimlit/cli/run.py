@@ -370,7 +370,15 @@ class RimlitCLI(LightningCLI):
             if kwargs.get("name") == "lightning_logs":
                 kwargs["name"] = dataset_of(self.folder.path, self._get(self.config, "data").class_path)
             if kwargs.get("version") is None:
-                kwargs["version"] = self.folder.path.name
+                run, number = self.folder.path.name, 1
+                kwargs["version"] = run
+                # in an earlier folder, Lightning's CSVLogger would replace what the run has written there
+                while (
+                    class_type is CSVLogger
+                    and Path(kwargs["save_dir"], kwargs["name"], kwargs["version"]).exists()
+                ):
+                    number += 1
+                    kwargs["version"] = f"{run}.{number}"
         return class_type(*args, **kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
