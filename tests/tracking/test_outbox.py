@@ -249,3 +249,72 @@ def test_everything_is_sent_once_more_where_the_receiver_asks_for_it(tmp_path: P
     outbox.append(metric(1))
     assert outbox.flush(10)
     assert receiver.steps == [0, 0, 1]
+
+
+def test_nothing_is_written_through_a_link_in_the_folder(tmp_path: Path, receiver: Receiver) -> None:
+    run, target = tmp_path / "run", tmp_path / "target"
+    run.mkdir()
+    target.write_text("theirs")
+    for name in ("tracking.jsonl", "tracking.json"):
+        (run / name).symlink_to(target)
+    outbox = make(run, receiver)
+    outbox.append(metric(1))
+    assert outbox.flush(10)
+    assert target.read_text() == "theirs"
+    assert receiver.steps == [1]
+    assert not any(path.is_symlink() for path in run.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"kind": "metrics"},
+        {"kind": "metrics", "values": {"loss": "low"}, "step": 1, "time": 0},
+        {"kind": "metrics", "values": {"loss": 1.0}, "step": 10**30, "time": 0},
+        {"kind": "params", "values": ["lr"]},
+        {"kind": "file", "path": 5, "folder": ""},
+        {"kind": "status", "status": "DANCING"},
+        {"kind": "unknown"},
+        ["kind"],
+    ],
+)
+def test_a_line_that_is_no_entry_is_left_out_and_does_not_stop_the_rest(
+    tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture, line: Any
+) -> None:
+    (tmp_path / "tracking.jsonl").write_text("\n".join(map(json.dumps, [metric(0), line, metric(1), ""])))
+    (tmp_path / "tracking.json").write_text(json.dumps({"sent": "all", "key": 5, "process": ["x"]}))
+    outbox = make(tmp_path, receiver)
+    outbox.start()
+    assert outbox.flush(10)
+    assert receiver.steps == [0, 1]
+    assert caplog.text.count("is damaged and left out") == 1
+
+
+def test_of_an_entry_that_is_refused_only_the_value_at_fault_is_left_out(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    def send(entries: list[Entry]) -> None:
+        if any("bad" in entry["values"] for entry in entries):
+            raise Refused("no such name")
+        receiver(entries)
+
+    outbox = make(tmp_path, send)
+    outbox.append({"kind": "metrics", "values": {"loss": 0.5, "bad": 1.0}, "step": 1, "time": 0})
+    assert outbox.flush(10)
+    assert [entry["values"] for batch in receiver.batches for entry in batch] == [{"loss": 0.5}]
+    assert outbox.left_out == {("metrics", "bad"): "no such name"}
+    assert outbox.sent == {"metrics": 1}
+
+
+def test_an_outbox_that_is_closed_tries_and_says_nothing_more(
+    tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.is_down = True
+    outbox = make(tmp_path, receiver)
+    outbox.append(metric(0))
+    assert not outbox.flush(10)
+    outbox.close()
+    assert outbox._thread is not None
+    outbox._thread.join(10)
+    assert not outbox._thread.is_alive()
+    assert len(caplog.records) == 1

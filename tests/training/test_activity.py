@@ -1,6 +1,7 @@
 """How mechanisms are used, counted, logged and drawn."""
 
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,15 @@ def test_the_callback_logs_usage_of_each_mechanism_and_draws_the_figure(tmp_path
     for name in ("usage_0", "usage_entropy", "dead", "switch_rate"):
         assert f"mechanisms/{name}" in header
     assert (tmp_path / "figures/activity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_test_writes_the_use_of_each_mechanism_as_a_file(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[MechanismActivity()])
+    trainer.test(make_copying_task(backbone=SMALL_RIM), make_copying(), verbose=False)
+    usage = json.loads((tmp_path / "mechanisms.json").read_text())
+    for m in range(3):
+        name = f"mechanisms/span_6/usage_{m}"
+        assert usage[name] == pytest.approx(trainer.callback_metrics[name].item())
 
 
 def test_layers_are_logged_by_their_number(tmp_path: Path) -> None:

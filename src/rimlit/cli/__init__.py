@@ -52,6 +52,7 @@ other options:
 
 Runs are kept in runs/<dataset>/<config>-seed<seed>/ and tracked by MLflow in mlflow.db: see 'mlflow ui'.
 What MLflow does not take stays in the run's folder and is sent later; --require_tracking true refuses to start.
+MLflow's usage telemetry is off; MLFLOW_DISABLE_TELEMETRY=false turns it on.
 RIMLIT_DEBUG=1 shows the traceback of an error.
 """
 

@@ -174,7 +174,6 @@ class MechanismActivity(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the usage in named groups, and draw the figure."""
-        self._counters.pop("", None)
         self._finish(trainer, pl_module)
         self._draw(trainer)
 
@@ -202,6 +201,11 @@ class MechanismActivity(L.Callback):
             metrics[f"{prefix}/usage_entropy"] = usage.entropy
             metrics[f"{prefix}/dead"] = usage.dead
             metrics[f"{prefix}/switch_rate"] = usage.switch_rate
+        if trainer.testing and metrics and self.figure and trainer.is_global_zero:
+            with optional("mechanisms.json"):
+                write_for_people(trainer, "mechanisms.json", json.dumps(metrics, indent=2) + "\n")
+        if trainer.testing and "" in self._counters:
+            return  # of the same name as those of a validation
         trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
         with optional("The use of mechanisms"):
             self._log(trainer, metrics)
@@ -214,8 +218,6 @@ class MechanismActivity(L.Callback):
                 few = {f"val/{name}": value for name, value in metrics.items() if "/usage_" not in name}
                 few |= {f"val/{name}": value for name, value in metrics.items() if name.endswith("/usage_entropy")}
                 logger.log_metrics(few, step=trainer.global_step)
-        if metrics and trainer.testing and self.figure and trainer.is_global_zero:
-            write_for_people(trainer, "mechanisms.json", json.dumps(metrics, indent=2) + "\n")
 
     def _draw(self, trainer: L.Trainer) -> None:
         if self.figure and self._sample is not None and trainer.is_global_zero:
