@@ -23,9 +23,11 @@ def record(run: Path, *, is_of_paper_size: bool = False) -> Path:
     result = json.loads((run / "results.json").read_text())
     if "models" in result:
         return record_comparison(run, result)
-    missing = {"command", "commit", "seed", "machine", "test"} - set(result)
+    missing = {"command", "commit", "seed", "machine", "steps", "data", "test"} - set(result)
     if missing:
         raise SystemExit(f"{run} is not finished: its results.json lacks {', '.join(sorted(missing))}.")
+    if result["data"]["init_args"].get("path") and result["data"]["digest"] is None:
+        raise SystemExit(f"{run} was trained on files without a digest: nothing could be compared with it.")
     if result["commit"] == "unknown" or result["commit"].endswith("+"):
         raise SystemExit(f"{run} was not run from a clean commit; got commit={result['commit']}.")
     if not result.get("tested", {}).get("after_fit", True):

@@ -1,43 +1,103 @@
-"""The table at the end of a run: its scores beside the floor and what the repository recorded."""
+"""The table at the end of a run: its scores beside the floor and the recorded results on the same data."""
 
-import json
-from typing import Any
+import inspect
+from typing import Any, Literal
 
 import lightning as L
-from rich.console import Console
 from rich.table import Table
 
 from rimlit.cli.configs import shipped_folder
+from rimlit.console import say, show
+from rimlit.data import DataModule
+from rimlit.files import read_json
+from rimlit.spec import to_plain
 from rimlit.tasks import Task
-from rimlit.tasks.base import Stage
-from rimlit.training.recording import scores_of, sizes_of
+from rimlit.training.recording import data_of, scores_of, sizes_of
 from rimlit.training.run_folder import RunFolder
 
+TITLES = {"val": "validation", "test": "test"}
 
-def recorded_results(dataset: str) -> dict[str, dict[str, Any]]:
-    """Return the results that the repository recorded for a dataset, by config name."""
-    folder = shipped_folder("results", "benchmarks/results") / dataset
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+_NOT_COMPARED = ("num_workers", "batch_size", "eval_batch_size", "seed", "path")
+"""Arguments of data that do not decide what they are. What a path leads to is told by the digest."""
+_NOT_SHOWN = ("comparison", "paper")
+"""Folders of recorded results whose models have another size than the shipped configs."""
 
 
-def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Stage) -> None:
-    """Print a line per test group and headline metric: this run, the floor, the recorded runs."""
-    scores = scores_of(trainer, stage)
-    floors = task.floors() if stage == "test" else {}  # they are those of the test data
-    recorded = recorded_results(folder.path.parent.name) if stage == "test" else {}
-    console = Console()
-    console.print(build_table(scores, task.headline, floors, recorded, folder.path.name))
-    console.print(describe_sizes(sizes_of(task)), highlight=False)
-    console.print(f"Everything about this run: {folder.path}", highlight=False)
+def recorded_results(data: DataModule) -> dict[str, dict[str, Any]]:
+    """Return the recorded results on the same data, by the name of their config."""
+    found = {}
+    for path in sorted(shipped_folder("results", "benchmarks/results").glob("*/*.json")):
+        if path.parent.name not in _NOT_SHOWN:
+            result = read_json(path)
+            if isinstance(result.get("test"), dict) and is_same_data(result.get("data"), data):
+                found[f"{path.parent.name}/{path.stem}"] = result
+    return found
+
+
+def is_same_data(recorded: Any, data: DataModule) -> bool:
+    """Return whether a recorded result is about ``data``.
+
+    Class, arguments and the digest of the files must be equal; workers, batch sizes, the seed and the path may
+    differ. An argument that the record does not have was added after it and counts as the class's default, which
+    must leave earlier data as they were. Files without a digest are unknown, and equal to nothing.
+
+    Args:
+        recorded: ``data`` of a ``results.json``: ``class_path``, ``init_args`` and ``digest``.
+        data: The data of this run.
+    """
+    now = data_of(data)
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("init_args"), dict):
+        return False
+    if any(recorded.get(name) != now[name] for name in ("class_path", "digest")):
+        return False
+    before, after = recorded["init_args"], now["init_args"]
+    if now["digest"] is None and (before.get("path") or after.get("path")):
+        return False
+    known = {**_defaults(type(data)), **before}
+    return all(
+        known.get(name) == after.get(name) for name in known.keys() | after.keys() if name not in _NOT_COMPARED
+    )
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    parameters = inspect.signature(cls).parameters.values()
+    return {each.name: to_plain(each.default, each.name) for each in parameters if each.default is not each.empty}
+
+
+def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Literal["val", "test"]) -> None:
+    """Print a row for each test group and headline metric: this run, the floor, recorded results."""
+    data = getattr(trainer, "datamodule", None)
+    is_test = stage == "test"
+    # an int is a number of batches, and a share below 1 is a part of them
+    is_whole = isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1  # type: ignore[attr-defined]
+    show(
+        build_table(
+            scores_of(trainer, stage),
+            task.headline,
+            task.floors() if is_test else {},  # they are those of the test data
+            recorded_results(data) if is_test and is_whole and isinstance(data, DataModule) else {},
+            folder.path.name,
+            TITLES[stage],
+        )
+    )
+    say(describe_sizes(sizes_of(task)))
+    print_warnings(folder)
+    say(f"Everything about this run: {folder.path}")
+
+
+def print_warnings(folder: RunFolder) -> None:
+    """Print what the training of a run gave reason to doubt, a line each."""
+    for warning in folder.read_results().get("warnings", []):
+        say(f"Warning: {warning}")
 
 
 def describe_sizes(sizes: dict[str, int | None]) -> str:
     """Return the sizes of a model in words."""
     flops = sizes["flops_per_step"]
-    counted = "" if flops is None else f" · {flops:,} FLOPs a step"
+    counted = "" if flops is None else f" · {flops:,} FLOPs per step"
     return (
-        f"{sizes['parameters']:,} parameters, {sizes['active_parameters']:,} active in a step{counted} · "
-        f"{sizes['state_size']:,} numbers of state"
+        f"{sizes['parameters']:,} parameters, {sizes['active_parameters']:,} active per step{counted} · "
+        f"state size {sizes['state_size']:,}"
     )
 
 
@@ -47,8 +107,9 @@ def build_table(
     floors: dict[str, float],
     recorded: dict[str, dict[str, Any]],
     title: str,
+    stage: str = "test",
 ) -> Table:
-    """Build the table.
+    """Build the table; a column without a number is left out.
 
     Args:
         scores: Scores by ``group/metric``, or ``metric`` where there is one unnamed group.
@@ -56,33 +117,48 @@ def build_table(
         floors: Floors by metric, or ``group/metric``.
         recorded: Contents of recorded results by name.
         title: Name of the run.
+        stage: Header of the first column, which names the groups.
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("test")
-    table.add_column("metric")
-    table.add_column("this run", justify="right")
-    table.add_column("floor", justify="right")
-    for name, result in recorded.items():
-        table.add_column(f"{name}, recorded\n({result['parameters']:,} parameters)", justify="right")
     groups = dict.fromkeys(name.rpartition("/")[0] for name in scores)
-    for metric in headline:
-        for group in groups:
-            key = f"{group}/{metric}" if group else metric
-            if key in scores:
-                floor = floors.get(key, floors.get(metric))
-                cells = [result["test"].get(key) for result in recorded.values()]
-                table.add_row(
-                    group.replace("_", " "),
-                    metric.replace("_", " "),
-                    *(_number(value) for value in (scores[key], floor, *cells)),
-                )
-        table.add_section()
+    rows = [
+        (group, metric, key)
+        for metric in headline
+        for group in groups
+        if (key := f"{group}/{metric}" if group else metric) in scores
+    ]
+    columns = {
+        "this run": [scores[key] for _, _, key in rows],
+        "floor": [floors.get(key, floors.get(metric)) for _, metric, key in rows],
+        **{
+            _header(name, result): [result["test"].get(key) for _, _, key in rows]
+            for name, result in recorded.items()
+        },
+    }
+    columns = {header: values for header, values in columns.items() if any(value is not None for value in values)}
+    table = Table(title=title, title_justify="left")
+    table.add_column(stage)
+    table.add_column("metric")
+    for header in columns:
+        table.add_column(header, justify="right")
+    above = None
+    for (group, metric, _), *values in zip(rows, *columns.values(), strict=True):
+        if metric != above:
+            table.add_section()
+        above = metric
+        table.add_row(group.replace("_", " "), metric.replace("_", " "), *map(_number, values))
     return table
+
+
+def _header(name: str, result: dict[str, Any]) -> str:
+    sizes = [f"{result[key]:,} {key}" for key in ("parameters", "steps") if isinstance(result.get(key), int)]
+    return f"{name}, recorded" + (f"\n({', '.join(sizes)})" if sizes else "")
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    if value and abs(value) < 1e-4:
-        return f"{value:.0e}"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+    if 0 < value < 0.00005:
+        return "< 0.0001"
+    if abs(value) < 10:
+        return f"{value:.4f}"
+    return f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -23,7 +23,7 @@ from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.arguments import named_configs, read_yaml, resolve_configs, shared_options, value_of
 from rimlit.cli.checks import refuse_settings
 from rimlit.cli.messages import cause_of, explain, trusted_imports
-from rimlit.cli.report import print_report
+from rimlit.cli.report import print_report, print_warnings
 from rimlit.cli.settings import (
     build_data,
     build_task,
@@ -49,12 +49,14 @@ from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, ne
 from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.optional import protect
+from rimlit.training.outcome import OutcomeCheck
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
 from rimlit.training.recording import RunRecorder
 from rimlit.training.rollouts import RolloutPictures
 from rimlit.training.run_folder import RunFolder, RunLock
+from rimlit.training.summary import PartsTable
 from rimlit.training.trial import TrialBatch
 
 log = logging.getLogger(__name__)
@@ -408,10 +410,13 @@ class RimlitCLI(LightningCLI):
                     on_saved=recorder.note_saved,
                 )
                 own.append(checkpointer)
-            own.append(recorder)
+            own += [recorder, OutcomeCheck(self.folder)]
         own += [ProcessWatch(), RankAgreement(self._settings), TrialBatch()]
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in given):
+            own.append(PartsTable())
+        config["enable_model_summary"] = False  # of Lightning's own
         names = {type(callback) for callback in given}
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -548,6 +553,8 @@ class RimlitCLI(LightningCLI):
         """Test the best checkpoint, or the last one where nothing was validated."""
         config = self.config[self.subcommand]
         if not config.test_after_fit or self._is_trial or self.trainer.interrupted:
+            if self.trainer.is_global_zero and not self._is_trial:
+                print_warnings(self.folder)
             return
         saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
         path = next((str(path) for path in saved if path.is_file()), None)

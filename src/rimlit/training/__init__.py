@@ -5,6 +5,7 @@ from rimlit.training.activity import MechanismActivity
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
 from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
+from rimlit.training.outcome import OutcomeCheck
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
@@ -20,6 +21,7 @@ __all__ = [
     "LocalMetrics",
     "MLflowTracker",
     "MechanismActivity",
+    "OutcomeCheck",
     "PredictionFile",
     "ProcessWatch",
     "ProgressBar",

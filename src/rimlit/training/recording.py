@@ -151,6 +151,7 @@ class RunRecorder(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the training."""
         if trainer.is_global_zero and isinstance(pl_module, Task):
+            data = getattr(trainer, "datamodule", None)
             self.folder.write_results(
                 command=self.command,
                 commit=self._commit,
@@ -158,10 +159,10 @@ class RunRecorder(L.Callback):
                 machine=machine(),
                 versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
                 **self._sizes,
-                data=data_of(trainer),
                 steps=trainer.global_step,
                 train_seconds=round(self._seconds(), 1),
                 floor=pl_module.floors(),
+                **({"data": data_of(data)} if isinstance(data, DataModule) else {}),
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -185,11 +186,8 @@ def scores_of(trainer: L.Trainer, stage: str) -> dict[str, float]:
     }
 
 
-def data_of(trainer: L.Trainer) -> dict[str, Any] | None:
-    """Return what identifies a run's data: class, settings, and the digest of the content that was read."""
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, DataModule):
-        return None
+def data_of(data: DataModule) -> dict[str, Any]:
+    """Return what identifies data: ``class_path``, ``init_args`` and ``digest``, None where there are no files."""
     return {**data.spec, "digest": getattr(data, "digest", None)}
 
 
