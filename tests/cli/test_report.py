@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch.accelerators import CUDAAccelerator
 from rich.console import Console
 
 from rimlit.cli import report
 from rimlit.cli.configs import configs_folder
-from rimlit.cli.report import build_table, is_same_data, recorded_results
+from rimlit.cli.report import build_table, idle_gpu, is_same_data, recorded_results
 from rimlit.cli.settings import build_data
 from rimlit.data import Adding, Copying, DataModule, SequentialImages, Text
 from rimlit.training.recording import data_of
 from tests.cli.running import COPYING, QUIET, UNTRACKED, read_json, succeed
+from tests.tasks.running import make_trainer
 
 SCORES = {
     "span_50/cross_entropy": 0.00004,
@@ -188,6 +191,21 @@ def test_a_shipped_config_finds_its_own_records(dataset: str) -> None:
     assert list(recorded_results(build_data(settings))) == [f"{dataset}/lstm", f"{dataset}/rim"]
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "tinyshakespeare", "wikitext-2"])
+def test_a_shipped_config_finds_its_own_records_by_the_content_of_its_files(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = yaml.safe_load((configs_folder() / dataset / "rim.yaml").read_text())
+    data = build_data(settings)
+    digest = read_json(report.shipped_folder("results", "benchmarks/results") / dataset / "rim.json")["data"][
+        "digest"
+    ]
+    monkeypatch.setattr(type(data), "digest", digest, raising=False)
+    assert f"{dataset}/rim" in recorded_results(data)
+    monkeypatch.setattr(type(data), "digest", "other", raising=False)
+    assert recorded_results(data) == {}
+
+
 def test_a_run_in_a_folder_of_any_name_ends_in_a_table_without_records_of_other_data(folder: Path) -> None:
     answer = succeed("fit", *COPYING, *UNTRACKED, "--trainer.default_root_dir=out")
     assert "recorded" not in answer.out and "cross entropy" in answer.out
@@ -220,3 +238,16 @@ def test_a_validation_is_titled_validation_and_shows_no_column_that_is_empty(cop
     answer = succeed("validate", f"--ckpt_path={copying}/checkpoints/best.ckpt", *UNTRACKED, *QUIET)
     (header,) = [line for line in answer.out.splitlines() if "metric" in line]
     assert "validation" in header and "test" not in header and "floor" not in header
+
+
+def test_a_run_on_the_cpu_names_the_gpu_that_it_leaves_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert idle_gpu(trainer) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a large GPU")
+    assert "torch finds a large GPU. --trainer.accelerator auto uses it" in (idle_gpu(trainer) or "")
+    monkeypatch.setattr(trainer.strategy, "_accelerator", CUDAAccelerator())
+    assert idle_gpu(trainer) is None

@@ -4,6 +4,8 @@ import inspect
 from typing import Any, Literal
 
 import lightning as L
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from rich.table import Table
 
 from rimlit.cli.configs import shipped_folder
@@ -69,7 +71,7 @@ def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Liter
     data = getattr(trainer, "datamodule", None)
     is_test = stage == "test"
     # an int is a number of batches, and a share below 1 is a part of them
-    is_whole = isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1  # type: ignore[attr-defined]
+    is_whole = isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1
     show(
         build_table(
             scores_of(trainer, stage),
@@ -83,6 +85,16 @@ def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Liter
     say(describe_sizes(sizes_of(task)))
     print_warnings(folder)
     say(f"Everything about this run: {folder.path}")
+
+
+def idle_gpu(trainer: L.Trainer) -> str | None:
+    """Return what to say of a run on the CPU where torch finds a GPU, None elsewhere."""
+    if not isinstance(trainer.accelerator, CPUAccelerator) or not torch.cuda.is_available():
+        return None
+    return (
+        f"This run is on the CPU; torch finds {torch.cuda.get_device_name()}. --trainer.accelerator auto uses it. "
+        "Which is faster at this size has not been measured."
+    )
 
 
 def print_warnings(folder: RunFolder) -> None:
@@ -126,7 +138,7 @@ def build_table(
         for group in groups
         if (key := f"{group}/{metric}" if group else metric) in scores
     ]
-    columns = {
+    columns: dict[str, list[float | None]] = {
         "this run": [scores[key] for _, _, key in rows],
         "floor": [floors.get(key, floors.get(metric)) for _, metric, key in rows],
         **{

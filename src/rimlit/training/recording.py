@@ -17,7 +17,7 @@ import rimlit
 from rimlit.backbones import RIM, Backbone
 from rimlit.backbones.base import count_flops
 from rimlit.data import DataModule
-from rimlit.errors import StoppedError, StorageError
+from rimlit.errors import DataError, StoppedError, StorageError
 from rimlit.files import write_file
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
@@ -188,7 +188,12 @@ def scores_of(trainer: L.Trainer, stage: str) -> dict[str, float]:
 
 def data_of(data: DataModule) -> dict[str, Any]:
     """Return what identifies data: ``class_path``, ``init_args`` and ``digest``, None where there are no files."""
-    return {**data.spec, "digest": getattr(data, "digest", None)}
+    try:
+        digest = getattr(data, "digest", None)
+    except DataError as error:  # files that went away after they had been read
+        log.warning("The data have no digest: %s", error)
+        digest = None
+    return {**data.spec, "digest": digest}
 
 
 def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:

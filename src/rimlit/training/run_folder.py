@@ -73,7 +73,9 @@ class RunFolder:
         """Return whether the scores in ``results.json`` are those of the test that ended the training."""
         results = self.read_results()
         tested = results.get("tested")
-        return "test" in results and bool(tested.get("after_fit", True) if isinstance(tested, dict) else True)
+        return isinstance(results.get("test"), dict) and bool(
+            tested.get("after_fit", True) if isinstance(tested, dict) else True
+        )
 
     def archive_earlier_run(self) -> None:
         """Rename an earlier run of this name, so that a new one neither mixes with it nor destroys it.
