@@ -17,9 +17,10 @@ import yaml
 from rich.console import Console
 
 import rimlit.cli.compare
-from rimlit.cli.compare import SettingsReader, read_curve
+from rimlit.cli.compare import SettingsReader
 from rimlit.cli.configs import configs_folder
 from rimlit.comparison import Comparison, runs
+from rimlit.comparison.gathering import read_curve
 from rimlit.comparison.runs import Run, last_step, last_words
 from rimlit.errors import ConfigError
 from rimlit.training.run_folder import RunFolder
@@ -67,7 +68,7 @@ class FakeFit:
     """In place of a process: writes what a run leaves behind, at once."""
 
     def __init__(self, run: Run, code: int) -> None:
-        self.code = code
+        self.code, self.run = code, run
         run.log.parent.mkdir(parents=True, exist_ok=True)
         run.log.write_text("Seed set to 0\nrimlit: error: the loss is not finite.\n" if code else "fine\n")
         settings, folder = reader().read(run.arguments[1:])
@@ -195,6 +196,73 @@ def test_every_model_but_the_target_gets_the_width_of_equal_size(folder: Path, s
     assert config["model"]["init_args"]["backbone"]["init_args"]["hidden_size"] == lstm["hidden_size"] != 24
 
 
+@pytest.fixture
+def mine(folder: Path) -> Path:
+    """A user's config of an LSTM, with another recipe, where no rim.yaml is."""
+    content = yaml.safe_load((configs_folder() / "copying/lstm.yaml").read_text())
+    content["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+    content["data"]["init_args"]["batch_size"] = 2
+    content["trainer"]["gradient_clip_val"] = 0.25
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    return folder / "mine.yaml"
+
+
+def test_the_first_rim_among_the_configs_is_what_others_are_matched_to(mine: Path, started: list[str]) -> None:
+    small = [word for word in SMALL if "batch_size" not in word]
+    answer = running.rimlit(
+        "compare", "mine.yaml", "copying/rim", "--seeds=1", "--match=params", *small, *UNTRACKED
+    )
+    assert answer.code == 0, answer.err
+    (path,) = mine.parent.rglob("compare/results.json")
+    results = read_json(path)
+    assert results["match"]["to"] == "copying/rim"
+    assert results["models"]["rim"]["hidden_size"] == 384
+    assert results["models"]["mine"]["parameters"] >= results["models"]["rim"]["parameters"]
+    assert set(results["differing"]) == {"optimizer", "batch_size", "gradient_clip_val"}
+    assert "Not trained alike: optimizer is SGD(lr=0.5) (mine), " in answer.out
+    assert "Not trained alike: gradient_clip_val is 0.25 (mine), 1.0 (rim)." in answer.out
+
+
+def test_configs_without_a_rim_need_a_target(mine: Path, started: list[str]) -> None:
+    answer = running.rimlit("compare", "mine.yaml", "--match=params", *UNTRACKED)
+    assert answer.code == 2
+    assert "There is no rim.yaml to match: give --match_to CONFIG" in answer.err
+
+
+@pytest.mark.parametrize("content", ["", '{"test": {"span_5', "[1]", '{"seed": 0}', '{"test": 5}'])
+def test_a_run_whose_results_are_damaged_runs_again(folder: Path, started: list[str], content: str) -> None:
+    assert running.rimlit("compare", *FAST, "--seeds=1").code == 0
+    (COMPARISON / "rim-seed0/results.json").write_text(content)
+    answer = running.rimlit("compare", *FAST, "--seeds=1")
+    assert answer.code == 0, answer.err
+    assert started == ["rim-seed0", "lstm-seed0", "rim-seed0"]
+    assert [row["seeds"] for row in Comparison.load(COMPARISON).rows] == [1, 1]
+
+
+def test_results_that_lack_what_the_table_does_not_need_are_no_error(folder: Path, started: list[str]) -> None:
+    assert running.rimlit("compare", *FAST, "--seeds=1").code == 0
+    (COMPARISON / "rim-seed0/results.json").write_text('{"test": {"span_5/cross_entropy": 0.25}}')
+    (COMPARISON / "rim-seed0/config.yaml").write_text("{")
+    assert running.rimlit("compare", *FAST, "--seeds=1").code == 0
+    assert len(started) == 2
+    assert Comparison.load(COMPARISON).rows[0]["span_5/cross_entropy"] == 0.25
+
+
+def test_a_run_that_ends_well_and_writes_no_scores_has_failed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(fit: FakeFit) -> int:
+        (fit.run.folder.path / "results.json").unlink()
+        return 0
+
+    started = fake(monkeypatch, lambda run: 0)
+    monkeypatch.setattr(FakeFit, "poll", lose)
+    answer = running.rimlit("compare", *FAST, "--seeds=1")
+    assert answer.code == 1
+    assert "results.json holds no test scores" in answer.err
+    assert len(started) == 2
+
+
 def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> None:
     overrides = {
         "trainer.max_steps": 4,
@@ -207,7 +275,9 @@ def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> N
     assert comparison.folder == Path("runs/copying/compare-python")
     assert started == ["rim-seed3", "lstm-seed3"]
     assert comparison.rows[0]["span_9/cross_entropy"] == 1.75
-    assert comparison.results["data"]["test_spans"] == [5, 9]
+    assert comparison.results["data"]["class_path"] == "rimlit.data.Copying"
+    assert comparison.results["data"]["init_args"]["test_spans"] == [5, 9]
+    assert comparison.results["differing"] == {}
     assert "| rim | 1 |" in comparison._repr_markdown_()
 
 
@@ -365,6 +435,13 @@ def test_the_step_is_read_from_the_last_lines_of_the_metrics(tmp_path: Path) -> 
     path.write_text("loss,step\n" + "".join(f"{1 / (step + 1):.17f},{step}\n" for step in range(3000)) + "0.5,")
     assert last_step(path) == 2999
     assert read_curve(path, "val/loss") == []
+
+
+@pytest.mark.parametrize("line", ["3,0.2", "three,0.25", "\0\0\0", "5", "6,0.1,,,", "\xff,\xfe", '7,"0.5'])
+def test_a_damaged_line_of_the_metrics_is_left_out_of_the_curve(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,val/loss\n1,0.75\n2,0.5\n" + line.encode("latin-1"))
+    assert read_curve(path, "val/loss")[:2] == [(1, 0.75), (2, 0.5)]
 
 
 def test_the_reason_is_the_error_in_the_log_or_its_last_line(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ def results(**entries: Any) -> dict[str, Any]:
     return {**defaults, **entries}
 
 
+def data_of(kind: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"rimlit.{kind}", "init_args": arguments, "digest": None}
+
+
 def cells(comparison: Comparison, row: str) -> dict[str, str]:
     lines = [
         [cell.strip() for cell in line.strip("| ").split(" | ")] for line in comparison.markdown().splitlines()
@@ -128,37 +132,33 @@ def test_the_floor_is_a_group_s_own_or_that_of_all() -> None:
 def test_published_figures_stand_beside_the_same_scores_of_data_trained_on_alike() -> None:
     models = {"rim": model({"span_50/cross_entropy": 0.1, "span_200/cross_entropy": 0.2})}
     paper = {"train_span": 50, "recall_length": 10, "num_symbols": 8}
-    alike = Comparison(results(dataset="copying", data=paper, models=models))
+    alike = Comparison(results(data=data_of("data.Copying", **paper), models=models))
     assert cells(alike, "published: LSTM 600")["cross entropy, span 200"] == "3.560"
     assert any("arXiv:1909.10893" in note for note in alike.notes())
     for other in ({"train_span": 20}, {"recall_length": 5}):
-        unlike = Comparison(results(dataset="copying", data={**paper, **other}, models=models))
-        assert "published" not in unlike.markdown()
-    assert "published" not in Comparison(results(dataset="copying", data=paper)).markdown()
+        data = data_of("data.Copying", **{**paper, **other})
+        assert "published" not in Comparison(results(dataset="copying", data=data, models=models)).markdown()
+    own = Comparison(results(dataset="copying", data=data_of("mine.Copying", **paper), models=models))
+    assert "published" not in own.markdown()
+    assert "published" not in Comparison(results(dataset="copying", models=models)).markdown()
+    assert "published" not in Comparison(results(data=data_of("data.Copying", **paper))).markdown()
 
 
 def test_the_paper_s_adding_stands_beside_50_steps_only() -> None:
     models = {"rim": model({"length_200/mse": 0.01})}
-    shown = {"dataset": "adding", "metrics": ["mse"], "higher_is_better": {"mse": False}, "models": models}
-    alike = Comparison(results(**shown, data={"train_length": 50}))
+    shown = {"metrics": ["mse"], "higher_is_better": {"mse": False}, "models": models}
+    alike = Comparison(results(**shown, data=data_of("data.Adding", train_length=50)))
     assert cells(alike, "published: every RIM")["mse, length 200"] == "0.000"
-    assert "published" not in Comparison(results(**shown, data={"train_length": 20})).markdown()
+    unlike = Comparison(results(**shown, data=data_of("data.Adding", train_length=20)))
+    assert "published" not in unlike.markdown()
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "sequential_mnist"])
-@pytest.mark.parametrize(
-    ("source", "is_mnist"),
-    [
-        ({"path": "data/mnist"}, True),
-        ({"path": None, "dataset": "ylecun/mnist"}, True),
-        ({"path": "data/fashion"}, False),
-        ({}, False),  # scikit-learn's digits
-    ],
-)
-def test_figures_of_mnist_stand_beside_mnist_only(dataset: str, source: dict[str, Any], is_mnist: bool) -> None:
+def test_figures_of_mnist_stand_beside_mnist_only_whatever_the_folder_is_called() -> None:
     models = {"rim": model({"size_16/accuracy": 0.5})}
-    comparison = Comparison(results(dataset=dataset, data={"image_size": 14, **source}, models=models))
-    assert ("published: LSTM 600" in comparison.markdown()) == is_mnist
+    data = data_of("data.SequentialImages", image_size=14, path="data/mnist")
+    for digest, is_mnist in ((published_figures()["mnist"]["digest"], True), ("other", False), (None, False)):
+        comparison = Comparison(results(data={**data, "digest": digest}, models=models))
+        assert ("published: LSTM 600" in comparison.markdown()) == is_mnist
 
 
 def test_published_figures_have_a_source_and_scores_in_range() -> None:
@@ -198,6 +198,28 @@ def test_a_saved_comparison_loads_as_it_was(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="There is no comparison in"):
         Comparison.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "missing or damaged"),
+        ('{"models": {', "missing or damaged"),
+        ('{"models": {}}', "lacks dataset, metrics"),
+    ],
+)
+def test_a_damaged_comparison_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match=words):
+        Comparison.load(tmp_path)
+
+
+def test_what_was_not_alike_and_what_is_doubtful_is_told_below_the_table() -> None:
+    given = results(differing={"optimizer": {"rim": "Adam(lr=0.003)", "lstm": "the task's default"}})
+    given["models"]["rim"]["runs"][1]["warnings"] = ["Training made the loss worse."]
+    text = Comparison(given)._repr_markdown_()
+    assert "Not trained alike: optimizer is Adam(lr=0.003) (rim), the task's default (lstm)." in text
+    assert "rim, seed 1: Training made the loss worse." in text
 
 
 def test_a_comparison_that_cannot_be_written_says_so_and_leaves_the_earlier_one_whole(

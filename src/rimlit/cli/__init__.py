@@ -67,7 +67,7 @@ command goes on where it was stopped and repeats nothing that is finished.
   --seeds 3                  3 means 0, 1, 2; or a list: --seeds 0,5,7
   --match params|flops|state give every other model the smallest hidden_size with no fewer parameters (FLOPs a
                              step, numbers of state) than the one of --match_to has
-  --match_to CONFIG          by default the rim.yaml beside the first config
+  --match_to CONFIG          by default the first config with a RIM, or the rim.yaml beside the first config
   --match_tolerance 0.05     how much larger a matched model may be, as a share
   --jobs N                   runs at a time; by default as many as there are cores, or one on a GPU
   --name NAME                keep it in runs/<dataset>/compare-NAME; by default runs/<dataset>/compare

@@ -18,8 +18,16 @@ from rimlit.cli.arguments import resolve_configs
 from rimlit.cli.configs import find_config
 from rimlit.cli.messages import cause_of, explain, trusted_imports
 from rimlit.cli.run import RimlitCLI, dataset_of
-from rimlit.cli.settings import build_data, build_task, changed_setting, find_target, require_same_data
+from rimlit.cli.settings import (
+    build_data,
+    build_task,
+    changed_setting,
+    find_target,
+    first_rim,
+    require_same_data,
+)
 from rimlit.cli.setup import prepare
+from rimlit.comparison.gathering import differing, facts_of, read_settings, recipe_of
 from rimlit.comparison.matching import MEASURES, TOLERANCE, WORDS, Match, Measure, match_parameters
 from rimlit.comparison.results import Comparison
 from rimlit.comparison.runs import Run, cores, run_all, threads_of_a_run
@@ -28,9 +36,8 @@ from rimlit.errors import ConfigError, RunsFailedError
 from rimlit.files import try_folder
 from rimlit.tasks import Task
 from rimlit.tracking import MLflowTracker
-from rimlit.tracking.metrics_file import read_metrics
 from rimlit.training.optional import protect
-from rimlit.training.recording import git_commit, machine, sizes_of
+from rimlit.training.recording import data_of, git_commit, machine, sizes_of
 from rimlit.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -146,7 +153,8 @@ def compare(
         seeds: How many (0, 1, …), at least 1, or which.
         match: Give every other model the smallest width with no fewer parameters (``params``), FLOPs a step
             (``flops``) or numbers of state (``state``) than that of ``match_to``.
-        match_to: Config that is matched; by default the ``rim.yaml`` beside the first config.
+        match_to: Config that is matched; by default the first of the configs whose backbone is a RIM, or else the
+            ``rim.yaml`` beside the first config.
         match_tolerance: How much larger a matched model may be, as a share.
         jobs: Runs at a time, at least 1; by default as many as there are cores, or one on a GPU. Results do not
             depend on it: every run has one thread, or ``OMP_NUM_THREADS``.
@@ -253,8 +261,15 @@ def _plan(
     """
     reader = SettingsReader()
     paths = [find_config(config) for config in configs]
-    target = find_target(match_to, paths) if match else paths[0]
-    read = {path: reader.read(["--config", str(path), *EVERY_RUN, *overrides]) for path in (*paths, target)}
+
+    def settings_of(path: Path) -> tuple[dict[str, Any], Path]:
+        return reader.read(["--config", str(path), *EVERY_RUN, *overrides])
+
+    read = {path: settings_of(path) for path in paths}
+    target = paths[0]
+    if match:
+        target = find_target(match_to, paths, first_rim({path: read[path][0] for path in paths}))
+        read[target] = read[target] if target in read else settings_of(target)
     require_same_data({config: read[path][0] for config, path in zip(configs, paths, strict=True)})
     require_same_data({configs[0]: read[paths[0]][0], f"match_to={match_to or str(target)!r}": read[target][0]})
     data = build_data(read[paths[0]][0])
@@ -295,16 +310,14 @@ def _run(model: Model, seed: int, folder: Path) -> Run:
     run = Run(model.name, seed, arguments, RunFolder(folder / name), folder / "logs" / f"{name}.log")
     steps = model.settings["trainer"].get("max_steps", -1)
     run.steps = steps if steps > 0 else None
-    config = run.folder.path / "config.yaml"
-    if config.is_file():
+    before = read_settings(run.folder.path / "config.yaml")
+    if before is not None:
         now = {**model.settings, "seed_everything": seed}
-        changed = changed_setting(
-            yaml.safe_load(config.read_text()), now, ("data.", "model.", "seed_everything", "trainer.")
-        )
+        changed = changed_setting(before, now, ("data.", "model.", "seed_everything", "trainer."))
         if changed is not None:
-            key, before, value = changed
+            key, old, value = changed
             raise ConfigError(
-                f"{run.folder.path} was started with {key}={before!r}; got {value!r}. Give the same, or another "
+                f"{run.folder.path} was started with {key}={old!r}; got {value!r}. Give the same, or another "
                 "--name for this comparison."
             )
     is_trained = run.folder.read_state().get("status") == "finished"
@@ -359,6 +372,10 @@ def _results(
     metrics = task.metrics()
     better = {name: getattr(metrics.get(name), "higher_is_better", None) for name in task.headline}
     better |= {name: False for name in task.headline if name == "loss"}
+    facts = {run.name: facts_of(run, task.headline) for run in runs if run.status == "finished"}
+    for run in runs:
+        if run.status == "finished" and facts[run.name] is None:
+            run.status, run.reason = "failed", f"{run.folder.path / 'results.json'} holds no test scores"
     results: dict[str, Any] = {
         "dataset": runs[0].folder.path.parents[1].name,
         "command": command,
@@ -368,7 +385,8 @@ def _results(
         "match": None
         if matched is None
         else {"measure": matched[0], "words": WORDS[matched[0]], "to": matched[1]},
-        "data": models[0].settings["data"].get("init_args", {}),
+        "data": data_of(data),
+        "differing": differing({model.name: recipe_of(model.settings) for model in models}),
         "metrics": list(task.headline),
         "higher_is_better": better,
         "floors": data.floors(),
@@ -386,28 +404,9 @@ def _results(
             "backbone": backbone["class_path"].split(".")[-1],
             "hidden_size": backbone.get("init_args", {}).get("hidden_size"),
             **sizes_of(model.task),
-            "runs": [_facts(run, task.headline) for run in own],
+            "runs": [facts[run.name] for run in own],
         }
     return results
-
-
-def _facts(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
-    written = run.folder.read_results()
-    facts = {
-        key: written[key] for key in ("seed", "command", "commit", "machine", "steps", "train_seconds", "test")
-    }
-    curves = {metric: read_curve(run.folder.path / "metrics.csv", f"val/{metric}") for metric in metrics}
-    return {
-        **facts,
-        "folder": str(run.folder.path),
-        "val": {name: curve for name, curve in curves.items() if curve},
-    }
-
-
-def read_curve(path: Path, name: str) -> list[tuple[int, float]]:
-    """Return the steps and values of a column of ``metrics.csv``, the last value of each step."""
-    points = {int(row["step"]): float(row[name]) for row in read_metrics(path).rows if row.get(name)}
-    return sorted(points.items())
 
 
 def _default_jobs(settings: dict[str, Any]) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
+from rimlit.backbones import RIM
 from rimlit.cli.configs import find_config
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
@@ -52,15 +54,29 @@ def changed_setting(
     return None
 
 
-def find_target(given: str | None, configs: Sequence[str | Path]) -> Path:
-    """Return the config that others are matched to: the given one, or the ``rim.yaml`` beside the first of others.
+def first_rim(settings: Mapping[Path, Mapping[str, Any]]) -> Path | None:
+    """Return the first config whose backbone is a :class:`rimlit.backbones.RIM`, None where there is none."""
+    for path, each in settings.items():
+        backbone = each["model"].get("init_args", {}).get("backbone")
+        if isinstance(backbone, Mapping) and issubclass(find_class(backbone["class_path"], nn.Module), RIM):
+            return path
+    return None
+
+
+def find_target(given: str | None, configs: Sequence[str | Path], default: Path | None = None) -> Path:
+    """Return the config that others are matched to.
+
+    Args:
+        given: What the user named.
+        configs: The configs of the command.
+        default: What is taken where the user named none; by default the ``rim.yaml`` beside the first config.
 
     Raises:
         ConfigError: There is none.
     """
     if given is not None:
         return find_config(given)
-    beside = Path(configs[0]).with_name("rim.yaml") if configs else Path("rim.yaml")
+    beside = default or (Path(configs[0]).with_name("rim.yaml") if configs else Path("rim.yaml"))
     if not beside.is_file():
         raise ConfigError(f"There is no {beside} to match: give --match_to CONFIG.")
     return beside

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rimlit.errors import DataError
-from rimlit.files import storage_error, whole_file
+from rimlit.files import read_json, storage_error, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,9 @@ SIZES = {
     "state_size": "state",
 }
 
+REQUIRED = ("dataset", "metrics", "higher_is_better", "floors", "models")
+"""What a comparison's ``results.json`` must hold."""
+
 
 @dataclass
 class Comparison:
@@ -50,7 +53,8 @@ class Comparison:
 
     Args:
         results: What ``results.json`` holds: ``dataset``, ``command``, ``commit``, ``machine``, ``seeds``,
-            ``match``, ``data`` (its settings), ``metrics`` (those that are shown), ``higher_is_better`` by metric,
+            ``match``, ``data`` (class, arguments and digest), ``differing`` (what is not alike in how the models
+            were trained), ``metrics`` (those that are shown), ``higher_is_better`` by metric,
             ``floors``, ``models`` and ``failed``.
         folder: Where it is kept.
 
@@ -80,12 +84,16 @@ class Comparison:
         """Load a comparison from its folder.
 
         Raises:
-            DataError: There is none.
+            DataError: There is none, or it is damaged.
         """
         path = Path(folder) / "results.json"
-        if not path.is_file():
-            raise DataError(f"There is no comparison in {str(folder)!r}: {path} is missing.")
-        return cls(json.loads(path.read_text()), Path(folder))
+        results = read_json(path)
+        if not results:
+            raise DataError(f"There is no comparison in {str(folder)!r}: {path} is missing or damaged.")
+        lacking = [name for name in REQUIRED if name not in results]
+        if lacking:
+            raise DataError(f"{path} holds no comparison: it lacks {', '.join(lacking)}.")
+        return cls(results, Path(folder))
 
     @property
     def models(self) -> dict[str, dict[str, Any]]:
@@ -170,15 +178,14 @@ class Comparison:
         return lines
 
     def published(self) -> dict[str, Any]:
-        """Return what others published on data trained on as here and on these scores: ``source`` and ``rows``."""
-        known = published_figures().get(self.results["dataset"], {"data": {}, "source": "", "rows": []})
-        settings = self.results.get("data", {})
-        source = str(settings.get("path") or settings.get("dataset") or "")
-        is_other_source = Path(source).name.lower() != known.get("read_from", Path(source).name.lower())
-        if is_other_source or any(settings.get(name) != value for name, value in known["data"].items()):
-            return {**known, "rows": []}
+        """Return what others published on data of these settings and on these scores: ``source`` and ``rows``."""
+        data = self.results.get("data") or {}
         names = set(self.score_names)
-        return {**known, "rows": [row for row in known["rows"] if names & row["scores"].keys()]}
+        for known in published_figures().values():
+            if is_published_data(known, data):
+                rows = [row for row in known["rows"] if names & row["scores"].keys()]
+                return {"source": known["source"], "rows": rows}
+        return {"source": "", "rows": []}
 
     def notes(self) -> list[str]:
         """Return what a reader of the table must know."""
@@ -191,6 +198,9 @@ class Comparison:
         match = self.results.get("match")
         if match:
             notes.append(f"Widths: the smallest with no fewer {match['words']} than {match['to']}.")
+        for name, values in self.results.get("differing", {}).items():
+            given = ", ".join(f"{value} ({model})" for model, value in values.items())
+            notes.append(f"Not trained alike: {name} is {given}.")
         published = self.published()
         if published["rows"]:
             notes.append(f"Published: {published['source']}.")
@@ -200,6 +210,12 @@ class Comparison:
                 f"No run kept validation scores of {', '.join(lost)} over training, which figures leave out; with "
                 "trainer.logger=false none are kept."
             )
+        notes += [
+            f"{model}, seed {run['seed']}: {warning}"
+            for model, facts in self.models.items()
+            for run in facts["runs"]
+            for warning in run.get("warnings", [])
+        ]
         notes += [f"Failed: {run['name']} ({run['reason']})." for run in self.failed]
         return notes
 
@@ -306,6 +322,14 @@ def written(score: Score | None, *, digits: int = 3) -> str:
     if score is None:
         return "–"
     return " ± ".join(number(part, digits) for part in score if part is not None)
+
+
+def is_published_data(known: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Return whether data are those of published figures: class, content, and the settings that these name."""
+    settings = data.get("init_args", {})
+    if data.get("class_path") != known["class_path"] or known.get("digest") not in (None, data.get("digest")):
+        return False
+    return all(settings.get(name) == value for name, value in known["data"].items())
 
 
 def published_figures() -> dict[str, Any]:
