@@ -98,6 +98,11 @@ def test_a_config_begins_with_what_it_is_and_how_to_run_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_config_takes_a_gpu_where_there_is_one(name: str) -> None:
+    assert content_of(name).get("trainer", {}).get("accelerator", "auto") == "auto"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_config_parsed_and_printed_parses_to_the_same(texts: Path, name: str) -> None:
     first = succeed("fit", "--config", name, "--print_config").out
     (texts / "printed.yaml").write_text(first)

@@ -23,7 +23,7 @@ from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.arguments import named_configs, read_yaml, resolve_configs, shared_options, value_of
 from rimlit.cli.checks import refuse_settings
 from rimlit.cli.messages import cause_of, explain, trusted_imports
-from rimlit.cli.report import print_report, print_warnings
+from rimlit.cli.report import idle_gpu, print_report, print_warnings
 from rimlit.cli.settings import (
     build_data,
     build_task,
@@ -448,6 +448,8 @@ class RimlitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse a run that would never end, and batches that cannot be dealt to the processes."""
         trainer, data = self.trainer, self.datamodule
+        if is_rank_zero() and (note := idle_gpu(trainer)):
+            log.info("%s", note)
         data.check_shares(trainer.world_size)
         overfit, limit = trainer.overfit_batches, trainer.limit_train_batches  # type: ignore[attr-defined]
         if overfit or (isinstance(limit, float) and limit != 1.0):  # only then is the data looked at

@@ -62,5 +62,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # the summary of a model counts megabytes at 32 bits
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
+    # rimlit says it in its own words, with the option of the command line
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
     # Lightning's own, about torch's pytree
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
