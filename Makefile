@@ -10,13 +10,13 @@ TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test slow readme chaos check lint format types links docs golden notebooks bench wheel wheel-check clean
+.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs golden notebooks bench wheel wheel-check clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='…']"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## Create .venv and install the package in it, editable, with all that development needs
+setup: $(STAMP) ## Create .venv and install the package there, editable, with the development tools
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,14 +25,17 @@ $(STAMP): pyproject.toml
 	# torch first and alone: whichever build is at hand (CPU or CUDA) then serves the rest
 	$(BIN)/python -m pip install "$(TORCH)"
 	$(BIN)/python -m pip install -e '.[dev]'
-	$(BIN)/python -m rimlit.kernels.cpu.build
+	$(BIN)/python -m rimlit.kernels.cpu
 	@touch $@
 
-train: setup ## Train a RIM on the copying task; ARGS go to rimlit fit
+train: setup ## Train a RIM on the copying task; ARGS are passed to rimlit fit
 	$(BIN)/rimlit fit --config configs/copying/rim.yaml $(ARGS)
 
-test: setup ## Run the fast tests; ARGS go to pytest
+test: setup ## Run the fast tests; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+shuffle: setup ## Run the fast tests in a random order, whose seed is printed: ARGS='--shuffle SEED' repeats it
+	$(BIN)/python -m pytest -n auto --shuffle 0 $(ARGS)
 
 slow: setup ## Run the slow tests: every YAML, the README's commands, training to a score
 	$(BIN)/python -m pytest -n auto -m 'slow and not gpu and not network' $(ARGS)
@@ -40,38 +43,38 @@ slow: setup ## Run the slow tests: every YAML, the README's commands, training t
 readme: setup ## Run the README's fenced commands at a small size
 	$(BIN)/python -m pytest -m 'not gpu and not network' tests/test_readme.py $(ARGS)
 
-chaos: setup ## Kill training runs 100 times (kill -9), go on with them and compare, bit for bit; takes minutes
+chaos: setup ## Kill training runs 100 times (kill -9), resume them and compare bit for bit; takes minutes
 	$(BIN)/python -m tests.chaos --kills 100 --starts 20 --json benchmarks/results/chaos.json $(ARGS)
 
-check: lint types links test slow wheel-check notebooks ## Run all that CI runs
+check: lint types links shuffle slow wheel-check notebooks ## Run everything that CI runs
 
 lint: setup ## Check format and style
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: setup ## Format the code and mend what can be mended
+format: setup ## Format the code and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 types: setup ## Check types
 	$(BIN)/mypy
 
-links: setup ## Check that every relative link in the documentation leads somewhere
+links: setup ## Check the relative links of the documentation
 	$(BIN)/python docs/check_links.py
 
-docs: setup ## Rewrite the tables of README and docs from benchmarks/results, then check links
+docs: setup ## Rewrite the tables of README and docs from benchmarks/results, then check the links
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python docs/check_links.py
 
-golden: setup ## Rewrite tests/golden: only when a change of the curves is meant
+golden: setup ## Rewrite tests/golden; only when the curves are meant to change
 	$(BIN)/python tests/golden/refresh.py
 
-notebooks: setup ## Execute every notebook, in a folder that is thrown away
+notebooks: setup ## Execute every notebook in a temporary folder
 	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	bin=$$(pwd)/$(BIN); cp notebooks/*.ipynb "$$folder"; cd "$$folder"; \
 	for notebook in *.ipynb; do "$$bin/jupyter-execute" --timeout=600 "$$notebook"; done
 
-bench: setup ## Measure layers and whole training steps, on a machine with nothing else to do; then make docs
+bench: setup ## Measure layers and whole training steps on an idle machine; run 'make docs' afterwards
 	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/guard.py --json benchmarks/results/guard.json
@@ -89,6 +92,6 @@ wheel-check: wheel ## Run rimlit from the built wheel, outside the checkout
 	"$$bin/rimlit" configs; \
 	"$$bin/rimlit" fit --config copying/rim --trainer.fast_dev_run true
 
-clean: ## Remove what was built and cached; .venv, runs and mlflow.db stay
+clean: ## Remove build results and caches; keep .venv, runs and mlflow.db
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

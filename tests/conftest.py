@@ -1,6 +1,7 @@
 """What every test starts from: one thread, a seed, no override from the environment, and tensors that tell."""
 
 import math
+import random
 import signal
 
 import pytest
@@ -9,6 +10,46 @@ from torch import Tensor
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores is what some tests send
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--shuffle``."""
+    parser.addoption(
+        "--shuffle",
+        type=int,
+        default=None,
+        metavar="SEED",
+        help="run the files, and the tests of each, in an order drawn from SEED; 0 draws the seed and prints it",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed once: the processes of pytest-xdist are given the options of the first one."""
+    if config.option.shuffle == 0:
+        config.option.shuffle = random.SystemRandom().randrange(1, 2**31)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Print the seed of the order."""
+    seed = config.option.shuffle
+    return None if seed is None else f"shuffled: --shuffle {seed} gives the same order"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle the files, and the tests in each, so that a fixture of a file is still made once."""
+    if config.option.shuffle is None:
+        return
+    order = random.Random(config.option.shuffle)
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    names = sorted(files)
+    order.shuffle(names)
+    for name in names:
+        order.shuffle(files[name])
+    items[:] = [item for name in names for item in files[name]]
 
 
 @pytest.fixture(autouse=True)

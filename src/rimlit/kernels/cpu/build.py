@@ -1,4 +1,4 @@
-"""Compile the C++ time loop once per machine, on first use or by ``python -m rimlit.kernels.cpu.build``."""
+"""Compile the C++ time loop once per machine, on first use or by ``python -m rimlit.kernels.cpu``."""
 
 import ctypes
 import functools
@@ -82,10 +82,6 @@ def _processor() -> str:
 
 
 def main() -> None:
-    """Build the library and say where it lies, or why it cannot be built."""
+    """Build the library and print its path, or why it cannot be built."""
     library, reason = load()
     print(f"C++ time loop: {reason if library is None else library_path()}")
-
-
-if __name__ == "__main__":
-    main()
