@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from rich.console import Console
 
 from rimlit.cli import report
@@ -251,3 +251,13 @@ def test_a_run_on_the_cpu_names_the_gpu_that_it_leaves_idle(
     assert "torch finds a large GPU. --trainer.accelerator auto uses it" in (idle_gpu(trainer) or "")
     monkeypatch.setattr(trainer.strategy, "_accelerator", CUDAAccelerator())
     assert idle_gpu(trainer) is None
+
+
+def test_apple_s_gpus_are_used_only_where_they_are_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    succeed("fit", *COPYING, *UNTRACKED, "--test_after_fit=false", "--trainer.max_steps=1")
+    assert read_json(folder / "runs/copying/rim-seed0/results.json")["steps"] == 1
+    saved = yaml.safe_load((folder / "runs/copying/rim-seed0/config.yaml").read_text())
+    assert (saved["trainer"]["accelerator"], saved["trainer"]["devices"]) == ("auto", 1)

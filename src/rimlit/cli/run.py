@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -112,7 +113,7 @@ class RimlitCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "devices": 1},
             auto_configure_optimizers=False,
             # checkpoints hold specs of their own, see rimlit.spec
             load_from_checkpoint_support=False,
@@ -386,6 +387,8 @@ class RimlitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add rimlit's loggers and callbacks to the trainer."""
         config = self._get(self.config_init, "trainer")
+        if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
+            config["accelerator"] = "cpu"  # Apple's GPUs lack float64, in which metrics are added up
         logger = config.get("logger")
         if logger is None or logger is True:
             config["logger"] = False if self._is_trial else self._default_loggers()
