@@ -40,8 +40,8 @@ def is_same_data(recorded: Any, data: DataModule) -> bool:
     """Return whether a recorded result is about ``data``.
 
     Class, arguments and the digest of the files must be equal; workers, batch sizes, the seed and the path may
-    differ. An argument that the record does not have was added after it and counts as the class's default, which
-    must leave earlier data as they were. Files without a digest are unknown, and equal to nothing.
+    differ. An argument that one of the two does not have counts as the class's default: one that was added after
+    a record must leave earlier data as they were by default. Files without a digest are equal to nothing.
 
     Args:
         recorded: ``data`` of a ``results.json``: ``class_path``, ``init_args`` and ``digest``.
@@ -55,10 +55,10 @@ def is_same_data(recorded: Any, data: DataModule) -> bool:
     before, after = recorded["init_args"], now["init_args"]
     if now["digest"] is None and (before.get("path") or after.get("path")):
         return False
-    known = {**_defaults(type(data)), **before}
-    return all(
-        known.get(name) == after.get(name) for name in known.keys() | after.keys() if name not in _NOT_COMPARED
-    )
+    defaults = _defaults(type(data))
+    known, ours = {**defaults, **before}, {**defaults, **after}
+    names = known.keys() | ours.keys()
+    return all(known.get(name) == ours.get(name) for name in names if name not in _NOT_COMPARED)
 
 
 def _defaults(cls: type) -> dict[str, Any]:
