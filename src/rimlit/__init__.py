@@ -7,12 +7,27 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rimlit.backbones import DNC, GRU, LSTM, NTM, RIM, RMC, RNN, Backbone, EntNet, Transformer
+    from rimlit.backbones import (
+        DNC,
+        GRU,
+        LSTM,
+        NTM,
+        RIM,
+        RMC,
+        RNN,
+        Backbone,
+        BackboneFactory,
+        EntNet,
+        Transformer,
+    )
     from rimlit.cli.compare import compare
+    from rimlit.cli.fit import fit
     from rimlit.comparison import match_parameters
     from rimlit.data import DataModule
+    from rimlit.encoders import EncoderFactory
+    from rimlit.heads import HeadFactory
     from rimlit.spec import trust
-    from rimlit.tasks import Task, load_checkpoint
+    from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task, load_checkpoint
 
 __version__ = "0.1.0"
 
@@ -25,12 +40,18 @@ __all__ = [
     "RMC",
     "RNN",
     "Backbone",
+    "BackboneFactory",
     "DataModule",
+    "EncoderFactory",
     "EntNet",
+    "HeadFactory",
+    "OptimizerFactory",
+    "SchedulerFactory",
     "Task",
     "Transformer",
     "__version__",
     "compare",
+    "fit",
     "load_checkpoint",
     "match_parameters",
     "trust",
@@ -45,11 +66,17 @@ _HOMES = {
     "RMC": "rimlit.backbones",
     "RNN": "rimlit.backbones",
     "Backbone": "rimlit.backbones",
+    "BackboneFactory": "rimlit.backbones",
+    "EncoderFactory": "rimlit.encoders",
     "EntNet": "rimlit.backbones",
+    "HeadFactory": "rimlit.heads",
+    "OptimizerFactory": "rimlit.tasks",
+    "SchedulerFactory": "rimlit.tasks",
     "Transformer": "rimlit.backbones",
     "DataModule": "rimlit.data",
     "Task": "rimlit.tasks",
     "compare": "rimlit.cli.compare",
+    "fit": "rimlit.cli.fit",
     "load_checkpoint": "rimlit.tasks",
     "match_parameters": "rimlit.comparison",
     "trust": "rimlit.spec",

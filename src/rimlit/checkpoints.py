@@ -95,7 +95,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse what is named in a file and could be imported, before anything is done with the file."""
+    """Refuse what is named in a file and would be imported, before anything is done with the file.
+
+    Optimiser and scheduler are built, and their classes checked, by a training alone.
+    """
     bases = (Recorded, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
     named = checkpoint["rimlit"]
     specs = [{"class_path": "rimlit", "init_args": checkpoint.get("hyper_parameters", {})}]
@@ -103,7 +106,7 @@ def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     specs += [named["data"]] if named.get("data") is not None else []
     for spec in specs:
         try:
-            check_spec(spec, bases)
+            check_spec(spec, bases, built_later=("optimizer", "scheduler"))
         except ConfigError as error:
             if "outside the trusted" in str(error):
                 raise

@@ -77,26 +77,30 @@ def find_class(class_path: str, base: type[T]) -> type[T]:
     return found
 
 
-def check_spec(spec: Any, bases: Iterable[type]) -> None:
+def check_spec(spec: Any, bases: Iterable[type], built_later: Iterable[str] = ()) -> None:
     """Raise a ConfigError unless the class paths in ``spec``, at any depth, may be used. Nothing is imported.
 
     Args:
         spec: What a file that anybody may have written holds.
         bases: Their subclasses may be used where they are imported already, wherever they come from.
+        built_later: Arguments whose class paths are checked when they are built, and not here.
     """
     if not (isinstance(spec, Mapping) and "class_path" in spec and isinstance(spec.get("init_args"), Mapping)):
         raise ConfigError("a spec must have the keys class_path and init_args.")
-    waiting: list[Any] = [spec]
+    later = [spec["init_args"][name] for name in built_later if name in spec["init_args"]]
+    waiting: list[tuple[Any, bool]] = [(spec, True)]
     seen: set[int] = set()
     while waiting:
-        value = waiting.pop()
+        value, is_built = waiting.pop()
+        is_built = is_built and not any(value is other for other in later if isinstance(other, Mapping))
         if isinstance(value, Mapping | list | tuple):
             if id(value) in seen and value:  # it would never end, or grow without bound, when it is written out
                 raise ConfigError("a spec must not hold the same list or mapping twice.")
             seen.add(id(value))
-            if isinstance(value, Mapping) and "class_path" in value:
+            if is_built and isinstance(value, Mapping) and "class_path" in value:
                 _check_class(value["class_path"], bases)
-            waiting.extend(value.values() if isinstance(value, Mapping) else value)
+            inner = value.values() if isinstance(value, Mapping) else value
+            waiting.extend((item, is_built) for item in inner)
         elif value is not None and not isinstance(value, bool | int | float | str):
             raise ConfigError(f"a spec must hold plain values only; got a {type(value).__name__}.")
 
@@ -172,12 +176,17 @@ def build(spec: Spec, base: type, *args: Any) -> Any:
     """
     cls: type[Any] = find_class(spec["class_path"], base)
     init_args = spec["init_args"]
-    parameters = inspect.signature(cls).parameters
+    signature = inspect.signature(cls)
+    parameters = signature.parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     known = list(parameters)
     unknown = [name for name in init_args if name not in known]
     if unknown and not takes_any:
         raise ConfigError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(known)}.")
+    try:
+        signature.bind(*args, **init_args)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {error}; it has {', '.join(known)}.") from error
     return cls(*args, **init_args)
 
 

@@ -1,6 +1,5 @@
 """Laws over every shipped config."""
 
-import inspect
 import os
 import signal
 from pathlib import Path
@@ -13,10 +12,10 @@ import yaml
 
 from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.configs import config_names, configs_folder
+from rimlit.cli.settings import with_sizes
 from rimlit.data import DataModule
 from rimlit.spec import build, find_class, to_spec
 from rimlit.tasks import Task
-from rimlit.tasks.base import LINKED
 from rimlit.training import Checkpointer
 from tests.cli.running import QUIET, UNTRACKED, read_json, rimlit, succeed
 from tests.cli.stand_ins import STAND_INS
@@ -222,10 +221,8 @@ def test_a_pair_has_parameters_equal_within_2_percent(texts: Path, pair: tuple[s
     for name in pair:
         content = content_of(name)
         data = build(to_spec(content["data"], "data"), DataModule)
-        sizes = {size: getattr(data, size, None) for size in LINKED}
         task = to_spec(content["model"], "model")
-        parameters = inspect.signature(find_class(task["class_path"], Task).__init__).parameters
-        task["init_args"] |= {size: value for size, value in sizes.items() if size in parameters}
+        task["init_args"] = with_sizes(find_class(task["class_path"], Task), task["init_args"], data)
         if class_name(name) == "Text":
             task["init_args"]["vocabulary_size"] = 10  # a text's many tokens, which both have, would hide much
         counts.append(sum(parameter.numel() for parameter in build(task, Task).parameters()))

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from rimlit.cli.settings import (
     find_target,
     own_settings,
     require_same_data,
+    with_sizes,
     yaml_of,
 )
 from rimlit.cli.setup import prepare
@@ -38,9 +38,10 @@ from rimlit.comparison.matching import TOLERANCE, match_parameters
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
 from rimlit.files import require_folder, storage_error
-from rimlit.spec import find_class
+from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
-from rimlit.tasks.base import LINKED
+from rimlit.tasks.base import declared_sizes
+from rimlit.tasks.initializing import initialize
 from rimlit.tracking import LocalMetrics, MLflowTracker
 from rimlit.tracking.process_names import is_of_this_machine, is_rank_zero
 from rimlit.training.activity import MechanismActivity
@@ -65,13 +66,23 @@ log = logging.getLogger(__name__)
 CHECKPOINT_KEYS = ("best", "last")
 
 
-def run(arguments: list[str]) -> None:
+def run(
+    arguments: list[str], objects: tuple[Task, DataModule] | None = None, command: str | None = None
+) -> "RimlitCLI | AlreadyDone":
     """Run a subcommand of LightningCLI.
 
+    Args:
+        arguments: Words of the command line.
+        objects: A task and a data module to use; by default they are built as the arguments say.
+        command: What is recorded as the command; by default the arguments.
+
+    Returns:
+        What was run, or that it had been done before.
+
     Raises:
-        ConfigError, DataError, CheckpointError: What the user can mend.
+        ConfigError, DataError, CheckpointError: What the user can fix.
     """
-    command = " ".join(["rimlit", *arguments])
+    command = command or " ".join(["rimlit", *arguments])
     arguments = resolve_configs(prepare(arguments))
     checkpoint = _checkpoint_of(arguments)
     if checkpoint is not None:
@@ -80,9 +91,10 @@ def run(arguments: list[str]) -> None:
     sys.argv[1:] = arguments
     with trusted_imports():
         try:
-            RimlitCLI(command, checkpoint)
+            return RimlitCLI(command, checkpoint, objects)
         except AlreadyDone as done:
             print(done)
+            return done
 
 
 class RimlitCLI(LightningCLI):
@@ -91,11 +103,18 @@ class RimlitCLI(LightningCLI):
     Args:
         command: What the user typed, for the record.
         checkpoint: Contents of the checkpoint the run starts from, if it is a file.
+        objects: A task and a data module to use; by default they are built.
     """
 
-    def __init__(self, command: str, checkpoint: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        command: str,
+        checkpoint: dict[str, Any] | None,
+        objects: tuple[Task, DataModule] | None = None,
+    ) -> None:
         self.command = command
         self.checkpoint = checkpoint
+        self._objects = objects
         subparsers = {name: {"exit_on_error": False, "allow_abbrev": False} for name in self.subcommands()}
         self._lock: RunLock | None = None
         try:
@@ -139,6 +158,13 @@ class RimlitCLI(LightningCLI):
             "and starts anew; the PATH of a checkpoint, or of a run, goes on from there.",
         )
         parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="PATH of a checkpoint, a run or an exported folder whose weights a new run of fit starts from: "
+            "those that fit by name and shape, and nothing else.",
+        )
+        parser.add_argument(
             "--allow_changes",
             type=bool,
             default=False,
@@ -177,25 +203,13 @@ class RimlitCLI(LightningCLI):
             default=TOLERANCE,
             help="How much larger the matched model may be, as a share.",
         )
-        for name in LINKED:
-            parser.link_arguments(
-                "data", f"model.init_args.{name}", compute_fn=partial(self._size, name), apply_on="instantiate"
-            )
 
-    def _size(self, name: str, data: DataModule) -> Any:
-        """Return a size of the task: the data module's, or the user's where the data module declares none."""
-        given = self._get(self.config, "model").get(f"init_args.{name}")
-        declared = getattr(data, name, None)
-        environment = getattr(data, "environment", None)
-        if environment and given not in (None, declared) and (declared is None or self.checkpoint is not None):
-            raise ConfigError(
-                f"environment={environment!r} has {name}={declared!r}; the model was made for {name}={given!r}."
-            )
-        if given is not None and declared is not None and given != declared:
-            raise ConfigError(
-                f"model.{name} comes from the data module, which says {declared!r}; remove {name}={given!r}."
-            )
-        return given if declared is None else declared
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add trainer, data and task: they are built in this order, and the task is given the data's sizes."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+        parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
+        parser.add_lightning_class_args(Task, "model", subclass_mode=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake becomes one message."""
@@ -256,6 +270,13 @@ class RimlitCLI(LightningCLI):
         """Choose the run's folder and its loggers."""
         config = self.config[self.subcommand]
         refuse_settings(config)
+        if config.init_from is not None and self.subcommand != "fit":
+            raise ConfigError(f"init_from={config.init_from!r} is for fit; {self.subcommand} takes --ckpt_path.")
+        if config.init_from is not None and (config.ckpt_path or config.resume not in ("auto", "never")):
+            raise ConfigError(
+                f"init_from={config.init_from!r} starts a new run, and "
+                f"resume={config.ckpt_path or config.resume!r} resumes one: give one of the two."
+            )
         self.folder = self._choose_folder(config)
         self._is_trial = bool(config.trainer.fast_dev_run)
         self._settings = own_settings(self._parser(self.subcommand).dump(config, skip_none=True))
@@ -318,7 +339,8 @@ class RimlitCLI(LightningCLI):
             raise AlreadyDone(
                 f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path "
                 f"{self.folder.checkpoints / 'best.ckpt'}, train on with more --{length}, or start anew "
-                "with --resume never, which sets it aside."
+                "with --resume never, which sets it aside.",
+                self.folder,
             )
 
     def _choose_folder(self, config: Namespace) -> RunFolder:
@@ -348,8 +370,8 @@ class RimlitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; a mistake in an argument becomes one message."""
-        if self.checkpoint is not None:
-            self.parser.add_instantiator(self._restore_data, DataModule, subclasses=True)
+        self.parser.add_instantiator(self._build_data, DataModule, subclasses=True)
+        self.parser.add_instantiator(self._build_task, Task, subclasses=True)
         self.parser.add_instantiator(self._build_logger, Logger, subclasses=True)
         try:
             super().instantiate_classes()
@@ -359,13 +381,26 @@ class RimlitCLI(LightningCLI):
                 raise
             raise cause from error
 
-    def _restore_data(self, class_type: type[DataModule], *args: Any, **kwargs: Any) -> DataModule:
+    def _build_data(self, class_type: type[DataModule], *args: Any, **kwargs: Any) -> DataModule:
         """Build a data module that knows what the checkpoint knows (a vocabulary), before sizes are asked for."""
-        data = class_type(*args, **kwargs)
-        assert self.checkpoint is not None
-        if class_type.__qualname__ in self.checkpoint:
-            data.load_state_dict(self.checkpoint[class_type.__qualname__])
-        return data
+        self._data = class_type(*args, **kwargs) if self._objects is None else self._objects[1]
+        if self.checkpoint is not None and class_type.__qualname__ in self.checkpoint:
+            self._data.load_state_dict(self.checkpoint[class_type.__qualname__])
+        return self._data
+
+    def _build_task(self, class_type: type[Task], *args: Any, **kwargs: Any) -> Task:
+        """Build the task for the data module's sizes."""
+        if self._objects is not None:
+            return self._objects[0]
+        environment = getattr(self._data, "environment", None)
+        for name, declared in declared_sizes(self._data, kwargs).items() if environment else ():
+            given = to_plain(kwargs[name], name)
+            if self.checkpoint is not None and given not in (None, declared):
+                raise ConfigError(
+                    f"environment={environment!r} has {name}={declared!r}; the model was made for "
+                    f"{name}={given!r}."
+                )
+        return class_type(*args, **with_sizes(class_type, kwargs, self._data))
 
     def _build_logger(self, class_type: type[Logger], *args: Any, **kwargs: Any) -> Logger:
         """Build a logger of the user's; folders carry the dataset's and the run's name, not a number."""
@@ -489,6 +524,7 @@ class RimlitCLI(LightningCLI):
                 )
         if self._going_on_from is not None:
             self._require_same_run(self._going_on_from)
+        self._initialize()
 
     def _before_evaluation(self) -> None:
         """Refuse a folder that cannot be written, before any work."""
@@ -496,6 +532,16 @@ class RimlitCLI(LightningCLI):
             require_folder(self.folder.path, 0)
 
     before_validate = before_test = before_predict = _before_evaluation
+
+    def _initialize(self) -> None:
+        """Take the weights that a new run starts from."""
+        source = self.config[self.subcommand].init_from
+        if source is None:
+            return
+        if self._going_on_from is None:
+            self.model.init_from = initialize(self.model, source, self.datamodule)
+        elif is_rank_zero():
+            log.info("init_from=%s is not loaded again: the run has weights of its own.", source)
 
     def _require_nobody_else(self) -> None:
         """Refuse a folder in which another process of this machine trains, also where files cannot be locked."""
@@ -530,14 +576,17 @@ class RimlitCLI(LightningCLI):
             text = str(error)
             if "loading state_dict" not in text:
                 raise
-            path = self.config[subcommand].ckpt_path
+            path, hint = self._loaded_from, ""
+            if subcommand == "fit":
+                hint = f" --init_from {path} starts a new run from those of its weights that fit."
             first = text.splitlines()[1].strip().rstrip(".")
-            raise CheckpointError(f"ckpt_path={path!r} is of another model than this one: {first}.") from error
+            raise CheckpointError(f"{path} is of another model than this one: {first}.{hint}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         is_fit = subcommand == "fit"
         kwargs["ckpt_path"] = self._going_on_from if is_fit else self._checkpoint_path(kwargs.get("ckpt_path"))
+        self._loaded_from = kwargs["ckpt_path"]
         kwargs["weights_only"] = True
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False
@@ -557,6 +606,8 @@ class RimlitCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last one where nothing was validated."""
         config = self.config[self.subcommand]
+        if self.model.init_from is not None and is_rank_zero() and not self._is_trial:
+            self.folder.write_results(init_from=self.model.init_from)
         if not config.test_after_fit or self._is_trial or self.trainer.interrupted:
             if self.trainer.is_global_zero and not self._is_trial:
                 print_warnings(self.folder)
@@ -579,6 +630,10 @@ class RimlitCLI(LightningCLI):
 
 class AlreadyDone(Exception):  # noqa: N818, no error
     """The run that fit was asked for has been trained."""
+
+    def __init__(self, message: str, folder: RunFolder) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 def dataset_of(folder: Path, class_path: str) -> str:
@@ -612,7 +667,9 @@ def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[st
         raise CheckpointError(
             "The checkpoint was written without a data module: give --config or --model and --data."
         )
-    config = {"model": saved["task"], "data": saved["data"]}
+    # optimiser and scheduler are for training: a command that only reads the weights needs neither's class
+    init_args = {k: v for k, v in saved["task"]["init_args"].items() if k not in ("optimizer", "scheduler")}
+    config = {"model": {**saved["task"], "init_args": init_args}, "data": saved["data"]}
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # named like the checkpoint, as a run is named after its config

@@ -1,20 +1,20 @@
 """Resolved settings: what differs between two, and the task and data they describe."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from rimlit.backbones import RIM
 from rimlit.cli.configs import find_config
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
-from rimlit.spec import build, find_class, flat_settings, to_spec
+from rimlit.spec import build, find_class, flat_settings, to_plain, to_spec
 from rimlit.tasks import Task
-from rimlit.tasks.base import LINKED
+from rimlit.tasks.base import declared_sizes
 
 OF_ONE_RUN = (
     "name",
@@ -116,7 +116,35 @@ def build_data(settings: Mapping[str, Any]) -> DataModule:
 def build_task(settings: Mapping[str, Any], data: DataModule) -> Task:
     """Build the task of resolved settings, for the sizes of ``data``."""
     spec = to_spec(settings["model"], "model")
-    takes = inspect.signature(find_class(spec["class_path"], Task)).parameters
-    sizes = {name: getattr(data, name) for name in LINKED if name in takes and hasattr(data, name)}
-    task: Task = build({**spec, "init_args": {**spec["init_args"], **sizes}}, Task)
+    init_args = with_sizes(find_class(spec["class_path"], Task), spec["init_args"], data)
+    task: Task = build({**spec, "init_args": init_args}, Task)
     return task
+
+
+def with_sizes(task: type[Task], init_args: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
+    """Return a task's arguments with those that the data module declares.
+
+    Args:
+        task: Its class.
+        init_args: What is given.
+        data: The data module.
+
+    Raises:
+        ConfigError: Another value is given than the data module declares.
+    """
+    defaults = _defaults(task)
+    sizes = declared_sizes(data, defaults)
+    for name, declared in sizes.items():
+        given = to_plain(init_args.get(name), name)
+        if given is not None and given not in (declared, defaults[name]):
+            raise ConfigError(
+                f"model.{name} comes from the data module, which says {declared!r}; remove {name}={given!r}."
+            )
+    return {**init_args, **sizes}
+
+
+def _defaults(task: type[Task]) -> dict[str, Any]:
+    """Return the default of each argument of a class, through ``**kwargs`` to those of its bases."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(task, "task", fail_untyped=False)
+    return dict(vars(parser.get_defaults().task))

@@ -12,6 +12,13 @@ from rimlit.console import ConsoleHandler
 from rimlit.errors import ConfigError
 from rimlit.kernels import overriding_backend
 
+ADVERTISERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch",
+)
+"""Loggers of Lightning that also advertise."""
+
 
 def prepare(arguments: list[str]) -> list[str]:
     """Set the process up for a command; return its arguments without ``--trust``.
@@ -41,11 +48,7 @@ class _NoAdverts(logging.Filter):
 
 
 def _quieten() -> None:
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.rank_zero",
-        "lightning.pytorch",
-    ):
+    for name in ADVERTISERS:
         logging.getLogger(name).addFilter(_NoAdverts())
     for handler in logging.getLogger("lightning.pytorch").handlers:
         handler.addFilter(_NoAdverts())

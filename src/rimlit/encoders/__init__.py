@@ -1,6 +1,6 @@
 """Encoders: from what the data holds to what a backbone reads."""
 
-from rimlit.encoders.base import Encoder
+from rimlit.encoders.base import Encoder, EncoderFactory
 from rimlit.encoders.convolutional import ConvolutionalEncoder
 from rimlit.encoders.dense import DenseEncoder
 from rimlit.encoders.embedding import Embedding
@@ -13,6 +13,7 @@ __all__ = [
     "DenseEncoder",
     "Embedding",
     "Encoder",
+    "EncoderFactory",
     "GridEncoder",
     "Identity",
     "ScreenEncoder",

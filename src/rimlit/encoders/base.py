@@ -1,5 +1,8 @@
 """What every encoder is: a module that says how many features it gives."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 from torch import nn
 
 
@@ -10,5 +13,13 @@ class Encoder(nn.Module):
     torch and the tasks themselves inside each other without end.
     """
 
+    input_size: Any
+    """What its factory is called with: the number of features or tokens, the pixels of a side, or a shape."""
+
     output_size: int
     """Features of each step."""
+
+
+EncoderFactory: TypeAlias = Callable[[Any], Encoder]
+"""Builds an encoder from the size or the shape of what it reads. In YAML: ``class_path`` and ``init_args`` without
+it."""

@@ -47,6 +47,7 @@ class ConvolutionalEncoder(Encoder):
             raise ValueError(
                 f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."
             )
+        self.input_size = frame_size
         self.output_size = output_size
         self.position_wise = position_wise
         layers: list[nn.Module] = []

@@ -29,6 +29,7 @@ class DenseEncoder(Encoder):
         super().__init__()
         require_positive(frame_size=frame_size, output_size=output_size)
         require_positive(**{f"hidden_sizes[{index}]": width for index, width in enumerate(hidden_sizes)})
+        self.input_size = frame_size
         self.output_size = output_size
         layers: list[nn.Module] = []
         before = frame_size**2

@@ -24,6 +24,7 @@ class Embedding(Encoder):
         super().__init__()
         require_positive(vocabulary_size=vocabulary_size, embedding_size=output_size)
         require_dropout(dropout=dropout)
+        self.input_size = vocabulary_size
         self.output_size = output_size
         self.table = nn.Embedding(vocabulary_size, output_size)
         self.dropout = nn.Dropout(dropout)

@@ -42,6 +42,7 @@ class GridEncoder(Encoder):
                 f"got observation_shape={tuple(observation_shape)}."
             )
         *sides, kinds = observation_shape
+        self.input_size = list(observation_shape)
         self.output_size = output_size
         self.table = nn.Embedding(kinds * VALUES, cell_size)
         self.linear = nn.Sequential(nn.ReLU(), nn.Linear(math.prod(sides) * cell_size, output_size), nn.ReLU())

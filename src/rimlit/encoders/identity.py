@@ -20,4 +20,5 @@ class Identity(nn.Identity, Encoder):
     def __init__(self, input_size: int) -> None:
         super().__init__()
         require_positive(input_size=input_size)
+        self.input_size = input_size
         self.output_size = input_size

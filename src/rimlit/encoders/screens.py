@@ -39,6 +39,7 @@ class ScreenEncoder(Encoder):
                 "observation_shape must be (screens, height, width), height and width at least 36; "
                 f"got observation_shape={tuple(observation_shape)}."
             )
+        self.input_size = list(observation_shape)
         self.output_size = output_size
         before, *sides = observation_shape
         layers: list[nn.Module] = []

@@ -1,7 +1,7 @@
 """What a policy reads: observations on a common scale, encoded, and the action and reward before, if wanted."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -14,9 +14,6 @@ from rimlit.rl.policies import Policy
 
 Previous = Literal["hidden", "concatenated", "slot"]
 PREVIOUS = ("hidden", "concatenated", "slot")
-
-EncoderFactory: TypeAlias = Callable[[Sequence[int]], Encoder]
-"""Builds an encoder from the shape of an observation. In YAML: ``class_path`` and ``init_args`` without it."""
 
 
 class Seen(NamedTuple):
@@ -116,6 +113,7 @@ class VectorEncoder(Encoder):
             layers += [linear, nn.Tanh()]
             before = width
         self.layers = nn.Sequential(*layers)
+        self.input_size = list(observation_shape)
         self.output_size = before
 
     def forward(self, observations: Tensor) -> Tensor:

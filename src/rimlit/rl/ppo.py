@@ -21,7 +21,7 @@ from torchmetrics import Metric
 from rimlit.backbones import RIM, BackboneFactory
 from rimlit.backbones.base import require_known
 from rimlit.data.sampling import rank_and_world_size
-from rimlit.encoders import Encoder
+from rimlit.encoders import Encoder, EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
@@ -30,7 +30,6 @@ from rimlit.nn import direct
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import (
     PREVIOUS,
-    EncoderFactory,
     Normalization,
     PolicyEncoder,
     Previous,
@@ -40,8 +39,8 @@ from rimlit.rl.observations import (
 from rimlit.rl.policies import Categorical, Gaussian, Policy
 from rimlit.rl.rollouts import Episode, Evaluated, Record, Rollout
 from rimlit.spec import build, to_spec
-from rimlit.tasks import Task
-from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Stage, over_processes
+from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task
+from rimlit.tasks.base import Stage, over_processes
 from rimlit.types import State
 
 RECENT = 100

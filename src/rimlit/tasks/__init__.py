@@ -1,5 +1,8 @@
 """Tasks: LightningModules that join encoder, backbone, head, loss and metrics."""
 
+from rimlit.backbones import BackboneFactory
+from rimlit.encoders import EncoderFactory
+from rimlit.heads import HeadFactory
 from rimlit.tasks.base import Task, load_checkpoint
 from rimlit.tasks.classification import ClassificationTask
 from rimlit.tasks.copying import CopyingTask
@@ -7,13 +10,19 @@ from rimlit.tasks.exporting import export
 from rimlit.tasks.frame_prediction import FramePredictionTask
 from rimlit.tasks.language_modeling import LanguageModelingTask
 from rimlit.tasks.regression import RegressionTask
+from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
 
 __all__ = [
+    "BackboneFactory",
     "ClassificationTask",
     "CopyingTask",
+    "EncoderFactory",
     "FramePredictionTask",
+    "HeadFactory",
     "LanguageModelingTask",
+    "OptimizerFactory",
     "RegressionTask",
+    "SchedulerFactory",
     "Task",
     "export",
     "load_checkpoint",

@@ -2,9 +2,11 @@
 
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
@@ -19,41 +21,31 @@ from rimlit.backbones import Backbone, BackboneFactory
 from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
 from rimlit.data.sampling import rank_and_world_size
-from rimlit.encoders import Embedding
+from rimlit.encoders import Embedding, Encoder
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import Head, HeadFactory, LinearHead
-from rimlit.spec import Recorded, Spec, build, find_class, non_default_arguments, to_spec
+from rimlit.spec import Recorded, Spec, build, find_class, non_default_arguments, to_plain, to_spec
+from rimlit.tasks.signatures import FACTORIES, OptimizerFactory, SchedulerFactory, complete
 from rimlit.types import State
 
 Stage = Literal["train", "val", "test"]
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
-
-LINKED = (
-    "vocabulary_size",
-    "input_size",
-    "output_size",
-    "recall_length",
-    "level",
-    "frame_size",
-    "context_length",
-    "rollout_length",
-    "observation_shape",
-    "num_actions",
-    "action_size",
-)
-"""Plain values that the command line takes from the data module for the task's arguments of the same name."""
 
 
 class Task(Recorded, L.LightningModule, ABC):
     """Base of all tasks. A subclass gives :meth:`loss` and :meth:`metrics`.
 
     Head, optimiser and scheduler are factories, as the backbone is: a class, a ``functools.partial`` of one, or a
-    dict of ``class_path`` and ``init_args``. The scheduler advances with every optimiser step, ReduceLROnPlateau
-    after each validation, in the direction in which ``monitor`` is better.
+    dict of ``class_path`` and ``init_args``. A subclass accepts ``encoder``, ``head``, ``optimizer`` and
+    ``scheduler`` by keyword even where its own ``__init__`` does not name them; they replace what it passes here.
+    On the command line its other arguments are taken from the data module's attributes of the same name.
+
+    The scheduler advances with every optimiser step, ReduceLROnPlateau after each validation, in the direction in
+    which ``monitor`` is better.
 
     Args:
-        encoder: Maps a batch's inputs to what the backbone reads; its ``output_size`` is the input size.
+        encoder: Maps a batch's inputs to what the backbone reads; its ``output_size`` is the backbone's input
+            size. To a subclass, a factory is given instead, which is called with the ``input_size`` of the encoder
+            that it replaces.
         backbone: Factory of the backbone, called with the encoder's output size.
         output_size: Outputs of each step.
         head: Factory of the head, called with the backbone's and the task's output size and the backbone's
@@ -74,15 +66,11 @@ class Task(Recorded, L.LightningModule, ABC):
     headline: ClassVar[tuple[str, ...]] = ("loss",)
     """Test metrics that the table at the end of a run shows."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse a size that no data module declared, before anything is built with it."""
-        self = super().__new__(cls, *args, **kwargs)
-        parameters = inspect.signature(cls.__init__).parameters
-        for name in LINKED:
-            is_optional = name in parameters and parameters[name].default is None
-            if name in kwargs and kwargs[name] is None and not is_optional:
-                raise ConfigError(f"{cls.__name__} needs {name}, which the data module does not declare.")
-        return self
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a subclass accept the factories that its author did not name."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = complete(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -95,7 +83,11 @@ class Task(Recorded, L.LightningModule, ABC):
         scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
-        # Lightning's own way of finding arguments would also take those of this class, which hold modules
+        shared: dict[str, Any] = vars(self).pop("_shared", {})
+        if "encoder" in shared:
+            encoder = _replace_encoder(encoder, shared["encoder"], type(self).__name__)
+        head, optimizer = shared.get("head", head), shared.get("optimizer", optimizer)
+        scheduler = shared.get("scheduler", scheduler)
         self.save_hyperparameters(self.spec["init_args"], logger=False)
         self.encoder = encoder
         self.backbone: Backbone = build(to_spec(backbone, "backbone"), Backbone, encoder.output_size)
@@ -109,6 +101,18 @@ class Task(Recorded, L.LightningModule, ABC):
         self._metrics: dict[str, MetricCollection] = {}
         self._losses: dict[str, MeanMetric] = {}
         self._has_logged_floors = False
+        self.init_from: dict[str, Any] | None = None
+        """The file whose weights the run started from, with its digest; see :mod:`rimlit.tasks.initializing`."""
+
+    def save_hyperparameters(
+        self, *args: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True
+    ) -> None:
+        """Keep the values in ``args``; a task keeps its own arguments, as plain data, without being asked."""
+        values = [value for value in args if not isinstance(value, str)]
+        if values:
+            # of the outermost frame: Lightning would look for arguments in those that call it, by the signatures
+            # that their classes publish, and would take encoders, which are modules
+            super().save_hyperparameters(*values, ignore=ignore, frame=_outermost_frame(), logger=logger)
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
@@ -340,11 +344,18 @@ class Task(Recorded, L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds task and data from the file alone."""
         data = getattr(self.trainer, "datamodule", None)
+        task = self.spec
         checkpoint["rimlit"] = {
             "version": rimlit.__version__,
-            "task": self.spec,
+            "task": task,
             "data": data.spec if isinstance(data, DataModule) else None,
+            "init_from": self.init_from,
+            "sizes": declared_sizes(data, task["init_args"]) if isinstance(data, DataModule) else {},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up where the weights came from."""
+        self.init_from = checkpoint.get("rimlit", {}).get("init_from")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -381,6 +392,46 @@ class Task(Recorded, L.LightningModule, ABC):
             first = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{checkpoint_path} does not hold the weights of its task: {first}") from error
         return task.to(map_location).eval() if map_location is not None else task.eval()
+
+
+def _outermost_frame() -> FrameType:
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _replace_encoder(encoder: nn.Module, factory: Any, task: str) -> nn.Module:
+    """Build an encoder in place of the one that a task made, for the same inputs."""
+    spec = to_spec(factory, "encoder")
+    size = getattr(encoder, "input_size", None)
+    if size is None:
+        raise ConfigError(
+            f"{task} cannot be given encoder={spec['class_path']!r}: its own {type(encoder).__name__} has no "
+            "attribute input_size, with which a factory is called."
+        )
+    replaced: nn.Module = build(spec, Encoder, size)
+    return replaced
+
+
+def declared_sizes(data: DataModule, names: Iterable[str]) -> dict[str, Any]:
+    """Return what a data module declares of ``names``, arguments of a task: its plain attributes.
+
+    The factories, and what every data module has (``batch_size``, ``seed``, …), are no sizes.
+    """
+    everywhere = {*FACTORIES, *inspect.signature(DataModule.__init__).parameters}
+    values = {
+        name: getattr(data, name, None)
+        for name in names
+        if name not in everywhere and not hasattr(DataModule, name)
+    }
+    return {name: to_plain(value, name) for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str)
 
 
 def over_processes(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,13 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
+from rimlit.encoders import EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.heads import HeadFactory
 from rimlit.metrics import IGNORED, CrossEntropy, SymbolAccuracy
-from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
+from rimlit.tasks.base import Task
 from rimlit.tasks.inputs import input_encoder, last_step, own_sequences
+from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
 from rimlit.types import SequenceBatch
 
 
@@ -22,11 +24,14 @@ class ClassificationTask(Task):
     scored, as when the next token is to be predicted.
 
     Args:
-        backbone: Factory of the backbone, called with ``embedding_size`` or ``input_size``.
+        backbone: Factory of the backbone, called with the encoder's output size.
         output_size: Classes; from the data module.
         vocabulary_size: Token ids, where the inputs are tokens; from the data module.
         input_size: Features of each step, where the inputs are vectors; from the data module.
-        embedding_size: Features of each token's embedding, at least 1; not used where the inputs are vectors.
+        embedding_size: Features of each token's embedding, at least 1; not used for vectors, or with another
+            encoder.
+        encoder: Factory of the encoder, called with ``vocabulary_size`` or ``input_size``; by default an embedding
+            of tokens, and no encoding of vectors.
         head: Factory of the head; by default a linear map of all features.
         optimizer: Factory, called with the parameters; by default Adam at 7e-4.
         scheduler: Factory, called with the optimiser; none by default.
@@ -57,12 +62,13 @@ class ClassificationTask(Task):
         input_size: int | None = None,
         *,
         embedding_size: int = 64,
+        encoder: EncoderFactory | None = None,
         head: HeadFactory | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__(
-            input_encoder(vocabulary_size, input_size, embedding_size),
+            input_encoder(vocabulary_size, input_size, embedding_size, encoder),
             backbone,
             output_size,
             head=head,

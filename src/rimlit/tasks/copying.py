@@ -7,10 +7,12 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
-from rimlit.encoders import Embedding
+from rimlit.encoders import EncoderFactory
 from rimlit.heads import HeadFactory
 from rimlit.metrics import IGNORED, CrossEntropy, SequenceAccuracy, SymbolAccuracy
-from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
+from rimlit.tasks.base import Task
+from rimlit.tasks.inputs import input_encoder
+from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
 from rimlit.types import SequenceBatch
 
 
@@ -21,10 +23,11 @@ class CopyingTask(Task):
     ``recall_length`` steps, ``cross_entropy_all`` all of them.
 
     Args:
-        backbone: Factory of the backbone, called with ``embedding_size``.
+        backbone: Factory of the backbone, called with the encoder's output size.
         vocabulary_size: Token ids; from the data module.
         recall_length: Symbols to emit; from the data module.
         embedding_size: Features of each token's embedding, at least 1.
+        encoder: Factory of the encoder, called with ``vocabulary_size``; by default an embedding.
         head: Factory of the head; by default a linear map of all features.
         optimizer: Factory, called with the parameters; by default Adam at 7e-4.
         scheduler: Factory, called with the optimiser; none by default.
@@ -53,12 +56,13 @@ class CopyingTask(Task):
         recall_length: int,
         *,
         embedding_size: int = 64,
+        encoder: EncoderFactory | None = None,
         head: HeadFactory | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__(
-            Embedding(vocabulary_size, embedding_size),
+            input_encoder(vocabulary_size, None, embedding_size, encoder),
             backbone,
             vocabulary_size,
             head=head,

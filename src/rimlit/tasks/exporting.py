@@ -14,7 +14,7 @@ from rimlit.checkpoints import check_specs, read_checkpoint
 from rimlit.errors import CheckpointError
 from rimlit.files import write_file
 from rimlit.spec import build
-from rimlit.tasks.base import LINKED, Task
+from rimlit.tasks.base import Task
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -48,7 +48,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
         "format": FORMAT,
         "task": named["task"],
         "data": named["data"],
-        "sizes": {name: value for name, value in named["task"]["init_args"].items() if name in LINKED},
+        "sizes": named.get("sizes", {}),
         "data_state": _data_state(checkpoint),
         "step": checkpoint["global_step"],
         "sha256": hashlib.sha256(weights).hexdigest(),

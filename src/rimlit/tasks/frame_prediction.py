@@ -1,6 +1,5 @@
 """Predict the next frame, and roll the prediction out (Goyal et al. 2021, sec. 4.2, arXiv:1909.10893)."""
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,13 +10,14 @@ from torchmetrics import Metric
 from rimlit.backbones import BackboneFactory
 from rimlit.backbones.base import require_known
 from rimlit.data.bouncing_balls import FrameBatch
-from rimlit.encoders import ConvolutionalEncoder, Encoder
+from rimlit.encoders import ConvolutionalEncoder, Encoder, EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.heads import FrameHead, HeadFactory
 from rimlit.metrics.frames import FrameScores, locate_balls
 from rimlit.nn.motion import CELL, TAPS, move_cells
 from rimlit.spec import build, to_spec
-from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Task
+from rimlit.tasks.base import Task
+from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
 from rimlit.types import State
 
 Prediction = Literal["pixels", "motion"]
@@ -75,7 +75,7 @@ class FramePredictionTask(Task):
         context_length: int,
         rollout_length: int,
         *,
-        encoder: Callable[[int], Encoder] = ConvolutionalEncoder,
+        encoder: EncoderFactory = ConvolutionalEncoder,
         head: HeadFactory = FrameHead,
         prediction: Prediction = "pixels",
         optimizer: OptimizerFactory | None = None,

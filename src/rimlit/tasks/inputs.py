@@ -5,26 +5,35 @@ import torch
 from torch import Tensor
 
 from rimlit.data.sequences import Sequences
-from rimlit.encoders import Embedding, Identity
+from rimlit.encoders import Embedding, Encoder, EncoderFactory, Identity
 from rimlit.errors import ConfigError
+from rimlit.spec import build, to_spec
 
 
 def input_encoder(
-    vocabulary_size: int | None, input_size: int | None, embedding_size: int
-) -> Embedding | Identity:
-    """Return an embedding for tokens, or what hands vectors on.
+    vocabulary_size: int | None,
+    input_size: int | None,
+    embedding_size: int,
+    encoder: EncoderFactory | None = None,
+) -> Encoder:
+    """Return what ``encoder`` builds; by default an embedding for tokens, and no encoding of vectors.
 
     Raises:
-        ConfigError: Neither or both of the sizes are given.
+        ConfigError: Neither or both of the sizes are given, or the factory is wrong.
     """
-    if vocabulary_size is not None and input_size is None:
+    if (vocabulary_size is None) == (input_size is None):
+        raise ConfigError(
+            "Inputs are tokens, and need vocabulary_size, or vectors, and need input_size; got "
+            f"vocabulary_size={vocabulary_size}, input_size={input_size}."
+        )
+    if encoder is not None:
+        size = input_size if vocabulary_size is None else vocabulary_size
+        built: Encoder = build(to_spec(encoder, "encoder"), Encoder, size)
+        return built
+    if vocabulary_size is not None:
         return Embedding(vocabulary_size, embedding_size)
-    if input_size is not None and vocabulary_size is None:
-        return Identity(input_size)
-    raise ConfigError(
-        "Inputs are tokens, and need vocabulary_size, or vectors, and need input_size; got "
-        f"vocabulary_size={vocabulary_size}, input_size={input_size}."
-    )
+    assert input_size is not None
+    return Identity(input_size)
 
 
 def last_step(outputs: Tensor, lengths: Tensor) -> Tensor:

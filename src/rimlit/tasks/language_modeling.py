@@ -13,12 +13,14 @@ from torchmetrics import Metric
 from rimlit.backbones import BackboneFactory
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.data.text import Prompt, Text
-from rimlit.encoders import Embedding
+from rimlit.encoders import Embedding, EncoderFactory
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import HeadFactory, LinearHead, TiedHead
 from rimlit.metrics import IGNORED, BitsPerCharacter, CrossEntropy, Perplexity
 from rimlit.spec import to_spec
-from rimlit.tasks.base import OptimizerFactory, SchedulerFactory, Stage, Task
+from rimlit.tasks.base import Stage, Task
+from rimlit.tasks.inputs import input_encoder
+from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
 from rimlit.types import SequenceBatch, State, detach_state, flat_state, map_state
 
 log = logging.getLogger(__name__)
@@ -32,14 +34,16 @@ class LanguageModelingTask(Task):
     state. Prediction continues a prompt.
 
     Args:
-        backbone: Factory of the backbone, called with ``embedding_size``.
+        backbone: Factory of the backbone, called with the encoder's output size.
         vocabulary_size: Tokens; from the data module.
         level: Unit of the text, ``character``, ``byte`` or ``word``; from the data module. At the first two
             bits per character are logged too (a byte counts as a character).
         embedding_size: Features of each token's embedding, at least 1.
         tie_embeddings: Whether the head scores tokens by their embedding.
-        dropout: Dropout on embeddings and on the backbone's features, 0 to 1; a head that is given has one of its
-            own for the features.
+        dropout: Dropout on embeddings and on the backbone's features, 0 to 1; an encoder or a head that is given
+            has its own instead.
+        encoder: Factory of the encoder, called with ``vocabulary_size``; by default an embedding. Not with
+            ``tie_embeddings``.
         head: Factory of the head; by default a linear map of all features. Not with ``tie_embeddings``.
         carry_state: Whether training carries the state over chunks; evaluation always does.
         num_tokens: Tokens with which prediction continues a prompt, at least 1.
@@ -74,6 +78,7 @@ class LanguageModelingTask(Task):
         embedding_size: int = 128,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
+        encoder: EncoderFactory | None = None,
         head: HeadFactory | None = None,
         carry_state: bool = True,
         num_tokens: int = 400,
@@ -94,13 +99,26 @@ class LanguageModelingTask(Task):
                 "tie_embeddings scores tokens by their embedding and leaves no head to choose; got "
                 f"tie_embeddings={tie_embeddings} and head={to_spec(head, 'head')['class_path']}. Remove one."
             )
-        encoder = Embedding(vocabulary_size, embedding_size, dropout=dropout)
-        if head is None:
-            head = partial(LinearHead, dropout=dropout)
-        super().__init__(encoder, backbone, vocabulary_size, head=head, optimizer=optimizer, scheduler=scheduler)
+        if tie_embeddings and encoder is not None:
+            raise ConfigError(
+                "tie_embeddings scores tokens by the task's own embedding and leaves no encoder to choose; got "
+                f"tie_embeddings={tie_embeddings} and encoder={to_spec(encoder, 'encoder')['class_path']}. Remove "
+                "one."
+            )
+        embedding = partial(Embedding, output_size=embedding_size, dropout=dropout)
+        super().__init__(
+            input_encoder(vocabulary_size, None, embedding_size, embedding if encoder is None else encoder),
+            backbone,
+            vocabulary_size,
+            head=partial(LinearHead, dropout=dropout) if head is None else head,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
         if tie_embeddings:
-            self.head = TiedHead(self.backbone.output_size, encoder.table, dropout=dropout)
-            torch.nn.init.normal_(encoder.table.weight, std=embedding_size**-0.5)
+            assert isinstance(self.encoder, Embedding)
+            table = self.encoder.table
+            self.head = TiedHead(self.backbone.output_size, table, dropout=dropout)
+            torch.nn.init.normal_(table.weight, std=embedding_size**-0.5)
         self.level = level
         self.carry_state = carry_state
         self.num_tokens = num_tokens

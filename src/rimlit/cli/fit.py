@@ -1,0 +1,179 @@
+"""``rimlit fit`` from Python: the same run, with exceptions in place of exit codes, and a result."""
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from rimlit import spec
+from rimlit.cli.compare import yaml_of
+from rimlit.cli.run import AlreadyDone, RimlitCLI, run
+from rimlit.cli.setup import ADVERTISERS
+from rimlit.data import DataModule
+from rimlit.errors import ConfigError
+from rimlit.spec import flat_settings, to_plain, trust
+from rimlit.tasks import Task, load_checkpoint
+from rimlit.training.signals import EXIT_CODES
+
+OWN = ("name", "seed_everything", "resume", "init_from", "allow_changes", "test_after_fit", "config")
+
+
+@dataclass(frozen=True, repr=False)
+class FitResult:
+    """What :func:`fit` leaves."""
+
+    task: Task
+    """The task with the best weights (the last where nothing was validated), in evaluation mode."""
+    scores: dict[str, float]
+    """Test scores by ``group/metric``, or ``metric`` where there is one group; empty without a test."""
+    folder: Path
+    """The run's folder."""
+    results: dict[str, Any]
+    """What ``results.json`` holds: scores, sizes, seconds, command, commit, versions."""
+
+    def __repr__(self) -> str:
+        """Return the folder and the scores."""
+        scores = ", ".join(f"{name}={value:.4g}" for name, value in self.scores.items())
+        return f"FitResult({self.folder}: {scores or 'no test'})"
+
+
+def fit(
+    config: str | Path | Mapping[str, Any] | Task,
+    data: DataModule | None = None,
+    *,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    name: str | None = None,
+    seed: int | None = None,
+    resume: str | Path = "auto",
+    init_from: str | Path | None = None,
+    allow_changes: bool = False,
+    test: bool = True,
+    **trainer: Any,
+) -> FitResult:
+    """Train, then test the best checkpoint, as ``rimlit fit`` does: same folder, same tracking, resumed likewise.
+
+    Called again, it resumes the run, or returns its result where it is done. The process is left as it was:
+    command line, environment, signal handlers, warning filters, random numbers.
+
+    Args:
+        config: Name of a shipped config, path of a file, mapping with the keys of a config, or a task. A task is
+            trained itself, and needs ``data``; classes of yours must be importable (``__main__`` is).
+        data: Data module for a task; not with a config.
+        overrides: Settings that go before the config's: ``{"model.optimizer.lr": 1e-3}``, or words as on the
+            command line.
+        name: Name of the run; by default the config's and the seed.
+        seed: Seed of everything, at least 0; by default the config's, or 0.
+        resume: ``"auto"``, ``"never"``, or the path of a checkpoint or run to resume.
+        init_from: Checkpoint, run or exported folder whose weights a new run starts from.
+        allow_changes: Whether a run whose task, data, seed or batches have changed is resumed.
+        test: Whether to test the best checkpoint at the end.
+        **trainer: Settings of the trainer, plain values: ``max_steps=500``, ``accelerator="cpu"``.
+
+    Returns:
+        The trained task, its scores, the folder and what is recorded there.
+
+    Raises:
+        ConfigError: A setting is wrong, or the run was started with other ones.
+        DataError: The data cannot be read.
+        CheckpointError: A checkpoint cannot be used.
+        NonFiniteError: The loss, a gradient or a weight is NaN or infinite.
+        StorageError: The folder cannot be written.
+        StoppedError: A signal came; the run has been saved.
+
+    Example:
+        >>> import rimlit
+        >>> rimlit.fit("copying/rim", max_step=500)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        ...
+        ConfigError: 'trainer.max_step' is not a setting. Did you mean trainer.max_steps?
+    """
+    if isinstance(config, Task) != isinstance(data, DataModule) or not (
+        data is None or isinstance(data, DataModule)
+    ):
+        shown = type(config).__name__ if isinstance(config, Task) else config
+        raise ConfigError(f"data must be a DataModule, beside a task; got config={shown!r}, data={data!r}.")
+    objects = (config, data) if isinstance(config, Task) and isinstance(data, DataModule) else None
+    words = [
+        *_words({f"trainer.{key}": value for key, value in trainer.items()}),
+        *(_words(overrides) if isinstance(overrides, Mapping) else overrides),
+    ]
+    given = {"name": name, "seed_everything": seed, "resume": str(resume), "allow_changes": allow_changes}
+    given |= {"init_from": None if init_from is None else str(init_from), "test_after_fit": test}
+    for word in words:
+        if (key := word.partition("=")[0].removeprefix("--")) in OWN:
+            raise ConfigError(f"{key} is an argument of rimlit.fit, and not among overrides; got {word!r}.")
+    words += _words({key: value for key, value in given.items() if value is not None})
+    with _process_left_as_it_was(), tempfile.TemporaryDirectory() as folder:
+        path, command = config, None
+        if not isinstance(config, str | Path):
+            content = config if isinstance(config, Mapping) else _described(config, data)
+            path = Path(folder, "run.yaml")  # a run that names no config is called so
+            path.write_text(yaml.safe_dump(to_plain(content, "config")), encoding="utf-8")
+            command = shlex.join(["rimlit.fit", *words])
+        return _result(run(["fit", f"--config={path}", *words], objects, command))
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as words of a command line."""
+    plain = {key: to_plain(value, key) for key, value in settings.items()}
+    return [f"--{key}={value if isinstance(value, str) else yaml_of(value)}" for key, value in plain.items()]
+
+
+def _described(task: Task, data: DataModule | None) -> dict[str, Any]:
+    """Return the config of a task and a data module; their classes are here already, and trusted."""
+    assert data is not None
+    specs = {"model": task.spec, "data": data.spec}
+    for key, value in flat_settings(specs).items():
+        if key.endswith("class_path"):
+            trust(value.split(".")[0])
+    return specs
+
+
+def _result(ran: RimlitCLI | AlreadyDone) -> FitResult:
+    results = ran.folder.read_results()
+    saved = [ran.folder.checkpoints / f"{key}.ckpt" for key in ("best", "last")]
+    path = next((path for path in saved if path.is_file()), None)
+    if path is None:
+        assert not isinstance(ran, AlreadyDone)
+        task: Task = ran.model.eval()  # a trial run, which saves nothing
+    else:
+        task = load_checkpoint(path)
+    return FitResult(task, results.get("test", {}), ran.folder.path, results)
+
+
+@contextlib.contextmanager
+def _process_left_as_it_was() -> Iterator[None]:
+    """Put back what a command changes in a process that it takes for its own."""
+    argv, path, environment, trusted = list(sys.argv), list(sys.path), dict(os.environ), set(spec._trusted_here)
+    loggers = [logging.getLogger(name) for name in ("rimlit", *ADVERTISERS)]
+    kept = [(each, each.level, list(each.handlers), list(each.filters)) for each in loggers]
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {signum: signal.getsignal(signum) for signum in EXIT_CODES} if in_main else {}
+    try:
+        with warnings.catch_warnings(), isolate_rng():
+            yield
+    finally:
+        sys.argv[:], sys.path[:] = argv, path
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        spec._trusted_here.clear()
+        spec._trusted_here.update(trusted)
+        for each, level, own_handlers, filters in kept:
+            each.setLevel(level)
+            each.handlers[:], each.filters[:] = own_handlers, filters
+        for signum, handler in handlers.items():
+            if handler is not None:  # one that was not set from Python
+                signal.signal(signum, handler)
