@@ -19,7 +19,7 @@ import torch
 
 import rimlit
 from rimlit.checkpoints import write_checkpoint
-from rimlit.errors import RimlitError
+from rimlit.errors import ConfigError, RimlitError
 from rimlit.tasks import CopyingTask
 from tests.cli import running
 from tests.cli.running import COPYING, QUIET, UNTRACKED
@@ -170,6 +170,9 @@ def valid(trained_copying: Path) -> Path:
 HARMLESS = ("class path of Lightning's", "instantiator")
 """Names that Lightning's own loader would follow, and which nothing here reads."""
 
+FOR_TRAINING = ("optimizer", "scheduler")
+"""Names that only a training follows: the weights alone can be used by everybody."""
+
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_checkpoint_that_names_anything_else_is_refused_by_every_loader(
@@ -179,6 +182,9 @@ def test_a_checkpoint_that_names_anything_else_is_refused_by_every_loader(
     for load in (rimlit.load_checkpoint, CopyingTask.load_from_checkpoint):
         if name in HARMLESS:
             load(path)
+        elif name in FOR_TRAINING:
+            with pytest.raises(ConfigError, match="outside the trusted packages"):
+                load(path).configure_optimizers()
         else:
             with pytest.raises(RimlitError) as caught:
                 load(path)
@@ -210,6 +216,8 @@ def test_a_checkpoint_that_names_anything_else_is_refused_by_every_command(
     if name in HARMLESS:
         arguments = COPYING if command == "fit" else QUIET
         running.rimlit(command, *arguments, *UNTRACKED, "--test_after_fit=false", "--ckpt_path", path)
+    elif command == "test" and name in FOR_TRAINING:
+        running.succeed("test", "--ckpt_path", path, *QUIET, *UNTRACKED, "--trainer.limit_test_batches=1")
     elif command == "test":
         refused("test", "--ckpt_path", path)
     else:

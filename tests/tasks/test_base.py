@@ -381,3 +381,35 @@ def test_loaders_without_a_data_module_are_numbered_groups(tmp_path: Path) -> No
     names = {name for result in make_trainer(tmp_path).test(task, loaders, verbose=False) for name in result}
     assert {"test/group_0/cross_entropy", "test/group_1/cross_entropy"} <= names
     assert isinstance(loaders[0], DataLoader)
+
+
+# Inference
+
+
+def test_weights_are_used_without_trust_in_the_optimizer_that_trained_them(
+    trained: tuple[CopyingTask, Path],
+) -> None:
+    def edit(checkpoint: Any) -> None:
+        for place in (checkpoint["rimlit"]["task"]["init_args"], checkpoint["hyper_parameters"]):
+            place["optimizer"] = {"class_path": "antigravity.Lion", "init_args": {"lr": 0.1}}
+            place["scheduler"] = {"class_path": "antigravity.Warmup", "init_args": {}}
+
+    task, path = trained
+    loaded = rimlit.load_checkpoint(change(path, edit))
+    assert torch.equal(loaded(TOKENS)[0], task(TOKENS)[0])
+    with pytest.raises(ConfigError, match=r"class_path='antigravity\.Lion' is outside the trusted packages"):
+        loaded.configure_optimizers()
+    assert "antigravity" not in sys.modules
+
+
+def test_a_class_inside_an_argument_called_optimizer_elsewhere_is_still_checked(
+    trained: tuple[CopyingTask, Path],
+) -> None:
+    def edit(checkpoint: Any) -> None:
+        checkpoint["rimlit"]["task"]["init_args"]["backbone"]["init_args"]["optimizer"] = {
+            "class_path": "antigravity.Lion",
+            "init_args": {},
+        }
+
+    with pytest.raises(ConfigError, match=r"class_path='antigravity\.Lion' is outside the trusted packages"):
+        rimlit.load_checkpoint(change(trained[1], edit))

@@ -27,7 +27,7 @@ from rimlit.spec import flat_settings, to_plain, trust
 from rimlit.tasks import Task, load_checkpoint
 from rimlit.training.signals import EXIT_CODES
 
-OWN = ("name", "seed_everything", "resume", "init_from", "allow_changes", "test_after_fit", "config")
+OWN = ("name", "seed_everything", "resume", "init_from", "allow_changes", "test_after_fit")
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,8 +44,9 @@ class FitResult:
     """What ``results.json`` holds: scores, sizes, seconds, command, commit, versions."""
 
     def __repr__(self) -> str:
-        """Return the folder and the scores."""
-        scores = ", ".join(f"{name}={value:.4g}" for name, value in self.scores.items())
+        """Return the folder and the scores that the table shows."""
+        shown = {name: value for name, value in self.scores.items() if name.split("/")[-1] in self.task.headline}
+        scores = ", ".join(f"{name}={value:.4g}" for name, value in shown.items())
         return f"FitResult({self.folder}: {scores or 'no test'})"
 
 
@@ -161,9 +162,15 @@ def _process_left_as_it_was() -> Iterator[None]:
     kept = [(each, each.level, list(each.handlers), list(each.filters)) for each in loggers]
     in_main = threading.current_thread() is threading.main_thread()
     handlers = {signum: signal.getsignal(signum) for signum in EXIT_CODES} if in_main else {}
+    failure: BaseException | None = None
     try:
         with warnings.catch_warnings(), isolate_rng():
-            yield
+            try:
+                yield
+            except BaseException as error:  # isolate_rng puts nothing back where one passes through it
+                failure = error
+        if failure is not None:
+            raise failure
     finally:
         sys.argv[:], sys.path[:] = argv, path
         for name in os.environ.keys() - environment.keys():
