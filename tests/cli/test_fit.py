@@ -57,6 +57,9 @@ class Bits(DataModule):
     name = "bits"
     input_size = 1
 
+    def __init__(self, *, batch_size: int = 64) -> None:  # takes no seed
+        super().__init__(batch_size=batch_size)
+
     def datasets(self, split: str) -> dict[str, Any]:
         bits = torch.arange(160).view(16, 10, 1) % 2
         return {"": TensorDataset(bits.float(), bits.cumsum(dim=1) % 2)}

@@ -1,5 +1,6 @@
 """The contract of every data module: sizes as plain ints, one loader per named group of samples."""
 
+import inspect
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -137,9 +138,11 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
 
     @property
     def spec(self) -> Spec:
-        """How to make this data module again, with the seed it took."""
+        """How to make this data module again, with the seed it took where it takes one."""
         spec = super().spec
-        spec["init_args"]["seed"] = self.seed
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        if "seed" in spec["init_args"] or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+            spec["init_args"]["seed"] = self.seed
         for name in ("strict", "predict_path"):  # they say nothing about the data of a run
             spec["init_args"].pop(name, None)
         return spec
