@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rimlit.checkpoints import read_checkpoint
 from rimlit.cli import main
 from tests.cli.stand_ins import write_images, write_sequences
 
@@ -144,3 +145,19 @@ def test_the_mlflow_command_serves_the_runs(tmp_path: Path, monkeypatch: pytest.
     finally:
         server.terminate()
         server.wait(timeout=30)
+
+
+def test_its_own_task_can_be_given_a_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "parity.py").write_text(own_task())
+    command = next(command for command in commands() if "parity.ParityTask" in command)
+    options = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.125", "--test_after_fit", "false"]
+    try:
+        main([*shrunk(command), *options, "--trainer.logger", "false", "--trainer.max_steps", "1"])
+    except SystemExit as stop:
+        pytest.fail(f"exits {stop.code}: {capsys.readouterr().err}")
+    checkpoint = read_checkpoint(tmp_path / "runs/parity/run-seed0/checkpoints/last.ckpt")
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.125

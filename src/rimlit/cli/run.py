@@ -42,6 +42,7 @@ from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
 from rimlit.tasks.base import declared_sizes
 from rimlit.tasks.initializing import initialize
+from rimlit.tasks.signatures import FACTORIES
 from rimlit.tracking import LocalMetrics, MLflowTracker
 from rimlit.tracking.process_names import is_of_this_machine, is_rank_zero
 from rimlit.training.activity import MechanismActivity
@@ -392,14 +393,17 @@ class RimlitCLI(LightningCLI):
         """Build the task for the data module's sizes."""
         if self._objects is not None:
             return self._objects[0]
-        environment = getattr(self._data, "environment", None)
-        for name, declared in declared_sizes(self._data, kwargs).items() if environment else ():
-            given = to_plain(kwargs[name], name)
-            if self.checkpoint is not None and given not in (None, declared):
-                raise ConfigError(
-                    f"environment={environment!r} has {name}={declared!r}; the model was made for "
-                    f"{name}={given!r}."
-                )
+        if environment := getattr(self._data, "environment", None):
+            sizes = declared_sizes(self._data, kwargs)
+            for name, value in kwargs.items():
+                given = None if name in FACTORIES else to_plain(value, name)
+                has_none = hasattr(self._data, name) and getattr(self._data, name) is None
+                is_other = self.checkpoint is not None and name in sizes and given != sizes[name]
+                if given is not None and (has_none or is_other):
+                    raise ConfigError(
+                        f"environment={environment!r} has {name}={sizes.get(name)!r}; the model was made for "
+                        f"{name}={given!r}."
+                    )
         return class_type(*args, **with_sizes(class_type, kwargs, self._data))
 
     def _build_logger(self, class_type: type[Logger], *args: Any, **kwargs: Any) -> Logger:
