@@ -9,7 +9,8 @@ from difflib import get_close_matches
 
 from rimlit import __version__
 from rimlit.cli.configs import list_configs, read_config
-from rimlit.console import guard_streams
+from rimlit.cli.failures import translate
+from rimlit.console import guard_streams, say
 from rimlit.errors import ConfigError, ProcessError, RimlitError, StoppedError
 
 SUBCOMMANDS = {
@@ -26,14 +27,14 @@ SUBCOMMANDS = {
 HELP = f"""\
 rimlit {__version__}: Recurrent Independent Mechanisms for PyTorch Lightning
 
-usage: rimlit COMMAND [--config FILE_OR_NAME ...] [--key.of.the.config VALUE ...]
+usage: rimlit COMMAND [CONFIG ...] [--key.of.the.config VALUE ...]
 
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
 
 examples:
-  rimlit fit --config copying/rim
-  rimlit fit --config copying/rim --model.backbone.init_args.num_active 3 --seed_everything 1
+  rimlit fit copying/rim
+  rimlit fit copying/rim --model.backbone.init_args.num_active 3 --seed_everything 1
   rimlit fit --config copying/rim --print_config
   rimlit test --ckpt_path runs/copying/rim-seed0/checkpoints/best.ckpt
   rimlit predict --config language/rim --ckpt_path best --data.prompt "def "
@@ -101,19 +102,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # before a run listens, or where there is nothing to save
         if os.environ.get("RIMLIT_DEBUG"):
             traceback.print_exc()
-        print("rimlit: interrupted", file=sys.stderr)
+        say("rimlit: interrupted", sys.stderr)
         raise SystemExit(130) from None
     except ProcessError as error:
         raise SystemExit(error.exit_code) from None  # it has been said why
-    except RimlitError as error:
+    except Exception as raised:
+        failure = translate(raised)
         if os.environ.get("RIMLIT_DEBUG"):
             traceback.print_exc()
-        if isinstance(error, StoppedError) and argv is None:  # the process is this command's own, and ends now
+        if isinstance(failure, StoppedError) and argv is None:  # the process is this command's own, and ends now
             for signum in ("SIGINT", "SIGTERM", "SIGUSR1"):
                 if hasattr(signal, signum):
                     signal.signal(getattr(signal, signum), signal.SIG_IGN)
-        print(f"rimlit: error: {_text_of(error)}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        say(f"rimlit: error: {_text_of(failure)}", sys.stderr)
+        raise SystemExit(failure.exit_code) from None
 
 
 def _text_of(error: RimlitError) -> str:
@@ -126,25 +128,25 @@ def _text_of(error: RimlitError) -> str:
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        say(HELP.removesuffix("\n"))
     elif arguments[0] == "--version":
-        print(f"rimlit {__version__}")
+        say(f"rimlit {__version__}")
     elif arguments[0] == "configs":
-        print(read_config(arguments[1]) if len(arguments) > 1 else list_configs(), end="")
+        say((read_config(arguments[1]) if len(arguments) > 1 else list_configs()).removesuffix("\n"))
     elif arguments[0] == "sync":
         from rimlit.cli.sync import sync
 
         sync(arguments[1:])
     elif arguments[0] == "export":
         if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
-            print(EXPORT_HELP, end="")
+            say(EXPORT_HELP.removesuffix("\n"))
         else:
             from rimlit.cli.export import run_export
 
             run_export(arguments[1:])
     elif arguments[0] == "compare":
         if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
-            print(COMPARE_HELP, end="")
+            say(COMPARE_HELP.removesuffix("\n"))
         else:
             from rimlit.cli.compare import run_compare
 

@@ -1,28 +1,51 @@
-"""Settings that Lightning takes and then stumbles over, or trains nothing with: refused by name."""
+"""Settings that Lightning or torch accepts and then fails with, or trains nothing with: refused beforehand."""
 
+import inspect
 import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from rimlit.backbones import RIM
+from rimlit.data import DataModule
 from rimlit.errors import ConfigError
-from rimlit.spec import flat_settings
+from rimlit.kernels import resolve_backend
+from rimlit.spec import Spec, find_class, flat_settings, non_default_arguments
+from rimlit.tasks import Task
 
 
 def refuse_settings(config: Namespace) -> None:
     """Refuse what Lightning takes and then stumbles over, or trains nothing with."""
     trainer = config.trainer
+    if not isinstance(trainer, Namespace):
+        raise ConfigError(f"trainer must be a mapping such as {{max_steps: 100}}; got {trainer!r}.")
     if config.name is not None and (config.name in ("", ".", "..") or Path(config.name).name != config.name):
         raise ConfigError(f"name must be that of a folder, without a way to it; got name={config.name!r}.")
-    has_gpu = torch.cuda.is_available()
-    if trainer.accelerator in ("gpu", "cuda") and not has_gpu:
+    if "://" in str(trainer.default_root_dir):
         raise ConfigError(
-            f"trainer.accelerator={trainer.accelerator!r} needs a GPU, and torch finds none here; allowed are "
-            "auto and cpu."
+            f"trainer.default_root_dir must be a local folder; got trainer.default_root_dir="
+            f"{str(trainer.default_root_dir)!r}."
         )
+    has_gpu = torch.cuda.is_available()
+    _refuse_devices(trainer, has_gpu)
     if str(trainer.precision) in ("16", "16-mixed") and not (has_gpu and trainer.accelerator != "cpu"):
         raise ConfigError(
             f"trainer.precision={trainer.precision!r} needs a GPU; on a CPU Lightning would train in bfloat16 "
@@ -36,14 +59,20 @@ def refuse_settings(config: Namespace) -> None:
             raise ConfigError(f"trainer.{name} must be at least 1, or -1 for no limit; got {value}.")
     if (seconds := seconds_of(trainer.get("max_time"))) is not None and seconds <= 0:
         raise ConfigError(f"trainer.max_time must be longer than 0 seconds; got {trainer.max_time}.")
+    if trainer.barebones:
+        raise ConfigError(
+            "trainer.barebones=True leaves out the checkpoints and logs that a run keeps. For a short trial use "
+            "trainer.fast_dev_run=true; for speed use trainer.logger=false."
+        )
     least = {
         "accumulate_grad_batches": 1,
         "check_val_every_n_epoch": 1,
         "gradient_clip_val": 0,
         "log_every_n_steps": 0,
+        "num_nodes": 1,
     }
     for name, bound in least.items():
-        if (value := trainer.get(name)) is not None and value < bound:
+        if (value := trainer.get(name)) is not None and not value >= bound:  # NaN is not
             raise ConfigError(f"trainer.{name} must be at least {bound}; got {value}.")
     for name in ("limit_train_batches", "val_check_interval"):
         if (value := trainer.get(name)) is not None and value == 0:
@@ -61,3 +90,106 @@ def seconds_of(duration: Any) -> float | None:
         return duration.total_seconds() if isinstance(duration, timedelta) else None
     except (ValueError, TypeError):  # Lightning says what is wrong with it
         return None
+
+
+def _refuse_devices(trainer: Namespace, has_gpu: bool) -> None:
+    accelerator, devices = trainer.accelerator, str(trainer.devices)
+    if accelerator in ("gpu", "cuda") and not has_gpu:
+        raise ConfigError(
+            f"trainer.accelerator={accelerator!r} needs a GPU, and torch finds none here; allowed are auto "
+            "and cpu."
+        )
+    is_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_gpu)
+    most = max(8, os.cpu_count() or 1)
+    if is_cpu and devices.isdigit() and int(devices) > most:  # each is a process
+        raise ConfigError(f"trainer.devices must be at most {most} on this CPU; got trainer.devices={devices}.")
+
+
+def refuse_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks that set what the run's record and its checkpoints would not hold."""
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            key = "model.optimizer.lr" if isinstance(callback, LearningRateFinder) else "data.batch_size"
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} changes {key} while it runs, which neither config "
+                f"nor checkpoint would hold. Give {key} instead."
+            )
+
+
+def check_run(trainer: L.Trainer, task: Task, data: DataModule, *, is_fit: bool) -> None:
+    """Refuse, before anything is written, what would fail only in the first steps of the run.
+
+    Raises:
+        ConfigError: The strategy copies this process, the time loop does not run on the device, a callback watches
+            a metric that the task does not have, or the optimiser or its schedule cannot make a step.
+    """
+    strategy: Any = trainer.strategy
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigError(
+            f"trainer.strategy: {type(strategy).__name__} with start_method={strategy.launcher._start_method!r} "
+            "runs the training in copies of this process, which keep neither log nor checkpoint here. Use ddp."
+        )
+    for module in task.modules():
+        if isinstance(module, RIM) and module.backend != "auto":
+            try:
+                resolve_backend(module.backend, strategy.root_device, next(module.parameters()).dtype)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+    if is_fit:
+        _check_monitors(trainer, task, data)
+        _try_optimizer(task)
+
+
+def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
+    """Compare what callbacks watch in validation with the metrics of the task, where all of these are known."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not all(type(part).__module__.startswith(("rimlit.", "lightning.")) for part in (task, *callbacks)):
+        return  # it may log what it likes
+    known = [
+        f"val/{group}/{name}" if group else f"val/{name}"
+        for group in data.group_names("val")
+        for name in ("loss", *task.metrics())
+    ]
+    for callback in callbacks:
+        monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
+        if monitor is not None and monitor not in known and not monitor.startswith(("train/", "mechanisms/")):
+            raise ConfigError(
+                f"{type(callback).__name__}: monitor={monitor!r} is no metric of {type(task).__name__}; there are "
+                f"train/loss, {', '.join(known)}."
+            )
+
+
+def _try_optimizer(task: Task) -> None:
+    """Let the optimiser and its schedule make a step with one weight, whose gradient is zero."""
+    specs = [spec for spec in (task._optimizer, task._scheduler) if spec is not None]
+    if not all(spec["class_path"].startswith(("torch.", "rimlit.", "lightning.")) for spec in specs):
+        return  # what another package's class needs is not known
+    weight = nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer: Optimizer = task._built(task._optimizer, Optimizer, [weight])
+        _try_step(task._optimizer, lambda: optimizer.step(lambda: 0.0))
+        if task._scheduler is None:
+            return
+        spec = task._scheduler
+        if "total_steps" in inspect.signature(find_class(spec["class_path"], LRScheduler)).parameters:
+            spec = {**spec, "init_args": {"total_steps": 1000} | _without_none(spec["init_args"])}
+        schedule: Any = task._built(spec, LRScheduler, optimizer)
+        if not isinstance(schedule, ReduceLROnPlateau):
+            _try_step(task._scheduler, schedule.step)
+
+
+def _without_none(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _try_step(spec: Spec, step: Callable[[], Any]) -> None:
+    try:
+        step()
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in non_default_arguments(spec).items())
+        raise ConfigError(
+            f"{spec['class_path'].rpartition('.')[2]} cannot make a step"
+            f"{f' with {given}' if given else ''}: {' '.join(str(error).split())}."
+        ) from error

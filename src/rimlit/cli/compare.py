@@ -16,7 +16,8 @@ from rich.console import Console
 
 from rimlit.cli.arguments import resolve_configs
 from rimlit.cli.configs import find_config
-from rimlit.cli.messages import cause_of, explain, trusted_imports
+from rimlit.cli.failures import cause_of
+from rimlit.cli.messages import DEEP_IN_THE_PARSER, explain, trusted_imports
 from rimlit.cli.run import RimlitCLI, dataset_of
 from rimlit.cli.settings import (
     build_data,
@@ -31,6 +32,7 @@ from rimlit.comparison.gathering import differing, facts_of, read_settings, reci
 from rimlit.comparison.matching import MEASURES, TOLERANCE, WORDS, Match, Measure, match_parameters
 from rimlit.comparison.results import Comparison
 from rimlit.comparison.runs import Run, cores, run_all, threads_of_a_run
+from rimlit.console import say, show
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError, RunsFailedError
 from rimlit.files import try_folder
@@ -84,8 +86,8 @@ class SettingsReader(RimlitCLI):
         parser = self._parser("fit")
         try:
             with trusted_imports():
-                config = self.parser.parse_args(["fit", *resolve_configs(arguments)])["fit"]
-        except ArgumentError as error:
+                config = self.parser.parse_args(resolve_configs(["fit", *arguments]))["fit"]
+        except (ArgumentError, *DEEP_IN_THE_PARSER) as error:
             raise ConfigError(explain(error, parser)) from error
         settings: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=True))
         return settings, self._choose_folder(config).path
@@ -122,10 +124,10 @@ def run_compare(arguments: list[str]) -> None:
         overrides=overrides,
         command=command,
     )
-    Console().print(comparison.rich())
+    show(comparison.rich())
     for note in comparison.notes():
-        print(note)
-    print(f"Everything about this comparison: {comparison.folder}")
+        say(note)
+    say(f"Everything about this comparison: {comparison.folder}")
     if comparison.failed:
         names = "; ".join(f"{run['name']} ({run['reason']}; {run['log']})" for run in comparison.failed)
         raise RunsFailedError(f"{len(comparison.failed)} of the runs failed: {names}")

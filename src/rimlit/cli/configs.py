@@ -53,11 +53,11 @@ def list_configs() -> str:
     width = max(len(name) for name in names)
     lines = []
     for name in names:
-        first = (configs_folder() / f"{name}.yaml").read_text().splitlines()[0]
+        first = (configs_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         lines.append(f"{name:<{width}}  {first.removeprefix('#').strip()}\n")
     return "".join(lines)
 
 
 def read_config(name: str) -> str:
     """Return the text of a config."""
-    return find_config(name).read_text()
+    return find_config(name).read_text(encoding="utf-8")

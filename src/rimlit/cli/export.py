@@ -2,6 +2,7 @@
 
 import argparse
 
+from rimlit.console import say
 from rimlit.errors import ConfigError
 from rimlit.tasks.exporting import export
 
@@ -25,4 +26,4 @@ def run_export(arguments: list[str]) -> None:
     parser.add_argument("--to", required=True)
     given = parser.parse_args(arguments)
     path = export(given.source, given.to)
-    print(f"{path} is now in {given.to}; from Python: rimlit.load_checkpoint({given.to!r})")
+    say(f"{path} is now in {given.to}; from Python: rimlit.load_checkpoint({given.to!r})")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-from jsonargparse import _actions, _typehints
+from jsonargparse import _actions, _paths, _typehints
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
@@ -19,6 +19,9 @@ from rimlit.errors import ConfigError, RimlitError
 from rimlit.heads import Head
 from rimlit.spec import check_trusted, subclasses
 from rimlit.tasks import Task
+
+DEEP_IN_THE_PARSER = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+"""What jsonargparse raises besides its own error where settings are of a shape that it does not expect."""
 
 
 @contextmanager
@@ -37,6 +40,19 @@ def trusted_imports() -> Iterator[None]:
             raise ConfigError(f"class_path={name!r} is no class.")
         return found
 
+    original_paths: Callable[..., list[str]] = _typehints.get_all_subclass_paths
+
+    def one_path_each(*args: Any, **kwargs: Any) -> list[str]:
+        """Let a short name stand for one class: Lightning has a ReduceLROnPlateau besides torch's."""
+        paths = original_paths(*args, **kwargs)
+        firsts = {path.rpartition(".")[2]: path for path in sorted(paths, key=_preference, reverse=True)}
+        return [path for path in paths if firsts[path.rpartition(".")[2]] == path]
+
+    def read_as_utf8(file: Any, mode: str = "r", **options: Any) -> Any:
+        return open(file, mode, encoding=None if "b" in mode else "utf-8-sig", **options)
+
+    _typehints.get_all_subclass_paths = one_path_each
+    _paths.open = read_as_utf8  # type: ignore[attr-defined]
     modules = (_typehints, _actions)
     for module in modules:
         module.import_object = import_trusted  # type: ignore[attr-defined]
@@ -45,25 +61,14 @@ def trusted_imports() -> Iterator[None]:
     finally:
         for module in modules:
             module.import_object = original  # type: ignore[attr-defined]
+        _typehints.get_all_subclass_paths = original_paths
+        del _paths.open  # type: ignore[attr-defined]
 
 
-def cause_of(error: BaseException) -> RimlitError | None:
-    """Return what a constructor complained about, found in the chain of causes of ``error``.
-
-    Returns:
-        One of rimlit's errors, or a ConfigError with the text of a ValueError or TypeError raised while objects
-        were built; None where the error is of another kind.
-    """
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for link in chain:
-        if isinstance(link, RimlitError):
-            return link
-    innermost = next((link for link in reversed(chain) if isinstance(link, (ValueError, TypeError))), None)
-    return None if innermost is None else ConfigError(str(innermost))
+def _preference(path: str) -> int:
+    """Return a class's place among those of the same name, the one that is meant first."""
+    order = ("rimlit.", "torch.", "lightning.")
+    return next((index for index, package in enumerate(order) if path.startswith(package)), -1)
 
 
 def explain(error: BaseException, parser: Any) -> str:
@@ -73,6 +78,10 @@ def explain(error: BaseException, parser: Any) -> str:
         error: What jsonargparse raised: a message that nests one level per key, each with all alternatives.
         parser: Parser of the subcommand.
     """
+    if isinstance(error, RimlitError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "The settings are nested too deeply, or hold themselves."
     text = str(error)
     untrusted = re.search(r"class_path='[^']+' is outside the trusted packages.*", text)
     if untrusted:
@@ -167,5 +176,21 @@ def _wrong_value(text: str, keys: Sequence[str]) -> str:
     allowed = [words.get(kind, kind) or f"one of {values}" for kind, values in expected if kind != "NoneType"]
     given = re.search(r"(?:Got|Given) value: (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)
     if keys and allowed and given:
-        return f"{'.'.join(keys)} must be {', or '.join(allowed)}; got {given[1]}."
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+        return f"{'.'.join(keys)} must be {', or '.join(allowed)}; got {_short(given[1])}."
+    given = re.search(
+        r"(?:Given value: |but got |Unable to load config )(.+?)(?:\.? Got value: .*|\.? - .*)?$", text, re.M
+    )
+    if keys and given and keys[-1] in BASES:
+        value = _short(given[1])
+        return f"{'.'.join(keys)} must be the name of a class, or class_path and init_args; got {value}."
+    if set(keys) == {"trainer"} and given:
+        return f"trainer must be a mapping such as {{max_steps: 100}}; got {_short(given[1])}."
+    lines = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return lines if len(lines) < 500 else f"{'.'.join(keys) or 'A setting'} cannot be used: {lines[-400:]}"
+
+
+def _short(value: str) -> str:
+    """Return a value as it was given, cut to what fits into a line."""
+    nested = re.search(r"NestedArg\(key='([^']+)', val='([^']*)'\)", value)
+    value = f"{nested[1]}={nested[2]} without a class" if nested else value
+    return value if len(value) <= 100 else f"{value[:100]} …"

@@ -1,7 +1,6 @@
 """``rimlit fit|validate|test|predict``: LightningCLI with rimlit's run folder, loggers, callbacks and errors."""
 
 import atexit
-import errno
 import logging
 import re
 import shutil
@@ -15,14 +14,16 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback, ModelSummary
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import rimlit.rl  # noqa: F401, its classes are then known by their names
 from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.arguments import named_configs, read_yaml, resolve_configs, shared_options, value_of
-from rimlit.cli.checks import refuse_settings
-from rimlit.cli.messages import cause_of, explain, trusted_imports
+from rimlit.cli.checks import check_run, refuse_callbacks, refuse_settings
+from rimlit.cli.failures import cause_of, one_message
+from rimlit.cli.messages import DEEP_IN_THE_PARSER, explain, trusted_imports
 from rimlit.cli.report import idle_gpu, print_report, print_warnings
 from rimlit.cli.settings import (
     build_data,
@@ -35,9 +36,10 @@ from rimlit.cli.settings import (
 )
 from rimlit.cli.setup import prepare
 from rimlit.comparison.matching import TOLERANCE, match_parameters
+from rimlit.console import say
 from rimlit.data import DataModule
-from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
-from rimlit.files import require_folder, storage_error
+from rimlit.errors import CheckpointError, ConfigError
+from rimlit.files import require_folder
 from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
 from rimlit.tasks.base import declared_sizes
@@ -94,7 +96,7 @@ def run(
         try:
             return RimlitCLI(command, checkpoint, objects)
         except AlreadyDone as done:
-            print(done)
+            say(str(done))
             return done
 
 
@@ -119,7 +121,10 @@ class RimlitCLI(LightningCLI):
         subparsers = {name: {"exit_on_error": False, "allow_abbrev": False} for name in self.subcommands()}
         self._lock: RunLock | None = None
         try:
-            self._run_all(subparsers)
+            with one_message(
+                self._given, lambda: self.folder.path if hasattr(self, "folder") else None, (AlreadyDone,)
+            ):
+                self._run_all(subparsers)
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -139,6 +144,16 @@ class RimlitCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_kwargs={"prog": "rimlit", "exit_on_error": False, "allow_abbrev": False, **subparsers},
         )
+
+    def _given(self) -> dict[str, Any]:
+        """Return the settings as far as they have been parsed, and the checkpoint that was loaded."""
+        config = getattr(self, "config", {})
+        part = config.get(config.get("subcommand") or "")
+        settings = {} if part is None else part.as_dict()
+        return settings | {
+            "subcommand": config.get("subcommand"),
+            "loaded_from": getattr(self, "_loaded_from", None),
+        }
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -216,7 +231,7 @@ class RimlitCLI(LightningCLI):
         """Parse; a mistake becomes one message."""
         try:
             super().parse_arguments(parser, args)
-        except ArgumentError as error:
+        except (ArgumentError, *DEEP_IN_THE_PARSER) as error:
             subcommand = sys.argv[1] if sys.argv[1] in self.subcommands() else None
             raise ConfigError(explain(error, self._parser(subcommand))) from error
         config = self.config[self.config.subcommand]
@@ -280,7 +295,9 @@ class RimlitCLI(LightningCLI):
             )
         self.folder = self._choose_folder(config)
         self._is_trial = bool(config.trainer.fast_dev_run)
-        self._settings = own_settings(self._parser(self.subcommand).dump(config, skip_none=True))
+        # not checked again: Timer and others of Lightning have defaults of another type than they take
+        text: str = self._parser(self.subcommand).dump(config, skip_none=True, skip_validation=True)
+        self._settings = own_settings(text)
         config.trainer.default_root_dir = str(self.folder.path)
         self._saved = self.folder.saved()
         self._going_on_from = self._find_start(config) if self.subcommand == "fit" else None
@@ -434,8 +451,6 @@ class RimlitCLI(LightningCLI):
         elif logger:
             config["logger"] = self._with_metrics_file(list(logger) if isinstance(logger, list) else [logger])
         own: list[Callback] = [MechanismActivity(figure=not self._is_trial), PredictionFile(), FiniteGuard()]
-        if config.get("enable_progress_bar") is not False:
-            own.append(ProgressBar())
         if not self._is_trial:
             own += [RolloutPictures(), EpisodePictures()]
             recorder = RunRecorder(
@@ -456,6 +471,10 @@ class RimlitCLI(LightningCLI):
         own += [ProcessWatch(), RankAgreement(self._settings), TrialBatch()]
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        refuse_callbacks(given)
+        has_bar = any(isinstance(callback, LightningProgressBar) for callback in given)
+        if config.get("enable_progress_bar") is not False and not has_bar:
+            own.append(ProgressBar())
         if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in given):
             own.append(PartsTable())
         config["enable_model_summary"] = False  # of Lightning's own
@@ -490,6 +509,7 @@ class RimlitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse a run that would never end, and batches that cannot be dealt to the processes."""
         trainer, data = self.trainer, self.datamodule
+        check_run(trainer, self.model, data, is_fit=self.subcommand == "fit")
         if is_rank_zero() and (note := idle_gpu(trainer)):
             log.info("%s", note)
         data.check_shares(trainer.world_size)
@@ -558,33 +578,11 @@ class RimlitCLI(LightningCLI):
             )
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; a checkpoint of another model and a file that cannot be written become one message."""
+        """Watch the processes from here on, then run."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProcessWatch):
                 callback.begin(self.trainer)
-        try:
-            super()._run_subcommand(subcommand)
-        except RimlitError:
-            raise
-        except MisconfigurationException as error:
-            raise ConfigError(f"trainer: {error}") from error
-        except OSError as error:
-            if isinstance(error.__context__, StorageError):  # it ended the run, whose end met the same disk
-                raise error.__context__ from None
-            folder, path = self.folder.path.resolve(), Path(str(error.filename or self.folder.path)).resolve()
-            is_ours = error.filename is not None and folder in (path, *path.parents)
-            if not is_ours and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise
-            raise storage_error(path, None, error) from error
-        except RuntimeError as error:
-            text = str(error)
-            if "loading state_dict" not in text:
-                raise
-            path, hint = self._loaded_from, ""
-            if subcommand == "fit":
-                hint = f" --init_from {path} starts a new run from those of its weights that fit."
-            first = text.splitlines()[1].strip().rstrip(".")
-            raise CheckpointError(f"{path} is of another model than this one: {first}.{hint}") from error
+        super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)

@@ -1,10 +1,12 @@
 """What is set up once in a process before a command runs: logging, warnings, the parser, the time loop."""
 
+import enum
 import logging
 import os
 import sys
 import warnings
 
+import yaml
 from jsonargparse import set_parsing_settings
 
 from rimlit.cli.arguments import take_trust
@@ -28,6 +30,8 @@ def prepare(arguments: list[str]) -> list[str]:
     """
     _quieten()
     set_parsing_settings(add_print_completion_argument=True)
+    # a setting of Lightning's may be an enum: a config holds its value
+    yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))
     arguments = take_trust(arguments)
     if os.environ.get("RIMLIT_TRUST"):
         sys.path.append(os.getcwd())  # a console script does not see modules beside the user; last: shadow nothing

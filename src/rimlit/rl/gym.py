@@ -116,6 +116,8 @@ class GymEnvironments(Environments):
             # what nearly all show is told at a glance
             if type(observation) is not np.ndarray or observation.dtype is not dtype or observation.shape != shape:
                 self._require_fit(index, observation)
+            if type(is_over) is not bool or type(is_cut) is not bool:
+                is_over, is_cut = self._flag(index, "terminated", is_over), self._flag(index, "truncated", is_cut)
             if is_over or is_cut:
                 # an environment may use its array again
                 finals.append((index, np.array(observation), is_over, is_cut))
@@ -155,8 +157,19 @@ class GymEnvironments(Environments):
     def _fault(self, index: int, when: str, error: Exception) -> DataError:
         return DataError(f"{self.name}: environment {index} {when} step {self._steps}: {_reason(error)}.")
 
+    def _flag(self, index: int, name: str, value: Any) -> bool:
+        """Return whether an episode has ended; numpy's kinds of True and False are taken, and 0 and 1."""
+        if isinstance(value, bool | int | np.bool_ | np.integer) or (
+            isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "bui"
+        ):
+            return bool(value)
+        raise DataError(
+            f"{self.name}: environment {index} returned {name} as {_one_line(repr(value))} at step "
+            f"{self._steps}; it must be True or False."
+        )
+
     def _no_reward(self, index: int, reward: Any) -> DataError:
-        written = str(reward) if isinstance(reward, (float, np.number)) else " ".join(repr(reward).split())[:100]
+        written = str(reward) if isinstance(reward, (float, np.number)) else _one_line(repr(reward))
         return DataError(
             f"{self.name}: environment {index} returned a reward of {written} at step {self._steps}; it must be a "
             "finite number."
@@ -206,6 +219,10 @@ def _plain(reward: Any) -> Any:
     if reward.dtype.kind not in KINDS or reward.shape:
         raise TypeError("a reward must be a number")
     return reward.item()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:100]
 
 
 def _reason(error: Exception) -> str:
@@ -262,13 +279,12 @@ def _make(
     except Exception as error:
         raise DataError(f"{spec.id} cannot be made: {_reason(error)}.") from error
     if not isinstance(shown, spaces.Box) or shown.shape == ():
-        try:
-            env = FlattenObservation(env)
-        except NotImplementedError as error:
+        if not shown.is_np_flattenable:
             raise ConfigError(
                 f"{spec.id} shows what cannot be flattened to a vector: {shown}. Name in wrappers "
                 "one that takes a part of it."
-            ) from error
+            )
+        env = FlattenObservation(env)
     if env.observation_space.dtype not in (np.uint8, np.float32):
         env = DtypeObservation(env, np.float32)
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
@@ -277,7 +293,8 @@ def _make(
 
 
 def _find_wrapper(path: str) -> type[Any]:
-    """Return a wrapper of gymnasium's world, or of a trusted package."""
+    """Return a wrapper of gymnasium, also by its short name, or of a trusted package."""
+    path = path if "." in path else f"gymnasium.wrappers.{path}"
     if path.partition(".")[0] not in ("gymnasium", *PROVIDERS.values()):
         return find_class(path, Wrapper)
     module, _, name = path.rpartition(".")
@@ -287,5 +304,7 @@ def _find_wrapper(path: str) -> type[Any]:
     except ImportError:
         found = None
     if not (isinstance(found, type) and issubclass(found, Wrapper)):
-        raise ConfigError(f"wrappers: {path!r} is no wrapper of gymnasium.")
+        near = get_close_matches(path.rpartition(".")[2], dir(gymnasium.wrappers), n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"wrappers: {path!r} is no wrapper of gymnasium.{hint}")
     return found

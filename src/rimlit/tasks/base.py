@@ -303,7 +303,8 @@ class Task(Recorded, L.LightningModule, ABC):
         options: dict[str, Any] = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             validates_every = self.trainer.check_val_every_n_epoch or 1
-            options |= {"interval": "epoch", "frequency": validates_every, "monitor": self.monitor}
+            monitor = getattr(scheduler, "monitor", self.monitor)  # Lightning's class of this name takes one
+            options |= {"interval": "epoch", "frequency": validates_every, "monitor": monitor}
             data, every = getattr(self.trainer, "datamodule", None), self.trainer.val_check_interval
             if isinstance(data, DataModule) and data.is_endless and isinstance(every, int):
                 options |= {"interval": "step", "frequency": every}  # after each validation: no epoch ever ends
@@ -311,6 +312,8 @@ class Task(Recorded, L.LightningModule, ABC):
 
     def _plateau_mode(self, spec: Spec) -> str:
         """Return where ``monitor`` is better; torch's default, min, counts as none given."""
+        if spec["init_args"].get("monitor", self.monitor) != self.monitor:
+            return str(spec["init_args"].get("mode", "min"))
         mode = "max" if self.higher_is_better else "min"
         given = spec["init_args"].get("mode", "min")
         if given not in (mode, "min"):

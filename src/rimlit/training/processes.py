@@ -27,6 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from rimlit.console import say
 from rimlit.errors import ConfigError, ProcessError, StoppedError
 from rimlit.training import watcher
 from rimlit.training.recording import RunRecorder
@@ -333,7 +334,7 @@ class Guard:
         self._has_verdict.set()
         rank, message = self.trainer.global_rank, verdict["message"]
         if rank in verdict["ranks"] and verdict["kind"] == "hung":
-            print(f"rimlit: {message} The stacks of process {rank}:", file=sys.stderr, flush=True)
+            say(f"rimlit: {message} The stacks of process {rank}:", sys.stderr)
             faulthandler.dump_traceback(all_threads=True)
             self._end(message)
         # one that fails with the others, or notices the broken connection, says so itself and closes what is open
@@ -356,7 +357,7 @@ class Guard:
 
     def _report(self, message: str) -> None:
         """Say why the process ends, and write it into the run's state."""
-        print(f"rimlit: error: {message}", file=sys.stderr)
+        say(f"rimlit: error: {message}", sys.stderr)
         for recorder in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(recorder, RunRecorder):
                 with contextlib.suppress(OSError):
