@@ -6,6 +6,7 @@ one file, which ``torch.load`` opens as it is. A flipped bit in a weight would o
 
 import hashlib
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ _KINDS: dict[str, type] = {
     "lr_schedulers": list,
     "global_step": int,
     "epoch": int,
+    "rimlit_run": dict,
+    "pytorch-lightning_version": str,
 }
 
 
@@ -81,17 +84,74 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds more than "
             "tensors and plain values."
         ) from error
-    if not isinstance(checkpoint, Mapping) or any(
-        not isinstance(checkpoint.get(name, kind()), kind) for name, kind in _KINDS.items()
-    ):
-        raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
-    if not {"rimlit", "state_dict"} <= checkpoint.keys() or not _is_carried(checkpoint["rimlit"].get("carried")):
-        raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote.")
+    if (fault := _fault(checkpoint)) is not None:
+        raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote: {fault}.")
     check_specs(checkpoint, path)
     spoilt = _not_finite(checkpoint)
     if spoilt is not None:
         raise CheckpointError(f"{path} cannot be used: {spoilt} holds NaN or infinity.")
     return dict(checkpoint)
+
+
+def _fault(checkpoint: Any) -> str | None:
+    """Return what of a checkpoint's structure is missing or of another type than what is read later, or None."""
+    if not isinstance(checkpoint, Mapping):
+        return f"it holds a {type(checkpoint).__name__}"
+    for key in ("rimlit", "state_dict"):
+        if key not in checkpoint:
+            return f"{key} is missing"
+    for key, kind in _KINDS.items():
+        if key in checkpoint and (type(checkpoint[key]) is bool or not isinstance(checkpoint[key], kind)):
+            return f"{key} must be a {kind.__name__}; it holds a {type(checkpoint[key]).__name__}"
+    for key in ("epoch", "global_step"):
+        if checkpoint.get(key, 0) < 0:
+            return f"{key} must be at least 0; it holds {checkpoint[key]}"
+    if not re.match(r"\d+\.\d+", checkpoint.get("pytorch-lightning_version", "0.0")):
+        return "pytorch-lightning_version must be a version"
+    for name, value in checkpoint["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            return f"state_dict.{name} must be a tensor; it holds a {type(value).__name__}"
+    if not _is_carried(checkpoint["rimlit"].get("carried")):
+        return "rimlit.carried must be the tensors of each process"
+    for index, state in enumerate(checkpoint.get("optimizer_states", [])):
+        groups = state.get("param_groups") if isinstance(state, Mapping) else None
+        if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
+            return f"optimizer_states[{index}] must hold state and param_groups"
+        if not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
+            return f"optimizer_states[{index}].param_groups must hold params"
+    for index, state in enumerate(checkpoint.get("lr_schedulers", [])):
+        if not isinstance(state, Mapping):
+            return f"lr_schedulers[{index}] must be a dict; it holds a {type(state).__name__}"
+    run = checkpoint.get("rimlit_run", {})
+    if "rimlit_run" in checkpoint and type(run.get("seed_everything")) is not int:
+        return "rimlit_run.seed_everything must be an int"
+    if "rimlit_run" in checkpoint and not isinstance(run.get("trainer"), Mapping):
+        return "rimlit_run.trainer must be a dict"
+    for name, value in run.get("trainer", {}).items():
+        if not isinstance(value, str | int | float | None):
+            return f"rimlit_run.trainer.{name} must be a plain value; it holds a {type(value).__name__}"
+    return _fault_of_loops(checkpoint.get("loops", {}))
+
+
+def _fault_of_loops(loops: Mapping[str, Any]) -> str | None:
+    """Return what of Lightning's loops cannot be restored: each is flat, its progress nested numbers."""
+    for loop in ("fit_loop", "validate_loop", "test_loop", "predict_loop") if loops else ():
+        entries = loops.get(loop)
+        if not isinstance(entries, Mapping):
+            return f"loops.{loop} must be a dict; it holds a {type(entries).__name__}"
+        for name, entry in entries.items():
+            if not isinstance(entry, Mapping):
+                return f"loops.{loop}.{name} must be a dict; it holds a {type(entry).__name__}"
+            waiting: list[Any] = [entry] if name.endswith("progress") else []
+            while waiting:
+                value = waiting.pop()
+                if isinstance(value, Mapping):
+                    if ("total" in value) != ("current" in value) or not value:
+                        return f"loops.{loop}.{name} must hold total and current"
+                    waiting.extend(value.values())
+                elif type(value) not in (int, bool):
+                    return f"loops.{loop}.{name} must hold numbers; it holds a {type(value).__name__}"
+    return None
 
 
 def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:

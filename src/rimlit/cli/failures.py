@@ -91,6 +91,9 @@ def translate(
     found = next((link for link in chain if isinstance(link, RimlitError)), None)
     if found is not None:
         return found
+    restored = _restored_file(error)
+    if restored is not None and "loading state_dict" not in str(error) and not isinstance(error, OSError):
+        return CheckpointError(f"{restored} cannot be restored: {_text(error)[:300]}{place_in_user_code(error)}.")
     for pattern, kind, message in KNOWN:
         match = re.search(pattern, _text(error))
         if match:
@@ -172,6 +175,14 @@ def _is_users(file: str) -> bool:
 def _is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(_PACKAGE + os.sep)
+
+
+def _restored_file(error: BaseException) -> str | None:
+    """Return the checkpoint that Lightning was restoring when the error was raised, None where it was not."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename.endswith("checkpoint_connector.py"):
+            return str(frame.f_locals["self"].trainer.ckpt_path)
+    return None
 
 
 def _text(error: BaseException) -> str:

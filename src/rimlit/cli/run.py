@@ -42,7 +42,7 @@ from rimlit.errors import CheckpointError, ConfigError
 from rimlit.files import require_folder
 from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
-from rimlit.tasks.base import declared_sizes
+from rimlit.tasks.base import build_saved, declared_sizes
 from rimlit.tasks.initializing import initialize
 from rimlit.tasks.signatures import FACTORIES
 from rimlit.tracking import LocalMetrics, MLflowTracker
@@ -664,8 +664,11 @@ def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[st
     """Put the checkpoint's own task and data before what the user gave, unless that is a config."""
     if value_of(arguments, "--model") or any("model" in read_yaml(path) for path in named_configs(arguments)):
         return arguments
-    saved = checkpoint["rimlit"]
-    if saved["data"] is None:
+    saved, given = checkpoint["rimlit"], str(value_of(arguments, "--ckpt_path"))
+    if "task" not in saved:
+        raise CheckpointError(f"{given} holds weights of a module that is no task of rimlit.")
+    build_saved(saved["task"], given)  # what the parser refuses later would be taken for the user's
+    if saved.get("data") is None:
         raise CheckpointError(
             "The checkpoint was written without a data module: give --config or --model and --data."
         )

@@ -387,13 +387,10 @@ class Task(Recorded, L.LightningModule, ABC):
             raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is no {cls.__name__}.")
         # not by Lightning's loader, which would read the file again and instantiate what it names
         spec = checkpoint["rimlit"]["task"]
-        task: Self = build({**spec, "init_args": {**spec["init_args"], **kwargs}}, Task)
+        changed = {**spec, "init_args": {**spec["init_args"], **kwargs}}
+        task: Self = build(changed, Task) if kwargs else build_saved(spec, checkpoint_path)
         task.on_load_checkpoint(checkpoint)
-        try:
-            task.load_state_dict(checkpoint["state_dict"], strict=strict)
-        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-            first = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{checkpoint_path} does not hold the weights of its task: {first}") from error
+        load_weights(task, checkpoint["state_dict"], checkpoint_path, strict=strict)
         return task.to(map_location).eval() if map_location is not None else task.eval()
 
 
@@ -435,6 +432,35 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return isinstance(value, bool | int | float | str)
+
+
+def build_saved(spec: Spec, path: str | Path) -> Any:
+    """Build the task that a file describes.
+
+    Raises:
+        CheckpointError: It cannot be built.
+        ConfigError: It names a class outside the trusted packages.
+    """
+    try:
+        return build(spec, Task)
+    except Exception as error:
+        if isinstance(error, ConfigError) and "outside the trusted" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise CheckpointError(f"{path} describes a task that cannot be built: {reason}.") from error
+
+
+def load_weights(task: Task, state: dict[str, Tensor], path: str | Path, *, strict: bool = True) -> None:
+    """Put the weights of a file into a task.
+
+    Raises:
+        CheckpointError: They are not those of the task.
+    """
+    try:
+        task.load_state_dict(state, strict=strict)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} does not hold the weights of its task: {first}") from error
 
 
 def over_processes(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,7 @@ import rimlit
 from rimlit.checkpoints import check_specs, read_checkpoint
 from rimlit.errors import CheckpointError
 from rimlit.files import write_file
-from rimlit.spec import build
-from rimlit.tasks.base import Task
+from rimlit.tasks.base import Task, build_saved, load_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -47,14 +46,19 @@ def export(source: str | Path, folder: str | Path) -> Path:
     config = {
         "format": FORMAT,
         "task": named["task"],
-        "data": named["data"],
+        "data": named.get("data"),
         "sizes": named.get("sizes", {}),
         "data_state": _data_state(checkpoint),
-        "step": checkpoint["global_step"],
+        "step": checkpoint.get("global_step"),
         "sha256": hashlib.sha256(weights).hexdigest(),
         "versions": {"rimlit": rimlit.__version__, "torch": str(torch.__version__), "lightning": L.__version__},
     }
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} holds a state of its data module that JSON cannot hold: {error}."
+        ) from error
     for name, content in ((WEIGHTS, weights), (CONFIG, text.encode())):
         write_file(Path(folder) / name, content)
     return path
@@ -69,17 +73,24 @@ def load_exported(folder: str | Path) -> Task:
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         weights = (Path(folder) / WEIGHTS).read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} is not what rimlit export wrote: {error}.") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not what rimlit export wrote: it must say format {FORMAT}.")
+    for key in ("task", "sha256"):
+        if key not in config:
+            raise CheckpointError(f"{path} is not what rimlit export wrote: {key} is missing.")
     if hashlib.sha256(weights).hexdigest() != config["sha256"]:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} is damaged: its SHA-256 is not the one in {CONFIG}.")
     check_specs({"rimlit": config}, path)
-    task: Task = build(config["task"], Task)
-    task.load_state_dict(load(weights))
+    task = build_saved(config["task"], path)
+    try:
+        state = load(weights)
+    except Exception as error:  # safetensors has an error of its own
+        raise CheckpointError(f"{Path(folder) / WEIGHTS} is not what rimlit export wrote: {error}.") from error
+    load_weights(task, state, Path(folder) / WEIGHTS)
     return task.eval()
 
 
@@ -92,5 +103,5 @@ def _checkpoint_in(folder: Path) -> Path:
 
 def _data_state(checkpoint: dict[str, Any]) -> Any:
     """Return what the data module has learnt, a vocabulary for example; None where it keeps nothing."""
-    data = checkpoint["rimlit"]["data"]
+    data = checkpoint["rimlit"].get("data")
     return None if data is None else checkpoint.get(data["class_path"].rpartition(".")[2])
