@@ -4,6 +4,41 @@ Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint, 5 no
 7 another process, 130 interrupted, 143 terminated.
 """
 
+import importlib.metadata
+import re
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs what an optional extra of this package needs.
+
+    The extra itself is named for a checkout only: on an index this package's name may belong to anybody.
+
+    Args:
+        extra: For example ``rl``.
+
+    Example:
+        >>> install_command("completion")
+        "pip install 'shtab>=1.7' (in a checkout: pip install '.[completion]')"
+    """
+    packages = " ".join(f"'{package}'" for package in _packages(extra))
+    in_checkout = f"pip install '.[{extra}]'"
+    return f"pip install {packages} (in a checkout: {in_checkout})" if packages else in_checkout
+
+
+def _packages(extra: str) -> list[str]:
+    try:
+        required = importlib.metadata.requires("rimlit") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    packages: list[str] = []
+    for requirement in required:
+        package, _, marker = requirement.partition(";")
+        if not re.search(rf"extra == ['\"]{extra}['\"]", marker):
+            continue
+        other = re.fullmatch(r"rimlit\[(\w+)\]", package.strip())
+        packages += _packages(other[1]) if other else [package.strip()]
+    return packages
+
 
 class RimlitError(Exception):
     """Base of what the command line answers with one message and an exit code."""

@@ -52,5 +52,5 @@ def test_a_missing_extra_is_answered_with_the_command_that_mends_it(
     monkeypatch.setitem(sys.modules, "ale_py", None)
     answer = rimlit("fit", *GAME)
     assert answer.code == 2
-    assert "pip install 'rimlit[atari]'" in answer.err
+    assert "pip install '.[atari]'" in answer.err and "'ale-py" in answer.err
     assert not (folder / RUN).exists()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import rimlit as package
 from rimlit.cli.failures import translate
-from rimlit.errors import RimlitError
+from rimlit.errors import RimlitError, install_command
 from tests.cli.running import COPYING, QUIET, UNTRACKED, rimlit
 
 FIT = ("fit", *COPYING, *UNTRACKED, "--test_after_fit=false")
@@ -309,3 +310,15 @@ def test_a_progress_bar_of_lightning_takes_the_place_of_ours(folder: Path, name:
 def test_a_class_of_lightning_or_torch_works_by_its_name(folder: Path, arguments: tuple[str, ...]) -> None:
     answer = rimlit(*FIT, *arguments)
     assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize("extra", ["data", "completion", "tensorboard", "rl", "atari", "gpu"])
+def test_the_command_that_installs_an_extra_names_no_package_that_a_stranger_could_claim(extra: str) -> None:
+    command, in_checkout = install_command(extra).split(" (in a checkout: ")
+    assert in_checkout == f"pip install '.[{extra}]')"
+    assert command.startswith("pip install '") and "rimlit" not in command and ";" not in command
+
+
+def test_no_message_tells_to_install_this_package_from_an_index() -> None:
+    for path in Path(package.__file__).parent.rglob("*.py"):
+        assert "install 'rimlit" not in path.read_text(encoding="utf-8"), path

@@ -147,7 +147,7 @@ def test_a_missing_extra_is_answered_with_the_command_that_mends_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    assert "pip install 'rimlit[rl]'" in refused(2, "fit", *POLE)
+    assert "pip install '.[rl]'" in refused(2, "fit", *POLE)
 
 
 @pytest.mark.parametrize(

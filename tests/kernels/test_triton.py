@@ -257,4 +257,4 @@ def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delattr(triton, "steps", raising=False)
     steps, reason = triton.load.__wrapped__()
     assert steps is None
-    assert reason.startswith("Triton cannot be imported (pip install 'rimlit[gpu]'): ")
+    assert reason.startswith("Triton cannot be imported, pip install 'triton")

@@ -150,7 +150,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.ones(2)])
 def test_a_checkpoint_of_something_else_is_refused_by_name(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match=r"other\.ckpt is not a checkpoint that rimlit wrote\."):
+    with pytest.raises(CheckpointError, match=r"other\.ckpt is not a checkpoint that rimlit wrote: "):
         read_checkpoint(tmp_path / "other.ckpt")
 
 

@@ -5,12 +5,13 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
 
 from rimlit.cli.arguments import take_trust
-from rimlit.console import ConsoleHandler
+from rimlit.console import ConsoleHandler, UnfailingStream, say
 from rimlit.errors import ConfigError
 from rimlit.kernels import overriding_backend
 
@@ -51,11 +52,24 @@ class _NoAdverts(logging.Filter):
         return "💡" not in message and "TPU available" not in message and "`weights_only`" not in message
 
 
+def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """Print a warning as Python does, above a progress bar."""
+    say(warnings.formatwarning(message, category, filename, lineno).rstrip("\n"), sys.stderr)
+
+
 def _quieten() -> None:
     for name in ADVERTISERS:
         logging.getLogger(name).addFilter(_NoAdverts())
-    for handler in logging.getLogger("lightning.pytorch").handlers:
-        handler.addFilter(_NoAdverts())
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        lightning_log = logging.getLogger(name)
+        for handler in list(lightning_log.handlers):
+            if isinstance(sys.stderr, UnfailingStream) and type(handler) is logging.StreamHandler:
+                lightning_log.removeHandler(handler)
+                handler = ConsoleHandler()
+                lightning_log.addHandler(handler)
+            handler.addFilter(_NoAdverts())
+    if isinstance(sys.stderr, UnfailingStream):  # the process is the command's own: others may record warnings
+        warnings.showwarning = _show_warning
     rimlit_log = logging.getLogger("rimlit")
     if not rimlit_log.handlers:
         handler = ConsoleHandler()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rimlit.data.reading import kind_of, names_in, one_line, open_file, read_bytes, require_fits, shown
-from rimlit.errors import DataError
+from rimlit.errors import DataError, install_command
 
 FILE_NAMES = {"train": "train", "test": "t10k"}
 UNSIGNED_BYTE = 0x08
@@ -140,7 +140,7 @@ def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImag
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise DataError("dataset=… needs the package datasets: pip install 'rimlit[data]'.") from error
+        raise DataError(f"dataset=… needs the package datasets: {install_command('data')}.") from error
     try:
         splits = load_dataset(dataset, name)
     except Exception as error:  # the hub, the network and the readers raise their own kinds

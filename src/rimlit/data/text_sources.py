@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rimlit.data.reading import kind_of, names_in, one_line, read_text, shown
-from rimlit.errors import DataError
+from rimlit.errors import DataError, install_command
 
 FILE_NAMES = {
     "train": ("train",),
@@ -60,7 +60,7 @@ def read_dataset(dataset: str, name: str | None) -> Mapping[str, str]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise DataError("dataset=… needs the package datasets: pip install 'rimlit[data]'.") from error
+        raise DataError(f"dataset=… needs the package datasets: {install_command('data')}.") from error
     try:
         splits = load_dataset(dataset, name)
     except Exception as error:  # the hub, the network and the readers raise their own kinds

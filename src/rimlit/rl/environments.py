@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rimlit.errors import ConfigError, DataError
+from rimlit.errors import ConfigError, DataError, install_command
 
 Array: TypeAlias = NDArray[Any]
 
@@ -146,4 +146,4 @@ def require_installed(module: str, extra: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"This needs {module}: pip install 'rimlit[{extra}]' ({error}).") from error
+        raise ConfigError(f"This needs {module}: {install_command(extra)}. {error}.") from error

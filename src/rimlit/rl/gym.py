@@ -279,12 +279,16 @@ def _make(
     except Exception as error:
         raise DataError(f"{spec.id} cannot be made: {_reason(error)}.") from error
     if not isinstance(shown, spaces.Box) or shown.shape == ():
-        if not shown.is_np_flattenable:
+        try:
+            env = FlattenObservation(env)
+            shown = env.observation_space
+        except NotImplementedError:  # a space of another package
+            pass
+        if not isinstance(shown, spaces.Box):  # a sequence or a graph stays one
             raise ConfigError(
                 f"{spec.id} shows what cannot be flattened to a vector: {shown}. Name in wrappers "
                 "one that takes a part of it."
             )
-        env = FlattenObservation(env)
     if env.observation_space.dtype not in (np.uint8, np.float32):
         env = DtypeObservation(env, np.float32)
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():

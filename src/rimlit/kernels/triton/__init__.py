@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rimlit.errors import install_command
 from rimlit.kernels import function
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.graphs import Recorded
@@ -38,7 +39,7 @@ def load() -> tuple[ModuleType | None, str]:
     try:
         from rimlit.kernels.triton import steps
     except ImportError as error:
-        return None, f"Triton cannot be imported (pip install 'rimlit[gpu]'): {error}"
+        return None, f"Triton cannot be imported, {install_command('gpu')}: {error}"
     return steps, "kernels in Triton"
 
 
