@@ -355,6 +355,12 @@ def test_a_checkpoint_of_another_model_is_one_message_with_exit_code_4(copying: 
     refused(answer, 4, "best.ckpt")
 
 
+def test_the_best_of_a_run_that_was_not_validated_is_told_from_a_run_that_was_not_trained(copying: Path) -> None:
+    (copying / "checkpoints/best.ckpt").unlink()
+    for given in ([], ["--ckpt_path=best"]):
+        refused(rimlit("test", *COPYING, *given), 4, "best.ckpt", "not validated", "--ckpt_path last")
+
+
 # The traceback
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import rimlit as package
+from rimlit.cli import SUBCOMMANDS
 from rimlit.cli.configs import config_names, configs_folder
 from tests.cli.running import COPYING, rimlit, succeed
 
@@ -129,3 +130,43 @@ def test_completion_is_a_script_for_the_shell(shell: str) -> None:
     assert "trainer.max_steps" in answer.out
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=answer.out, text=True, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("rimlit ", list(SUBCOMMANDS)),
+        ("rimlit ex", ["export"]),
+        ("rimlit fit copying/ri", ["copying/rim"]),
+        ("rimlit fit --config copying/ri", ["copying/rim"]),
+        ("rimlit fit --config = copying/ri", ["copying/rim"]),
+        ("rimlit fit --trainer.max_st", ["--trainer.max_steps"]),
+        ("rimlit compare copying/ri", ["copying/rim"]),
+        ("rimlit compare copying/rim --see", ["--seeds"]),
+        ("rimlit configs language/", ["language/rim"]),
+        ("rimlit export --t", ["--to"]),
+        ("rimlit test --ckpt_path be", ["best"]),
+    ],
+)
+def test_completion_in_bash_knows_commands_options_and_config_names(
+    completion: str, folder: Path, line: str, words: list[str]
+) -> None:
+    typed = [*line.split(), *([""] if line.endswith(" ") else [])]
+    (folder / "completion.sh").write_text(completion)
+    script = (
+        "source completion.sh",
+        f"COMP_WORDS=({' '.join(map(repr, typed))}); COMP_CWORD={len(typed) - 1}",
+        f"_rimlit rimlit {typed[-1]!r} {typed[-2]!r}",
+        'printf "%s\\n" "${COMPREPLY[@]}"',
+    )
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert set(words) <= set(done.stdout.split()), (done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def completion() -> str:
+    """The completion script for bash."""
+    pytest.importorskip("shtab")
+    return succeed("--print_completion=shtab-bash").out

@@ -151,7 +151,11 @@ def _dispatch(arguments: list[str]) -> None:
             from rimlit.cli.compare import run_compare
 
             run_compare(arguments[1:])
-    elif arguments[0] in SUBCOMMANDS or arguments[0].startswith("--print_completion"):
+    elif arguments[0].startswith("--print_completion"):
+        from rimlit.cli.completion import print_completion
+
+        print_completion(arguments, list(SUBCOMMANDS))
+    elif arguments[0] in SUBCOMMANDS:
         from rimlit.cli.run import run
 
         run(arguments)

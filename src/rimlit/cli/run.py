@@ -598,6 +598,11 @@ class RimlitCLI(LightningCLI):
         if given is None or given in CHECKPOINT_KEYS:
             path = self.folder.checkpoints / f"{given or 'best'}.ckpt"
             if not path.is_file():
+                if given != "last" and (last := path.with_name("last.ckpt")).is_file():
+                    raise CheckpointError(
+                        f"ckpt_path={given!r}: there is no {path}, as this run was not validated. Use "
+                        f"--ckpt_path last, which is {last}."
+                    )
                 raise CheckpointError(
                     f"ckpt_path={given!r}: there is no {path}. Train first, or name a file with --ckpt_path."
                 )

@@ -1,0 +1,68 @@
+"""Completion in bash: shtab knows the settings; commands, their own options and config names are added here."""
+
+from rimlit.cli.configs import config_names
+from rimlit.console import say
+
+OPTIONS = {
+    "compare": "--seeds --match --match_to --match_tolerance --jobs --name --trust --help",
+    "export": "--to --help",
+    "sync": "",
+    "configs": "",
+}
+"""Commands whose options the parser of the settings does not know."""
+
+TAKES_CONFIGS = ("compare", "configs")
+
+SCRIPT = """
+_rimlit() {{
+  local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" command="${{COMP_WORDS[1]}}"
+  [[ $current == = ]] && current=""
+  [[ $previous == = ]] && previous="${{COMP_WORDS[COMP_CWORD-2]}}"
+  local configs="{configs}"
+  if (( COMP_CWORD == 1 )); then
+    COMPREPLY=($(compgen -W "{commands} --help --version" -- "$current"))
+    return
+  fi
+  case "$previous" in
+    --config|-c|--match_to) COMPREPLY=($(compgen -f -W "$configs" -- "$current")); return ;;
+    --to) COMPREPLY=($(compgen -d -- "$current")); return ;;
+    --ckpt_path) COMPREPLY=($(compgen -f -W "best last" -- "$current")); return ;;
+  esac
+  case "$command" in
+    {own}
+    *)
+      if [[ $current != -* && $previous != -* ]]; then
+        COMPREPLY=($(compgen -f -W "$configs" -- "$current"))
+      else
+        _shtab_rimlit "$@"
+      fi ;;
+  esac
+}}
+complete -o filenames -F _rimlit rimlit"""
+
+
+def bash_script(commands: list[str]) -> str:
+    """Return what follows shtab's script in bash: it calls that one for the options of the settings."""
+    own = "\n    ".join(
+        f'{command}) COMPREPLY=($(compgen -f -W "{words}" -- "$current")) ;;'
+        for command, options in OPTIONS.items()
+        for words in (f"{options} $configs" if command in TAKES_CONFIGS else options,)
+    )
+    return SCRIPT.format(configs=" ".join(config_names()), commands=" ".join(commands), own=own)
+
+
+def print_completion(arguments: list[str], commands: list[str]) -> None:
+    """Print a completion script and end.
+
+    Raises:
+        ConfigError: The shell is not known, or shtab is not installed.
+        SystemExit: It was printed.
+    """
+    from rimlit.cli.run import run
+
+    try:
+        run(arguments)
+    except SystemExit as end:
+        if not end.code and any("bash" in word for word in arguments):
+            say(bash_script(commands))
+        raise
