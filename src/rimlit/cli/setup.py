@@ -69,7 +69,7 @@ def _quieten() -> None:
                 lightning_log.addHandler(handler)
             handler.addFilter(_NoAdverts())
     if isinstance(sys.stderr, UnfailingStream):  # the process is the command's own: others may record warnings
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
     rimlit_log = logging.getLogger("rimlit")
     if not rimlit_log.handlers:
         handler = ConsoleHandler()

@@ -85,7 +85,7 @@ def load_exported(folder: str | Path) -> Task:
     if hashlib.sha256(weights).hexdigest() != config["sha256"]:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} is damaged: its SHA-256 is not the one in {CONFIG}.")
     check_specs({"rimlit": config}, path)
-    task = build_saved(config["task"], path)
+    task: Task = build_saved(config["task"], path)
     try:
         state = load(weights)
     except Exception as error:  # safetensors has an error of its own
