@@ -44,6 +44,8 @@ class PredictionFile(L.Callback):
         self.path = Path(trainer.default_root_dir) / "predictions.jsonl"
         self._lines = tempfile.SpooledTemporaryFile(BLOCK)  # noqa: SIM115, closed in teardown
         self._counts = {}
+        # of fewer sequences than processes some have none, which Lightning would refuse
+        pl_module.allow_zero_length_dataloader_with_multiple_devices = True
 
     def on_predict_batch_end(
         self,
@@ -89,6 +91,7 @@ class PredictionFile(L.Callback):
         """Write the file; here because a process without any sample has no other end of prediction."""
         if stage != "predict" or self._lines is None:
             return
+        pl_module.allow_zero_length_dataloader_with_multiple_devices = False
         assert self.path is not None
         with ExitStack() as opened:
             lines = opened.enter_context(self._lines)
