@@ -39,7 +39,8 @@ class RankAgreement(L.Callback):
         """Compare, once the processes have found each other."""
         if trainer.world_size == 1:
             return
-        mine = facts_of(self.settings, getattr(trainer, "datamodule", None))
+        # other stages need not have the files of training, whose digest it is
+        mine = facts_of(self.settings, getattr(trainer, "datamodule", None) if stage == "fit" else None)
         everyone: list[dict[str, str]] = [{} for _ in range(trainer.world_size)]
         distributed.all_gather_object(everyone, mine)
         require_agreement(everyone)
