@@ -14,7 +14,8 @@ from PIL.ImageFont import FreeTypeFont
 from rimlit.errors import StoppedError
 from rimlit.tracking import LocalMetrics
 from rimlit.tracking.imports import import_lock
-from rimlit.training.activity import MechanismActivity
+from rimlit.training import activity
+from rimlit.training.activity import MechanismActivity, draw_activity
 from rimlit.training.optional import optional, protect
 from rimlit.training.pictures import font
 from rimlit.training.recording import RunFolder, RunRecorder
@@ -85,20 +86,28 @@ def test_a_figure_is_not_drawn_while_another_thread_imports_ipython(
     """Matplotlib asks whatever is called IPython for its version, also where it is imported by half."""
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     holds, may_end = threading.Event(), threading.Event()
+    half_imported: list[bool] = []
+
+    def draw(*arguments: Any, **options: Any) -> Any:
+        half_imported.append("IPython" in sys.modules)
+        return draw_activity(*arguments, **options)
 
     def import_slowly() -> None:
         with import_lock:
             sys.modules["IPython"] = types.ModuleType("IPython")
             holds.set()
-            may_end.wait(10)
+            may_end.wait(30)
             del sys.modules["IPython"]
 
+    monkeypatch.setattr(activity, "draw_activity", draw)
     importing = threading.Thread(target=import_slowly)
     importing.start()
     assert holds.wait(10)
-    threading.Timer(0.3, may_end.set).start()
+    # whatever takes the lock first: the import ends only once the figure may have been drawn
+    threading.Timer(2.0, may_end.set).start()
     fit_and_test(tmp_path)
     importing.join()
+    assert half_imported == [False, False]
     assert (tmp_path / "figures/activity.png").is_file()
     assert "could not be written" not in caplog.text
 
