@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rimlit.errors import ConfigError
-from rimlit.kernels.layer import require_known as require_known
-from rimlit.kernels.surroundings import is_traced
+from rimlit.nn.choices import require_known as require_known
+from rimlit.nn.surroundings import is_traced
 from rimlit.types import State, conform_state, flat_state, replace_state
 
 

@@ -33,8 +33,8 @@ from rimlit.kernels import (
     run_layer,
 )
 from rimlit.kernels.layer import Cell, CommunicationOutput, Inactive, Selection
-from rimlit.kernels.surroundings import is_autocast_enabled, is_plain
 from rimlit.nn import GroupedLinear
+from rimlit.nn.surroundings import is_autocast_enabled, is_plain
 from rimlit.types import GRUState, LSTMState, State, conform_state, map_state
 
 log = logging.getLogger(__name__)

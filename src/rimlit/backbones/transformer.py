@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rimlit.backbones.base import Backbone, require_dropout, require_input, require_positive
-from rimlit.kernels.surroundings import is_traced
+from rimlit.nn.surroundings import is_traced
 from rimlit.types import State, conform_state, loads_as_data
 
 

@@ -23,10 +23,10 @@ from rimlit.kernels.layer import (
     LayerWeights,
     join_results,
     parts_of,
-    require_known,
 )
 from rimlit.kernels.projection import project, project_halfway
-from rimlit.kernels.surroundings import find_tracer, is_plain
+from rimlit.nn.choices import require_known
+from rimlit.nn.surroundings import find_tracer, is_plain
 
 __all__ = [
     "BACKENDS",

@@ -13,7 +13,7 @@ from torch import Tensor
 from rimlit.kernels import eager
 from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected
-from rimlit.kernels.surroundings import without_autocast
+from rimlit.nn.surroundings import without_autocast
 from rimlit.types import GRUState, LSTMState, State
 
 MaybeTensor: TypeAlias = Any

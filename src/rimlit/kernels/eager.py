@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, LayerWeights
 from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
-from rimlit.kernels.surroundings import without_autocast
 from rimlit.nn import attend_slots, communicate, select_active
+from rimlit.nn.surroundings import without_autocast
 from rimlit.types import GRUState, LSTMState, State, map_state
 
 

@@ -6,19 +6,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from rimlit.nn.choices import require_known
 from rimlit.types import State, loads_as_data
 
 Cell = Literal["lstm", "gru"]
 Selection = Literal["least_null", "across_mechanisms"]
 Inactive = Literal["preserved", "candidate"]
 CommunicationOutput = Literal["linear", "tanh", "gated"]
-
-
-def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
-    """Raise a ValueError that names the first of ``choices`` (value, known values) that is not known."""
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}.")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerWeights
-from rimlit.kernels.surroundings import is_traced
+from rimlit.nn.surroundings import is_traced
 
 Multiply = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, LayerWeights
-from rimlit.kernels.surroundings import without_autocast
+from rimlit.nn.surroundings import without_autocast
 from rimlit.types import GRUState, LSTMState
 
 
