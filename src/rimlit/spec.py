@@ -4,6 +4,7 @@ A spec is ``{"class_path": "rimlit.backbones.RIM", "init_args": {"hidden_size": 
 never objects, so that they load with ``weights_only=True``.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -235,11 +236,36 @@ class Recorded:
 def non_default_arguments(spec: Spec) -> dict[str, Any]:
     """Return the arguments of ``spec``, of a class in use, that differ from its defaults, for people to read."""
     module_name, _, name = spec["class_path"].rpartition(".")
-    parameters = inspect.signature(getattr(sys.modules[module_name], name)).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    # a spec holds lists where a signature has tuples
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    plain = default_arguments(getattr(sys.modules[module_name], name))
     return {name: value for name, value in spec["init_args"].items() if name not in plain or value != plain[name]}
+
+
+def default_arguments(cls: type) -> dict[str, Any]:
+    """Return the default of each argument of ``cls`` that has one, as a spec holds it."""
+    found = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.default is not parameter.empty:
+            with contextlib.suppress(ConfigError):  # of a kind that no spec holds
+                found[name] = to_plain(parameter.default, name)
+    return found
+
+
+def with_defaults(spec: Any) -> Any:
+    """Return a spec, and those inside it, with the defaults of their classes for arguments that are not given.
+
+    A spec of an earlier version lacks the arguments that were added since; their defaults change nothing. Classes
+    that are not imported are left as they are.
+    """
+    if isinstance(spec, list | tuple):
+        return [with_defaults(item) for item in spec]
+    if not isinstance(spec, Mapping):
+        return spec
+    if not isinstance(spec.get("class_path"), str) or not isinstance(spec.get("init_args"), Mapping):
+        return {key: with_defaults(value) for key, value in spec.items()}
+    module_name, _, name = spec["class_path"].rpartition(".")
+    cls = getattr(sys.modules.get(module_name), name, None)
+    defaults = default_arguments(cls) if isinstance(cls, type) else {}
+    return {**spec, "init_args": {**defaults, **with_defaults(spec["init_args"])}}
 
 
 def flat_settings(settings: Any, name: str = "") -> dict[str, Any]:

@@ -183,7 +183,12 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
     "own loss": (
         lambda: own_code("CopyingTask", "def loss(self, outputs, batch): return {}['x']", "--model=OWN"),
         1,
-        ["KeyError: 'x' [own_copyingtask.py, line 6, in loss]", "traceback.txt"],
+        ["KeyError: 'x' [own_copyingtask.py, line 6, in loss]", "RIMLIT_DEBUG=1 shows the traceback"],
+    ),
+    "own step": (
+        lambda: own_code("CopyingTask", "def on_train_batch_end(self, *_): return {}['x']", "--model=OWN"),
+        1,
+        ["KeyError: 'x' [own_copyingtask.py, line 6, in on_train_batch_end]", "traceback.txt"],
     ),
     "own callback": (
         lambda: own_code(

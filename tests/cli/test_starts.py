@@ -86,7 +86,7 @@ def test_a_start_that_is_refused_leaves_nothing(folder: Path, store: str, option
 
 
 def write_values(folder: Path) -> None:
-    rows = "".join(f"s{s},{t},{s % 3}\n" for s in range(30) for t in range(3))
+    rows = "".join(f"s{s},{s + t / 10},{s % 3}\n" for s in range(30) for t in range(3))
     write_file(folder / "values.csv", f"sequence,x,target\n{rows}")
 
 

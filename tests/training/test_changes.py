@@ -51,7 +51,7 @@ def test_another_rate_is_used_and_said(tmp_path: Path, caplog: pytest.LogCapture
     assert (group["lr"], group["weight_decay"]) == (0.25, 0.1)
     prefix = "model.init_args.optimizer.init_args"
     assert f"{prefix}.lr was 0.5 and is 0.25 from here on." in caplog.text
-    assert f"{prefix}.weight_decay was None and is 0.1 from here on." in caplog.text
+    assert f"{prefix}.weight_decay was 0 and is 0.1 from here on." in caplog.text
     assert "trainer.gradient_clip_val was 1.0 and is 0.3 from here on." in caplog.text
     assert "trainer.max_steps was 6 and is 10 from here on." in caplog.text
     state = read_checkpoint(tmp_path / "changed/last.ckpt")["optimizer_states"][0]["state"]

@@ -7,14 +7,12 @@ import contextlib
 import errno
 import os
 import re
-import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import rimlit
+from rimlit.causes import PACKAGE, causes, place_in_user_code
 from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
 from rimlit.files import storage_error, write_file
 from rimlit.spec import flat_settings
@@ -143,38 +141,9 @@ def cause_of(error: BaseException) -> RimlitError | None:
     return ConfigError(f"{' '.join(str(innermost).split())}{place_in_user_code(innermost)}")
 
 
-def causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what led to it, the outermost first."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    return chain
-
-
-def place_in_user_code(error: BaseException) -> str:
-    """Return the file and line where the user's own code failed, ready to follow a message; else an empty text."""
-    in_worker = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error))  # of a loader's process
-    frames = [(frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-    for file, line, name in reversed([*frames, *((file, int(line), name) for file, line, name in in_worker)]):
-        if _is_users(file):
-            return f" [{os.path.relpath(file)}, line {line}, in {name}]"
-    return ""
-
-
-_PACKAGE = os.path.dirname(os.path.abspath(rimlit.__file__))
-_INSTALLED = tuple({*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix})
-
-
-def _is_users(file: str) -> bool:
-    is_installed = "site-packages" in file or file.startswith(tuple(f"{root}{os.sep}" for root in _INSTALLED))
-    return not file.startswith(("<", _PACKAGE + os.sep)) and not is_installed and os.path.isfile(file)
-
-
 def _is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(_PACKAGE + os.sep)
+    return bool(frames) and frames[-1].filename.startswith(PACKAGE + os.sep)
 
 
 def _restored_file(error: BaseException) -> str | None:

@@ -1,6 +1,5 @@
 """The table at the end of a run: its scores beside the floor and the recorded results on the same data."""
 
-import inspect
 from typing import Any, Literal
 
 import lightning as L
@@ -12,7 +11,7 @@ from rimlit.cli.configs import shipped_folder
 from rimlit.console import say, show
 from rimlit.data import DataModule
 from rimlit.files import read_json
-from rimlit.spec import to_plain
+from rimlit.spec import default_arguments
 from rimlit.tasks import Task
 from rimlit.training.recording import data_of, scores_of, sizes_of
 from rimlit.training.run_folder import RunFolder
@@ -55,15 +54,10 @@ def is_same_data(recorded: Any, data: DataModule) -> bool:
     before, after = recorded["init_args"], now["init_args"]
     if now["digest"] is None and (before.get("path") or after.get("path")):
         return False
-    defaults = _defaults(type(data))
+    defaults = default_arguments(type(data))
     known, ours = {**defaults, **before}, {**defaults, **after}
     names = known.keys() | ours.keys()
     return all(known.get(name) == ours.get(name) for name in names if name not in _NOT_COMPARED)
-
-
-def _defaults(cls: type) -> dict[str, Any]:
-    parameters = inspect.signature(cls).parameters.values()
-    return {each.name: to_plain(each.default, each.name) for each in parameters if each.default is not each.empty}
 
 
 def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Literal["val", "test"]) -> None:

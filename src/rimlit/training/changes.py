@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
-from rimlit.spec import flat_settings
+from rimlit.spec import flat_settings, with_defaults
 from rimlit.tasks import Task
 
 MEANING = ("accumulate_grad_batches", "precision")
@@ -82,7 +82,7 @@ def find_changes(
     for part in ("seed_everything", "data", "data_digest", "model", "trainer"):
         if before.get(part) is None or now[part] is None:
             continue
-        old, new = flat_settings(before[part], part), flat_settings(now[part], part)
+        old, new = (flat_settings(with_defaults(settings[part]), part) for settings in (before, now))
         differing = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
         changes.extend(Change(key, old.get(key), new.get(key)) for key in differing if key not in _FREE)
     return changes

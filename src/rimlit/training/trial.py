@@ -1,18 +1,13 @@
 """One sequence through the whole model before a run begins: a task that does not fit its data is refused."""
 
-import traceback
-from pathlib import Path
-
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from rimlit.causes import place_in_user_code
 from rimlit.data import DataModule
-from rimlit.errors import ConfigError
+from rimlit.errors import ConfigError, RimlitError
 from rimlit.tasks import Task
-
-PACKAGES = Path(torch.__file__).parents[1]
-OURS = Path(__file__).parents[1]
 
 
 class TrialBatch(L.Callback):
@@ -41,22 +36,12 @@ class TrialBatch(L.Callback):
                     if batch is not None:
                         pl_module.trial(trainer.strategy.batch_to_device(batch))
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                if isinstance(error, ConfigError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                is_known = isinstance(error, RimlitError) or place_in_user_code(error)  # and needs no other words
+                if is_known or isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                     raise
                 raise ConfigError(
-                    f"{type(pl_module).__name__} does not fit the data of {type(data).__name__}: {describe(error)}"
+                    f"{type(pl_module).__name__} does not fit the data of {type(data).__name__}: "
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
                 ) from error
             finally:
                 pl_module.train(was_training)
-
-
-def describe(error: BaseException) -> str:
-    """Return an error in one line, with the place where it was raised if that is in a user's own code."""
-    text = " ".join(str(error).split())[:300]
-    place = ""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_absolute() and not any(path.is_relative_to(root) for root in (PACKAGES, OURS)):
-            place = f" ({path.name}, line {frame.lineno})"
-            break
-    return f"{type(error).__name__}: {text}{place}"
