@@ -186,6 +186,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
         (b'sequence,x,target\ns,1,"a\ns,2,a\n', "row 1 opens a quotation mark that is never closed"),
         (b"sequence,x,target\ns,1\n", "row 1: Expected 3 columns, got 2"),
         (b"sequence,,target\ns,1,a\n", "column 2 has no name"),
+        (b'sequence,"x,target\ns,1,a\n', "the header has a line end within a name"),
+        (
+            b"sequence," + b"x" * 3000 + b",y\n",
+            r"has no column 'target'; it has sequence, x+… \(3000 characters\), y",
+        ),
         (b"\n\n", "cannot be read as a table: it is empty"),
     ],
 )

@@ -33,6 +33,7 @@ MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 DELIMITERS = {",": "a comma", ";": "';'", "\t": "tabs", "|": "'|'"}
 CELL_BYTES = 8
+MOST_NAMED = 20
 _BLOCK = 2**26
 _INDEX = re.compile(r"__index_level_\d+__")  # what pandas calls an index without a name in .parquet
 
@@ -120,6 +121,8 @@ def _header(path: Path, content: bytes, delimiter: str) -> list[str]:
         raise not_utf8(path, content, error) from error
     except csv.Error as error:
         raise DataError(f"{shown(path)} cannot be read as a table: its header: {error}.") from error
+    if any("\n" in cell for cell in cells):
+        raise DataError(f"{shown(path)}: the header has a line end within a name: a quotation mark is not closed.")
     if not cells:
         raise DataError(f"{shown(path)} cannot be read as a table: it is empty.")
     return [cell.strip() for cell in cells]
@@ -178,19 +181,23 @@ def _choose(path: Path, names: Sequence[str], layout: Layout) -> Columns:
             if more and layout.sequence_column in names:
                 raise DataError(
                     f"{shown(path)} has the column {more[0]!r}, which the training data does not have: its inputs "
-                    f"are {', '.join(layout.known_columns)}. Name what is read in input_columns."
+                    f"are {_names(layout.known_columns)}. Name what is read in input_columns."
                 )
             inputs = layout.known_columns
     for name in (layout.sequence_column, *targets, *filter(None, [split]), *inputs):
         if name.strip() not in names:
             raise DataError(
-                f"{shown(path)} has no column {name!r}; it has {', '.join(names[:50])}. sequence_column, "
+                f"{shown(path)} has no column {name!r}; it has {_names(names)}. sequence_column, "
                 f"input_columns, target_columns and split_column name them.{_other_delimiter(names, layout)}"
             )
     if not inputs or (layout.tokens and len(inputs) > 1):
         wanted = "one column of token ids" if layout.tokens else "a column of inputs"
-        raise DataError(f"{shown(path)} must have {wanted}; input_columns are {', '.join(inputs) or 'none'}.")
+        raise DataError(f"{shown(path)} must have {wanted}; input_columns are {_names(inputs) or 'none'}.")
     return Columns(layout.sequence_column, inputs, targets, split)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:MOST_NAMED])) + (", …" if len(names) > MOST_NAMED else "")
 
 
 def _other_delimiter(names: Sequence[str], layout: Layout) -> str:
