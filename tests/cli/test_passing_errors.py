@@ -41,7 +41,8 @@ def environment(mode: str, *options: str) -> tuple[str, ...]:
 
 def own_code(base: str, body: str, *options: str) -> tuple[str, ...]:
     """The words of a fit with a class of the user's that raises."""
-    name = f"own_{base.rpartition('.')[2].lower()}"
+    method = body.removeprefix("def ").partition("(")[0].strip("_")
+    name = f"own_{base.rpartition('.')[2].lower()}_{method}"
     imports = "import lightning as L\nfrom rimlit.tasks import CopyingTask\nfrom rimlit.data import Copying\n"
     Path(f"{name}.py").write_text(f"{imports}\nclass Own({base}):\n    {body}\n", encoding="utf-8")
     return (*FIT, f"--trust={name}", *(option.replace("OWN", f"{name}.Own") for option in options))
@@ -183,24 +184,24 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
     "own loss": (
         lambda: own_code("CopyingTask", "def loss(self, outputs, batch): return {}['x']", "--model=OWN"),
         1,
-        ["KeyError: 'x' [own_copyingtask.py, line 6, in loss]", "RIMLIT_DEBUG=1 shows the traceback"],
+        ["KeyError: 'x' [own_copyingtask_loss.py, line 6, in loss]", "RIMLIT_DEBUG=1 shows the traceback"],
     ),
     "own step": (
         lambda: own_code("CopyingTask", "def on_train_batch_end(self, *_): return {}['x']", "--model=OWN"),
         1,
-        ["KeyError: 'x' [own_copyingtask.py, line 6, in on_train_batch_end]", "traceback.txt"],
+        ["KeyError: 'x' [own_copyingtask_on_train_batch_end.py, line 6, in on_train_batch_end]", "traceback.txt"],
     ),
     "own callback": (
         lambda: own_code(
             "L.Callback", "def on_fit_start(self, *_): raise ValueError('mine')", "--trainer.callbacks=OWN"
         ),
         1,
-        ["ValueError: mine [own_callback.py, line 6"],
+        ["ValueError: mine [own_callback_on_fit_start.py, line 6"],
     ),
     "own constructor": (
         lambda: own_code("Copying", "def __init__(self, a: int = 1): raise ValueError('mine')", "--data=OWN"),
         2,
-        ["mine [own_copying.py, line 6, in __init__]"],
+        ["mine [own_copying_init.py, line 6, in __init__]"],
     ),
 }
 

@@ -119,11 +119,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _text_of(error: RimlitError) -> str:
-    """Return an error's message, without the traceback that comes with one of a loader's process."""
+    """Return an error's message in one printable line, without the traceback of a loader's process."""
     text = str(error)
     if "Original Traceback" in text:
         text = text[text.rindex(f"{type(error).__name__}: ") :].removeprefix(f"{type(error).__name__}: ").strip()
-    return text
+    text = "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 500]} … {text[-500:]}"
+
+
+LONGEST = 2000
+"""Characters of a message that are shown; of a longer one the middle is left out."""
 
 
 def _dispatch(arguments: list[str]) -> None:
