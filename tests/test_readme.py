@@ -44,7 +44,7 @@ def commands() -> list[str]:
 def shrunk(command: str) -> list[str]:
     """The words of a rimlit command, with settings that keep it to a few steps."""
     words = shlex.split(command)[1:]
-    found = re.search(r"--config (?:configs/)?([\w-]+)/|runs/([\w-]+)/", command)
+    found = re.search(r"(?:--config (?:configs/)?|fit )([\w-]+)/|runs/([\w-]+)/", command)
     if words[0] == "compare":
         return [*words, "--seeds", "1", "--config", "trainer/quick", *shlex.split(SMALL["copying"])]
     if words[0] not in ("fit", "test", "predict"):

@@ -521,7 +521,7 @@ def test_an_interrupted_comparison_saves_its_runs_and_goes_on_with_them(
     assert 0 <= stopped["step"] < 3000
     done = subprocess.run(command(*options), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
-    assert "Going on with" in (COMPARISON / "logs/rim-seed0.log").read_text()
+    assert "Resuming" in (COMPARISON / "logs/rim-seed0.log").read_text()
     assert read_json(run / "results.json")["steps"] == 3000
 
 

@@ -370,7 +370,7 @@ def test_fit_takes_the_newest_whole_checkpoint_and_names_what_it_passed_over(
     with caplog.at_level(logging.INFO, logger="rimlit"):
         succeed(*longer)
     assert "Passed over: runs/copying/rim-seed0/checkpoints/last.ckpt is damaged" in caplog.text
-    assert "Going on with runs/copying/rim-seed0 from best.ckpt" in caplog.text
+    assert "Resuming runs/copying/rim-seed0 from best.ckpt" in caplog.text
     assert read_json(copying / "run_state.json")["step"] == 6
 
 

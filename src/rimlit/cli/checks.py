@@ -193,3 +193,36 @@ def _try_step(spec: Spec, step: Callable[[], Any]) -> None:
             f"{spec['class_path'].rpartition('.')[2]} cannot make a step"
             f"{f' with {given}' if given else ''}: {' '.join(str(error).split())}."
         ) from error
+
+
+def check_length(trainer: L.Trainer, data: DataModule, *, is_fit: bool, is_limited: bool) -> None:
+    """Refuse a share of data that have no end, and a training without one; take the epochs that the data declare.
+
+    Args:
+        trainer: The trainer, whose number of epochs is set where only the data know it.
+        data: The data module.
+        is_fit: Whether a model is trained.
+        is_limited: Whether ``trainer.max_time`` is given.
+
+    Raises:
+        ConfigError: The data have no end, or no epochs of known length.
+    """
+    overfit, limit = trainer.overfit_batches, trainer.limit_train_batches  # type: ignore[attr-defined]
+    if overfit or (isinstance(limit, float) and limit != 1.0):  # only then is the data looked at
+        asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
+        if data.is_endless:
+            raise ConfigError(f"{asked} needs training data with an end, and this has none: set data.train_size.")
+        if data.num_epochs is not None:
+            raise ConfigError(
+                f"{asked} needs epochs of known length, and those of {type(data).__name__} have none."
+            )
+    has_end = trainer.max_steps != -1 or is_limited
+    if not is_fit or has_end:
+        return
+    if data.num_epochs is not None and trainer.max_epochs is None:
+        trainer.fit_loop.max_epochs = data.num_epochs
+    if data.is_endless:
+        raise ConfigError(
+            "The training stream has no end: set trainer.max_steps, trainer.max_time or data.train_size; "
+            "got max_steps=-1."
+        )

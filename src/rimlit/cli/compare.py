@@ -18,7 +18,8 @@ from rimlit.cli.arguments import resolve_configs
 from rimlit.cli.configs import find_config
 from rimlit.cli.failures import cause_of
 from rimlit.cli.messages import DEEP_IN_THE_PARSER, explain, trusted_imports
-from rimlit.cli.run import RimlitCLI, dataset_of
+from rimlit.cli.places import choose_folder, dataset_of
+from rimlit.cli.run import RimlitCLI
 from rimlit.cli.settings import (
     build_data,
     build_task,
@@ -90,7 +91,7 @@ class SettingsReader(RimlitCLI):
         except (ArgumentError, *DEEP_IN_THE_PARSER) as error:
             raise ConfigError(explain(error, parser)) from error
         settings: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=True))
-        return settings, self._choose_folder(config).path
+        return settings, choose_folder("fit", config).path
 
 
 class Model(NamedTuple):

@@ -1,16 +1,12 @@
 """``rimlit fit|validate|test|predict``: LightningCLI with rimlit's run folder, loggers, callbacks and errors."""
 
-import atexit
+import inspect
 import logging
-import re
-import shutil
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback, ModelSummary
@@ -20,29 +16,35 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import rimlit.rl  # noqa: F401, its classes are then known by their names
 from rimlit.checkpoints import read_checkpoint
-from rimlit.cli.arguments import named_configs, read_yaml, resolve_configs, shared_options, value_of
-from rimlit.cli.checks import check_run, refuse_callbacks, refuse_settings
+from rimlit.cli.arguments import resolve_configs
+from rimlit.cli.checks import check_length, check_run, refuse_callbacks, refuse_settings
 from rimlit.cli.failures import cause_of, one_message
+from rimlit.cli.match import match_width
 from rimlit.cli.messages import DEEP_IN_THE_PARSER, explain, trusted_imports
+from rimlit.cli.options import add_options
+from rimlit.cli.places import (
+    CHECKPOINT_KEYS,
+    checkpoint_of,
+    checkpoint_path,
+    choose_folder,
+    dataset_of,
+    find_start,
+    with_config_of,
+)
 from rimlit.cli.report import idle_gpu, print_report, print_warnings
 from rimlit.cli.settings import (
-    build_data,
-    build_task,
-    find_target,
     own_settings,
-    require_same_data,
     with_sizes,
     yaml_of,
 )
 from rimlit.cli.setup import prepare
-from rimlit.comparison.matching import TOLERANCE, match_parameters
 from rimlit.console import say
 from rimlit.data import DataModule
-from rimlit.errors import CheckpointError, ConfigError
+from rimlit.errors import ConfigError
 from rimlit.files import require_folder
 from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
-from rimlit.tasks.base import build_saved, declared_sizes
+from rimlit.tasks.base import declared_sizes
 from rimlit.tasks.initializing import initialize
 from rimlit.tasks.signatures import FACTORIES
 from rimlit.tracking import LocalMetrics, MLflowTracker
@@ -50,7 +52,7 @@ from rimlit.tracking.process_names import is_of_this_machine, is_rank_zero
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.agreement import RankAgreement
 from rimlit.training.changes import find_changes, refuse_changes
-from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO, newest_checkpoint
+from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
 from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
 from rimlit.training.optional import protect
@@ -65,8 +67,6 @@ from rimlit.training.summary import PartsTable
 from rimlit.training.trial import TrialBatch
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_KEYS = ("best", "last")
 
 
 def run(
@@ -87,9 +87,9 @@ def run(
     """
     command = command or " ".join(["rimlit", *arguments])
     arguments = resolve_configs(prepare(arguments))
-    checkpoint = _checkpoint_of(arguments)
+    checkpoint = checkpoint_of(arguments)
     if checkpoint is not None:
-        arguments = _with_config_of(checkpoint, arguments)
+        arguments = with_config_of(checkpoint, arguments)
     # Lightning starts the other processes of a node with this command line
     sys.argv[1:] = arguments
     with trusted_imports():
@@ -163,62 +163,7 @@ class RimlitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add rimlit's own settings and hand the data module's sizes to the task."""
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="Name of the run; by default the config's and the seed."
-        )
-        parser.add_argument(
-            "--resume",
-            type=str,
-            default="auto",
-            help="What fit does where there is a run of this name: 'auto' goes on with it, 'never' sets it aside "
-            "and starts anew; the PATH of a checkpoint, or of a run, goes on from there.",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="PATH of a checkpoint, a run or an exported folder whose weights a new run of fit starts from: "
-            "those that fit by name and shape, and nothing else.",
-        )
-        parser.add_argument(
-            "--allow_changes",
-            type=bool,
-            default=False,
-            help="Whether fit goes on with a run whose task, data, seed or batches are not what they were.",
-        )
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=True,
-            help="Whether fit ends with a test of the best checkpoint.",
-        )
-        parser.add_argument(
-            "--require_tracking",
-            type=bool,
-            default=False,
-            help="Whether to refuse to start where MLflow cannot be reached; otherwise what it does not take is "
-            "kept in the run's folder and sent later.",
-        )
-        parser.add_argument(
-            "--match",
-            type=Literal["params", "flops", "state"] | None,
-            default=None,
-            help="Give the backbone the smallest hidden_size with no fewer parameters (FLOPs a step, numbers of "
-            "state) than the model of match_to has.",
-        )
-        parser.add_argument(
-            "--match_to",
-            type=str | None,
-            default=None,
-            help="Config that is matched, with this command's --model and --data options but those of the "
-            "backbone; by default the rim.yaml beside the config.",
-        )
-        parser.add_argument(
-            "--match_tolerance",
-            type=float,
-            default=TOLERANCE,
-            help="How much larger the matched model may be, as a share.",
-        )
+        add_options(parser)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, data and task: they are built in this order, and the task is given the data's sizes."""
@@ -236,42 +181,7 @@ class RimlitCLI(LightningCLI):
             raise ConfigError(explain(error, self._parser(subcommand))) from error
         config = self.config[self.config.subcommand]
         if config.match is not None:
-            self._match(self.config.subcommand, config)
-
-    def _match(self, subcommand: str, config: Namespace) -> None:
-        """Solve the backbone's width and put it into the settings, as if it had been given."""
-        target = find_target(config.match_to, named_configs(sys.argv))
-        config.match_to = str(target)
-        if any(re.match(r"--model\..*\bhidden_size\b", word) for word in sys.argv):
-            raise ConfigError("hidden_size is what match solves: leave out one of the two.")
-        parser = self._parser(subcommand)
-        try:
-            of_target = self.parser.parse_args([subcommand, "--config", str(target), *shared_options(sys.argv)])
-        except ArgumentError as error:
-            raise ConfigError(f"match_to: {explain(error, parser)}") from error
-        ours, theirs = (
-            yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target[subcommand])
-        )
-        is_itself = any(Path(path).resolve() == target.resolve() for path in named_configs(sys.argv))
-        if is_itself and ours["model"]["init_args"]["backbone"] == theirs["model"]["init_args"]["backbone"]:
-            raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")
-        require_same_data({"this config": ours, f"match_to={str(target)!r}": theirs})
-        try:
-            data = build_data(ours)
-            found = match_parameters(
-                build_task(ours, data),
-                build_task(theirs, data),
-                measure=config.match,
-                tolerance=config.match_tolerance,
-            )
-        except Exception as error:
-            cause = cause_of(error)
-            if cause is None:
-                raise
-            raise cause from error
-        config.model.init_args.backbone.init_args["hidden_size"] = found.width
-        if is_rank_zero():
-            log.info("Matched to %s: %s.", target, found)
+            match_width(self.parser, self._parser(self.config.subcommand), config)
 
     def _set_seed(self) -> None:
         seed = self.config[self.subcommand].seed_everything
@@ -293,45 +203,27 @@ class RimlitCLI(LightningCLI):
                 f"init_from={config.init_from!r} starts a new run, and "
                 f"resume={config.ckpt_path or config.resume!r} resumes one: give one of the two."
             )
-        self.folder = self._choose_folder(config)
+        if (
+            config.strict
+            and "strict" in inspect.signature(find_class(config.data.class_path, DataModule)).parameters
+        ):
+            config.data.init_args["strict"] = True
+        self.folder = choose_folder(str(self.subcommand), config)
         self._is_trial = bool(config.trainer.fast_dev_run)
         # not checked again: Timer and others of Lightning have defaults of another type than they take
         text: str = self._parser(self.subcommand).dump(config, skip_none=True, skip_validation=True)
         self._settings = own_settings(text)
         config.trainer.default_root_dir = str(self.folder.path)
         self._saved = self.folder.saved()
-        self._going_on_from = self._find_start(config) if self.subcommand == "fit" else None
+        self._start = find_start(self.folder, config) if self.subcommand == "fit" else None
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
         if self.subcommand != "fit" and config.ckpt_path in (None, *CHECKPOINT_KEYS) and kept.is_file():
             self.checkpoint = read_checkpoint(kept)
 
-    def _find_start(self, config: Namespace) -> str | None:
-        """Return the checkpoint that fit goes on from, None for a new run."""
-        named = config.resume if config.ckpt_path is None else config.ckpt_path
-        is_file = named not in ("auto", "never") and not Path(named).is_dir()
-        if is_file or config.ckpt_path is not None:
-            return self._checkpoint_path(named)
-        if named == "never" or config.trainer.fast_dev_run:
-            return None
-        folder = self.folder.checkpoints if named == "auto" else Path(named)
-        if (folder / "checkpoints").is_dir():
-            folder = folder / "checkpoints"
-        # all processes look before the first checkpoint of a new run can be there
-        newest = newest_checkpoint(folder)
-        for damaged in newest.passed_over:
-            log.warning("Passed over: %s", damaged)
-        if newest.path is not None:
-            log.info(
-                "Going on with %s from %s.", self.folder.path, newest.path if named != "auto" else newest.path.name
-            )
-        elif named != "auto":
-            raise CheckpointError(f"resume={named!r}: there is no whole checkpoint in {folder}.")
-        return None if newest.path is None else str(newest.path)
-
     @property
     def _is_same_run(self) -> bool:
         """Whether fit goes on from a file of this run's own folder."""
-        start = self._going_on_from
+        start = self._start
         return start is not None and self.folder.path.resolve() in Path(start).resolve().parents
 
     def _require_same_run(self, start: str) -> None:
@@ -356,35 +248,10 @@ class RimlitCLI(LightningCLI):
             length = "trainer.max_steps" if self.datamodule.num_epochs is None else "data.total_steps"
             raise AlreadyDone(
                 f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path "
-                f"{self.folder.checkpoints / 'best.ckpt'}, train on with more --{length}, or start anew "
-                "with --resume never, which sets it aside.",
+                f"{self.folder.checkpoints / 'best.ckpt'}, train longer with --{length}, or start from scratch "
+                "with --resume never, which archives it.",
                 self.folder,
             )
-
-    def _choose_folder(self, config: Namespace) -> RunFolder:
-        if config.trainer.default_root_dir is not None:
-            return RunFolder(Path(config.trainer.default_root_dir))
-        given = config.get("ckpt_path")
-        if self.subcommand != "fit" and config.name is None:
-            if given and Path(given).is_file():
-                folder = Path(given).resolve().parent
-                if folder.name == "checkpoints":
-                    return RunFolder(folder.parent)
-            for saved in (Path(str(path)) for path in config.config or []):  # a run's own config names the run
-                if saved.name == "config.yaml" and (saved.parent / "checkpoints").is_dir():
-                    return RunFolder(saved.parent)
-        dataset, name = find_class(config.data.class_path, DataModule).name or "data", "run"
-        paths = [Path(str(given)).resolve() for given in config.config or []]
-        naming = [path for path in paths if path.parent.name != "trainer"]  # configs/trainer names no run
-        if naming:
-            path = naming[0]
-            parts = path.with_suffix("").parts
-            name = path.stem
-            if "configs" in parts:
-                inside = parts[len(parts) - parts[::-1].index("configs") :]
-                if len(inside) > 1:
-                    dataset, name = inside[-2], "-".join([*inside[:-2], inside[-1]])
-        return RunFolder(Path("runs") / dataset / (config.name or f"{name}-seed{config.seed_everything}"))
 
     def instantiate_classes(self) -> None:
         """Build everything; a mistake in an argument becomes one message."""
@@ -513,27 +380,8 @@ class RimlitCLI(LightningCLI):
         if is_rank_zero() and (note := idle_gpu(trainer)):
             log.info("%s", note)
         data.check_shares(trainer.world_size)
-        overfit, limit = trainer.overfit_batches, trainer.limit_train_batches  # type: ignore[attr-defined]
-        if overfit or (isinstance(limit, float) and limit != 1.0):  # only then is the data looked at
-            asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
-            if data.is_endless:
-                raise ConfigError(
-                    f"{asked} needs training data with an end, and this has none: set data.train_size."
-                )
-            if data.num_epochs is not None:
-                raise ConfigError(
-                    f"{asked} needs epochs of known length, and those of {type(data).__name__} have none."
-                )
-        has_end = trainer.max_steps != -1 or self._get(self.config, "trainer").get("max_time") is not None
-        if self.subcommand != "fit" or has_end:
-            return
-        if data.num_epochs is not None and trainer.max_epochs is None:
-            trainer.fit_loop.max_epochs = data.num_epochs
-        if data.is_endless:
-            raise ConfigError(
-                "The training stream has no end: set trainer.max_steps, trainer.max_time or data.train_size; "
-                "got max_steps=-1."
-            )
+        is_limited = self._get(self.config, "trainer").get("max_time") is not None
+        check_length(trainer, data, is_fit=self.subcommand == "fit", is_limited=is_limited)
 
     def before_fit(self) -> None:
         """Lock the run and refuse what cannot be trained; nothing is created yet (see :class:`RunRecorder`)."""
@@ -546,8 +394,8 @@ class RimlitCLI(LightningCLI):
                 raise ConfigError(
                     f"{self.folder.path} was trained by another process while this one started; start again."
                 )
-        if self._going_on_from is not None:
-            self._require_same_run(self._going_on_from)
+        if self._start is not None:
+            self._require_same_run(self._start)
         self._initialize()
 
     def _before_evaluation(self) -> None:
@@ -562,7 +410,7 @@ class RimlitCLI(LightningCLI):
         source = self.config[self.subcommand].init_from
         if source is None:
             return
-        if self._going_on_from is None:
+        if self._start is None:
             self.model.init_from = initialize(self.model, source, self.datamodule)
         elif is_rank_zero():
             log.info("init_from=%s is not loaded again: the run has weights of its own.", source)
@@ -587,28 +435,12 @@ class RimlitCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         is_fit = subcommand == "fit"
-        kwargs["ckpt_path"] = self._going_on_from if is_fit else self._checkpoint_path(kwargs.get("ckpt_path"))
+        kwargs["ckpt_path"] = self._start if is_fit else checkpoint_path(self.folder, kwargs.get("ckpt_path"))
         self._loaded_from = kwargs["ckpt_path"]
         kwargs["weights_only"] = True
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False
         return kwargs
-
-    def _checkpoint_path(self, given: Any) -> str | None:
-        if given is None or given in CHECKPOINT_KEYS:
-            path = self.folder.checkpoints / f"{given or 'best'}.ckpt"
-            if not path.is_file():
-                if given != "last" and (last := path.with_name("last.ckpt")).is_file():
-                    raise CheckpointError(
-                        f"ckpt_path={given!r}: there is no {path}, as this run was not validated. Use "
-                        f"--ckpt_path last, which is {last}."
-                    )
-                raise CheckpointError(
-                    f"ckpt_path={given!r}: there is no {path}. Train first, or name a file with --ckpt_path."
-                )
-            return str(path)
-        read_checkpoint(given)
-        return str(given)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last one where nothing was validated."""
@@ -641,48 +473,3 @@ class AlreadyDone(Exception):  # noqa: N818, no error
     def __init__(self, message: str, folder: RunFolder) -> None:
         super().__init__(message)
         self.folder = folder
-
-
-def dataset_of(folder: Path, class_path: str) -> str:
-    """Return the dataset of a run: the folder under ``runs``, or else the name of the data module's class.
-
-    MLflow's experiments are named so.
-
-    Args:
-        folder: The run's folder, ``runs/<dataset>/<name>`` or another.
-        class_path: Class of the data module.
-    """
-    parts = folder.parts
-    inside = parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else ()
-    return inside[0] if len(inside) > 1 else find_class(class_path, DataModule).name or "data"
-
-
-def _checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:
-    """Return the contents of the checkpoint that a command other than fit names as a file."""
-    path = value_of(arguments, "--ckpt_path")
-    if arguments[0] == "fit" or path is None or path in CHECKPOINT_KEYS:
-        return None
-    return read_checkpoint(path)
-
-
-def _with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str]:
-    """Put the checkpoint's own task and data before what the user gave, unless that is a config."""
-    if value_of(arguments, "--model") or any("model" in read_yaml(path) for path in named_configs(arguments)):
-        return arguments
-    saved, given = checkpoint["rimlit"], str(value_of(arguments, "--ckpt_path"))
-    if "task" not in saved:
-        raise CheckpointError(f"{given} holds weights of a module that is no task of rimlit.")
-    build_saved(saved["task"], given)  # what the parser refuses later would be taken for the user's
-    if saved.get("data") is None:
-        raise CheckpointError(
-            "The checkpoint was written without a data module: give --config or --model and --data."
-        )
-    # optimiser and scheduler are for training: a command that only reads the weights needs neither's class
-    init_args = {k: v for k, v in saved["task"]["init_args"].items() if k not in ("optimizer", "scheduler")}
-    config = {"model": {**saved["task"], "init_args": init_args}, "data": saved["data"]}
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    # named like the checkpoint, as a run is named after its config
-    path = Path(folder, Path(value_of(arguments, "--ckpt_path") or "checkpoint").stem).with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(config))
-    return [arguments[0], "--config", str(path), *arguments[1:]]

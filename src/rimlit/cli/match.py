@@ -1,0 +1,65 @@
+"""``--match``: the width at which a model is as large as another one, solved from the settings of both."""
+
+import logging
+import re
+import sys
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from rimlit.cli.arguments import named_configs, shared_options
+from rimlit.cli.failures import cause_of
+from rimlit.cli.messages import explain
+from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
+from rimlit.comparison.matching import match_parameters
+from rimlit.errors import ConfigError
+from rimlit.tracking.process_names import is_rank_zero
+
+log = logging.getLogger(__name__)
+
+
+def match_width(top: LightningArgumentParser, parser: LightningArgumentParser, config: Namespace) -> None:
+    """Solve the backbone's width and put it into the settings, as if it had been given.
+
+    Args:
+        top: Parser of all commands.
+        parser: Parser of the command that is run.
+        config: Its settings, with ``match`` and ``match_to``.
+
+    Raises:
+        ConfigError: There is nothing to match, or no width matches.
+    """
+    subcommand = sys.argv[1]
+    target = find_target(config.match_to, named_configs(sys.argv))
+    config.match_to = str(target)
+    if any(re.match(r"--model\..*\bhidden_size\b", word) for word in sys.argv):
+        raise ConfigError("hidden_size is what match solves: leave out one of the two.")
+    try:
+        of_target = top.parse_args([subcommand, "--config", str(target), *shared_options(sys.argv)])
+    except ArgumentError as error:
+        raise ConfigError(f"match_to: {explain(error, parser)}") from error
+    ours, theirs = (
+        yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target[subcommand])
+    )
+    is_itself = any(Path(path).resolve() == target.resolve() for path in named_configs(sys.argv))
+    if is_itself and ours["model"]["init_args"]["backbone"] == theirs["model"]["init_args"]["backbone"]:
+        raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")
+    require_same_data({"this config": ours, f"match_to={str(target)!r}": theirs})
+    try:
+        data = build_data(ours)
+        found = match_parameters(
+            build_task(ours, data),
+            build_task(theirs, data),
+            measure=config.match,
+            tolerance=config.match_tolerance,
+        )
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is None:
+            raise
+        raise cause from error
+    config.model.init_args.backbone.init_args["hidden_size"] = found.width
+    if is_rank_zero():
+        log.info("Matched to %s: %s.", target, found)
