@@ -169,6 +169,52 @@ def test_a_folder_that_cannot_be_used_is_named_with_exit_code_6(copying: Path, c
         refused(answer, 6, path, "cannot be written (")
 
 
+# The data are known by their content
+
+OWN = ("--model=ClassificationTask", "--model.backbone=LSTM", "--model.backbone.hidden_size=8", "--data=Sequences")
+OWN_FIT = ("fit", *OWN, *QUIET, *UNTRACKED, "--data.batch_size=4", "--trainer.accelerator=cpu", "--name=mine")
+
+
+def write_labels(path: Path, swap: bool = False) -> None:
+    rows = [f"s{s},{s + t / 10},{('a', 'b')[(s + swap) % 2]}\n" for s in range(30) for t in range(3)]
+    write_file(path, f"sequence,x,target\n{''.join(rows)}")
+
+
+def test_changed_data_are_refused_and_moved_data_are_the_same(folder: Path) -> None:
+    write_labels(folder / "a.csv")
+    succeed(*OWN_FIT, "--data.path=a.csv", "--trainer.max_steps=2")
+    run = folder / "runs/sequences/mine"
+    digest = read_json(run / "results.json")["data"]["digest"]
+    assert (
+        len(digest) == 64 and read_checkpoint(run / "checkpoints/last.ckpt")["rimlit_run"]["data_digest"] == digest
+    )
+    write_labels(folder / "b.csv", swap=True)
+    before = contents(run)
+    for steps in (2, 4):
+        answer = rimlit(*OWN_FIT, "--data.path=b.csv", f"--trainer.max_steps={steps}")
+        refused(answer, 2, "mine was trained on data of other content", digest[:12], "--allow_changes true")
+        assert contents(run) == before
+    (folder / "elsewhere").mkdir()
+    (folder / "a.csv").rename(folder / "elsewhere/c.csv")
+    succeed(*OWN_FIT, "--data.path=elsewhere/c.csv", "--trainer.max_steps=4")
+    assert read_json(run / "run_state.json")["step"] == 4
+    succeed(*OWN_FIT, "--data.path=b.csv", "--trainer.max_steps=6", "--allow_changes=true")
+    assert read_json(run / "results.json")["data"]["digest"] != digest
+
+
+def test_data_that_give_reason_for_doubt_are_a_warning_or_with_strict_an_error(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"s{s},{s % 2},{('a', 'b')[s % 2]}\n" for s in range(30)]
+    write_file(folder / "same.csv", f"sequence,x,target\n{''.join(rows)}")
+    options = (*OWN_FIT, "--data.path=same.csv", "--trainer.max_steps=1")
+    answer = rimlit(*options, "--strict")
+    refused(answer, 3, "same.csv", "every sequence of val is also in train")
+    assert [path.name for path in folder.iterdir()] == ["same.csv"]
+    succeed(*options)
+    assert "every sequence of val is also in train" in caplog.text
+
+
 # Links in a run's folder
 
 

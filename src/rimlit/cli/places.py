@@ -84,9 +84,7 @@ def find_start(folder: RunFolder, config: Namespace) -> str | None:
     newest = newest_checkpoint(place)
     for damaged in newest.passed_over:
         log.warning("Passed over: %s", damaged)
-    if newest.path is not None:
-        log.info("Resuming %s from %s.", folder.path, newest.path if named != "auto" else newest.path.name)
-    elif named != "auto":
+    if newest.path is None and named != "auto":
         raise CheckpointError(f"resume={named!r}: there is no whole checkpoint in {place}.")
     return None if newest.path is None else str(newest.path)
 

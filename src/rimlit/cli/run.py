@@ -396,6 +396,9 @@ class RimlitCLI(LightningCLI):
                 )
         if self._start is not None:
             self._require_same_run(self._start)
+            if is_rank_zero():
+                start = Path(self._start)
+                log.info("Resuming %s from %s.", self.folder.path, start.name if self._is_same_run else start)
         self._initialize()
 
     def _before_evaluation(self) -> None:
