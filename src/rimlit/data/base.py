@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from rimlit.data.checks import CheckedCollate, FiniteIndexed, Indexed, Sizes
 from rimlit.data.sampling import (
@@ -230,8 +230,10 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
                 self._checked(split)(Indexed(dataset).__getitems__([0]))
 
     def example(self, split: Split) -> Any:
-        """Return a batch of the first sample of a split; None where there is none before training begins."""
-        dataset = next(iter(self.datasets(split).values()))
+        """Return a batch of the first sample of a split; None where samples have no indices, or there are none."""
+        dataset = next(iter(self.datasets(split).values()), None)
+        if dataset is None or isinstance(dataset, IterableDataset):
+            return None
         return self._checked(split)(Indexed(dataset).__getitems__([0]))
 
     def _source(self, split: Split) -> str:
