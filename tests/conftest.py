@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, a seed, no override from the environment, and tensors that tell."""
+"""What every test starts from: one thread, a seed, no override in the environment, tensors of distinct numbers."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Where an error comes from: what led to it, and the line of the user's own code that raised it."""
+"""Where an error comes from: its chain of causes, and the line of the user's own code that raised it."""
 
 import os
 import re

@@ -1,7 +1,7 @@
 """Checkpoint files: written whole or not at all, with a digest that is checked when they are read.
 
 A file is what ``torch.save`` writes, a zip archive, with the SHA-256 of all before it as the archive's comment:
-one file, which ``torch.load`` opens as it is. A flipped bit in a weight would otherwise load without a word.
+one file, which ``torch.load`` opens as it is. A flipped bit in a weight would otherwise load silently.
 """
 
 import hashlib
@@ -45,9 +45,11 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         NonFiniteError: A weight, the optimiser's state or the carried state holds NaN or infinity.
         StorageError: The folder cannot be written or has too little space.
     """
-    spoilt = _not_finite(checkpoint)
-    if spoilt is not None:
-        raise NonFiniteError(f"{path} is not written: {spoilt} holds NaN or infinity. Earlier checkpoints stay.")
+    non_finite = _not_finite(checkpoint)
+    if non_finite is not None:
+        raise NonFiniteError(
+            f"{path} is not written: {non_finite} holds NaN or infinity. Earlier checkpoints stay."
+        )
     path = Path(path)
     try:
         with whole_file(path) as file:
@@ -87,9 +89,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if (fault := _fault(checkpoint)) is not None:
         raise CheckpointError(f"{path} is not a checkpoint that rimlit wrote: {fault}.")
     check_specs(checkpoint, path)
-    spoilt = _not_finite(checkpoint)
-    if spoilt is not None:
-        raise CheckpointError(f"{path} cannot be used: {spoilt} holds NaN or infinity.")
+    non_finite = _not_finite(checkpoint)
+    if non_finite is not None:
+        raise CheckpointError(f"{path} cannot be used: {non_finite} holds NaN or infinity.")
     return dict(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""What the package prints: on lines of its own, above a progress bar, and never a reason for a run to fail."""
+"""Printing: on separate lines, above a progress bar, and never a reason for a run to fail."""
 
 import contextlib
 import logging
@@ -45,7 +45,7 @@ class UnfailingStream:
 
 
 def guard_streams() -> None:
-    """Let nothing that this process prints raise, whoever prints it: Lightning, a progress bar, a warning."""
+    """Let no print of this process raise, be it by Lightning, a progress bar or a warning."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, UnfailingStream):

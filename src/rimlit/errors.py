@@ -1,4 +1,4 @@
-"""Errors a user can mend, each with the exit code of the command line.
+"""Errors that a user can fix, each with the exit code of the command line.
 
 Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint, 5 not finite, 6 storage,
 7 another process, 130 interrupted, 143 terminated.
@@ -11,7 +11,7 @@ import re
 def install_command(extra: str) -> str:
     """Return the command that installs what an optional extra of this package needs.
 
-    The extra itself is named for a checkout only: on an index this package's name may belong to anybody.
+    The extra itself is named for a checkout only: on an index, anyone could register this package's name.
 
     Args:
         extra: For example ``rl``.
@@ -91,7 +91,7 @@ class ProcessError(RimlitError, SystemExit):
 
 
 class StoppedError(RimlitError):
-    """A signal asked the run to stop; it was saved and can go on.
+    """A signal asked the run to stop; it was saved and can be resumed.
 
     Args:
         message: What happened.

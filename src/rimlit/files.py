@@ -1,7 +1,7 @@
 """Files of a run: written whole, in UTF-8, and never through a link.
 
-Whoever writes into a run's folder does it here. A file is replaced by one that is on the disk whole; a link in its
-place is replaced too, and what it points to is left alone.
+All code that writes into a run's folder uses this module. A file is replaced by one that is on the disk whole; a
+link in its place is replaced too, and its target is left alone.
 """
 
 import contextlib

@@ -216,7 +216,7 @@ def given_arguments(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 class Recorded:
-    """Mixin that remembers with which arguments an object was made, whatever its subclass's signature is."""
+    """Mixin that remembers the arguments with which an object was made, for any signature of a subclass."""
 
     _arguments: dict[str, Any]
 

@@ -118,7 +118,7 @@ def test_with_several_heads_the_least_mean_null_probability_wins(slots: int) -> 
     null = 1 / (1 + scores.exp().sum(dim=-1))  # (B, M, I)
     torch.testing.assert_close(activity.null_attention[:, 0], null.mean(dim=-1))
     assert torch.equal(activity.active[:, 0], winners(-null.mean(dim=-1), 2))
-    # the test would tell nothing if the mean score ranked the same
+    # the test would prove nothing if the mean score ranked the same
     assert not torch.equal(activity.active[:, 0], winners(scores.logsumexp(dim=-1).mean(dim=-1), 2))
 
 

@@ -1,4 +1,4 @@
-"""Atari by the command line: any game is learnt from, tested and recorded; what is no game exits with 2."""
+"""Atari by the command line: any game is trained on, tested and recorded; what is no game exits with 2."""
 
 import sys
 from pathlib import Path

@@ -176,7 +176,7 @@ def test_a_signal_stops_the_rest_and_leaves_a_table_of_what_was_done(
     started = fake(monkeypatch, interrupt)
     answer = running.rimlit("compare", *FAST, "--jobs=1")
     assert answer.code == code
-    assert "The same command goes on" in answer.err
+    assert "The same command resumes it" in answer.err
     assert started == ["rim-seed0", "lstm-seed0"]
     assert Comparison.load(COMPARISON).rows[0]["seeds"] == 1
     rest = fake(monkeypatch, lambda run: 0)

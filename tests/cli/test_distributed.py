@@ -184,7 +184,7 @@ def test_a_run_has_the_same_losses_at_1_2_and_4_processes_and_when_their_number_
         assert others == pytest.approx(alone, rel=1e-5), name
 
 
-def test_a_run_of_two_processes_that_is_killed_goes_on_as_if_it_had_not_been(scored: Path, warm: Warm) -> None:
+def test_a_run_of_two_processes_that_is_killed_resumes_bit_for_bit(scored: Path, warm: Warm) -> None:
     common = ("fit", *LANGUAGE, *ROWS, *UNTRACKED, *LOSSES, UNTESTED)
     common += ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=2")
     dropout = ("--model.init_args.dropout=0.3",)
@@ -339,7 +339,7 @@ def torchrun(*options: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *options, "--no-python", *program()]
 
 
-def test_torchrun_starts_the_processes_again_and_the_run_goes_on(folder: Path, warm: Warm) -> None:
+def test_torchrun_starts_the_processes_again_and_the_run_resumes(folder: Path, warm: Warm) -> None:
     options = (*COPYING, *UNTRACKED, UNTESTED, "--trainer.max_steps=7", "--trainer.limit_val_batches=1")
     options += ("--trainer.val_check_interval=1",)  # and a checkpoint
     start = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=1")

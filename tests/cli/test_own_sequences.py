@@ -130,7 +130,7 @@ def test_a_task_that_does_not_fit_the_target_is_one_message(
 
 @pytest.fixture(scope="module")
 def trained_waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which slow and fast waves were told apart. Only to be read."""
+    """A working directory in which a model was trained to classify slow and fast waves. Only to be read."""
     folder = tmp_path_factory.mktemp("waves")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

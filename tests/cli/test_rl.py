@@ -207,7 +207,7 @@ def test_an_environment_at_fault_is_named_and_leaves_the_checkpoint_before_it(
     said = refused(3, "fit", *options)
     assert f"{CORRIDOR}: environment 0 {says}" in said
     last = read_checkpoint(folder / RUN / "checkpoints/last.ckpt")
-    assert last["Experience"]["env_steps"] == 3 * 40  # the fourth rollout was about to be learnt from
+    assert last["Experience"]["env_steps"] == 3 * 40  # the fourth rollout was about to be trained on
     state = read_json(folder / RUN / "run_state.json")
     assert state["status"] == "failed"
     assert says.split(":")[0] in state["reason"]

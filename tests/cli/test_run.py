@@ -1,4 +1,4 @@
-"""What a run leaves, how it is gone on with, and what a checkpoint alone can do."""
+"""The files of a run, how it is resumed, and what a checkpoint alone can do."""
 
 import csv
 import json
@@ -319,7 +319,7 @@ def test_going_on_with_other_settings_is_refused_by_name_unless_allowed(
     assert read_json(copying / "run_state.json")["step"] == 6
 
 
-def test_a_language_model_goes_on_with_another_number_of_rows_from_the_initial_state(
+def test_a_language_model_resumes_with_another_number_of_rows_from_the_initial_state(
     language: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (carried,) = read_checkpoint(language / "checkpoints/last.ckpt")["rimlit"]["carried"]
@@ -327,7 +327,7 @@ def test_a_language_model_goes_on_with_another_number_of_rows_from_the_initial_s
     longer = ("fit", *LANGUAGE, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6")
     with caplog.at_level(logging.INFO, logger="rimlit"):
         succeed(*longer, "--data.batch_size=3", "--allow_changes=true")
-    assert "The state of 4 rows of text is not taken up: a batch has 3 from here on." in caplog.text
+    assert "The state of 4 rows of text is not restored: a batch has 3 from here on." in caplog.text
     (carried,) = read_checkpoint(language / "checkpoints/last.ckpt")["rimlit"]["carried"]
     assert len(carried[0]) == 3
 

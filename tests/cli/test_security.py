@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: whatever they hold, nothing of it is imported or run.
+"""Files that another person wrote: nothing in them is ever imported or run.
 
 Every attack would write a file, and no file is there in the end, whichever way the attack came in.
 """

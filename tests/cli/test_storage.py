@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_earlier_checkpoint_whole(
     path = disk("2m")
     answer = fit(path / "run", at=2, then=lambda: fill(path))
     assert_refused(answer, path / "run", "No space left on device", 1)
-    # with space again it goes on, and the state says how it ended before
+    # with space again it resumes, and the state says how it ended before
     assert read_json(path / "run/run_state.json")["step"] == 1
     (path / "filler").unlink()
     assert fit(path / "run").code == 0

@@ -91,7 +91,7 @@ def test_sync_of_a_folder_that_is_not_there_is_one_message(folder: Path) -> None
     assert answer.err.startswith("rimlit: error: rnus is no folder; rimlit sync takes folders of runs")
 
 
-def test_a_run_set_aside_keeps_what_it_could_not_send(copying: Path, store: str) -> None:
+def test_an_archived_run_keeps_what_it_could_not_send(copying: Path, store: str) -> None:
     first = MLflowTracker("copying", folder=copying).run_id
     succeed("fit", *COPYING, FIGURELESS, "--resume=never", "--test_after_fit=false", "--trainer.max_steps=1")
     second = MLflowTracker("copying", folder=copying).run_id

@@ -268,7 +268,7 @@ def test_the_processes_rows_together_are_all_rows_once(world_size: int) -> None:
         chunks_of(tokens, num_rows=10, chunk_length=2, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    assert {len(share) for share in shares} == {len(whole)}  # all walk the same number of chunks
+    assert {len(share) for share in shares} == {len(whole)}  # all have the same number of chunks
     assert torch.equal(torch.cat([joined(share, "targets") for share in shares]), joined(whole, "targets"))
 
 

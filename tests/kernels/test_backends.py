@@ -148,7 +148,7 @@ def test_a_fast_loop_agrees_with_the_reference_in_everything(case: dict[str, Any
     expected = run("reference", case, torch.float64)
     if case.get("steps") != 1 and case.get("num_active") != M:
         mask = torch.cat([layer.active.flatten(0, 1) for layer in expected.activities])
-        assert len(mask.unique(dim=0)) > 1  # else the case would not tell one selection from another
+        assert len(mask.unique(dim=0)) > 1  # else the case would not distinguish two selections
     assert_agree(run(backend, case, torch.float64), expected, rtol=1e-9, atol=1e-11)
 
 

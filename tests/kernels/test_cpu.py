@@ -208,11 +208,11 @@ def test_numbers_that_tiles_cannot_hold_spoil_what_they_spoil_without_tiles(
         found.append([features.detach(), *gradients])
         assert any(ahead) == has_tiles
         ahead.clear()
-    spoilt = [[~torch.isfinite(tensor) for tensor in tensors] for tensors in found]
+    non_finite = [[~torch.isfinite(tensor) for tensor in tensors] for tensors in found]
     if bad != 3.4e38:
-        assert any(bool(tensor.any()) for tensor in spoilt[0])
-    assert any(not bool(tensor.all()) for tensor in spoilt[0])
-    for ours, theirs in zip(*spoilt, strict=True):
+        assert any(bool(tensor.any()) for tensor in non_finite[0])
+    assert any(not bool(tensor.all()) for tensor in non_finite[0])
+    for ours, theirs in zip(*non_finite, strict=True):
         assert torch.equal(ours, theirs)
 
 

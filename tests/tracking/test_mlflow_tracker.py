@@ -442,7 +442,7 @@ def test_mlflow_is_not_imported_before_its_defaults_are_set() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# Runs that go on
+# Resumed runs
 
 
 def test_a_run_that_was_killed_is_marked_at_the_next_start_and_goes_on_without_a_step_twice(

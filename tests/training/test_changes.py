@@ -1,4 +1,4 @@
-"""A run that goes on with other settings: rates are taken and said, what a step means is refused by name."""
+"""A run that is resumed with other settings: rates are used and logged, what changes a step is refused by name."""
 
 import logging
 from functools import partial

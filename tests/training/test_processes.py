@@ -234,7 +234,7 @@ def test_a_slurm_job_or_its_task_of_an_array_is_requeued_on_the_signal_slurm_sen
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     error = signals.SignalFlag.error(signal.SIGUSR1, 3, Path("last.ckpt"))
-    assert str(error).endswith(f"The same command goes on. SLURM puts job {job} back into its queue.")
+    assert str(error).endswith(f"The same command resumes it. SLURM puts job {job} back into its queue.")
     signals.SignalFlag.error(signal.SIGTERM, 3, Path("last.ckpt"))  # scancel
     assert calls.read_text() == f"requeue {job}\n"
 

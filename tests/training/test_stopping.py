@@ -228,7 +228,7 @@ def test_a_folder_that_vanishes_ends_the_run(tmp_path: Path) -> None:
     message = r"checkpoints/last\.ckpt cannot be written \(No such file.*needs about [\d,]+ bytes, the folder is"
     with pytest.raises(StorageError, match=message):
         train(folder, At(3, lambda _: shutil.rmtree(folder)))
-    assert not folder.exists(), "it is not made anew as if nothing was lost"
+    assert not folder.exists(), "it is not created again as if nothing was lost"
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_end_well(tmp_path: Path) -> None:

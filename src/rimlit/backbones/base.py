@@ -18,10 +18,10 @@ from rimlit.types import State, conform_state, flat_state, replace_state
 
 
 class Backbone(nn.Module, ABC):
-    """A recurrent network that stands where an ``nn.LSTM(batch_first=True)`` stood.
+    """A drop-in replacement for ``nn.LSTM(batch_first=True)``.
 
     Subclasses set ``input_size``, ``output_size`` and ``hidden_size`` and override the two abstract methods.
-    Running a sequence step by step, handing the state on, gives what running it whole gives.
+    Running a sequence step by step, with the state passed on, equals running it whole.
     """
 
     input_size: int
@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
 
         Args:
             inputs: (B, input_size), or (B, N, input_size) where the backbone reads N slots.
-            state: State to go on from.
+            state: State to continue from.
 
         Returns:
             Features (B, output_size) and the state after the step, as a sequence of one step gives them.

@@ -394,12 +394,12 @@ class RIM(Backbone):
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody asks for the activity of forwards."""
+        """Whether the activity of forward passes is being recorded."""
         return bool(self._activity_hooks)
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
-        """Tell nobody of the forwards inside the ``with`` block; single steps then take the shortest way."""
+        """Record no activity inside the ``with`` block; single steps then take the fast path."""
         hooks, self._activity_hooks = self._activity_hooks, []
         try:
             yield

@@ -62,19 +62,19 @@ usage: rimlit compare CONFIG... [options] [--key.of.the.config VALUE ...]
 
 Train every config with every seed, each as 'rimlit fit' in a process of its own with one thread, and put them side
 by side: a table of means and standard deviations over seeds, a figure per metric, a parent run in MLflow. The same
-command goes on where it was stopped and repeats nothing that is finished.
+command resumes a comparison that was stopped; finished runs are not repeated.
 
   CONFIG...                  files, or names that 'rimlit configs' lists; all about the same data
   --seeds 3                  3 means 0, 1, 2; or a list: --seeds 0,5,7
   --match params|flops|state give every other model the smallest hidden_size with no fewer parameters (FLOPs a
-                             step, numbers of state) than the one of --match_to has
+                             step, state size) than the one of --match_to
   --match_to CONFIG          by default the first config with a RIM, or the rim.yaml beside the first config
   --match_tolerance 0.05     how much larger a matched model may be, as a share
   --jobs N                   runs at a time; by default as many as there are cores, or one on a GPU
   --name NAME                keep it in runs/<dataset>/compare-NAME; by default runs/<dataset>/compare
   --trust PACKAGE            as for fit
 
-Whatever follows is handed to every run: --trainer.max_steps 500, --config trainer/quick, --data.batch_size 32.
+All other options are passed to every run: --trainer.max_steps 500, --config trainer/quick, --data.batch_size 32.
 OMP_NUM_THREADS gives each run more threads. Results do not depend on --jobs.
 """
 
@@ -83,8 +83,8 @@ EXPORT_HELP = """\
 usage: rimlit export RUN_OR_CHECKPOINT --to FOLDER
 
 Write the weights of a checkpoint, or of a run's best one, to FOLDER/model.safetensors, and the task with its
-arguments, the data's sizes and the versions to FOLDER/config.json. rimlit.load_checkpoint("FOLDER") brings the
-task back; any other program reads both files without this package. Neither can hold code.
+arguments, the data's sizes and the versions to FOLDER/config.json. rimlit.load_checkpoint("FOLDER") loads the
+task; any other program reads both files without this package. Neither can hold code.
 """
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say("rimlit: interrupted", sys.stderr)
         raise SystemExit(130) from None
     except ProcessError as error:
-        raise SystemExit(error.exit_code) from None  # it has been said why
+        raise SystemExit(error.exit_code) from None  # the reason has been printed
     except Exception as raised:
         failure = translate(raised)
         if os.environ.get("RIMLIT_DEBUG"):

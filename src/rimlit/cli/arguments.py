@@ -37,7 +37,7 @@ def resolve_configs(arguments: list[str]) -> list[str]:
     """Name configs by ``--config``, put the first one first, and replace names of shipped ones by their files.
 
     ``fit copying/rim trainer/quick --name a`` is ``fit --config copying/rim --config trainer/quick --name a``. An
-    option that stands before the first config has a meaning only after it, which says what classes are set up.
+    option given before the first config is moved behind it: the config decides which classes it belongs to.
     """
     options = next((index for index, word in enumerate(arguments) if index and word.startswith("-")), None)
     named = arguments[1:options]
@@ -141,7 +141,7 @@ def _require_bounds(text: str) -> None:
 
 
 def _require_unique_keys(node: yaml.Node) -> None:
-    """Raise where a key stands twice in a mapping: YAML would take the second without a word."""
+    """Raise where a key occurs twice in a mapping: YAML would silently use the second."""
     waiting, seen = [node], {id(node)}
     while waiting:
         node = waiting.pop()

@@ -33,7 +33,7 @@ from rimlit.tasks import Task
 
 
 def refuse_settings(config: Namespace) -> None:
-    """Refuse what Lightning takes and then stumbles over, or trains nothing with."""
+    """Refuse settings that Lightning accepts and then fails with, or trains nothing with."""
     trainer = config.trainer
     if not isinstance(trainer, Namespace):
         raise ConfigError(f"trainer must be a mapping such as {{max_steps: 100}}; got {trainer!r}.")
@@ -144,7 +144,7 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
     """Compare what callbacks watch in validation with the metrics of the task, where all of these are known."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if not all(type(part).__module__.startswith(("rimlit.", "lightning.")) for part in (task, *callbacks)):
-        return  # it may log what it likes
+        return  # it may log any name
     known = [
         f"val/{group}/{name}" if group else f"val/{name}"
         for group in data.group_names("val")
@@ -208,7 +208,7 @@ def check_length(trainer: L.Trainer, data: DataModule, *, is_fit: bool, is_limit
         ConfigError: The data have no end, or no epochs of known length.
     """
     overfit, limit = trainer.overfit_batches, trainer.limit_train_batches  # type: ignore[attr-defined]
-    if overfit or (isinstance(limit, float) and limit != 1.0):  # only then is the data looked at
+    if overfit or (isinstance(limit, float) and limit != 1.0):  # only then is the data needed
         asked = f"trainer.overfit_batches={overfit}" if overfit else f"trainer.limit_train_batches={limit}"
         if data.is_endless:
             raise ConfigError(f"{asked} needs training data with an end, and this has none: set data.train_size.")

@@ -51,7 +51,7 @@ EVERY_RUN = ("--trainer.enable_progress_bar=false",)
 
 
 class SettingsReader(RimlitCLI):
-    """What :class:`RimlitCLI` makes of the arguments of ``fit``, without a run."""
+    """The settings that :class:`RimlitCLI` resolves from the arguments of ``fit``, without a run."""
 
     def __init__(self) -> None:
         super().__init__("", None)
@@ -148,8 +148,8 @@ def compare(
 ) -> Comparison:
     """Train every config with every seed and put them side by side.
 
-    Each run is a ``rimlit fit`` in a process of its own. What is finished is not repeated, what was interrupted
-    goes on, and a run that fails does not stop the others. Everything is kept in ``runs/<dataset>/compare``.
+    Each run is a ``rimlit fit`` in a process of its own. Finished runs are not repeated, interrupted ones
+    are resumed, and a run that fails does not stop the others. Everything is kept in ``runs/<dataset>/compare``.
 
     Args:
         configs: Files or names of shipped configs, one or more, all about the same data.
@@ -336,7 +336,7 @@ def _parent(model: Model, folder: Path) -> MLflowTracker | None:
     dataset = dataset_of(folder, model.settings["data"]["class_path"])
     tracker = protect(MLflowTracker(dataset, folder.name, folder=folder))
     tracker.set_tags({"run_folder": str(folder)})
-    tracker.flush()  # the runs are told its id
+    tracker.flush()  # the runs are given its id
     return tracker
 
 
@@ -370,7 +370,7 @@ def _results(
     commit: str,
     matched: tuple[Measure, str] | None,
 ) -> dict[str, Any]:
-    """Gather what the runs wrote down."""
+    """Gather the results of the runs."""
     task = models[0].task
     metrics = task.metrics()
     better = {name: getattr(metrics.get(name), "higher_is_better", None) for name in task.headline}

@@ -1,6 +1,6 @@
-"""Turn whatever a run raises into one of rimlit's errors: a message of one line, and the exit code of its kind.
+"""Turn any error of a run into one of rimlit's: a message of one line, and the exit code of its kind.
 
-Imports neither torch nor Lightning: their errors are known by their class names and texts.
+Imports neither torch nor Lightning: their errors are recognised by class name and text.
 """
 
 import contextlib

@@ -32,7 +32,7 @@ OWN = ("name", "seed_everything", "resume", "init_from", "allow_changes", "test_
 
 @dataclass(frozen=True, repr=False)
 class FitResult:
-    """What :func:`fit` leaves."""
+    """Result of :func:`fit`."""
 
     task: Task
     """The task with the best weights (the last where nothing was validated), in evaluation mode."""
@@ -120,7 +120,7 @@ def fit(
         path, command = config, None
         if not isinstance(config, str | Path):
             content = config if isinstance(config, Mapping) else _described(config, data)
-            path = Path(folder, "run.yaml")  # a run that names no config is called so
+            path = Path(folder, "run.yaml")  # the name of a run without a config of its own
             path.write_text(yaml.safe_dump(to_plain(content, "config")), encoding="utf-8")
             command = shlex.join(["rimlit.fit", *words])
         return _result(run(["fit", f"--config={path}", *words], objects, command))
@@ -156,7 +156,7 @@ def _result(ran: RimlitCLI | AlreadyDone) -> FitResult:
 
 @contextlib.contextmanager
 def _process_left_as_it_was() -> Iterator[None]:
-    """Put back what a command changes in a process that it takes for its own."""
+    """Restore the state of the process that a command changes."""
     argv, path, environment, trusted = list(sys.argv), list(sys.path), dict(os.environ), set(spec._trusted_here)
     loggers = [logging.getLogger(name) for name in ("rimlit", *ADVERTISERS)]
     kept = [(each, each.level, list(each.handlers), list(each.filters)) for each in loggers]

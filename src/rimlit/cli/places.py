@@ -120,13 +120,13 @@ def checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:
 
 
 def with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str]:
-    """Put the checkpoint's own task and data before what the user gave, unless that is a config."""
+    """Put the checkpoint's task and data before the user's options, unless these name a config or a model."""
     if value_of(arguments, "--model") or any("model" in read_yaml(path) for path in named_configs(arguments)):
         return arguments
     saved, given = checkpoint["rimlit"], str(value_of(arguments, "--ckpt_path"))
     if "task" not in saved:
         raise CheckpointError(f"{given} holds weights of a module that is no task of rimlit.")
-    build_saved(saved["task"], given)  # what the parser refuses later would be taken for the user's
+    build_saved(saved["task"], given)  # a mistake that the parser finds later would be reported as the user's
     if saved.get("data") is None:
         raise CheckpointError(
             "The checkpoint was written without a data module: give --config or --model and --data."

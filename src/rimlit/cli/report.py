@@ -19,7 +19,7 @@ from rimlit.training.run_folder import RunFolder
 TITLES = {"val": "validation", "test": "test"}
 
 _NOT_COMPARED = ("num_workers", "batch_size", "eval_batch_size", "seed", "path")
-"""Arguments of data that do not decide what they are. What a path leads to is told by the digest."""
+"""Arguments of data that do not decide what they are. The digest stands for what a path leads to."""
 _NOT_SHOWN = ("comparison", "paper")
 """Folders of recorded results whose models have another size than the shipped configs."""
 
@@ -70,7 +70,7 @@ def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Liter
         build_table(
             scores_of(trainer, stage),
             task.headline,
-            task.floors() if is_test else {},  # they are those of the test data
+            task.floors() if is_test else {},  # floors are those of the test data
             recorded_results(data) if is_test and is_whole and isinstance(data, DataModule) else {},
             folder.path.name,
             TITLES[stage],
@@ -82,7 +82,7 @@ def print_report(trainer: L.Trainer, task: Task, folder: RunFolder, stage: Liter
 
 
 def idle_gpu(trainer: L.Trainer) -> str | None:
-    """Return what to say of a run on the CPU where torch finds a GPU, None elsewhere."""
+    """Return a note about a run on the CPU where torch finds a GPU, None elsewhere."""
     if not isinstance(trainer.accelerator, CPUAccelerator) or not torch.cuda.is_available():
         return None
     return (
@@ -92,7 +92,7 @@ def idle_gpu(trainer: L.Trainer) -> str | None:
 
 
 def print_warnings(folder: RunFolder) -> None:
-    """Print what the training of a run gave reason to doubt, a line each."""
+    """Print the warnings about the training of a run, a line each."""
     for warning in folder.read_results().get("warnings", []):
         say(f"Warning: {warning}")
 

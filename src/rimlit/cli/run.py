@@ -146,7 +146,7 @@ class RimlitCLI(LightningCLI):
         )
 
     def _given(self) -> dict[str, Any]:
-        """Return the settings as far as they have been parsed, and the checkpoint that was loaded."""
+        """Return the settings that have been parsed so far, and the checkpoint that was loaded."""
         config = getattr(self, "config", {})
         part = config.get(config.get("subcommand") or "")
         settings = {} if part is None else part.as_dict()
@@ -222,12 +222,12 @@ class RimlitCLI(LightningCLI):
 
     @property
     def _is_same_run(self) -> bool:
-        """Whether fit goes on from a file of this run's own folder."""
+        """Whether fit resumes from a file in this run's own folder."""
         start = self._start
         return start is not None and self.folder.path.resolve() in Path(start).resolve().parents
 
     def _require_same_run(self, start: str) -> None:
-        """Refuse to go on with a run of other settings, and to train one that is done."""
+        """Refuse to resume a run of other settings, and to train one that is done."""
         config, checkpoint = self.config[self.subcommand], read_checkpoint(start)
         changes = find_changes(checkpoint, self.trainer, self.model, self.datamodule, config.seed_everything)
         refuse_changes(
@@ -267,7 +267,7 @@ class RimlitCLI(LightningCLI):
             raise cause from error
 
     def _build_data(self, class_type: type[DataModule], *args: Any, **kwargs: Any) -> DataModule:
-        """Build a data module that knows what the checkpoint knows (a vocabulary), before sizes are asked for."""
+        """Build the data module and restore its state (a vocabulary), before sizes are read from it."""
         self._data = class_type(*args, **kwargs) if self._objects is None else self._objects[1]
         if self.checkpoint is not None and class_type.__qualname__ in self.checkpoint:
             self._data.load_state_dict(self.checkpoint[class_type.__qualname__])
@@ -374,7 +374,7 @@ class RimlitCLI(LightningCLI):
         return [*own, *(logger if isinstance(logger, LocalMetrics) else protect(logger) for logger in loggers)]
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a run that would never end, and batches that cannot be dealt to the processes."""
+        """Refuse a run that would never end, and batches that cannot be divided among the processes."""
         trainer, data = self.trainer, self.datamodule
         check_run(trainer, self.model, data, is_fit=self.subcommand == "fit")
         if is_rank_zero() and (note := idle_gpu(trainer)):

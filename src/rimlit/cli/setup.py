@@ -1,4 +1,4 @@
-"""What is set up once in a process before a command runs: logging, warnings, the parser, the time loop."""
+"""Set-up of a process before a command runs: logging, warnings, the parser, the time loop."""
 
 import enum
 import logging

@@ -1,4 +1,4 @@
-"""What the runs of a comparison wrote down, and how their training recipes differ."""
+"""Results of the runs of a comparison, and how their training recipes differ."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def differing(recipes: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, s
 
 
 def facts_of(run: Run, metrics: Sequence[str]) -> dict[str, Any] | None:
-    """Return what a run wrote down; None where it wrote no test scores, or what it wrote is damaged."""
+    """Return the results of a run; None where it has no test scores, or they are damaged."""
     written = run.folder.read_results()
     if not isinstance(written.get("test"), dict):
         return None

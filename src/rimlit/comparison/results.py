@@ -30,7 +30,7 @@ class Score(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What stands in a table's cell."""
+    """Content of a table's cell."""
 
     text: str
     is_best: bool = False

@@ -36,7 +36,7 @@ class Run:
         folder: Where it lives.
         log: File that takes what it prints.
         steps: Optimiser steps it will take, None where it ends otherwise.
-        status: Where it stands.
+        status: Its progress.
     """
 
     config: str
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step that ``metrics.csv`` tells of, or at which the run was saved."""
+        """The last step in ``metrics.csv``, or the one at which the run was saved."""
         saved = int(self.folder.read_state().get("step") or 0)
         return max(saved, last_step(self.folder.path / "metrics.csv"))
 
@@ -189,10 +189,10 @@ def _stop(runs: Sequence[Run]) -> None:
 
 @contextmanager
 def _progress(runs: Sequence[Run], console: Console) -> Iterator[Callable[[], None]]:
-    """Show a bar over all runs and one for each that runs; where nobody watches, a line for each that ended."""
+    """Show a bar over all runs and one for each active run; without a terminal, a line for each that ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
-    told = {run.name for run in runs if run.status == "finished"}
+    reported = {run.name for run in runs if run.status == "finished"}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         total = progress.add_task("runs", total=len(runs))
 
@@ -210,8 +210,8 @@ def _progress(runs: Sequence[Run], console: Console) -> Iterator[Callable[[], No
                 elif run.status in ("finished", "failed"):
                     if run.name in bars:
                         progress.remove_task(bars.pop(run.name))
-                    if run.name not in told:
-                        told.add(run.name)
+                    if run.name not in reported:
+                        reported.add(run.name)
                         reason = f" ({run.reason})" if run.reason else ""
                         progress.console.print(
                             f"{run.name}: {run.status}{reason}, {sum(counts.values())} of {len(runs)} runs",

@@ -37,7 +37,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
 
     A subclass sets ``name``, gives :meth:`datasets`, and declares the sizes its tasks need as attributes or
     properties that are plain ints (``vocabulary_size``, ``input_size``, ``output_size``, …): the command line
-    hands them to the task's arguments of the same name.
+    passes them to the task's arguments of the same name.
 
     Args:
         batch_size: Sequences in a batch over all processes, at least 1 and a multiple of their number.
@@ -65,11 +65,11 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         self._doubts: set[str] = set()
 
     def check_shares(self, world_size: int) -> None:
-        """Raise a ConfigError if a batch cannot be dealt evenly to ``world_size`` processes."""
+        """Raise a ConfigError if a batch cannot be divided evenly among ``world_size`` processes."""
         share_of(self.batch_size, world_size=world_size)
 
     def start_training_at(self, epoch: int, batch: int) -> None:
-        """Let the next training loader begin at a batch of an epoch, to go on with a run."""
+        """Let the next training loader begin at a batch of an epoch, to resume a run."""
         self._start = epoch, batch
 
     @abstractmethod
@@ -82,7 +82,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
 
     @property
     def num_epochs(self) -> int | None:
-        """Epochs after which training ends by itself; None where only the trainer says when."""
+        """Epochs after which training ends; None where only the trainer's limits end it."""
         return None
 
     @property
@@ -133,7 +133,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         self._doubts.add(text)
 
     def floors(self) -> dict[str, float]:
-        """Return the scores of a model that learnt only the format, by metric name."""
+        """Return the scores of a model that learned only the format, by metric name."""
         return {}
 
     @property
@@ -156,7 +156,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         loader = self._loaders("train")[0]
         (epoch, batch), self._start = self._start, (0, 0)
         if loader.batch_size is None and loader.batch_sampler is not None:
-            return loader  # batches are the subclass's own: it goes on from the start of an epoch
+            return loader  # batches are the subclass's own: it resumes at the start of an epoch
         batches: Any = loader.batch_sampler
         sampler: Any = loader.sampler if loader.batch_size is None else batches.sampler
         if isinstance(sampler, IndexSampler):
@@ -244,7 +244,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
         return CheckedCollate(self.collate, self._source(split), sizes, are_targets_known=split != "predict")
 
     def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
-        """Return a loader that takes ``dataset`` in the order of :class:`IndexSampler` and looks at each batch."""
+        """Return a loader that takes ``dataset`` in the order of :class:`IndexSampler` and checks each batch."""
         size = self.size_of(dataset)
         batch_size: int | None = options.pop("batch_size", self.batch_size)
         if batch_size is not None:
@@ -262,7 +262,7 @@ class DataModule(Recorded, L.LightningDataModule, ABC):
 
 
 class TrainingLoader(DataLoader[Any]):
-    """A loader that Lightning takes for one that can go on in the middle of an epoch, which it does.
+    """A loader that Lightning recognises as one that can resume in the middle of an epoch.
 
     Its place is kept by :class:`rimlit.training.Checkpointer`, which counts what was trained on and not what
     workers have fetched ahead.

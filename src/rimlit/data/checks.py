@@ -1,4 +1,4 @@
-"""What samples must be, looked at where they become a batch: one that is not is named by its index and split."""
+"""Checks of samples when they become a batch: one that cannot be used is named by its index and split."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -56,10 +56,10 @@ class CheckedCollate:
     """Turn samples into a batch and look at it; costs microseconds for tokens, a pass over the batch for floats.
 
     Args:
-        collate: Turns samples into a batch; only a :class:`SequenceBatch` is looked at.
+        collate: Turns samples into a batch; only a :class:`SequenceBatch` is checked.
         source: What the samples are of, for messages.
         sizes: What the data module declares.
-        are_targets_known: Whether targets are looked at; what is to be predicted may have none.
+        are_targets_known: Whether targets are checked; samples to predict may have none.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What data are, whatever they are called and wherever they are: a SHA-256 of their content."""
+"""Identity of data by content: a SHA-256, independent of names and places."""
 
 import contextlib
 import hashlib
@@ -17,11 +17,11 @@ from rimlit.files import cache_folder, read_json, write_json
 LEAST_CACHED = 2**23
 """Bytes from which on a file's digest is kept: a smaller one is read as fast as the cache."""
 SETTLED_SECONDS = 2.0
-"""A file that was changed more recently may change again without its times telling."""
+"""A file that was changed more recently may change again without a change of its times."""
 
 
 def digest_parts(parts: Mapping[str, str]) -> str:
-    """Return one digest of the digests of parts by their role, such as ``train`` and ``test``.
+    """Return one digest of the digests of several parts, keyed by role, such as ``train`` and ``test``.
 
     Example:
         >>> digest_parts({"train": "a", "test": "b"}) == digest_parts({"test": "b", "train": "a"})

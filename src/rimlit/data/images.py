@@ -296,7 +296,7 @@ class SequentialImages(DataModule):
         return [""] if is_new or split in ("train", "val") else [f"size_{size}" for size in self.test_sizes]
 
     def floors(self) -> dict[str, float]:
-        """Return what a model scores on the test that knows how often each class occurs in training."""
+        """Return the test scores of a model that only knows how often each class occurs in training."""
         counts = np.bincount(self.images("train").labels, minlength=self.output_size) + 1.0
         nats = -np.log(counts / counts.sum())[self.images("test").labels]
         is_most_frequent = self.images("test").labels == counts.argmax()

@@ -1,6 +1,6 @@
 """Files that a user names: opened without waiting, bounded before they are read, named where they are wrong.
 
-Whatever in :mod:`rimlit.data` opens such a path does it here. Each fault is a :class:`DataError` of one line.
+All of :mod:`rimlit.data` opens such paths here. Each fault is a :class:`DataError` of one line.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import psutil
 from rimlit.errors import ConfigError, DataError
 
 MOST_BYTES = 64 * 2**30
-"""The most that is read from one file, whatever memory is free."""
+"""Upper limit of what is read from one file, however much memory is free."""
 LIMIT = "RIMLIT_READ_LIMIT"
 """Environment variable with another limit, in bytes."""
 BLOCK = 2**22
@@ -34,7 +34,7 @@ _KINDS = (
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    r"""Return a path, or another text of the user's, for a message: one line, and not longer than one.
+    r"""Return a path, or another text of the user's, for a message: printable, on one line, cut where it is long.
 
     Example:
         >>> shown("two\nlines.csv"), shown("x" * 5000)[-17:]
@@ -50,7 +50,7 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
     """Return what is at a path, through links; None where there is nothing.
 
     Raises:
-        DataError: It is a pipe, a socket or a device, or it cannot be looked at.
+        DataError: It is a pipe, a socket or a device, or the system denies access.
     """
     try:
         mode = os.stat(path).st_mode
@@ -78,7 +78,7 @@ def unreadable(path: Path, error: Exception) -> DataError:
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says in one line, without a point at its end."""
+    """Return an error's text on one line, without its full stop."""
     said = getattr(error, "strerror", None) or str(error)
     return shown(" ".join(said.split()).rstrip(".") or type(error).__name__)
 

@@ -27,7 +27,7 @@ from rimlit.errors import DataError
 ARRAYS = (".npy", ".npz", ".pt")
 KEYS = ("inputs", "targets", "lengths", "split")
 REAL_BYTES = 8
-"""Bytes of a number while it is checked, whatever it takes in the file."""
+"""Bytes of a number while it is checked, independent of its size in the file."""
 
 
 def read_arrays(path: Path, layout: Layout) -> SequenceData:
@@ -43,7 +43,7 @@ def read_arrays(path: Path, layout: Layout) -> SequenceData:
         except (DataError, MemoryError):
             raise
         except Exception as error:  # numpy, torch and zlib refuse what is damaged in a dozen ways
-            # numpy and torch go on to recommend options that would run what the file holds
+            # the rest of numpy's and torch's message recommends options that would run what the file holds
             reason = type(error).__name__ if path.suffix == ".pt" else one_line(error).split(". ")[0]
             raise DataError(
                 f"{shown(path)} is damaged or holds more than plain numbers ({reason}): Python objects are not "

@@ -15,7 +15,7 @@ def find_files(path: Path) -> dict[str, Path]:
     """Return a file under ``""``, or the files of a folder for train, val and test.
 
     Raises:
-        DataError: There are none, or they cannot be looked at.
+        DataError: There are none, or the folder cannot be read.
     """
     kind = kind_of(path)
     if kind == "file":
@@ -45,7 +45,7 @@ def _listed() -> str:
 def read_sequences(path: Path, layout: Layout) -> dict[str, SequenceData]:
     """Read a file, or a folder with a file for each of train, val and test.
 
-    The inputs of validation and test are the columns that training has, in whatever order these files have them.
+    The inputs of validation and test are the columns that training has, in any order in these files.
 
     Returns:
         Sequences by split, or one set under ``""`` that is still to be split.

@@ -1,6 +1,6 @@
 """Sequences from tables with a row per step: .csv, .csv.gz and .parquet.
 
-A cell is text until the layout says that it is a number, and a name stands once: no reader guesses anything.
+A cell is text until the layout says that it is a number, and column names are unique: no type is guessed.
 """
 
 import csv
@@ -88,7 +88,7 @@ def _read_csv(path: Path, content: bytes, layout: Layout) -> tuple[Columns, dict
     try:
         table = arrow.read_csv(
             pa.BufferReader(content),
-            # the header is read as a row: names may be missing, and one that stands twice would be renamed
+            # the header is read as a row: names may be missing, and arrow would rename one that occurs twice
             read_options=arrow.ReadOptions(column_names=keys, use_threads=False, block_size=_BLOCK),
             parse_options=arrow.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True),
             convert_options=arrow.ConvertOptions(

@@ -1,4 +1,4 @@
-"""Sequences of one's own, from files, for classification, regression and prediction of the next step."""
+"""Your own sequences, from files, for classification, regression and prediction of the next step."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ class Sequences(DataModule):
         target_columns: Columns of a table that are predicted; with ``label`` one.
         split_column: Column of a table that says train, val or test, the same in all rows of a sequence. None: as
             the files are named, or drawn.
-        delimiter: What stands between the cells of a .csv file, one character; ``\t`` for tabs.
+        delimiter: The character between the cells of a .csv file; ``\t`` for tabs.
         decimal: Decimal mark of the numbers in a .csv file, a point or a comma.
         predict_path: New sequences to predict, a file of the same layout, with or without targets; None for the
             test split. With a checkpoint's scales and classes the files of ``path`` need not exist.
@@ -400,7 +400,7 @@ class Sequences(DataModule):
         return self.learned["classes"][numbers] if self.layout.target == "label" else numbers
 
     def floors(self) -> dict[str, float]:
-        """Return what a model scores on the test that did not look at the inputs, or copied the step before.
+        """Return the test scores of a model that ignores the inputs, or copies the step before.
 
         For labels, and for tokens to come, it knows how often each occurs in training; for values it answers their
         mean in training; for vectors to come it repeats the last one.

@@ -296,7 +296,7 @@ class Text(DataModule):
     def _prompt(self, text: str, source: str) -> Prompt:
         ids = self.vocabulary.encode(text, source)
         if self.level == "word" and not text.endswith("\n"):
-            ids = ids[:-1]  # the prompt's last line goes on
+            ids = ids[:-1]  # the prompt's last line is continued
         start = ids.new_tensor([self.vocabulary.start])
         return Prompt(text, torch.cat([start, ids])[None])
 
@@ -305,7 +305,7 @@ class Text(DataModule):
         return self.prompts[index][0]
 
     def check_shares(self, world_size: int) -> None:
-        """Raise a ConfigError if the rows of a batch cannot be dealt evenly to ``world_size`` processes."""
+        """Raise a ConfigError if the rows of a batch cannot be divided evenly among ``world_size`` processes."""
         super().check_shares(world_size)
         share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
 

@@ -1,4 +1,4 @@
-"""A time loop under autograd: one Function over the whole sequence, with a derivative that the loop knows itself.
+"""A time loop under autograd: one Function over the whole sequence, with a derivative that the loop computes.
 
 Autograd would keep a graph of some fifty nodes per step and add up every weight's gradient step by step. A
 :class:`Loop` keeps only what its derivative needs, walks back over the steps, and forms each weight's gradient
@@ -179,7 +179,7 @@ class _Scan(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # a derivative of the derivative is asked for: autograd knows it
             return None, None, *_differentiable_gradients(ctx.setting, operands, gradients[:3], wanted)
-        with without_autocast(operands.hidden.device.type):  # as the walk forward
+        with without_autocast(operands.hidden.device.type):  # as in the forward pass
             found = ctx.loop.backward(ctx.setting, operands, outputs, tape, gradients[:3])
         return None, None, *(tensor if want else None for tensor, want in zip(found, wanted, strict=True))
 

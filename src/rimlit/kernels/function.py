@@ -209,7 +209,7 @@ def _split(projected: Tensor, options: LayerOptions) -> tuple[Tensor, ...]:
 
 
 class _Backward:
-    """The derivative: one walk back over the steps; the products that follow are in :mod:`rimlit.kernels.tape`."""
+    """The derivative: one pass back over the steps; the products after it are in :mod:`rimlit.kernels.tape`."""
 
     def __init__(
         self, setting: Setting, operands: Operands, outputs: Outputs, tape: Tape, gradients: Gradients

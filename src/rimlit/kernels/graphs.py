@@ -2,7 +2,7 @@
 
 A time step is so small that on a GPU launching its kernels takes longer than running them. A graph reads and
 writes where it was recorded, so that inputs are copied in and results out: once per sequence, where it saves a
-launch per kernel and step. What is recorded is a loop's walk alone; projections, dropout, autograd stay outside.
+launch per kernel and step. Only a loop's pass over the steps is recorded, without projections, dropout, autograd.
 
 Not run on a GPU yet. What calls CUDA (``run`` beyond its first lines, ``_capture``) is not tested on the CPU.
 """
@@ -54,8 +54,10 @@ class Recorded:
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
-        setting = setting._replace(record=False)  # was for the walk forward: one graph back serves both
+        """Run the backward pass; see :class:`rimlit.kernels.autograd.Loop`."""
+        setting = setting._replace(
+            record=False
+        )  # was for the forward pass: one graph of the backward pass serves both
         more = (*gradients, outputs.active, outputs.attention, *tape)
         return Operands(*run(_backward, *self._pack(setting, operands, *more)))
 
@@ -65,7 +67,7 @@ class Recorded:
 
 
 class _Plan(NamedTuple):
-    """What of a walk is no tensor."""
+    """What of a pass is no tensor."""
 
     loop: Loop
     options: LayerOptions
@@ -222,7 +224,7 @@ def _capture(
     """Return where results will be, what computes them from ``inputs`` as they then are, and its memory pool."""
     graph = torch.cuda.CUDAGraph()
     stream = _recording_stream(torch.cuda.current_device(), caller)
-    # other threads, such as a loader that pins memory, may go on
+    # other threads, such as a loader that pins memory, may continue
     recording = torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local")
     # torch leaves its stream as the current one if recording fails: the outer context takes it back
     with torch.cuda.stream(torch.cuda.current_stream()), recording:

@@ -1,4 +1,4 @@
-"""What goes into a RIM layer's time loop and what comes out: the seam between backbone and loops."""
+"""Inputs and outputs of a RIM layer's time loop: the interface between backbone and loops."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -19,7 +19,7 @@ CommunicationOutput = Literal["linear", "tanh", "gated"]
 class LayerOptions:
     """The choices that change what a layer computes (meanings: :class:`rimlit.backbones.RIM`).
 
-    No loop looks for values it does not know: there are none.
+    Loops need not check the values: an unknown one is refused here.
 
     Raises:
         ValueError: A choice is unknown or ``num_active`` out of its range.

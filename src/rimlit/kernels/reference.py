@@ -39,7 +39,7 @@ def _run_sample(
     mechanisms = range(options.num_mechanisms)
     has_memory = options.cell == "lstm"
     hidden = list(inputs.state.hidden[sample])
-    # a GRU has no memory: it is handed a dummy and hands it back
+    # a GRU has no memory: it gets and returns a dummy
     memory = list(inputs.state.memory[sample] if has_memory else inputs.state.hidden[sample])
     features, actives, nulls, slot_attentions = [], [], [], []
     communications: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The check of options that have a name each."""
+"""Check of options with named values."""
 
 
 def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:

@@ -10,7 +10,7 @@ def select_active(relevance: Tensor, num_active: int) -> Tensor:
     Ties go to the lowest index, on every device; NaN counts as the least relevance, so that exactly
     ``num_active`` mechanisms are marked whatever the input holds. A mechanism is marked if fewer than
     ``num_active`` others rank before it: M² comparisons per sample, by operations that every device, tracer and
-    exporter knows.
+    exporter supports.
 
     Args:
         relevance: Scores (M, B), larger for a mechanism that is to be active.

@@ -1,4 +1,4 @@
-"""What surrounds a call of a loop: tracers, transforms, autocast; and whether weights are plain tensors."""
+"""The context in which a loop is called: tracers, transforms, autocast; and whether weights are plain tensors."""
 
 import contextlib
 from contextlib import AbstractContextManager
@@ -20,23 +20,23 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 
 def is_traced() -> bool:
-    """Return whether a graph is made that is to serve other inputs than these: torch.export or torch.jit.trace."""
+    """Return whether a graph for other inputs is being recorded: by torch.export or torch.jit.trace."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def find_tracer(device: torch.device) -> str | None:
-    """Return the name of what follows tensors through Python code now, as the eager loop allows, if anything."""
+    """Return the name of an active tracer or transform, under which only the eager loop runs, or None."""
     if device.type == "meta":
         return "the meta device"
     if is_traced():
         return "torch.export" if torch.compiler.is_exporting() else "torch.jit.trace"
-    # inside torch.compile a transform comes back here once the compiler has given up on it
+    # under torch.compile, a transform that the compiler cannot trace calls this again outside the trace
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "torch.func"
     return None
 
 
 def is_plain(weight: torch.Tensor) -> bool:
-    """Return whether a weight's numbers lie where its address says, unlike those of a shard or a fake tensor."""
+    """Return whether a weight's data pointer can be read, unlike that of a shard or a fake tensor."""
     kind = type(weight)
     return kind is torch.nn.Parameter or kind is torch.Tensor or issubclass(kind, torch.nn.Parameter)

@@ -27,11 +27,11 @@ class Step(NamedTuple):
     """
 
     observations: Array  # (E, …): what to act on next; the first one of an episode where one has begun
-    rewards: Array  # (E,) float32: what is learnt from
+    rewards: Array  # (E,) float32: what the policy is trained on
     scores: Array  # (E,) float32: what is reported; the rewards, unless these are clipped
     terminated: Array  # (E,) bool: nothing more was to be won: the value after this step is 0
     truncated: Array  # (E,) bool: ended by a cut: the value after this step is that of the final observation
-    ended: Array  # (E,) bool: an episode ended and the next one has begun: states start anew here
+    ended: Array  # (E,) bool: an episode ended and the next one has begun: states are reset here
     final_observations: Array  # (E, …): what the step led to; differs from observations where an episode ended
 
 
@@ -39,8 +39,8 @@ class Environments(ABC):
     """E environments of one kind, stepped together; none ever waits for a reset.
 
     A subclass sets the attributes and gives the abstract methods. Exactly one of ``num_actions`` and
-    ``action_size`` is not None. In most environments ``ended`` is ``terminated | truncated``; a game that goes on
-    after a lost life may terminate without an end.
+    ``action_size`` is not None. In most environments ``ended`` is ``terminated | truncated``; a game that
+    continues after a lost life may terminate without an end.
     """
 
     name: str

@@ -22,11 +22,11 @@ from rimlit.types import map_state
 class Experience(DataModule):
     """What a policy meets in environments that are stepped together.
 
-    An epoch is one rollout: ``rollout_length`` steps of every environment, learnt from ``num_passes`` times in
+    An epoch is one rollout: ``rollout_length`` steps of every environment, trained on ``num_passes`` times in
     minibatches of whole environments. Training ends after ``total_steps`` steps of all environments, to the next
     whole rollout, or earlier by the trainer's own limits: a ``Trainer`` made in Python wants ``max_epochs=-1``, as
-    Lightning's default ends training after 1,000 epochs. Where a run is gone on with, the environments begin new
-    episodes; the rest of a rollout that was not learnt from yet is the rest of a new one.
+    Lightning's default ends training after 1,000 epochs. In a resumed run the environments begin new
+    episodes; what was left of a rollout is replaced by as much of a new one.
 
     Validation and test play episodes in environments of their own, the same ones each time.
 
@@ -39,7 +39,7 @@ class Experience(DataModule):
         num_environments: Environments over all processes, at least 1 and a multiple of ``batch_size``.
         rollout_length: Steps of each environment in a rollout, at least 1.
         batch_size: Environments in a minibatch over all processes, at least 1 and a multiple of their number.
-        num_passes: How often a rollout is learnt from, at least 1.
+        num_passes: How often a rollout is trained on, at least 1.
         val_episodes: Episodes of a validation, at least 1.
         test_episodes: Episodes of a test, for each environment, at least 1.
         predict_episodes: Episodes that prediction writes, at least 1.
@@ -200,7 +200,7 @@ class Experience(DataModule):
         return self._floors
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the rollouts, which begins at the minibatch that a run goes on with."""
+        """Return the loader of the rollouts, which begins at the minibatch at which a run is resumed."""
         (_, batch), self._start = self._start, (0, 0)
         return TrainingLoader(Rollouts(self, batch), batch_size=None)
 
@@ -274,7 +274,7 @@ class Rollouts(IterableDataset[Minibatch]):
             yield rows_of(self._batch, rows)
 
     def _collect(self, actor: PPOTask) -> Minibatch:
-        """Play in the environments, count the steps, and return what is to be learnt."""
+        """Play in the environments, count the steps, and return what is to be trained on."""
         data = self.data
         if self._player is None:
             environments = data.environments_for("train", data.environment, share_of(data.num_environments))

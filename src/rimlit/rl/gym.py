@@ -32,7 +32,7 @@ class GymEnvironments(Environments):
     """E environments of gymnasium in this process; see :func:`rimlit.rl.make_environments` for the arguments.
 
     They are stepped in a plain loop, as by gymnasium's own vector environment in its mode SAME_STEP, which takes
-    longer and does not tell which environment raised.
+    longer and does not say which environment raised.
 
     Observations that are no array (one of a set, tuples, dictionaries) are flattened to a vector, choices as
     one-hot vectors. Bounded continuous actions are scaled from −1 to 1 to their bounds and clipped there.
@@ -113,7 +113,7 @@ class GymEnvironments(Environments):
                 rewards[index] = plain
             except Exception as error:
                 raise self._no_reward(index, reward) from error
-            # what nearly all show is told at a glance
+            # the usual kind of observation is recognised by these three checks
             if type(observation) is not np.ndarray or observation.dtype is not dtype or observation.shape != shape:
                 self._require_fit(index, observation)
             if type(is_over) is not bool or type(is_cut) is not bool:
@@ -252,7 +252,7 @@ def _find(environment: str) -> EnvSpec:
 
 def _atari_game(name: str) -> list[str]:
     """Return the id of an Atari game that is named in another way (Pong, PongNoFrameskip-v4), if ale-py has it."""
-    package = find_spec("ale_py")  # not imported: nobody has asked for a game yet
+    package = find_spec("ale_py")  # not imported: no game has been asked for yet
     roms = Path(package.origin).parent.glob("roms/*.bin") if package and package.origin else ()
     asked = name.split("-")[0].removesuffix("NoFrameskip").removesuffix("Deterministic").lower()
     games = (rom.stem.title().replace("_", "") for rom in roms)

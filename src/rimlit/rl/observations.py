@@ -29,7 +29,7 @@ class Normalization(nn.Module):
     """Observations less their mean, over their standard deviation, cut at ±10.
 
     Means and deviations are those of all observations seen so far when a rollout begins; they stay as they are
-    while it is collected and learnt from, so that replaying it gives what collecting gave.
+    while it is collected and trained on, so that replaying it gives what collecting gave.
 
     Args:
         shape: Shape of an observation.

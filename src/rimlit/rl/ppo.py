@@ -1,6 +1,6 @@
 """Recurrent proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347; Goyal et al. 2021, sec. 4.5).
 
-A rollout is learnt from in minibatches of whole environments: sequences from the state that the rollout began
+A rollout is trained on in minibatches of whole environments: sequences from the state that the rollout began
 with, the state replaced by the initial one wherever an episode starts.
 """
 
@@ -51,7 +51,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 class Minibatch(NamedTuple):
-    """Some environments of a rollout, and what is to be learnt from them."""
+    """Some environments of a rollout, and what is to be trained on."""
 
     seen: Seen  # (B, T, …)
     state: State
@@ -63,7 +63,7 @@ class Minibatch(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """What collecting a rollout cost and brought."""
+    """Cost and yield of collecting a rollout."""
 
     env_steps: int  # of all environments of all processes since the run began
     new_steps: int  # of these in this rollout
@@ -72,7 +72,7 @@ class Collected(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The parts of the loss of a minibatch, and what tells how far the policy has moved."""
+    """The parts of the loss of a minibatch, and measures of how far the policy has moved."""
 
     loss: Tensor
     policy_loss: Tensor
@@ -114,7 +114,7 @@ class PPOTask(Task):
     """Learn to act: a recurrent policy and its value, on rollouts of :class:`rimlit.rl.Experience`.
 
     The head gives the policy's numbers and, last, the value. What a rollout held while it was collected is
-    computed again while it is learnt from, so nothing may be random in between: dropout is refused.
+    computed again while it is trained on, so nothing may be random in between: dropout is refused.
 
     Args:
         backbone: Factory of the backbone, called with the number of features it reads.
@@ -128,13 +128,13 @@ class PPOTask(Task):
         head: Factory of the head; by default a linear map of all features, small for the policy at the start.
         discount: γ, 0 to 1.
         trace: λ of the advantage estimation, 0 to 1.
-        reward_scale: Factor of the rewards that are learnt from, above 0. Values far above 1 have gradients that
+        reward_scale: Factor of the rewards that are trained on, above 0. Values far above 1 have gradients that
             leave none to the policy once their norm is clipped.
         clip: How far the ratio of new to old probabilities may leave 1 with a gain, above 0.
-        value_clip: How far a value may leave the old one with a gain, above 0; None: as far as it likes.
+        value_clip: How far a value may leave the old one with a gain, above 0; None: without a limit.
         value_weight: Weight of the squared error of the value, halved, in the loss.
         entropy_weight: Weight of the entropy in the loss.
-        max_kl: Divergence from the policy that collected, nats, above which the rollout is learnt from no more;
+        max_kl: Divergence from the policy that collected, nats, above which the rollout is no longer trained on;
             None: never.
         evaluate_greedily: Whether validation, test and prediction take the likeliest actions instead of drawing.
         optimizer: Factory, called with the parameters; by default Adam at 2.5e-4 with an ε of 1e-5.
@@ -221,7 +221,7 @@ class PPOTask(Task):
                 nn.init.orthogonal_(self.head.linear.weight[:-1], 0.01)
                 nn.init.orthogonal_(self.head.linear.weight[-1:], 1.0)
                 nn.init.zeros_(self.head.linear.bias)
-        # equal in all processes, which play different numbers of pieces: nobody is to wait for another's
+        # equal in all processes, which play different numbers of pieces: none may wait for another's
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._require_no_dropout()
         self.discount = discount
@@ -239,9 +239,9 @@ class PPOTask(Task):
         self._copies_observations = normalization is None
         self._ready: _Ready | None = None
         self.has_learnt = False
-        """Whether a minibatch of the last rollout was learnt from."""
+        """Whether a minibatch of the last rollout was trained on."""
         self.collected: Collected | None = None
-        """What the rollout that is being learnt from cost and brought."""
+        """Cost and yield of the rollout that is being trained on."""
         self._explained_variance: float | None = None
         self._recent: deque[Episode] = deque(maxlen=RECENT)
         self._rollout_began = 0.0
@@ -278,7 +278,7 @@ class PPOTask(Task):
 
         Args:
             inputs: What the policy knows at each step, (B, T, …).
-            state: The backbone's state to go on from.
+            state: The backbone's state to continue from.
             resets: (B, T) bool: where the state is replaced by the initial one before a step; by default where
                 ``inputs`` say that an episode starts.
 
@@ -331,7 +331,7 @@ class PPOTask(Task):
     def playing(self, num_environments: int) -> Iterator[None]:
         """Step as fast as can be, while the weights stay as they are: without a graph, and unwatched.
 
-        Whoever watches the mechanisms is told when the steps are run again as sequences.
+        Activity is recorded when the steps are run again as sequences.
 
         Args:
             num_environments: Samples of every step inside the ``with`` block.
@@ -359,7 +359,7 @@ class PPOTask(Task):
         return self.backbone.initial_state(batch_size)
 
     def prepare(self, rollout: Rollout) -> Minibatch:
-        """Turn a rollout into what is learnt from, all its environments; note how well values explain returns."""
+        """Turn a rollout into what is trained on, all its environments; note how well values explain returns."""
         advantages = advantages_of(
             rollout.rewards * self.reward_scale,
             rollout.values,
@@ -402,7 +402,7 @@ class PPOTask(Task):
 
     @property
     def wants_another_minibatch(self) -> bool:
-        """Whether the rollout is still near enough to the policy to be learnt from."""
+        """Whether the rollout is still near enough to the policy to be trained on."""
         return self.max_kl is None or self.divergence <= self.max_kl
 
     def losses(self, outputs: Tensor, batch: Minibatch) -> Losses:
@@ -513,7 +513,7 @@ class PPOTask(Task):
             self.log(f"train/{name}", value, prog_bar=name == "episode_return", rank_zero_only=False)
 
     def shared_step(self, batch: Evaluated, stage: Stage, group: int = 0) -> Tensor:
-        """Count the episodes of an evaluation; where somebody watches the mechanisms, show what they did."""
+        """Count the episodes of an evaluation; where activity is recorded, run the steps so that it is."""
         if isinstance(self.backbone, RIM) and self.backbone.is_watched:
             self(batch.seen, batch.state)
         self._metrics[self.prefix(stage, group)].update(batch.scores, batch.lengths)

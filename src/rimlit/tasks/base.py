@@ -140,7 +140,7 @@ class Task(Recorded, L.LightningModule, ABC):
 
         Args:
             inputs: What the encoder reads, (B, T, …).
-            state: The backbone's state to go on from.
+            state: The backbone's state to continue from.
             resets: (B, T) bool: where the state is replaced by the initial one before a step.
 
         Returns:
@@ -186,7 +186,7 @@ class Task(Recorded, L.LightningModule, ABC):
             metric.to(self.device).update(*scored)
 
     def prefix(self, stage: Stage, group: int) -> str:
-        """Return what stands before a metric's name: ``val``, or ``test/span_200`` for a named group."""
+        """Return the prefix of a metric's name: ``val``, or ``test/span_200`` for a named group."""
         names = self.group_names(stage)
         name = names[group] if group < len(names) else f"group_{group}"
         return f"{stage}/{name}" if name else stage
@@ -273,7 +273,7 @@ class Task(Recorded, L.LightningModule, ABC):
         self._has_logged_floors = True
 
     def floors(self) -> dict[str, float]:
-        """Return the scores of a model that learnt only the format; by default what the data module says."""
+        """Return the scores of a model that learned only the format; by default what the data module says."""
         data = getattr(self.trainer, "datamodule", None)
         return data.floors() if isinstance(data, DataModule) else {}
 
@@ -328,7 +328,7 @@ class Task(Recorded, L.LightningModule, ABC):
         return "step"
 
     def schedule_length(self) -> int | None:
-        """Return how often a schedule advances until the run's end, None where nobody knows."""
+        """Return how often a schedule advances until the run's end, None where that is unknown."""
         steps = self.trainer.estimated_stepping_batches
         return None if math.isinf(steps) else int(steps)
 
@@ -357,7 +357,7 @@ class Task(Recorded, L.LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up where the weights came from."""
+        """Restore where the weights came from."""
         self.init_from = checkpoint.get("rimlit", {}).get("init_from")
 
     @classmethod

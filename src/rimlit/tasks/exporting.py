@@ -39,7 +39,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
     named = checkpoint["rimlit"]
     if "task" not in named:
         raise CheckpointError(f"{path} holds weights of a module that is no task of rimlit.")
-    # each tensor with memory of its own: safetensors knows no sharing
+    # a copy of each tensor: safetensors refuses shared memory
     weights = save(
         {name: tensor.detach().clone().contiguous() for name, tensor in checkpoint["state_dict"].items()}
     )
@@ -102,6 +102,6 @@ def _checkpoint_in(folder: Path) -> Path:
 
 
 def _data_state(checkpoint: dict[str, Any]) -> Any:
-    """Return what the data module has learnt, a vocabulary for example; None where it keeps nothing."""
+    """Return what the data module has learned, a vocabulary for example; None where it keeps nothing."""
     data = checkpoint["rimlit"].get("data")
     return None if data is None else checkpoint.get(data["class_path"].rpartition(".")[2])

@@ -25,7 +25,7 @@ PREDICTIONS = ("pixels", "motion")
 
 
 class Rollout(NamedTuple):
-    """What a task makes of the first frames of sequences: predictions of the second frame and all that follow."""
+    """Predictions of the second frame and all that follow, from the first frames of sequences."""
 
     logits: Tensor  # (B, T, height, width), before the sigmoid
     features: Tensor  # (B, T, H): what the head drew them from

@@ -29,7 +29,7 @@ def initialize(task: Task, source: str | Path, data: DataModule | None = None) -
         task: What is to be trained.
         source: A checkpoint, a run's folder (its best checkpoint, or the last where nothing was validated), or a
             folder that ``rimlit export`` wrote.
-        data: Its data module; that it knows other things than the one in ``source``, a vocabulary for example, is
+        data: Its data module; a state that differs from the one in ``source``, such as another vocabulary, is
             logged.
 
     Returns:

@@ -144,7 +144,7 @@ class LanguageModelingTask(Task):
         """Start from the initial state where a checkpoint's state is that of another number of rows."""
         before = rows if self._carried is None else len(flat_state(self._carried)[0])
         if before != rows:
-            log.info("The state of %d rows of text is not taken up: a batch has %d from here on.", before, rows)
+            log.info("The state of %d rows of text is not restored: a batch has %d from here on.", before, rows)
             self._carried = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ class LanguageModelingTask(Task):
         checkpoint["rimlit"]["carried"] = everyone
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the carried state up: that of the rows of text which this process has now."""
+        """Restore the carried state of the rows of text that this process has now."""
         super().on_load_checkpoint(checkpoint)
         everyone = checkpoint.get("rimlit", {}).get("carried")
         self._carried = None
@@ -172,7 +172,7 @@ class LanguageModelingTask(Task):
             raise CheckpointError("The state carried in the checkpoint is of another model, or damaged.")
         rank, world_size = rank_and_world_size()
         if sum(len(state[0]) for state in everyone) % world_size:
-            return  # of another batch size: its rows cannot be dealt out
+            return  # of another batch size: its rows cannot be divided among the processes
         parts = [
             torch.cat(states).chunk(world_size)[rank].to(self.device) for states in zip(*everyone, strict=True)
         ]

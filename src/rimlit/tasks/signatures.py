@@ -1,4 +1,4 @@
-"""What every task's constructor takes, whether its author wrote it down or not.
+"""The arguments that every task's constructor accepts, whether its author named them or not.
 
 :class:`rimlit.tasks.Task` publishes for each subclass a signature that the command line reads. It has the four
 factories that every task accepts, and it leaves out no argument that the data module may fill in.

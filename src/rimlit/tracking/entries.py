@@ -1,4 +1,4 @@
-"""What is sent to a tracker, one line of ``tracking.jsonl`` each."""
+"""Entries that are sent to a tracker, each a line of ``tracking.jsonl``."""
 
 import json
 from typing import Any, TypeAlias

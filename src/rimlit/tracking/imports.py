@@ -1,7 +1,7 @@
 """Imports of large libraries, one at a time.
 
 Matplotlib looks at what others have imported. While another thread is in the middle of importing IPython, which
-MLflow does, drawing a figure fails. Whoever imports MLflow or draws a figure therefore holds ``import_lock``.
+MLflow does, drawing a figure fails. Code that imports MLflow or draws a figure therefore holds ``import_lock``.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Sending to MLflow: the calls that a run's entries become, and the MLflow run that they go to."""
+"""Sending to MLflow: a run's entries as MLflow's calls, and the MLflow run that they belong to."""
 
 import contextlib
 import logging
@@ -147,7 +147,7 @@ class MLflowSender:
                 yield partial(client.set_terminated, run_id, last["status"], last.get("time"))
 
     def _file(self, name: str) -> Path:
-        """Return a file of the run's folder; whoever wrote the folder may have named any file of this machine.
+        """Return a file of the run's folder, which may be another person's and name any file of this machine.
 
         Raises:
             Refused: It is not in the folder, itself or by a link, or it is not there.

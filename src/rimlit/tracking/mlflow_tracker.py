@@ -46,7 +46,7 @@ class Delivery(NamedTuple):
 class MLflowTracker(Logger):
     """MLflow, which training never waits for.
 
-    Whatever is logged is written to ``tracking.jsonl`` in the run's folder, and sent from there by a thread (see
+    What is logged is written to ``tracking.jsonl`` in the run's folder, and sent from there by a thread (see
     :class:`~rimlit.tracking.outbox.Outbox`). A server that is down, slow or full costs a warning; what it did not
     take is sent when it answers again, when the run is resumed, or by ``rimlit sync``. A resumed run continues in
     the same MLflow run, and steps that are logged already are not logged twice.
@@ -61,7 +61,7 @@ class MLflowTracker(Logger):
         experiment_name: MLflow experiment; rimlit names it after the dataset.
         run_name: Name of the run.
         folder: The run's folder; None takes one that is thrown away, with what could not be sent.
-        run_id: An existing run to continue; by default the one that ``folder`` knows.
+        run_id: An existing run to continue; by default the one noted in ``folder``.
         tracking_uri: Store or server; None takes ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working
             directory.
         required: Whether to refuse to start where MLflow cannot be reached.
@@ -92,7 +92,7 @@ class MLflowTracker(Logger):
         self._test_metrics = test_metrics
         self._outbox: Outbox | None = None
         self._logged = Logged()
-        self._is_open = False  # the run, as far as its status tells
+        self._is_open = False  # whether the run's last status is RUNNING
         self._has_said_rest = False
         self._patience = LOCAL_PATIENCE if self._sender.is_local else SERVER_PATIENCE
         if required and is_rank_zero():
@@ -151,7 +151,7 @@ class MLflowTracker(Logger):
 
         Args:
             path: File. Only files in the run's folder are ever sent: one from elsewhere is copied there first.
-            folder: Where it lies among the artifacts.
+            folder: Its folder among the artifacts.
 
         Raises:
             OSError: The file cannot be read, or not be copied.
@@ -186,7 +186,7 @@ class MLflowTracker(Logger):
         patience = self._patience
         if not self.flush() and self._outbox is not None and not self._has_said_rest:
             self._has_said_rest = True
-            if self._outbox.failure is None:  # or it has been said
+            if self._outbox.failure is None:  # or it has been reported
                 log.warning(
                     "%s has not taken everything within %.0f seconds: %s.",
                     self._sender.name,
@@ -266,7 +266,7 @@ class MLflowTracker(Logger):
                 with self._sender.one_process():
                     self._sender.connect().search_experiments(max_results=1)
                 failure.clear()
-            except Exception as error:  # whatever a client comes up with
+            except Exception as error:  # clients raise errors of any kind
                 failure[:] = [reason_of(error)]
 
         asking = threading.Thread(target=ask, daemon=True)

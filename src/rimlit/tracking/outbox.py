@@ -1,4 +1,4 @@
-"""What a run sends to its tracker: written to a file first, sent by a thread that training never waits for.
+"""Entries for a tracker: written to a file first, sent by a thread that training never waits for.
 
 The file is the record of all that was logged, a line for each entry, in order. What was sent is known by a
 position in it, so that nothing is lost when the tracker is down or the process killed: the rest is sent when the
@@ -95,7 +95,7 @@ class Outbox:
         return self._end - self._sent
 
     def note(self, **notes: Any) -> None:
-        """Keep something in ``tracking.json``; in memory only while that cannot be written."""
+        """Write notes to ``tracking.json``; while that cannot be written they are kept in memory."""
         with self._changed:
             self.notes.update(notes)
             try:
@@ -181,7 +181,7 @@ class Outbox:
             try:
                 while self.unsent and not self._is_closed:
                     self._send_next()
-            except Exception as error:  # whatever a client, a server or a disk come up with
+            except Exception as error:  # of a client, a server or a disk: any kind
                 with self._changed:
                     is_first, self.failure = self.failure is None, reason_of(error)
                     if is_first and not self._is_closed:
@@ -250,7 +250,7 @@ class Outbox:
 
     def _leave_out(self, entry: Entry, reason: str) -> None:
         what = entry["kind"], next(iter(entry.get("values", [entry.get("path", "")])), "")
-        if what not in self.left_out:  # said once for a metric, not for each step
+        if what not in self.left_out:  # reported once for a metric, not for each step
             self.report("%s can never take the %s %r (%s): left out.", self._name, WORDS[what[0]], what[1], reason)
         self.left_out[what] = reason
 

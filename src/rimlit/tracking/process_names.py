@@ -14,7 +14,7 @@ def is_rank_zero() -> bool:
 
 
 def process_name(pid: int | None = None) -> str:
-    """Return a name that no other process ever has: machine, process space, number, time of its start.
+    """Return a unique name: machine, process space, number, time of its start.
 
     Args:
         pid: A process of this machine, by default this one.

@@ -214,7 +214,7 @@ class MechanismActivity(L.Callback):
         for logger in trainer.loggers if metrics else []:
             if not isinstance(logger, MLflowTracker):
                 logger.log_metrics(dict(metrics), step=trainer.global_step)
-            elif not trainer.testing:  # what a person compares runs by
+            elif not trainer.testing:  # the figures by which runs are compared
                 few = {f"val/{name}": value for name, value in metrics.items() if "/usage_" not in name}
                 few |= {f"val/{name}": value for name, value in metrics.items() if name.endswith("/usage_entropy")}
                 logger.log_metrics(few, step=trainer.global_step)

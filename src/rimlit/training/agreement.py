@@ -21,8 +21,8 @@ OWN_TO_A_PROCESS = ("data.init_args.path", "data.init_args.num_workers")
 class RankAgreement(L.Callback):
     """Refuse a run whose processes have different settings, data or versions of the packages.
 
-    Processes that differ in a learning rate or a seed would train to wrong weights without a word; with another
-    number of steps they would wait for each other for ever.
+    Processes that differ in a learning rate or a seed would silently train to wrong weights; with different
+    numbers of steps they would wait for each other for ever.
 
     Args:
         settings: The resolved settings of this process, nested by their keys in a config.

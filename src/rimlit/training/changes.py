@@ -17,7 +17,7 @@ from rimlit.tasks import Task
 MEANING = ("accumulate_grad_batches", "precision")
 """Settings of the trainer that change what a step is."""
 COURSE = ("max_steps", "max_epochs", "gradient_clip_val", "gradient_clip_algorithm")
-"""Settings of the trainer that a run may change on its way."""
+"""Settings of the trainer that a resumed run may change."""
 
 _USED = (
     "model.init_args.optimizer.init_args.",
@@ -31,7 +31,7 @@ _FREE = ("data.init_args.num_workers", "data.init_args.path")  # where it runs, 
 
 
 class Change(NamedTuple):
-    """A setting that is not what it was."""
+    """A setting that differs from an earlier one."""
 
     key: str
     before: Any
@@ -39,7 +39,7 @@ class Change(NamedTuple):
 
     @property
     def is_harmless(self) -> bool:
-        """Whether a run may change it on its way: rates, schedules, lengths, clipping."""
+        """Whether a resumed run may change it: rates, schedules, lengths, clipping."""
         return self.key.startswith(_USED)
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Change(NamedTuple):
 
 
 def run_settings(trainer: L.Trainer, seed: int) -> dict[str, Any]:
-    """Return what a checkpoint remembers of a run besides its task and data."""
+    """Return what a checkpoint holds of a run besides its task and data."""
     data = getattr(trainer, "datamodule", None)
     return {
         "seed_everything": seed,
@@ -58,7 +58,7 @@ def run_settings(trainer: L.Trainer, seed: int) -> dict[str, Any]:
 
 
 def digest_of(data: Any) -> str | None:
-    """Return the digest of the content that a data module reads, None where its settings say it all."""
+    """Return the digest of the content that a data module reads, None where the settings alone decide it."""
     return getattr(data, "digest", None) if isinstance(data, DataModule) else None
 
 
@@ -67,8 +67,8 @@ def find_changes(
 ) -> list[Change]:
     """Return the settings that differ from those of a checkpoint, by their dotted names in a config.
 
-    Only what both tell of is compared: a module that is no :class:`Task`, or data that are no
-    :class:`DataModule`, tell of no settings.
+    Only settings known on both sides are compared: a module that is no :class:`Task`, or data that are no
+    :class:`DataModule`, have none.
     """
     named = checkpoint.get("rimlit", {})
     before = {**checkpoint.get("rimlit_run", {}), "data": named.get("data"), "model": named.get("task")}
@@ -113,8 +113,8 @@ def refuse_changes(changes: list[Change], run: str, *, are_allowed: bool) -> Non
 def adopt(changes: list[Change], trainer: L.Trainer, task: L.LightningModule) -> None:
     """Replace the settings of optimiser and schedule that a checkpoint has restored by the new ones.
 
-    A schedule is where it would be had it been the run's from the start; one that reacts to a metric keeps what it
-    has done to the rate, as a factor. A schedule that takes its length from the run is stretched with the run.
+    A schedule is where it would be had it been the run's from the start; one that reacts to a metric keeps its
+    changes of the rate, as a factor. A schedule that takes its length from the run is stretched with the run.
     """
     by_key = {change.key: change for change in changes}
     has_length = any("total_steps" in config.scheduler.state_dict() for config in trainer.lr_scheduler_configs)
@@ -147,7 +147,7 @@ def _take_settings(fresh: ReduceLROnPlateau, schedule: ReduceLROnPlateau) -> Non
 
 
 def _replay(fresh: LRScheduler, schedule: LRScheduler) -> None:
-    """Step ``fresh`` to where ``schedule`` stands and put it in its place."""
+    """Step ``fresh`` as far as ``schedule`` has come, and copy its state into ``schedule``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its optimizer has made no step
         while fresh.last_epoch < schedule.last_epoch:

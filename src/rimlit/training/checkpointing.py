@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lightning's way to :mod:`rimlit.checkpoints`: whole files only, a digest, nothing but plain data."""
+    """Lightning's access to :mod:`rimlit.checkpoints`: whole files with a digest that hold plain data only."""
 
     def __init__(self) -> None:
         self._folders: set[Path] = set()
@@ -62,12 +62,12 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 class Checkpointer(Checkpoint):
-    """Keep ``last.ckpt`` and ``best.ckpt`` in a folder, each such that a run goes on from it exactly.
+    """Keep ``last.ckpt`` and ``best.ckpt`` in a folder, from each of which a run resumes exactly.
 
-    A run that goes on has the losses, metrics and weights of one that never stopped, bit for bit on a CPU: the
-    position in the data, the loop's counters and the recurrent state are restored, and random numbers are drawn
-    anew for every batch from the run's seed, the process and the number of the batch. Only ``best`` may be written
-    while gradients wait for their update (accumulation); a run that went on from it would lose those.
+    A resumed run has the losses, metrics and weights of an uninterrupted one, bit for bit on a CPU: the position
+    in the data, the loop's counters and the recurrent state are restored, and every batch draws its random numbers
+    from the run's seed, the process and the number of the batch. Only ``best`` may be written while gradients wait
+    for their update (accumulation); a run that is resumed from it would lose those.
 
     Args:
         folder: Where the files are kept.
@@ -76,13 +76,13 @@ class Checkpointer(Checkpoint):
             often has a limit.
         seed: The run's seed.
         interval: Seconds between two saves of ``last``, at least 0; it is also saved after each validation.
-        allow_changes: Whether a run goes on with another task, other data or another seed than it was started
-            with. Another learning rate, schedule, length or clipping is always taken, and said.
+        allow_changes: Whether a run is resumed with another task, other data or another seed than it was started
+            with. Another learning rate, schedule, length or clipping is always used, and logged.
         on_saved: Called with each file that was written, in the first process.
-        clock: What tells the time.
+        clock: Returns the time, seconds.
 
     Raises:
-        ConfigError: The settings are not those of the run that is gone on with.
+        ConfigError: The settings are not those of the run that is resumed.
         StorageError: The folder cannot be written, has too little space or has vanished.
         StoppedError: A signal asked the run to stop (see :class:`SignalFlag`); ``last`` has been saved.
     """
@@ -131,7 +131,7 @@ class Checkpointer(Checkpoint):
         return self.folder / "best.ckpt"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take the place of Lightning's handlers, which save, requeue and talk to other processes at once."""
+        """Replace Lightning's signal handlers, which save, requeue and wait for other processes at once."""
         connector = trainer._signal_connector
 
         def register() -> None:
@@ -160,7 +160,7 @@ class Checkpointer(Checkpoint):
             data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Apply what the checkpoint brought."""
+        """Apply what was restored from the checkpoint."""
         if self.best_score is not None and not trainer.strategy.broadcast(self.best.is_file()):
             log.info("There is no %s: the best is chosen among the validations that follow.", self.best)
             self.best_score = None
@@ -187,7 +187,7 @@ class Checkpointer(Checkpoint):
         self._sums_restored = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen no more."""
+        """Put the signal handlers back."""
         self._signals.listen_no_more()
 
     def on_train_batch_start(
@@ -248,7 +248,7 @@ class Checkpointer(Checkpoint):
             raise self._signals.error(signum, trainer.global_step, self.last)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Complete the end of a run that was killed between its last two files: nothing was left to train."""
+        """Complete a run that was killed between writing its last two files, with nothing left to train."""
         is_from_best = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.best.resolve()
         if trainer.is_global_zero and is_from_best and not self._has_ended:
             with whole_file(self.last) as file:
@@ -279,7 +279,7 @@ class Checkpointer(Checkpoint):
             self._on_saved(trainer, path)
 
     def _require_what_was_promised(self, trainer: L.Trainer) -> None:
-        """Raise where a file is gone that a run leaves: it must not end as if all was well."""
+        """Raise where a file that the run must leave is gone: the run must not end with exit code 0."""
         failure: StorageError | None = None
         for path in (self.last, *([self.best] if self.best_score is not None else [])):
             if trainer.is_global_zero and not path.is_file():
@@ -302,7 +302,7 @@ class Checkpointer(Checkpoint):
             progress["current"] = dict.fromkeys(progress["current"], 0)
             progress["is_last_batch"] = False
         elif self._has_ended:
-            # the number of steps cut the epoch short; with more steps it would go on
+            # the number of steps cut the epoch short; with more steps it would continue
             for counts in (epochs["total"], epochs["current"]):
                 counts["processed"] = counts["completed"] = counts["started"] - 1
         loop = trainer.fit_loop.epoch_loop
@@ -313,7 +313,7 @@ class Checkpointer(Checkpoint):
         }
         checkpoint["rimlit_run"] = run_settings(trainer, self.seed)
         checkpoint["rimlit_run"]["trainer"] |= self._meaning
-        checkpoint.setdefault("rimlit", {})  # where the module is no Task, which tells more
+        checkpoint.setdefault("rimlit", {})  # where the module is no Task, which stores more
         is_cut_short = self._has_ended and checkpoint["rimlit_position"]["batches_in_epoch"] > 0
         mine = self._sums_at_end if is_cut_short else collect(trainer, pl_module)
         everyone: list[Any] = [mine]
@@ -325,7 +325,7 @@ class Checkpointer(Checkpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember where the run goes on, and refuse to go on with another one.
+        """Remember where the run resumes, and refuse to resume another one.
 
         Lightning calls this for tests, too.
         """
@@ -353,7 +353,7 @@ class Checkpointer(Checkpoint):
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score so far."""
+        """Restore the best score so far."""
         self.best_score = state_dict["best_score"]
 
 

@@ -40,7 +40,7 @@ class Take(NamedTuple):
     """The first steps of an episode."""
 
     pictures: list[Array]  # T of (height, width, 3) uint8: what was acted on
-    scores: list[float]  # T: what each step brought
+    scores: list[float]  # T: the reward of each step
     active: Tensor | None  # (T, M) bool: mechanisms of the lowest layer that were active
 
 
@@ -83,7 +83,7 @@ def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps:
     with ExitStack() as watching:
         activities = []
         if isinstance(task.backbone, RIM):
-            watching.enter_context(task.backbone.unwatched())  # whoever counts has counted
+            watching.enter_context(task.backbone.unwatched())  # these steps have been counted already
             activities = watching.enter_context(task.backbone.record_activity())
         while len(pictures) < most_steps and not player.ended:
             picture = environments.render()

@@ -20,9 +20,9 @@ class FiniteGuard(L.Callback):
     """End the run, on every process, where an update would be made with numbers that are NaN or infinite.
 
     Before each update it looks at the losses of its batches, the gradients and the weights. Under ``16-mixed``
-    gradients that overflow are an everyday matter, which the loss scale answers by shrinking: there the run ends
-    when the scale has collapsed. What an update itself spoils is seen before the next one, and no checkpoint is
-    written with it.
+    gradients overflow now and then, and the loss scale shrinks in response: there the run ends when the scale has
+    collapsed. Weights that an update makes non-finite are found before the next one, and no checkpoint is written
+    with them.
 
     Args:
         skip: Updates that may be left out before the run ends, at least 0; a weight that is not finite ends it at

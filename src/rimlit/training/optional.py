@@ -1,4 +1,4 @@
-"""What is only for people to look at: an error there becomes one warning, and the run continues."""
+"""Errors in figures and loggers become one warning each, and the run continues."""
 
 import functools
 import logging
@@ -29,7 +29,7 @@ LOGGER_METHODS = (
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Turn an error into one warning with its cause. No other thread imports a large library meanwhile.
+    """Turn an error into one warning with its cause. Other threads do not import large libraries meanwhile.
 
     Args:
         what: What may fail, as the subject of the warning: ``figures/activity.png``.

@@ -1,4 +1,4 @@
-"""What a finished training gives reason to doubt: a loss that is finite and far too large."""
+"""Doubtful results of a finished training: a loss that is finite and far too large."""
 
 from collections import deque
 from typing import Any
@@ -19,7 +19,7 @@ class OutcomeCheck(L.Callback):
 
     The loss has become worse where its mean over the later half of the last 100 batches is more than twice that of
     the run's first batch. It is far above the floor where the last validation's monitored metric is more than ten
-    times the floor. Neither is looked at where a higher score is better, as in reinforcement learning, or where
+    times the floor. Neither is checked where a higher score is better, as in reinforcement learning, or where
     the number compared with is not above 0.
 
     Args:

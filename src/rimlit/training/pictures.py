@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_for_people(trainer: L.Trainer, name: str, content: str | bytes) -> Path:
-    """Write a file into the run's folder and send it to MLflow.
+    """Write a file into the run's folder and log it to MLflow.
 
     Args:
         trainer: Its ``default_root_dir`` is the run's folder.
@@ -61,7 +61,7 @@ def gif_of(frames: list["Image"], pause: list[int]) -> bytes:
 
 
 def font(size: int) -> "FreeTypeFont":
-    """Return the font of all pictures, that of the figures: DejaVu Sans, which matplotlib brings along.
+    """Return the font of all pictures, that of the figures: DejaVu Sans, which is part of matplotlib.
 
     Args:
         size: Height in pixels.

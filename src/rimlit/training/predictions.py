@@ -20,14 +20,14 @@ from rimlit.errors import ConfigError
 from rimlit.files import storage_error, whole_file
 
 BLOCK = 2**24
-"""Bytes that a process hands to the first one at a time."""
+"""Bytes that a process sends to the first one at a time."""
 
 
 class PredictionFile(L.Callback):
     """Write what ``predict_step`` returns, a list of plain records, to ``predictions.jsonl`` of the run's folder.
 
     Each line says which ``sequence`` it is about, by its name or its index in the data, and which ``group`` where
-    there are several. The file holds each sequence once, in the order of the data, whatever the number of
+    there are several. The file holds each sequence once, in the order of the data, at any number of
     processes, and it appears when it is whole. What is not a finite number is null. Texts are printed too.
     """
 

@@ -1,4 +1,4 @@
-"""Several processes that end together: who failed first is named, and nobody waits for ever.
+"""Several processes that end together: who failed first is named, and no process waits for ever.
 
 torch notices a dead process by a broken connection and a frozen one after half an hour, and says neither which nor
 why. Here every process has a companion (:mod:`rimlit.training.watcher`) and a thread, which ends the process also
@@ -96,7 +96,7 @@ class ProcessWatch(L.Callback):
             self._guard.move(is_slow=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Tell the others, or, where it is they who failed, end with the first culprit's name."""
+        """Report the failure to the others; where one of them failed first, end with its name."""
         if trainer.world_size > 1:
             self.begin(trainer)
             assert self._guard is not None
@@ -202,7 +202,7 @@ class Guard:
         """Let the processes of a restart under torchrun meet in a store of their own.
 
         torchrun's store outlives a restart, and the addresses of processes that are gone stay in it: one that
-        starts before the others reads them, and finds nobody there (torch 2.13).
+        starts before the others reads them and cannot connect (torch 2.13).
         """
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -218,7 +218,7 @@ class Guard:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
     def start_companion(self) -> None:
-        """Start the companion and tell it where the first process's listens; all processes call this together."""
+        """Start the companion with the address of the first process's; all processes call this together."""
         if self._companion is not None:
             return
         faulthandler.enable()  # the companion may ask for the stacks of a process that no thread of it can print
@@ -319,7 +319,7 @@ class Guard:
             self._end(f"Waited {waited:.0f} s for {expected} processes to start; not all have come.")
 
     def _watch_parent(self) -> None:
-        """End with the launcher, which cannot tell its processes that it was killed."""
+        """End with the launcher: one that is killed cannot signal its processes."""
         if os.getppid() == self._parent or self._is_leaving:
             return
         is_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -346,11 +346,11 @@ class Guard:
         self._end(message)
 
     def _end(self, message: str) -> None:
-        """End the process, whatever the main thread does."""
+        """End the process, also where the main thread is blocked."""
         self._report(message)
         launcher = self.trainer.strategy.launcher
         if self._companion is None and isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)  # those that nobody watches yet
+            launcher.kill(signal.SIGKILL)  # those that are not watched yet
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(ProcessError.exit_code)
@@ -366,7 +366,7 @@ class Guard:
     # The main thread
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others of an error, or, where it came from one of them, end with the first culprit's name."""
+        """Report an error to the others, or, where it came from one of them, end with the first culprit's name."""
         self._is_leaving = True
         if isinstance(error, StoppedError) and self.trainer.state.fn == TrainerFn.FITTING:
             return  # all processes have agreed to

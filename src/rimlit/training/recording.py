@@ -1,4 +1,4 @@
-"""What is recorded of a run in its folder: config, state, results."""
+"""Records of a run in its folder: config, state, results."""
 
 import logging
 import os
@@ -197,7 +197,7 @@ def data_of(data: DataModule) -> dict[str, Any]:
 
 
 def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:
-    """Return what a reader wants to know of a run, by short names: settings that are not a class's default."""
+    """Return the settings of a run that are not a class's default, by short names."""
     described: dict[str, Any] = {"task": type(task).__name__}
     spec = task.spec
 

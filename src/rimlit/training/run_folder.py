@@ -1,4 +1,4 @@
-"""The folder of a run: what lies there, and the lock that lets one process at a time train in it."""
+"""The folder of a run: its files, and the lock that lets one process at a time train in it."""
 
 import contextlib
 import logging
@@ -102,7 +102,7 @@ class RunFolder:
 
 
 class RunLock:
-    """Lets one process at a time work on a run, from before its folder is looked at until it is released.
+    """Lets one process at a time work on a run, from before its folder is read until it is released.
 
     The lock is on the file ``.<name>.lock`` beside the run's folder, so that it also holds while the folder is
     archived. The system releases it when the process ends, however it ends; a process forked from this one does
@@ -141,7 +141,7 @@ class RunLock:
         self._held[self._key] = self
 
     def _open(self) -> int | None:
-        """Return the locked file, None where its file system knows no locks."""
+        """Return the locked file, None where its file system has no locks."""
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             try:
@@ -203,7 +203,7 @@ class RunLock:
 
 @contextlib.contextmanager
 def locked(lock: RunLock) -> Iterator[None]:
-    """Release a lock, whoever took it inside, at the end."""
+    """Release a lock that is acquired inside the ``with`` block, at its end."""
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ class SignalFlag:
             self._before[signum] = signal.signal(signum, self._stop if at_once else self._note)
 
     def listen_no_more(self) -> None:
-        """Put back what handled the signals before."""
+        """Restore the earlier handlers."""
         while self._before:
             signum, handler = self._before.popitem()
             signal.signal(signum, handler)
@@ -66,7 +66,7 @@ class SignalFlag:
         """
         name = signal.Signals(signum).name
         what = "" if saved is None else f" after step {step}; {saved} holds it"
-        text = f"Stopped by {name}{what}. The same command goes on."
+        text = f"Stopped by {name}{what}. The same command resumes it."
         if name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ and getattr(rank_zero_only, "rank", 0) == 0:
             text += " " + requeue()
         return StoppedError(text, EXIT_CODES[signal.Signals(signum)])

@@ -39,7 +39,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
                 return None, "RIMLIT_BUILD=0 forbids building the C++ loop"
             _build(path)
         return ctypes.CDLL(str(path)), f"built from C++ for this machine: {path.parent.name}"
-    except Exception as error:  # whatever goes wrong here, another loop does the work
+    except Exception as error:  # after any failure here another loop is used
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         log.warning("The C++ time loop cannot be used; the slower 'function' runs instead: %s", reason)
         return None, f"C++ cannot be used: {reason}"

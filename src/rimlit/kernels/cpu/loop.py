@@ -102,7 +102,7 @@ def _parts(setting: Setting, operands: Operands) -> list[slice]:
 
 
 def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
-    """Return ``outputs`` at ``steps``, but what no walk over them reads."""
+    """Return ``outputs`` at ``steps``, without what no pass over them reads."""
     return outputs._replace(
         hidden=None,  # type: ignore[arg-type]
         memory=None,

@@ -25,7 +25,7 @@ class Stepper:
     """
 
     def __init__(self, weights: LayerWeights, options: LayerOptions, batch_size: int, *, fold: bool) -> None:
-        # what the library reads by address must live as long as this object, whatever becomes of the parameters
+        # tensors that the library reads by address must live as long as this object, even if parameters change
         held = [None if weight is None else weight.detach().contiguous() for weight in weights]
         weights = LayerWeights(*held)  # type: ignore[arg-type]
         self._step = loaded().rimlit_step

@@ -55,7 +55,7 @@ def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inp
 
 
 class _Launch:
-    """Sizes, tiles and grids that the kernels of one walk share."""
+    """Sizes, tiles and grids that the kernels of one pass share."""
 
     def __init__(self, setting: Setting, operands: Operands) -> None:
         options = setting.options
