@@ -13,7 +13,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 
 # what a part may import: its own level's neighbours and everything below
 LEVELS = (
-    ("causes", "checkpoints", "console", "errors", "files", "types", "spec"),
+    ("causes", "checkpoints", "console", "errors", "files", "types", "spec", "yaml_files"),
     ("nn",),
     ("kernels",),
     ("backbones", "encoders", "heads", "metrics"),

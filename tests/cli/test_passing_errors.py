@@ -278,7 +278,7 @@ def test_an_error_that_no_command_expects_is_one_line_too(monkeypatch: pytest.Mo
     ],
 )
 def test_a_text_that_any_editor_writes_is_read(folder: Path, text: str) -> None:
-    from rimlit.cli.arguments import load_yaml
+    from rimlit.yaml_files import load_yaml
 
     (folder / "own.yaml").write_text(text, encoding="utf-8")
     assert load_yaml(folder / "own.yaml") in ({"base": {"max_steps": 2}}, {"name": "é"})

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.files import write_file
-from tests.cli.running import COPYING, QUIET, UNTRACKED, Answer, read_json, rimlit, succeed
+from rimlit.training.run_folder import RunLock
+from tests.cli.running import COPYING, QUIET, SMALL_RIM, UNTRACKED, Answer, read_json, rimlit, succeed
 from tests.cli.test_errors import nothing_is_left, refused
 from tests.processes import Warm
 
@@ -266,7 +267,7 @@ def test_of_two_starts_at_the_same_time_one_trains_and_one_is_refused(folder: Pa
         place.mkdir()
         codes, printed = start_twice(warm, place)
         assert codes == [0, 2], printed
-        assert re.search(r"rim-seed0 is being trained by process \d+ on ", printed)
+        assert re.search(r"rim-seed0 is being used by process \d+ on ", printed)
         assert sorted(path.name for path in (place / "runs/copying").iterdir()) == ["rim-seed0"]
         assert read_json(place / "runs/copying/rim-seed0/run_state.json")["status"] == "finished"
 
@@ -282,6 +283,7 @@ def test_of_two_starts_at_the_same_time_one_trains_and_one_is_refused(folder: Pa
         ("--seed_everything=7", "seed_everything is 0 in process 0 and 7"),
         ("--trainer.max_steps=5", "trainer.max_steps is 4 in process 0 and 5"),
         ("--data.batch_size=8", "data.init_args.batch_size is 4 in process 0 and 8"),
+        ("--name=other", "name is 'same' in process 0 and 'other'"),
     ],
 )
 def test_a_process_with_other_settings_is_refused_with_key_and_both_values(
@@ -334,3 +336,61 @@ def test_settings_of_the_run_and_its_data_are_in_the_results(copying: Path) -> N
     assert results["data"]["class_path"] == "rimlit.data.Copying"
     assert results["data"]["init_args"]["train_span"] == 5
     assert results["data"]["digest"] is None
+
+
+# Loggers and a refusal that comes late
+
+
+def test_a_refusal_by_the_checkpoint_leaves_the_earlier_runs_records_alone(copying: Path) -> None:
+    odd = _without_optimizer(copying.parents[2])
+    before = contents(copying.parents[2])
+    answer = rimlit("fit", *COPYING, "--trainer.max_steps=6", f"--ckpt_path={odd}", "--allow_changes=true")
+    refused(answer, 4, "odd.ckpt")
+    assert contents(copying.parents[2]) == before
+
+
+OWN_DATA = """\
+from rimlit.data import Copying
+
+
+class Habit(Copying):
+    def __init__(self, train_span: int = 3):
+        super().__init__(train_span=train_span, test_spans=[3], batch_size=4, val_size=4, test_size=4)
+        self.save_hyperparameters()
+"""
+
+
+def test_what_lightning_logs_early_goes_to_the_new_run(copying: Path) -> None:
+    (copying.parents[2] / "habit_data.py").write_text(OWN_DATA)
+    before = (copying / "tracking.jsonl").read_bytes()
+    own = ("--trust=habit_data", "--data=habit_data.Habit", "--name=rim-seed0", "--resume=never")
+    config = (*SMALL_RIM, *QUIET, "--config=trainer/quick", FIGURELESS, "--test_after_fit=false")
+    answer = rimlit("fit", "--config=copying/rim", *config, *own, f"--trainer.default_root_dir={copying}")
+    assert answer.code == 0, answer.err
+    assert (copying.with_name("rim-seed0.1") / "tracking.jsonl").read_bytes() == before
+    kinds = [json.loads(line)["kind"] for line in (copying / "tracking.jsonl").read_text().splitlines()]
+    assert {"params", "metrics", "status"} <= set(kinds)
+
+
+def test_a_tracker_that_is_required_is_asked_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/own.db")
+    answer = rimlit("fit", *COPYING, "--require_tracking=true", "--trainer.max_steps=-1")
+    refused(answer, 2, "no end")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_run_is_not_tested_while_it_is_trained(copying: Path) -> None:
+    lock = RunLock(copying)
+    lock.acquire()
+    try:
+        answer = rimlit("test", f"--ckpt_path={copying / 'checkpoints/best.ckpt'}", *UNTRACKED, *QUIET)
+    finally:
+        lock.release()
+    refused(answer, 2, "rim-seed0 is being used by process")
+
+
+def test_a_saved_config_of_a_fine_tuned_run_can_be_tested(copying: Path) -> None:
+    succeed("fit", *SHORT, "--name=tuned", f"--init_from={copying}", "--trainer.max_steps=1")
+    tuned = copying.with_name("tuned")
+    succeed("test", f"--config={tuned / 'config.yaml'}", *UNTRACKED, "--ckpt_path=last")
+    assert read_json(tuned / "results.json")["test"]

@@ -101,7 +101,8 @@ def test_a_server_that_is_killed_frozen_and_back_again_gets_every_step_once_and_
 ) -> None:
     run = tmp_path / "run"
     figure = run / "figures/activity.png"
-    tracker = MLflowTracker("mine", "mine", folder=run, tracking_uri=server.uri, required=True)
+    tracker = MLflowTracker("mine", "mine", folder=run, tracking_uri=server.uri)
+    tracker.require()
     tracker.log_hyperparams({"lr": 0.1})
     slowest = [log_steps(tracker, range(100))]
     assert tracker.flush()

@@ -290,16 +290,18 @@ def test_a_tracker_that_is_required_and_cannot_be_reached_refuses_to_start(
     (tmp_path / "broken.db").write_text("this is no database" * 100)
     uri = f"sqlite:///{tmp_path}/broken.db"
     with pytest.raises(TrackingError, match=rf"MLflow at {uri} cannot be reached \(.*\)\. Start it, name another"):
-        MLflowTracker("copying", folder=tmp_path / "run", tracking_uri=uri, required=True)
+        MLflowTracker("copying", folder=tmp_path / "run", tracking_uri=uri).require()
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(mlflow_tracker, "LOCAL_PATIENCE", 0.2)
     monkeypatch.setattr(MLflowSender, "connect", lambda self: time.sleep(2))
     with pytest.raises(TrackingError, match=r"cannot be reached \(no answer in 0.2 seconds\)"):
-        MLflowTracker("copying", tracking_uri=uri, required=True)
+        MLflowTracker("copying", tracking_uri=uri).require()
 
 
 def test_a_tracker_that_is_required_and_can_be_reached_starts(store: str) -> None:
-    assert MLflowTracker("copying", tracking_uri=store, required=True).run_id is None
+    tracker = MLflowTracker("copying", tracking_uri=store)
+    tracker.require()
+    assert tracker.run_id is None
 
 
 # What a store does not take

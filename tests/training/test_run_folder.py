@@ -44,7 +44,7 @@ def test_a_lock_that_another_process_holds_is_refused_by_its_number_until_it_is_
     folder = tmp_path / "runs/copying/mine"
     other = hold(folder)
     lock = RunLock(folder)
-    message = f"mine is being trained by process {other.pid} on {socket.gethostname()}. Wait until it ends"
+    message = f"mine is being used by process {other.pid} on {socket.gethostname()}: one process at a time"
     with pytest.raises(ConfigError, match=message):
         lock.acquire()
     RunFolder(folder).write_state(a=1)

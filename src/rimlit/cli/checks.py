@@ -137,7 +137,7 @@ def check_run(trainer: L.Trainer, task: Task, data: DataModule, *, is_fit: bool)
                 raise ConfigError(str(error)) from error
     if is_fit:
         _check_monitors(trainer, task, data)
-        _try_optimizer(task)
+        _try_optimizer(task, strategy.root_device)
 
 
 def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
@@ -159,13 +159,13 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
             )
 
 
-def _try_optimizer(task: Task) -> None:
+def _try_optimizer(task: Task, device: torch.device) -> None:
     """Let the optimiser and its schedule make a step with one weight, whose gradient is zero."""
     specs = [spec for spec in (task._optimizer, task._scheduler) if spec is not None]
     if not all(spec["class_path"].startswith(("torch.", "rimlit.", "lightning.")) for spec in specs):
         return  # what another package's class needs is not known
-    weight = nn.Parameter(torch.zeros(2, 2))
-    weight.grad = torch.zeros(2, 2)
+    weight = nn.Parameter(torch.zeros(2, 2, device=device))
+    weight.grad = torch.zeros_like(weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer: Optimizer = task._built(task._optimizer, Optimizer, [weight])

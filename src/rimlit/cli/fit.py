@@ -143,6 +143,10 @@ def _described(task: Task, data: DataModule | None) -> dict[str, Any]:
 
 
 def _result(ran: RimlitCLI | AlreadyDone) -> FitResult:
+    if (
+        isinstance(ran, RimlitCLI) and ran.is_trial
+    ):  # it saves nothing; what lies in the folder is an earlier run's
+        return FitResult(ran.model.eval(), {}, ran.folder.path, {})
     results = ran.folder.read_results()
     saved = [ran.folder.checkpoints / f"{key}.ckpt" for key in ("best", "last")]
     path = next((path for path in saved if path.is_file()), None)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rimlit.cli.configs import shipped_folder
 from rimlit.console import say, show
 from rimlit.data import DataModule
+from rimlit.data.base import PLACES
 from rimlit.files import read_json
 from rimlit.spec import default_arguments
 from rimlit.tasks import Task
@@ -18,7 +19,7 @@ from rimlit.training.run_folder import RunFolder
 
 TITLES = {"val": "validation", "test": "test"}
 
-_NOT_COMPARED = ("num_workers", "batch_size", "eval_batch_size", "seed", "path")
+_NOT_COMPARED = ("num_workers", "batch_size", "eval_batch_size", "seed", *PLACES)
 """Arguments of data that do not decide what they are. The digest stands for what a path leads to."""
 _NOT_SHOWN = ("comparison", "paper")
 """Folders of recorded results whose models have another size than the shipped configs."""

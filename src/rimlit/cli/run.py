@@ -4,7 +4,7 @@ import inspect
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import rimlit.rl  # noqa: F401, its classes are then known by their names
 from rimlit.checkpoints import read_checkpoint
-from rimlit.cli.arguments import resolve_configs
+from rimlit.cli.arguments import resolve_configs, value_of
 from rimlit.cli.checks import check_length, check_run, refuse_callbacks, refuse_settings
 from rimlit.cli.failures import cause_of, one_message
 from rimlit.cli.match import match_width
@@ -55,7 +55,7 @@ from rimlit.training.changes import find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
 from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
-from rimlit.training.optional import protect
+from rimlit.training.optional import Gate, optional, protect
 from rimlit.training.outcome import OutcomeCheck
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
@@ -197,7 +197,11 @@ class RimlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         refuse_settings(config)
         if config.init_from is not None and self.subcommand != "fit":
-            raise ConfigError(f"init_from={config.init_from!r} is for fit; {self.subcommand} takes --ckpt_path.")
+            if value_of(sys.argv, "--init_from") is not None:
+                raise ConfigError(
+                    f"init_from={config.init_from!r} is for fit; {self.subcommand} takes --ckpt_path."
+                )
+            config.init_from = None  # of a saved config: how its run began
         if config.init_from is not None and (config.ckpt_path or config.resume not in ("auto", "never")):
             raise ConfigError(
                 f"init_from={config.init_from!r} starts a new run, and "
@@ -209,11 +213,14 @@ class RimlitCLI(LightningCLI):
         ):
             config.data.init_args["strict"] = True
         self.folder = choose_folder(str(self.subcommand), config)
-        self._is_trial = bool(config.trainer.fast_dev_run)
+        self.is_trial = bool(config.trainer.fast_dev_run)
         # not checked again: Timer and others of Lightning have defaults of another type than they take
         text: str = self._parser(self.subcommand).dump(config, skip_none=True, skip_validation=True)
         self._settings = own_settings(text)
         config.trainer.default_root_dir = str(self.folder.path)
+        self._gate = Gate()
+        if self.subcommand != "fit" or self.is_trial:  # nothing is refused later, or nothing is recorded
+            self._gate.open()
         self._saved = self.folder.saved()
         self._start = find_start(self.folder, config) if self.subcommand == "fit" else None
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
@@ -314,14 +321,18 @@ class RimlitCLI(LightningCLI):
             config["accelerator"] = "cpu"  # Apple's GPUs lack float64, in which metrics are added up
         logger = config.get("logger")
         if logger is None or logger is True:
-            config["logger"] = False if self._is_trial else self._default_loggers()
+            config["logger"] = False if self.is_trial else self._default_loggers()
         elif logger:
             config["logger"] = self._with_metrics_file(list(logger) if isinstance(logger, list) else [logger])
-        own: list[Callback] = [MechanismActivity(figure=not self._is_trial), PredictionFile(), FiniteGuard()]
-        if not self._is_trial:
+        own: list[Callback] = [MechanismActivity(figure=not self.is_trial), PredictionFile(), FiniteGuard()]
+        if not self.is_trial:
             own += [RolloutPictures(), EpisodePictures()]
             recorder = RunRecorder(
-                self.folder, self.command, yaml_of(self._settings), archive=not self._is_same_run
+                self.folder,
+                self.command,
+                yaml_of(self._settings),
+                archive=not self._is_same_run,
+                gate=self._gate,
             )
             if config.get("enable_checkpointing") is not False:
                 seed = int(self.config[self.subcommand].seed_everything)
@@ -335,7 +346,11 @@ class RimlitCLI(LightningCLI):
                 )
                 own.append(checkpointer)
             own += [recorder, OutcomeCheck(self.folder)]
-        own += [ProcessWatch(), RankAgreement(self._settings), TrialBatch()]
+        own += [
+            ProcessWatch(),
+            RankAgreement(self._settings, name=self.folder.path.name, start=self._start),
+            TrialBatch(),
+        ]
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         refuse_callbacks(given)
@@ -360,18 +375,18 @@ class RimlitCLI(LightningCLI):
             dataset_of(self.folder.path, self._get(self.config, "data").class_path),
             self.folder.path.name,
             folder=self.folder.path,
-            required=self.config[self.subcommand].require_tracking,
             test_metrics=self.model.headline,
         )
         return self._with_metrics_file([tracker])
 
     def _with_metrics_file(self, loggers: list[Logger]) -> list[Logger]:
         """Return loggers whose errors end no run, and before them the one that writes ``metrics.csv``."""
-        if self._is_trial or any(isinstance(logger, LocalMetrics) for logger in loggers):
+        if self.is_trial or any(isinstance(logger, LocalMetrics) for logger in loggers):
             own = []
         else:
             own = [LocalMetrics(self.folder.path)]
-        return [*own, *(logger if isinstance(logger, LocalMetrics) else protect(logger) for logger in loggers)]
+        guarded = (logger if isinstance(logger, LocalMetrics) else protect(logger) for logger in loggers)
+        return [self._gate.hold(logger) for logger in (*own, *guarded)]
 
     def after_instantiate_classes(self) -> None:
         """Refuse a run that would never end, and batches that cannot be divided among the processes."""
@@ -385,7 +400,7 @@ class RimlitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Lock the run and refuse what cannot be trained; nothing is created yet (see :class:`RunRecorder`)."""
-        if is_rank_zero() and not self._is_trial:
+        if is_rank_zero() and not self.is_trial:
             require_folder(self.folder.path, 0)
             self._lock = RunLock(self.folder.path)
             self._lock.acquire()
@@ -400,11 +415,22 @@ class RimlitCLI(LightningCLI):
                 start = Path(self._start)
                 log.info("Resuming %s from %s.", self.folder.path, start.name if self._is_same_run else start)
         self._initialize()
+        self._require_tracking()
 
     def _before_evaluation(self) -> None:
-        """Refuse a folder that cannot be written, before any work."""
-        if is_rank_zero() and not self._is_trial:
+        """Refuse a folder that cannot be written, or that another process writes to, before any work."""
+        if is_rank_zero() and not self.is_trial:
             require_folder(self.folder.path, 0)
+            self._lock = RunLock(self.folder.path)
+            self._lock.acquire()
+        self._require_tracking()
+
+    def _require_tracking(self) -> None:
+        """Refuse to start where MLflow is required and does not answer; asking may create a local store."""
+        if self.config[self.subcommand].require_tracking and is_rank_zero():
+            for logger in self.trainer.loggers:
+                if isinstance(logger, MLflowTracker):
+                    logger.require()
 
     before_validate = before_test = before_predict = _before_evaluation
 
@@ -448,10 +474,10 @@ class RimlitCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last one where nothing was validated."""
         config = self.config[self.subcommand]
-        if self.model.init_from is not None and is_rank_zero() and not self._is_trial:
+        if self.model.init_from is not None and is_rank_zero() and not self.is_trial:
             self.folder.write_results(init_from=self.model.init_from)
-        if not config.test_after_fit or self._is_trial or self.trainer.interrupted:
-            if self.trainer.is_global_zero and not self._is_trial:
+        if not config.test_after_fit or self.is_trial or self.trainer.interrupted:
+            if self.trainer.is_global_zero and not self.is_trial:
                 print_warnings(self.folder)
             return
         saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
@@ -461,13 +487,16 @@ class RimlitCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print the table."""
-        if self.trainer.is_global_zero:
-            print_report(self.trainer, self.model, self.folder, "test")
+        self._print_report("test")
 
     def after_validate(self) -> None:
         """Print the table."""
+        self._print_report("val")
+
+    def _print_report(self, stage: Literal["val", "test"]) -> None:
         if self.trainer.is_global_zero:
-            print_report(self.trainer, self.model, self.folder, "val")
+            with optional("The table"):
+                print_report(self.trainer, self.model, self.folder, stage)
 
 
 class AlreadyDone(Exception):  # noqa: N818, no error

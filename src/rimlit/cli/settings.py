@@ -11,6 +11,7 @@ from torch import nn
 from rimlit.backbones import RIM
 from rimlit.cli.configs import find_config
 from rimlit.data import DataModule
+from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
 from rimlit.spec import build, find_class, flat_settings, to_plain, to_spec
 from rimlit.tasks import Task
@@ -30,6 +31,10 @@ OF_ONE_RUN = (
 """Settings that belong to one run, or to one command, and not to what is trained."""
 
 
+WHERE = ("default_root_dir", "accelerator", "devices")
+"""Settings of the trainer that say where a run computes, and not what."""
+
+
 def own_settings(text: str) -> dict[str, Any]:
     """Return the resolved settings of a command, as YAML, without those that belong to one run only."""
     settings: dict[str, Any] = {key: value for key, value in yaml.safe_load(text).items() if key not in OF_ONE_RUN}
@@ -46,7 +51,8 @@ def changed_setting(
     before: Mapping[str, Any], now: Mapping[str, Any], fixed: tuple[str, ...]
 ) -> tuple[str, Any, Any] | None:
     """Return the first setting that differs, with both values: one of ``fixed``, and of what is run, not where."""
-    free = ("data.init_args.num_workers", "data.init_args.path", "trainer.default_root_dir")
+    places = (f"data.init_args.{name}" for name in PLACES)  # what they hold, each run compares itself
+    free = ("data.init_args.num_workers", *places, *(f"trainer.{name}" for name in WHERE))
     old, new = flat_settings(before), flat_settings(now)
     for key in sorted((old.keys() | new.keys()) - set(free)):
         if key.startswith(fixed) and old.get(key) != new.get(key):

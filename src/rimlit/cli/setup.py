@@ -57,9 +57,14 @@ def _show_warning(message: Any, category: type[Warning], filename: str, lineno: 
     say(warnings.formatwarning(message, category, filename, lineno).rstrip("\n"), sys.stderr)
 
 
+def _silence(filterer: logging.Filterer) -> None:
+    if not any(isinstance(kept, _NoAdverts) for kept in filterer.filters):
+        filterer.addFilter(_NoAdverts())
+
+
 def _quieten() -> None:
     for name in ADVERTISERS:
-        logging.getLogger(name).addFilter(_NoAdverts())
+        _silence(logging.getLogger(name))
     for name in ("lightning.pytorch", "lightning.fabric"):
         lightning_log = logging.getLogger(name)
         for handler in list(lightning_log.handlers):
@@ -67,7 +72,7 @@ def _quieten() -> None:
                 lightning_log.removeHandler(handler)
                 handler = ConsoleHandler()
                 lightning_log.addHandler(handler)
-            handler.addFilter(_NoAdverts())
+            _silence(handler)
     if isinstance(sys.stderr, UnfailingStream):  # the process is the command's own: others may record warnings
         warnings.showwarning = _show_warning  # type: ignore[assignment]
     rimlit_log = logging.getLogger("rimlit")

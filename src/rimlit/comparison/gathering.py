@@ -10,6 +10,7 @@ import yaml
 from rimlit.comparison.runs import Run
 from rimlit.spec import non_default_arguments
 from rimlit.tracking.metrics_file import read_metrics
+from rimlit.yaml_files import load_yaml
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def read_curve(path: Path, name: str) -> list[tuple[int, float]]:
 def read_settings(path: Path) -> dict[str, Any] | None:
     """Return the settings in a run's ``config.yaml``; None where there is none, or a damaged one (logged)."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

@@ -13,6 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from rimlit.files import open_to_append
 from rimlit.spec import trusted_packages
 from rimlit.tracking.metrics_file import read_metrics
 from rimlit.training.run_folder import RunFolder
@@ -86,7 +87,8 @@ def start(run: Run, parent: str | None) -> "subprocess.Popen[bytes]":
         "RIMLIT_PARENT_RUN": parent or "",
         "RIMLIT_PARENT_PROCESS": str(os.getpid()),
     }
-    with run.log.open("ab") as log:
+    with open_to_append(run.log) as log:
+        log.seek(0, os.SEEK_END)
         return subprocess.Popen(
             [sys.executable, "-m", "rimlit", *run.arguments],
             stdin=subprocess.DEVNULL,

@@ -28,6 +28,9 @@ from rimlit.types import SequenceBatch
 
 log = logging.getLogger(__name__)
 
+PLACES = ("path", "dataset")
+"""Arguments of a data module that name where its files are; what they hold is told by the digest."""
+
 Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rimlit.data.reading import blocks_of, open_file
+from rimlit.data.reading import blocks_of, open_file, require_fits
 from rimlit.errors import StorageError
 from rimlit.files import cache_folder, read_json, write_json
 
@@ -73,7 +73,10 @@ def digest_open(path: Path, file: BinaryIO) -> str:
             return known
     digest = hashlib.sha256()
     file.seek(0)
+    size = 0
     for block in blocks_of(path, file):
+        size += len(block)
+        require_fits(path, size)
         digest.update(block)
     file.seek(0)
     if entry is not None and time.time_ns() - max(times) > SETTLED_SECONDS * 1e9:

@@ -24,7 +24,7 @@ from rimlit.tracking.imports import prepare_mlflow
 from rimlit.tracking.logged import Logged, numbers
 from rimlit.tracking.mlflow_sender import PROCESS_TAG, MLflowSender, mark_killed, now
 from rimlit.tracking.outbox import Outbox, read_notes, reason_of
-from rimlit.tracking.process_names import is_rank_zero, process_name
+from rimlit.tracking.process_names import process_name
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +64,8 @@ class MLflowTracker(Logger):
         run_id: An existing run to continue; by default the one noted in ``folder``.
         tracking_uri: Store or server; None takes ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working
             directory.
-        required: Whether to refuse to start where MLflow cannot be reached.
         test_metrics: Which metrics of a test in several groups (spans, environments) are sent, by the last part of
             their names; None sends all.
-
-    Raises:
-        TrackingError: MLflow is required and cannot be reached within some seconds.
     """
 
     def __init__(
@@ -80,7 +76,6 @@ class MLflowTracker(Logger):
         folder: str | Path | None = None,
         run_id: str | None = None,
         tracking_uri: str | None = None,
-        required: bool = False,
         test_metrics: Collection[str] | None = None,
     ) -> None:
         super().__init__()
@@ -95,8 +90,6 @@ class MLflowTracker(Logger):
         self._is_open = False  # whether the run's last status is RUNNING
         self._has_said_rest = False
         self._patience = LOCAL_PATIENCE if self._sender.is_local else SERVER_PATIENCE
-        if required and is_rank_zero():
-            self._require()
 
     @property
     def name(self) -> str:
@@ -257,8 +250,8 @@ class MLflowTracker(Logger):
         for start in range(0, len(items), 100):  # the most that MLflow takes
             self._add(kind, values=dict(items[start : start + 100]))
 
-    def _require(self) -> None:
-        """Raise a TrackingError unless MLflow answers."""
+    def require(self) -> None:
+        """Raise a TrackingError unless MLflow answers within some seconds."""
         failure = [f"no answer in {self._patience:g} seconds"]
 
         def ask() -> None:

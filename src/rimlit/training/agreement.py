@@ -1,5 +1,6 @@
 """Processes that train together agree on settings, data and versions before the first step."""
 
+import hashlib
 import os
 import platform
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from torch import distributed
 
 import rimlit
 from rimlit.data import DataModule
+from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
 from rimlit.spec import flat_settings
 
-OWN_TO_A_PROCESS = ("data.init_args.path", "data.init_args.num_workers")
+OWN_TO_A_PROCESS = ("data.init_args.num_workers", *(f"data.init_args.{name}" for name in PLACES))
 """Settings that say where a process runs, and not what it computes."""
 
 
@@ -26,14 +28,18 @@ class RankAgreement(L.Callback):
 
     Args:
         settings: The resolved settings of this process, nested by their keys in a config.
+        name: Name of the run.
+        start: Checkpoint that the run is resumed from; None for a new run. Its content is compared, not its path.
 
     Raises:
         ConfigError: A setting, the content of the data, a version or a ``RIMLIT_`` variable differs; the message
             names the key and both values. Raised in every process.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], *, name: str = "", start: str | None = None) -> None:
         self.settings = settings
+        self.name = name
+        self.start = start
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compare, once the processes have found each other."""
@@ -41,6 +47,10 @@ class RankAgreement(L.Callback):
             return
         # other stages need not have the files of training, whose digest it is
         mine = facts_of(self.settings, getattr(trainer, "datamodule", None) if stage == "fit" else None)
+        mine |= {"name": repr(self.name), "checkpoint that is resumed": "none"}
+        if self.start is not None:
+            with open(self.start, "rb") as file:
+                mine["checkpoint that is resumed"] = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
         everyone: list[dict[str, str]] = [{} for _ in range(trainer.world_size)]
         distributed.all_gather_object(everyone, mine)
         require_agreement(everyone)

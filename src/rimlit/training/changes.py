@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rimlit.data import DataModule
+from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
 from rimlit.spec import flat_settings, with_defaults
 from rimlit.tasks import Task
@@ -27,7 +28,8 @@ _USED = (
 )
 _REBUILDS = ("model.init_args.optimizer.", "model.init_args.scheduler.")
 _LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "data.init_args.total_steps")
-_FREE = ("data.init_args.num_workers", "data.init_args.path")  # where it runs, not what
+_FREE = ("data.init_args.num_workers",)  # how it runs, not what
+_PLACES = tuple(f"data.init_args.{name}" for name in PLACES)
 
 
 class Change(NamedTuple):
@@ -78,13 +80,16 @@ def find_changes(
         "data": data.spec if isinstance(data, DataModule) else None,
         "model": task.spec if isinstance(task, Task) else None,
     }
+    # a place is free where the content is compared; a checkpoint of 0.1 knows no content
+    is_known = before.get("data_digest", "") is not None and now["data_digest"] is not None
+    free = (*_FREE, *_PLACES) if is_known or "data_digest" not in before else _FREE
     changes: list[Change] = []
     for part in ("seed_everything", "data", "data_digest", "model", "trainer"):
         if before.get(part) is None or now[part] is None:
             continue
         old, new = (flat_settings(with_defaults(settings[part]), part) for settings in (before, now))
         differing = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
-        changes.extend(Change(key, old.get(key), new.get(key)) for key in differing if key not in _FREE)
+        changes.extend(Change(key, old.get(key), new.get(key)) for key in differing if key not in free)
     return changes
 
 

@@ -43,6 +43,45 @@ def optional(what: str) -> Iterator[None]:
         log.warning("%s could not be written, and the run continues: %s", what, reason_of(error))
 
 
+class Gate:
+    """Holds back what loggers are told until a run begins: one that is refused leaves no file and no tracked run.
+
+    Until :meth:`open` is called, what would be logged is kept in memory, and requests to write or to close do
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._waiting: list[Callable[[], Any]] = []
+
+    def hold(self, logger: AnyLogger) -> AnyLogger:
+        """Put the gate before a logger; returns the same logger."""
+
+        def gated(method: Callable[..., Any], *, is_kept: bool) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if self.is_open:
+                    return method(*args, **kwargs)
+                if is_kept:
+                    self._waiting.append(functools.partial(method, *args, **kwargs))
+                return None
+
+            return call
+
+        for method in LOGGER_METHODS:
+            if hasattr(logger, method):
+                is_kept = method not in ("save", "finalize", "after_save_checkpoint")
+                setattr(logger, method, gated(getattr(logger, method), is_kept=is_kept))
+        return logger
+
+    def open(self) -> None:
+        """Log what was held back, in its order, and everything from now on at once."""
+        self.is_open = True
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
+
+
 def protect(logger: AnyLogger) -> AnyLogger:
     """Let a logger's errors become one warning, so that no run ends and no result is lost by them.
 

@@ -77,7 +77,7 @@ class PredictionFile(L.Callback):
                 line |= {"group": group} if group else {}
                 self._lines.write(f"{dataloader_idx:06d} {index:015d}\t{_to_json({**line, **record})}\n".encode())
                 if "text" in record:
-                    say(f"{record['prompt']}{record['text']}")
+                    say(f"{record.get('prompt', '')}{record['text']}")
         except OSError as error:
             raise storage_error(Path(tempfile.gettempdir()), None, error) from error
 

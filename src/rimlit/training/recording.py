@@ -23,6 +23,7 @@ from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 from rimlit.tracking.process_names import process_name
+from rimlit.training.optional import Gate
 from rimlit.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,17 @@ class RunRecorder(L.Callback):
         command: Command that started the run.
         config: The resolved config as YAML.
         archive: Whether this is a new run, before which an earlier one of the same name is archived.
+        gate: Held back the loggers until now; opened when the run begins.
     """
 
-    def __init__(self, folder: RunFolder, command: str, config: str, *, archive: bool = False) -> None:
+    def __init__(
+        self, folder: RunFolder, command: str, config: str, *, archive: bool = False, gate: Gate | None = None
+    ) -> None:
         self.folder = folder
         self.command = command
         self.config = config
         self.archive = archive
+        self.gate = gate
         self._sizes: dict[str, int | None] = {}
         self._started: float | None = None
         self._has_begun = False
@@ -58,6 +63,8 @@ class RunRecorder(L.Callback):
             return
         self._has_begun = True
         self._prepare_folder()
+        if self.gate is not None:
+            self.gate.open()
         if isinstance(pl_module, Task):
             self._describe(trainer, pl_module)
 

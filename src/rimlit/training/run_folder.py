@@ -98,7 +98,8 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Remove half-written files of a process that was killed."""
         for left in self.path.rglob(".*.tmp"):
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 class RunLock:
@@ -117,7 +118,7 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder.with_name(f".{folder.name}.lock")
-        self._key = Path(os.path.abspath(self.path))
+        self._key = Path(os.path.realpath(self.path.parent), self.path.name)
         self._file: int | None = None
         self._created: list[Path] = []
 
@@ -132,7 +133,6 @@ class RunLock:
             raise self._busy(process_name())
         try:
             missing = [path for path in (self.path.parent, *self.path.parent.parents) if not path.exists()]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._created = missing
             self._file = self._open()
         except OSError as error:
@@ -143,6 +143,7 @@ class RunLock:
     def _open(self) -> int | None:
         """Return the locked file, None where its file system has no locks."""
         while True:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # another process may have removed it, empty
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             try:
                 self._lock(file)
@@ -179,7 +180,8 @@ class RunLock:
         parts = owner.split("/")
         process = f"process {parts[2]} on {parts[0]}" if len(parts) == 4 else "another process"
         return ConfigError(
-            f"{self.folder} is being trained by {process}. Wait until it ends, stop it, or give another --name."
+            f"{self.folder} is being used by {process}: one process at a time trains or tests a run. Wait until "
+            "it ends, stop it, or give another --name."
         )
 
     def release(self) -> None:
