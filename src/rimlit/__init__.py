@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rimlit.spec import trust
     from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task, load_checkpoint
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "DNC",

@@ -338,6 +338,13 @@ def test_settings_of_the_run_and_its_data_are_in_the_results(copying: Path) -> N
     assert results["data"]["digest"] is None
 
 
+def test_a_run_that_is_done_is_not_taken_for_one_with_another_rate(copying: Path) -> None:
+    rate = "--model.optimizer.lr=0.1"
+    answer = rimlit("fit", *SHORT, "--trainer.max_steps=4", rate)
+    refused(answer, 2, "is done, 4 steps, with model.init_args.optimizer.init_args.lr=0.002; got 0.1", "--name")
+    assert "is done, 4 steps. Test it with" in succeed("fit", *SHORT, "--trainer.max_steps=4").out
+
+
 # Loggers and a refusal that comes late
 
 
@@ -345,7 +352,7 @@ def test_a_refusal_by_the_checkpoint_leaves_the_earlier_runs_records_alone(copyi
     odd = _without_optimizer(copying.parents[2])
     before = contents(copying.parents[2])
     answer = rimlit("fit", *COPYING, "--trainer.max_steps=6", f"--ckpt_path={odd}", "--allow_changes=true")
-    refused(answer, 4, "odd.ckpt")
+    assert answer.code == 4 and "odd.ckpt" in answer.err and "Traceback" not in answer.err
     assert contents(copying.parents[2]) == before
 
 

@@ -107,6 +107,9 @@ def checkpoint_path(folder: RunFolder, given: Any) -> str:
                 f"ckpt_path={given!r}: there is no {path}. Train first, or name a file with --ckpt_path."
             )
         return str(path)
+    path = Path(given)
+    if path.name == "best.ckpt" and not path.exists() and (last := path.with_name("last.ckpt")).is_file():
+        raise CheckpointError(f"ckpt_path={given!r} does not exist, as this run was not validated. Use {last}.")
     read_checkpoint(given)
     return str(given)
 

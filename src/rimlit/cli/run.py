@@ -51,7 +51,7 @@ from rimlit.tracking import LocalMetrics, MLflowTracker
 from rimlit.tracking.process_names import is_of_this_machine, is_rank_zero
 from rimlit.training.activity import MechanismActivity
 from rimlit.training.agreement import RankAgreement
-from rimlit.training.changes import find_changes, refuse_changes
+from rimlit.training.changes import LENGTHS, find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
 from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
@@ -253,10 +253,18 @@ class RimlitCLI(LightningCLI):
             is_long_enough |= not any(change.key in lengths and change.now is not None for change in changes)
         if is_trained and is_tested and is_long_enough and config.ckpt_path is None:
             length = "trainer.max_steps" if self.datamodule.num_epochs is None else "data.total_steps"
+            other = next((change for change in changes if change.key not in LENGTHS), None)
+            if other is not None:
+                raise ConfigError(
+                    f"{self.folder.path} is done, {step} steps, with {other.key}={other.before!r}; got "
+                    f"{other.now!r}, with which no step would be made. Give another --name, train longer with "
+                    f"--{length}, or start from scratch with --resume never, which archives it."
+                )
+            saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
+            kept = next((path for path in saved if path.is_file()), saved[0])
             raise AlreadyDone(
-                f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path "
-                f"{self.folder.checkpoints / 'best.ckpt'}, train longer with --{length}, or start from scratch "
-                "with --resume never, which archives it.",
+                f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path {kept}, train longer "
+                f"with --{length}, or start from scratch with --resume never, which archives it.",
                 self.folder,
             )
 

@@ -34,7 +34,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
         CheckpointError: There is no checkpoint, or it is damaged or holds no task.
         StorageError: The folder cannot be written.
     """
-    path = _checkpoint_in(Path(source)) if Path(source).is_dir() else Path(source)
+    path = checkpoint_in(Path(source)) if Path(source).is_dir() else Path(source)
     checkpoint = read_checkpoint(source if "://" in str(source) else path)
     named = checkpoint["rimlit"]
     if "task" not in named:
@@ -94,7 +94,8 @@ def load_exported(folder: str | Path) -> Task:
     return task.eval()
 
 
-def _checkpoint_in(folder: Path) -> Path:
+def checkpoint_in(folder: Path) -> Path:
+    """Return the best checkpoint of a run's folder, or the last where nothing was validated."""
     for path in (folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt"):
         if path.is_file():
             return path

@@ -320,7 +320,7 @@ def _draw_labels(figure: "Figure", axis: Any, labels: list[str], kinds: list[str
     axis.imshow(codes.numpy(), aspect="auto", cmap=colours, vmin=-0.5, vmax=len(kinds) - 0.5)
     axis.set_yticks([])
     patches = [Patch(color=colour, label=kind) for kind, colour in zip(kinds, COLOURS, strict=False)]
-    figure.legend(handles=patches, loc="outside upper center", ncols=len(kinds), frameon=False)
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(kinds), frameon=False)
 
 
 def _draw_inputs(axis: Any, inputs: Tensor) -> None:

@@ -27,7 +27,8 @@ _USED = (
     *(f"trainer.{name}" for name in COURSE),
 )
 _REBUILDS = ("model.init_args.optimizer.", "model.init_args.scheduler.")
-_LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "data.init_args.total_steps")
+LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "data.init_args.total_steps")
+"""Settings that say how long a run is."""
 _FREE = ("data.init_args.num_workers",)  # how it runs, not what
 _PLACES = tuple(f"data.init_args.{name}" for name in PLACES)
 
@@ -123,7 +124,7 @@ def adopt(changes: list[Change], trainer: L.Trainer, task: L.LightningModule) ->
     """
     by_key = {change.key: change for change in changes}
     has_length = any("total_steps" in config.scheduler.state_dict() for config in trainer.lr_scheduler_configs)
-    if not any(key.startswith(_REBUILDS + (_LENGTHS if has_length else ())) for key in by_key):
+    if not any(key.startswith(_REBUILDS + (LENGTHS if has_length else ())) for key in by_key):
         return
     optimizers, schedules = _init_optimizers_and_lr_schedulers(task)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]

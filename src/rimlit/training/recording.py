@@ -204,14 +204,16 @@ def data_of(data: DataModule) -> dict[str, Any]:
 
 
 def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:
-    """Return the settings of a run that are not a class's default, by short names."""
+    """Return a run's settings by short names: all of backbone and data, of other classes those not the default."""
     described: dict[str, Any] = {"task": type(task).__name__}
     spec = task.spec
 
     def add(prefix: str, value: Any) -> None:
         if isinstance(value, dict) and "class_path" in value:
             described[prefix] = value["class_path"].split(".")[-1]
-            for name, inner in non_default_arguments(value).items():
+            is_whole = prefix in ("backbone", "data")  # what runs are compared by
+            given = value.get("init_args", {}) if is_whole else non_default_arguments(value)
+            for name, inner in given.items():
                 add(f"{prefix}.{name}", inner)
         else:
             described[prefix] = value
