@@ -129,6 +129,9 @@ def _fault(checkpoint: Any) -> str | None:
         return "rimlit_run.seed_everything must be an int"
     if "rimlit_run" in checkpoint and not isinstance(run.get("trainer"), Mapping):
         return "rimlit_run.trainer must be a dict"
+    steps = run.get("trainer", {}).get("accumulate_grad_batches", 1)
+    if type(steps) is not int or steps < 1 or not isinstance(run.get("trainer", {}).get("precision", ""), str):
+        return "rimlit_run.trainer must hold accumulate_grad_batches, at least 1, and precision, a text"
     for name, value in run.get("trainer", {}).items():
         if not isinstance(value, str | int | float | None):
             return f"rimlit_run.trainer.{name} must be a plain value; it holds a {type(value).__name__}"

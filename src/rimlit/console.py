@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from typing import Any, TextIO
 
@@ -48,7 +49,9 @@ def guard_streams() -> None:
     """Let no print of this process raise, be it by Lightning, a progress bar or a warning."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, UnfailingStream):
+        if stream is None:  # closed by whoever started the process; a progress bar writes all the same
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for the life of the process
+        if not isinstance(stream, UnfailingStream):
             setattr(sys, name, UnfailingStream(stream))
 
 

@@ -131,10 +131,12 @@ def try_folder(folder: Path, needed: int) -> None:
 
 def require_folder(folder: Path, needed: int) -> None:
     """Raise a StorageError if ``folder`` could not be created or hold ``needed`` bytes more. Creates nothing."""
+    nearest = folder
     try:
-        _try(_nearest(folder), needed)
+        nearest = _nearest(folder)
+        _try(nearest, needed)
     except OSError as error:
-        raise storage_error(folder, needed, error) from error
+        raise storage_error(folder, needed, error, disk=nearest) from error
 
 
 def _nearest(folder: Path) -> Path:
@@ -165,10 +167,18 @@ def require_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def storage_error(path: Path, needed: int | None, error: Exception) -> StorageError:
-    """Return the error for a file that cannot be written: where, how much it needs, how much is free."""
+def storage_error(path: Path, needed: int | None, error: Exception, *, disk: Path | None = None) -> StorageError:
+    """Return the error for a file that cannot be written: where, how much it needs, how much is free.
+
+    Args:
+        path: The file or folder.
+        needed: Bytes; None where they are not known.
+        error: What the system said.
+        disk: A folder on the same disk that exists; by default ``path``, or the folder that it is in.
+    """
     try:
-        free = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,} bytes are free"
+        disk = disk or (path if path.is_dir() else path.parent)
+        free = f"{shutil.disk_usage(disk).free:,} bytes are free"
     except OSError:
         free = "the folder is gone"
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

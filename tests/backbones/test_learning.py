@@ -26,7 +26,7 @@ COPIERS: dict[str, tuple[dict[str, Any], int, int, float]] = {
     "GRU": ({"hidden_size": 48, **LEARNED}, 32, 800, 0.01),
     "RNN": ({"hidden_size": 64, **LEARNED}, 32, 600, 0.003),
     "NTM": ({"hidden_size": 48, **MEMORY}, 16, 900, 0.01),
-    "DNC": ({"hidden_size": 48, "num_read_heads": 1, **MEMORY}, 16, 700, 0.01),
+    "DNC": ({"hidden_size": 48, "num_read_heads": 1, **MEMORY}, 16, 1200, 0.01),
     "RMC": ({"hidden_size": 64, "num_slots": 2, "num_heads": 2, **LEARNED}, 32, 900, 0.005),
     "Transformer": ({"hidden_size": 32, "num_layers": 2, "num_heads": 4, "context": 32}, 32, 200, 0.003),
 }

@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
     "early stopping, in training": (
         (*FIT, callback("EarlyStopping", monitor="train/los")),
         2,
-        ["EarlyStopping: monitor='train/los' is no metric of this run", "`train/loss`"],
+        ["EarlyStopping: monitor='train/los' is no metric of CopyingTask", "train/loss"],
     ),
     "learning-rate finder": (
         (*FIT, callback("LearningRateFinder")),

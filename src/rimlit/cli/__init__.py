@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         guard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        _require_numbers()
         _dispatch(arguments)
     except KeyboardInterrupt:  # before a run listens, or where there is nothing to save
         if os.environ.get("RIMLIT_DEBUG"):
@@ -116,6 +117,20 @@ def main(argv: Sequence[str] | None = None) -> None:
                     signal.signal(getattr(signal, signum), signal.SIG_IGN)
         say(f"rimlit: error: {_text_of(failure)}", sys.stderr)
         raise SystemExit(failure.exit_code) from None
+
+
+NUMBERS = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_PORT", "PL_GLOBAL_SEED"),
+    *("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
+)
+"""Variables of the environment that Lightning reads as whole numbers, some already while it is imported."""
+
+
+def _require_numbers() -> None:
+    for name in NUMBERS:
+        value = os.environ.get(name, "")
+        if value and not value.removeprefix("-").isdecimal():
+            raise ConfigError(f"{name} in the environment must be a whole number; got {value!r}.")
 
 
 def _text_of(error: RimlitError) -> str:

@@ -73,6 +73,10 @@ def _readable(name: str) -> Path:
             f"config={str(path)!r} must hold keys such as model, data and trainer; got "
             f"{shown if len(shown) < 100 else shown[:100] + ' …'}."
         )
+    if not isinstance(content.get("trainer", {}), dict):
+        raise ConfigError(
+            f"config={str(path)!r}: trainer must be a mapping of settings; got {content['trainer']!r}."
+        )
     return path
 
 

@@ -152,11 +152,17 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
     ]
     for callback in callbacks:
         monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
-        if monitor is not None and monitor not in known and not monitor.startswith(("train/", "mechanisms/")):
+        if monitor is not None and monitor not in known and not is_logged_else(monitor, task):
             raise ConfigError(
                 f"{type(callback).__name__}: monitor={monitor!r} is no metric of {type(task).__name__}; there are "
                 f"train/loss, {', '.join(known)}."
             )
+
+
+def is_logged_else(name: str, task: Task) -> bool:
+    """Return whether a metric may be logged in another place than validation."""
+    is_in_training = name == "train/loss" or (name.startswith("train/") and hasattr(task, "losses"))  # an agent's
+    return is_in_training or name.startswith("mechanisms/")
 
 
 def _try_optimizer(task: Task, device: torch.device) -> None:

@@ -100,6 +100,11 @@ def fit(
         ...
         ConfigError: 'trainer.max_step' is not a setting. Did you mean trainer.max_steps?
     """
+    if not isinstance(config, str | Path | Mapping | Task):
+        raise ConfigError(
+            f"config must be a config's name or path, a mapping of settings, or a task; got config={config!r}."
+        )
+    overrides = overrides or ()
     if isinstance(config, Task) != isinstance(data, DataModule) or not (
         data is None or isinstance(data, DataModule)
     ):

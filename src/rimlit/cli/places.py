@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from rimlit.checkpoints import read_checkpoint
 from rimlit.cli.arguments import named_configs, read_yaml, value_of
 from rimlit.data import DataModule
-from rimlit.errors import CheckpointError
+from rimlit.errors import CheckpointError, ConfigError
 from rimlit.spec import find_class
 from rimlit.tasks.base import build_saved
 from rimlit.training.checkpointing import newest_checkpoint
@@ -26,8 +26,11 @@ CHECKPOINT_KEYS = ("best", "last")
 
 def choose_folder(subcommand: str, config: Namespace) -> RunFolder:
     """Return the folder of a run: the given one, that of the checkpoint or saved config, or one by its name."""
-    if config.trainer.default_root_dir is not None:
-        return RunFolder(Path(config.trainer.default_root_dir))
+    if (given := config.trainer.default_root_dir) is not None:
+        root = Path(given)
+        if not root.absolute().name:
+            raise ConfigError(f"trainer.default_root_dir must be a folder below the root; got {str(given)!r}.")
+        return RunFolder(root if root.name else root.absolute())
     given = config.get("ckpt_path")
     if subcommand != "fit" and config.name is None:
         if given and Path(given).is_file():

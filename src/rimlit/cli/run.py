@@ -40,7 +40,7 @@ from rimlit.cli.settings import (
 from rimlit.cli.setup import prepare
 from rimlit.console import say
 from rimlit.data import DataModule
-from rimlit.errors import ConfigError
+from rimlit.errors import CheckpointError, ConfigError
 from rimlit.files import require_folder
 from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
@@ -185,7 +185,7 @@ class RimlitCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         seed = self.config[self.subcommand].seed_everything
-        if seed < 0 or seed > 2**32 - 1:
+        if type(seed) is not int or seed < 0 or seed > 2**32 - 1:
             raise ConfigError(f"seed_everything must be between 0 and 2**32 - 1; got seed_everything={seed}.")
         super()._set_seed()
 
@@ -230,12 +230,18 @@ class RimlitCLI(LightningCLI):
     @property
     def _is_same_run(self) -> bool:
         """Whether fit resumes from a file in this run's own folder."""
-        start = self._start
-        return start is not None and self.folder.path.resolve() in Path(start).resolve().parents
+        if self._start is None:
+            return False
+        start, folder = Path(self._start), self.folder.path
+        # as it is written, too: checkpoints may be a link to another disk
+        return folder.absolute() in start.absolute().parents or folder.resolve() in start.resolve().parents
 
     def _require_same_run(self, start: str) -> None:
         """Refuse to resume a run of other settings, and to train one that is done."""
         config, checkpoint = self.config[self.subcommand], read_checkpoint(start)
+        for key in ("global_step", "loops", "optimizer_states"):
+            if key not in checkpoint:
+                raise CheckpointError(f"{start} cannot be resumed: {key} is missing.")
         changes = find_changes(checkpoint, self.trainer, self.model, self.datamodule, config.seed_everything)
         refuse_changes(
             changes, str(self.folder.path if self._is_same_run else start), are_allowed=config.allow_changes
@@ -263,8 +269,8 @@ class RimlitCLI(LightningCLI):
             saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
             kept = next((path for path in saved if path.is_file()), saved[0])
             raise AlreadyDone(
-                f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path {kept}, train longer "
-                f"with --{length}, or start from scratch with --resume never, which archives it.",
+                f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path {kept}, train "
+                f"longer with --{length}, or start from scratch with --resume never, which archives it.",
                 self.folder,
             )
 
@@ -332,6 +338,7 @@ class RimlitCLI(LightningCLI):
             config["logger"] = False if self.is_trial else self._default_loggers()
         elif logger:
             config["logger"] = self._with_metrics_file(list(logger) if isinstance(logger, list) else [logger])
+        last: list[Callback] = []  # what they write comes after all that may refuse the run
         own: list[Callback] = [MechanismActivity(figure=not self.is_trial), PredictionFile(), FiniteGuard()]
         if not self.is_trial:
             own += [RolloutPictures(), EpisodePictures()]
@@ -353,7 +360,7 @@ class RimlitCLI(LightningCLI):
                     on_saved=recorder.note_saved,
                 )
                 own.append(checkpointer)
-            own += [recorder, OutcomeCheck(self.folder)]
+            last = [recorder, OutcomeCheck(self.folder)]
         own += [
             ProcessWatch(),
             RankAgreement(self._settings, name=self.folder.path.name, start=self._start),
@@ -372,7 +379,7 @@ class RimlitCLI(LightningCLI):
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         config["plugins"] = [*plugins, VerifiedCheckpointIO()]
-        config["callbacks"] = [*(callback for callback in own if type(callback) not in names), *given]
+        config["callbacks"] = [*(callback for callback in own if type(callback) not in names), *given, *last]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError, ValueError, TypeError) as error:

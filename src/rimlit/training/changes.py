@@ -89,7 +89,9 @@ def find_changes(
         if before.get(part) is None or now[part] is None:
             continue
         old, new = (flat_settings(with_defaults(settings[part]), part) for settings in (before, now))
-        differing = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+        # a setting of the trainer that a checkpoint does not name is unknown
+        known = old.keys() if part == "trainer" else old.keys() | new.keys()
+        differing = (key for key in sorted(known) if old.get(key) != new.get(key))
         changes.extend(Change(key, old.get(key), new.get(key)) for key in differing if key not in free)
     return changes
 

@@ -9,7 +9,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +115,7 @@ class Checkpointer(Checkpoint):
         self._sums_at_end: dict[str, Any] | None = None
         self._changes: list[Change] = []
         self._meaning: dict[str, Any] = {}
+        self._schedules: list[dict[str, Any]] = []
         self._paused: list[LRSchedulerConfig] = []
         self._is_between_batches = False
         self._has_ended = False
@@ -156,6 +157,12 @@ class Checkpointer(Checkpoint):
                 failure = error
         _raise_together(trainer, failure)
         data = getattr(trainer, "datamodule", None)
+        states, self._schedules = self._schedules, []
+        for index, (state, config) in enumerate(zip(states, trainer.lr_scheduler_configs, strict=False)):
+            fresh = config.scheduler.state_dict()
+            odd = next((key for key in fresh if key in state and not _is_alike(fresh[key], state[key])), None)
+            if odd is not None:
+                raise _unusable(trainer, f"lr_schedulers[{index}].{odd}")
         if self._restored is not None and isinstance(data, DataModule):
             data.start_training_at(self._restored["epoch"], self._restored["batches_in_epoch"])
 
@@ -343,6 +350,7 @@ class Checkpointer(Checkpoint):
         if position is not None and not all(type(position.get(name)) is int for name in counts):
             raise _unusable(trainer, "rimlit_position")
         self._restored = position
+        self._schedules = checkpoint.get("lr_schedulers", [])
         self._sums_restored = checkpoint.get("rimlit_sums", [])
         data = getattr(trainer, "datamodule", None)
         self._changes = find_changes(checkpoint, trainer, pl_module, data, self.seed)
@@ -355,6 +363,17 @@ class Checkpointer(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score so far."""
         self.best_score = state_dict["best_score"]
+
+
+def _is_alike(fresh: Any, given: Any) -> bool:
+    """Whether a value of a schedule's state is of the kind that a fresh schedule has in its place."""
+    if isinstance(fresh, list | tuple) and fresh:
+        return isinstance(given, list | tuple) and all(_is_alike(fresh[0], item) for item in given)
+    if isinstance(fresh, int | float):
+        return isinstance(given, int | float)
+    return (
+        fresh is None or isinstance(given, type(fresh)) or isinstance(fresh, Mapping) is isinstance(given, Mapping)
+    )
 
 
 def _unusable(trainer: L.Trainer, key: str) -> CheckpointError:

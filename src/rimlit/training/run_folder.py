@@ -117,7 +117,10 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder.with_name(f".{folder.name}.lock")
+        whole = folder.absolute()
+        self.path = whole.with_name(f".{whole.name}.lock")
+        if whole.is_dir() and not os.access(whole.parent, os.W_OK):  # a disk mounted there, for example
+            self.path = whole / ".lock"
         self._key = Path(os.path.realpath(self.path.parent), self.path.name)
         self._file: int | None = None
         self._created: list[Path] = []

@@ -34,6 +34,7 @@ class TrialBatch(L.Callback):
                 for split in ("train", "val"):
                     batch = data.example(split)
                     if batch is not None:
+                        batch = trainer.precision_plugin.convert_input(batch)
                         pl_module.trial(trainer.strategy.batch_to_device(batch))
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 is_known = isinstance(error, RimlitError) or place_in_user_code(error)  # and needs no other words
