@@ -51,6 +51,21 @@ def test_trying_a_folder_follows_no_link_and_leaves_nothing(tmp_path: Path, vict
     assert victim.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["victim"]
 
 
+def test_two_processes_may_try_a_folder_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the writing of a probe and its removal another process tries the folder, and removes its own."""
+    fsync, depth = os.fsync, []
+
+    def try_meanwhile(descriptor: int) -> None:
+        fsync(descriptor)
+        if not depth:
+            depth.append(1)
+            try_folder(tmp_path, 0)
+
+    monkeypatch.setattr(os, "fsync", try_meanwhile)
+    try_folder(tmp_path, 0)
+    assert depth and not os.listdir(tmp_path)
+
+
 def test_text_is_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ascii")
     write_json(tmp_path / "a.json", {"naïve": "…"})

@@ -155,9 +155,15 @@ def _nearest(folder: Path) -> Path:
 
 
 def _try(folder: Path, needed: int) -> None:
-    with whole_file(folder / ".tried") as file:
-        file.write(b"1")
-    (folder / ".tried").unlink()
+    # a name of its own: another process may try the same folder at the same time
+    path = folder / f".tried.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with os.fdopen(_open_own(path, os.O_WRONLY | os.O_EXCL), "wb") as file:
+            file.write(b"1")
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
     require_space(folder, needed)
 
 

@@ -134,9 +134,7 @@ def with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str
         raise CheckpointError(f"{given} holds weights of a module that is no task of rimlit.")
     build_saved(saved["task"], given)  # a mistake that the parser finds later would be reported as the user's
     if saved.get("data") is None:
-        raise CheckpointError(
-            "The checkpoint was written without a data module: give --config or --model and --data."
-        )
+        raise CheckpointError(f"{given} was written without a data module: give --config or --model and --data.")
     # optimiser and scheduler are for training: a command that only reads the weights needs neither's class
     init_args = {k: v for k, v in saved["task"]["init_args"].items() if k not in ("optimizer", "scheduler")}
     config = {"model": {**saved["task"], "init_args": init_args}, "data": saved["data"]}
