@@ -8,7 +8,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from rimlit.console import ConsoleHandler, UnfailingStream, say, show
+from rimlit.console import ConsoleHandler, UnfailingStream, guard_streams, say, show
 
 
 class FullDevice(io.StringIO):
@@ -55,6 +55,16 @@ def test_a_message_stands_on_a_line_of_its_own_above_the_bar(monkeypatch: pytest
     lines = console.getvalue().replace("\r", "\n").split("\n")
     assert [line.strip() for line in lines if "a message" in line] == ["a message"]
     assert any("2/2" in line for line in lines)
+
+
+def test_streams_that_were_closed_take_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    guard_streams()
+    print("nowhere")
+    sys.stderr.write("nowhere")
+    sys.stdout.close()
+    sys.stderr.close()
 
 
 def test_a_process_whose_output_is_not_taken_ends_with_its_own_code() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -239,3 +240,10 @@ def test_what_is_reached_through_a_trusted_module_is_refused_by_its_own_home() -
         assert _typehints.import_object("torch.optim.Adam") is torch.optim.Adam
         with pytest.raises(ConfigError, match="outside the trusted packages"):
             _typehints.import_object("torch.os.system")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    values = {"a": np.float64(0.5), "b": np.int64(3), "c": torch.tensor(2.5), "d": np.bool_(True)}
+    plain = to_plain(values, "x")
+    assert plain == {"a": 0.5, "b": 3, "c": 2.5, "d": True}
+    assert [type(value) for value in plain.values()] == [float, int, float, bool]

@@ -166,6 +166,8 @@ def to_plain(value: Any, name: str) -> Any:
         return {str(key): to_plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
+        return to_plain(value.item(), name)
     return to_spec(value, name)
 
 

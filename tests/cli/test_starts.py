@@ -216,6 +216,35 @@ def test_data_that_give_reason_for_doubt_are_a_warning_or_with_strict_an_error(
     assert "every sequence of val is also in train" in caplog.text
 
 
+def test_the_working_directory_may_be_the_runs_folder(folder: Path) -> None:
+    (folder / "here").mkdir()
+    os.chdir(folder / "here")
+    succeed("fit", *SHORT, "--trainer.default_root_dir=.", "--trainer.max_steps=1")
+    assert read_json(folder / "here/run_state.json")["step"] == 1
+    assert not list(folder.glob(".*.lock"))
+
+
+def test_checkpoints_may_be_a_link_to_another_disk(copying: Path) -> None:
+    elsewhere = copying.parents[2] / "disk"
+    (copying / "checkpoints").rename(elsewhere)
+    (copying / "checkpoints").symlink_to(elsewhere)
+    succeed(*LONGER)
+    assert [path.name for path in copying.parent.iterdir()] == ["rim-seed0"], "the same run, resumed"
+    assert read_json(copying / "run_state.json")["step"] == 6
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS", "PL_GLOBAL_SEED"])
+def test_a_variable_that_is_no_number_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    refused(rimlit("fit", *SHORT), 2, f"{name} in the environment must be a whole number; got 'x'.")
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16-true"])
+def test_a_precision_that_converts_the_data_is_tried_with_converted_data(folder: Path, precision: str) -> None:
+    write_labels(folder / "a.csv")
+    succeed(*OWN_FIT, "--data.path=a.csv", "--trainer.max_steps=1", f"--trainer.precision={precision}")
+
+
 # Links in a run's folder
 
 

@@ -105,6 +105,20 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "mine"
 
 
+def test_where_the_folder_above_is_read_only_the_lock_is_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    lock = RunLock(tmp_path / "out")
+    lock.acquire()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == [".lock"]
+    with pytest.raises(ConfigError):
+        RunLock(tmp_path / "out").acquire()
+    lock.release()
+    assert os.listdir(tmp_path / "out") == []
+
+
 RACE = """\
 import sys, time
 from pathlib import Path

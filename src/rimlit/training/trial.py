@@ -42,7 +42,7 @@ class TrialBatch(L.Callback):
                     raise
                 raise ConfigError(
                     f"{type(pl_module).__name__} does not fit the data of {type(data).__name__}: "
-                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}."
                 ) from error
             finally:
                 pl_module.train(was_training)
