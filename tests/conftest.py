@@ -1,6 +1,7 @@
 """What every test starts from: one thread, a seed, no override in the environment, tensors of distinct numbers."""
 
 import math
+import os
 import random
 import signal
 
@@ -25,9 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw the seed once: the processes of pytest-xdist are given the options of the first one."""
+    """Draw the seed once; the processes that pytest-xdist starts later take it from their environment."""
     if config.option.shuffle == 0:
-        config.option.shuffle = random.SystemRandom().randrange(1, 2**31)
+        drawn = str(random.SystemRandom().randrange(1, 2**31))
+        config.option.shuffle = int(os.environ.setdefault("RIMLIT_TEST_ORDER", drawn))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -1,6 +1,7 @@
 """What a comparison found: means and standard deviations over seeds, as rows, as a table, as figures."""
 
 import csv
+import errno
 import io
 import json
 import math
@@ -270,6 +271,8 @@ class Comparison:
             "table.csv": self.csv(),
         }
         try:
+            if (folder / "figures").is_symlink():
+                raise OSError(errno.ELOOP, "it is a link, and nothing is written through one")
             (folder / "figures").mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
                 with whole_file(folder / name) as file:
@@ -334,5 +337,7 @@ def is_published_data(known: Mapping[str, Any], data: Mapping[str, Any]) -> bool
 
 def published_figures() -> dict[str, Any]:
     """Return all published figures by dataset."""
-    figures: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+    figures: dict[str, Any] = yaml.safe_load(
+        Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+    )
     return figures
