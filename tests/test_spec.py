@@ -1,9 +1,11 @@
 """Plain descriptions of objects, and which classes may be imported."""
 
 import functools
+import gc
 import importlib.metadata
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,15 @@ def no_trust_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package of somebody's that can be imported and leaves a mark when it is."""
     (tmp_path / "stranger.py").write_text(
         "from rimlit.backbones import LSTM\nclass Own(LSTM):\n    pass\nclass Other:\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    return "stranger.Own"
+    yield "stranger.Own"
+    sys.modules.pop("stranger", None)
+    gc.collect()  # a class that is alive is found by its path without an import
 
 
 # Trust
