@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# seed of the order in which shuffle runs the tests; 0 draws one
+SHUFFLE ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -34,8 +36,8 @@ train: setup ## Train a RIM on the copying task; ARGS are passed to rimlit fit
 test: setup ## Run the fast tests; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-shuffle: setup ## Run the fast tests in a random order, whose seed is printed: ARGS='--shuffle SEED' repeats it
-	$(BIN)/python -m pytest -n auto --shuffle 0 $(ARGS)
+shuffle: setup ## Run the fast tests in a random order, whose seed is printed: SHUFFLE=SEED repeats it
+	$(BIN)/python -m pytest -n auto --shuffle $(SHUFFLE) $(ARGS)
 
 slow: setup ## Run the slow tests: every YAML, the README's commands, training to a score
 	$(BIN)/python -m pytest -n auto -m 'slow and not gpu and not network' $(ARGS)
