@@ -444,6 +444,7 @@ def test_the_environment_overrides_the_backend_at_forward(
 ) -> None:
     rim, inputs = make_rim(backend="eager"), make_inputs()
     expected, _ = rim(inputs)
+    caplog.clear()  # what it logged where an earlier test has set the level
     monkeypatch.setenv("RIMLIT_BACKEND", "reference")
     with caplog.at_level(logging.INFO, logger="rimlit"):
         features, _ = rim(inputs)
