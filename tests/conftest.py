@@ -1,5 +1,6 @@
 """What every test starts from: one thread, a seed, no override in the environment, tensors of distinct numbers."""
 
+import logging
 import math
 import os
 import random
@@ -56,7 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def fresh_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed torch, and forget settings that the caller's shell may hold."""
+    """Seed torch, and forget settings of the caller's shell and what a command of another test logs."""
+    logging.getLogger("rimlit").setLevel(logging.NOTSET)
     for name in ("RIMLIT_BACKEND", "RIMLIT_TRUST", "PL_GLOBAL_SEED"):
         monkeypatch.delenv(name, raising=False)
     torch.manual_seed(7)
