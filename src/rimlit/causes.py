@@ -19,6 +19,20 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def text_of(error: BaseException) -> str:
+    """Return an error's class and text in one line, without the traceback of a loader's process."""
+    name, text = type(error).__name__, str(error)
+    if "Original Traceback" in text:
+        name, _, text = text.strip().splitlines()[-1].partition(": ")
+    text = " ".join(text.split())
+    return f"{name}: {text}" if text else name
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory of the machine or of a GPU is lacking."""
+    return re.search(_OUT_OF_MEMORY, text_of(error)) is not None
+
+
 def place_in_user_code(error: BaseException) -> str:
     """Return the file and line where the user's own code failed, ready to follow a message; else an empty text."""
     in_worker = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error))  # of a loader's process
@@ -29,6 +43,10 @@ def place_in_user_code(error: BaseException) -> str:
     return ""
 
 
+_OUT_OF_MEMORY = (
+    r"can't allocate memory|out of memory|bad_?alloc|^MemoryError|^OutOfMemoryError|ArrayMemoryError|"
+    r"Unable to allocate"
+)
 PACKAGE = os.path.dirname(os.path.abspath(rimlit.__file__))
 _INSTALLED = tuple({*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix})
 

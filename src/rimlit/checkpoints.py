@@ -19,6 +19,9 @@ from rimlit.errors import CheckpointError, ConfigError, NonFiniteError
 from rimlit.files import storage_error, whole_file
 from rimlit.spec import Recorded, check_spec
 
+KEPT = ("best", "last")
+"""Names of the checkpoints that a run keeps, the preferred one first."""
+
 _PREFIX = b"sha256:"
 _COMMENT_SIZE = len(_PREFIX) + 64
 _KINDS: dict[str, type] = {
@@ -60,6 +63,12 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             raise
         needed = sum(tensor.nbytes for _, tensor in _tensors(checkpoint))
         raise storage_error(path, needed, error) from error
+
+
+def kept_checkpoint(run: Path) -> Path | None:
+    """Return the best checkpoint in a run's folder, or the last where nothing was validated; None of neither."""
+    paths = (run / "checkpoints" / f"{name}.ckpt" for name in KEPT)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ link in its place is replaced too, and its target is left alone.
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -61,6 +62,12 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise storage_error(path, len(data), error) from error
 
 
+def refuse_link(folder: Path) -> None:
+    """Raise a StorageError where a folder that is to be written into is a link."""
+    if folder.is_symlink():
+        raise StorageError(f"{folder} is a link: nothing is written through it.")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a small JSON file; see :func:`write_file`."""
     write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -86,6 +93,16 @@ def read_json(path: Path) -> dict[str, Any]:
         _reported.add(path)
         log.warning("%s is damaged and counts as absent: %s.", path, reason)
     return {}
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, read in blocks.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_to_append(path: Path) -> BinaryIO:

@@ -13,21 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
-from torchmetrics import Metric
 
 import rimlit
 from rimlit import spec
-from rimlit.backbones import LSTM, BackboneFactory
+from rimlit.backbones import LSTM
 from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
-from rimlit.encoders import Identity
 from rimlit.errors import CheckpointError, ConfigError, DataError
-from rimlit.tasks import CopyingTask, Task
+from rimlit.tasks import CopyingTask
 from tests.cli.running import COPYING, UNTRACKED, read_json, succeed
-from tests.tasks.running import quiet
+from tests.tasks.running import Named, quiet
 
 pytestmark = quiet
 
@@ -65,17 +62,8 @@ class Bits(DataModule):
         return {"": TensorDataset(bits.float(), bits.cumsum(dim=1) % 2)}
 
 
-class Parity(Task):
+class Parity(Named):
     """A task that names no factory but the backbone."""
-
-    def __init__(self, backbone: BackboneFactory, input_size: int) -> None:
-        super().__init__(Identity(input_size), backbone, output_size=1)
-
-    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
-        return (outputs - batch.targets).square().mean()
-
-    def metrics(self) -> dict[str, Metric]:
-        return {}
 
 
 def process() -> dict[str, Any]:

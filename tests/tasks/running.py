@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 from lightning import Trainer
+from torch import Tensor
+from torchmetrics import Metric
 
+from rimlit.backbones import BackboneFactory
 from rimlit.data import Copying
-from rimlit.tasks import CopyingTask
+from rimlit.encoders import Identity
+from rimlit.tasks import CopyingTask, Task
 
 quiet = [
     # Lightning 2.6 asks torch's pytree in a way that torch 2.13 deprecates
@@ -31,6 +35,19 @@ SMALL_RIM: dict[str, Any] = {
     },
 }
 SMALL_LSTM: dict[str, Any] = {"class_path": "rimlit.backbones.LSTM", "init_args": {"hidden_size": 12}}
+
+
+class Named(Task):
+    """A task that names the backbone and a size only."""
+
+    def __init__(self, backbone: BackboneFactory, input_size: int) -> None:
+        super().__init__(Identity(input_size), backbone, output_size=1)
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        return (outputs - batch.targets).square().mean()
+
+    def metrics(self) -> dict[str, Metric]:
+        return {}
 
 
 def make_trainer(folder: Path, **options: Any) -> Trainer:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import TensorDataset
-from torchmetrics import Metric
 
 import rimlit
 from rimlit.backbones import LSTM, BackboneFactory
@@ -23,7 +22,7 @@ from rimlit.errors import ConfigError
 from rimlit.heads import AttentionHead, LinearHead
 from rimlit.tasks import CopyingTask, Task
 from rimlit.tasks.base import declared_sizes
-from tests.tasks.running import make_trainer, quiet
+from tests.tasks.running import Named, make_trainer, quiet
 
 pytestmark = quiet
 
@@ -39,19 +38,6 @@ class Numbers(DataModule):
     def datasets(self, split: str) -> dict[str, Any]:
         inputs = torch.arange(64.0).view(8, 4, 2) / 64
         return {"": TensorDataset(inputs, inputs.sum(dim=-1, keepdim=True).cumsum(dim=1))}
-
-
-class Named(Task):
-    """Names the backbone and a size only."""
-
-    def __init__(self, backbone: BackboneFactory, input_size: int) -> None:
-        super().__init__(Identity(input_size), backbone, output_size=1)
-
-    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
-        return (outputs - batch.targets).square().mean()
-
-    def metrics(self) -> dict[str, Metric]:
-        return {}
 
 
 class Unannotated(Named):

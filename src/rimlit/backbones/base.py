@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rimlit.errors import ConfigError
-from rimlit.nn.choices import require_known as require_known
 from rimlit.nn.surroundings import is_traced
 from rimlit.types import State, conform_state, flat_state, replace_state
 

@@ -16,7 +16,6 @@ from rimlit.backbones.base import (
     LearnedState,
     require_dropout,
     require_input,
-    require_known,
     require_positive,
     require_tokens,
 )
@@ -34,6 +33,7 @@ from rimlit.kernels import (
 )
 from rimlit.kernels.layer import Cell, CommunicationOutput, Inactive, Selection
 from rimlit.nn import GroupedLinear
+from rimlit.nn.choices import require_known
 from rimlit.nn.surroundings import is_autocast_enabled, is_plain
 from rimlit.types import GRUState, LSTMState, State, conform_state, map_state
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from torch import nn
 
-from rimlit.backbones.base import require_known
 from rimlit.backbones.recurrent import TorchRecurrent
+from rimlit.nn.choices import require_known
 from rimlit.types import GRUState
 
 

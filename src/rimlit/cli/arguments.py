@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import yaml
 
 from rimlit.cli.configs import find_config
 from rimlit.errors import ConfigError
-from rimlit.spec import trust
+from rimlit.spec import to_plain, trust
 from rimlit.yaml_files import UnusableError, load_yaml
 
 
@@ -78,6 +80,16 @@ def _readable(name: str) -> Path:
             f"config={str(path)!r}: trainer must be a mapping of settings; got {content['trainer']!r}."
         )
     return path
+
+
+def words_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as words of a command line, values as YAML in one line."""
+    plain = {key: to_plain(value, key) for key, value in settings.items()}
+    return [f"--{key}={value if isinstance(value, str) else _one_line(value)}" for key, value in plain.items()]
+
+
+def _one_line(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("...\n").strip()
 
 
 def value_of(arguments: list[str], option: str) -> str | None:

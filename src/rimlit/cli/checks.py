@@ -35,8 +35,6 @@ from rimlit.tasks import Task
 def refuse_settings(config: Namespace) -> None:
     """Refuse settings that Lightning accepts and then fails with, or trains nothing with."""
     trainer = config.trainer
-    if not isinstance(trainer, Namespace):
-        raise ConfigError(f"trainer must be a mapping such as {{max_steps: 100}}; got {trainer!r}.")
     if config.name is not None and (config.name in ("", ".", "..") or Path(config.name).name != config.name):
         raise ConfigError(f"name must be that of a folder, without a way to it; got name={config.name!r}.")
     if "://" in str(trainer.default_root_dir):
@@ -72,7 +70,7 @@ def refuse_settings(config: Namespace) -> None:
         "num_nodes": 1,
     }
     for name, bound in least.items():
-        if (value := trainer.get(name)) is not None and not value >= bound:  # NaN is not
+        if (value := trainer.get(name)) is not None and value < bound:
             raise ConfigError(f"trainer.{name} must be at least {bound}; got {value}.")
     for name in ("limit_train_batches", "val_check_interval"):
         if (value := trainer.get(name)) is not None and value == 0:
@@ -152,14 +150,14 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
     ]
     for callback in callbacks:
         monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
-        if monitor is not None and monitor not in known and not is_logged_else(monitor, task):
+        if monitor is not None and monitor not in known and not _is_logged_else(monitor, task):
             raise ConfigError(
                 f"{type(callback).__name__}: monitor={monitor!r} is no metric of {type(task).__name__}; there are "
                 f"train/loss, {', '.join(known)}."
             )
 
 
-def is_logged_else(name: str, task: Task) -> bool:
+def _is_logged_else(name: str, task: Task) -> bool:
     """Return whether a metric may be logged in another place than validation."""
     is_in_training = name == "train/loss" or (name.startswith("train/") and hasattr(task, "losses"))  # an agent's
     return is_in_training or name.startswith("mechanisms/")

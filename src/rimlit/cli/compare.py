@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from rimlit.cli.arguments import resolve_configs
+from rimlit.cli.arguments import resolve_configs, words_of
 from rimlit.cli.configs import find_config
 from rimlit.cli.failures import cause_of
 from rimlit.cli.messages import DEEP_IN_THE_PARSER, explain, trusted_imports
@@ -419,20 +418,11 @@ def _default_jobs(settings: dict[str, Any]) -> int:
 
 def _words(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """Return overrides as words of a command line; refuse what a comparison sets itself."""
-    words = list(overrides)
-    if isinstance(overrides, Mapping):
-        words = [
-            f"--{key}={value if isinstance(value, str) else yaml_of(value)}" for key, value in overrides.items()
-        ]
+    words = words_of(overrides) if isinstance(overrides, Mapping) else list(overrides)
     for word in words:
         if word.partition("=")[0] in NOT_HERE:
             raise ConfigError(f"{word.partition('=')[0]} is set by compare itself, for each of its runs.")
     return words
-
-
-def yaml_of(value: Any) -> str:
-    """Return a value in one line of YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("...\n").strip()
 
 
 def _split(arguments: list[str]) -> tuple[list[str], dict[str, str], list[str]]:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rimlit.causes import PACKAGE, causes, place_in_user_code
+from rimlit.causes import PACKAGE, causes, is_out_of_memory, place_in_user_code, text_of
 from rimlit.errors import CheckpointError, ConfigError, RimlitError, StorageError
 from rimlit.files import storage_error, write_file
 from rimlit.spec import flat_settings
-
-OUT_OF_MEMORY = r"can't allocate memory|out of memory|bad_?alloc|^MemoryError|ArrayMemoryError|Unable to allocate"
 
 KNOWN: tuple[tuple[str, type[RimlitError], str], ...] = (
     (
@@ -84,16 +82,18 @@ def translate(
     if isinstance(error, RimlitError):
         return error
     for link in chain:
-        if re.search(OUT_OF_MEMORY, _text(link)):
+        if is_out_of_memory(link):
             return RimlitError(_out_of_memory(link, settings or {}))
     found = next((link for link in chain if isinstance(link, RimlitError)), None)
     if found is not None:
         return found
     restored = _restored_file(error)
     if restored is not None and "loading state_dict" not in str(error) and not isinstance(error, OSError):
-        return CheckpointError(f"{restored} cannot be restored: {_text(error)[:300]}{place_in_user_code(error)}.")
+        return CheckpointError(
+            f"{restored} cannot be restored: {text_of(error)[:300]}{place_in_user_code(error)}."
+        )
     for pattern, kind, message in KNOWN:
-        match = re.search(pattern, _text(error))
+        match = re.search(pattern, text_of(error))
         if match:
             return kind(f"{match.expand(message).rstrip('.')}.")
     if "loading state_dict" in str(error):
@@ -119,7 +119,7 @@ def translate(
         hint = f" (the traceback is in {folder / 'traceback.txt'})"
     else:
         hint = " (RIMLIT_DEBUG=1 shows the traceback)"
-    return RimlitError(f"{_text(error)[:500]}{place}{hint}")
+    return RimlitError(f"{text_of(error)[:500]}{place}{hint}")
 
 
 def cause_of(error: BaseException) -> RimlitError | None:
@@ -133,10 +133,10 @@ def cause_of(error: BaseException) -> RimlitError | None:
     for link in chain:
         if isinstance(link, RimlitError):
             return link
-    if any(re.search(OUT_OF_MEMORY, _text(link)) for link in chain):
+    if any(is_out_of_memory(link) for link in chain):
         return None
     innermost = next((link for link in reversed(chain) if isinstance(link, (ValueError, TypeError))), None)
-    if innermost is None or any(re.search(pattern, _text(error)) for pattern, _, _ in KNOWN):
+    if innermost is None or any(re.search(pattern, text_of(error)) for pattern, _, _ in KNOWN):
         return None
     return ConfigError(f"{' '.join(str(innermost).split())}{place_in_user_code(innermost)}")
 
@@ -152,15 +152,6 @@ def _restored_file(error: BaseException) -> str | None:
         if frame.f_code.co_filename.endswith("checkpoint_connector.py"):
             return str(frame.f_locals["self"].trainer.ckpt_path)
     return None
-
-
-def _text(error: BaseException) -> str:
-    """Return an error's class and text in one line, without the traceback of a loader's process."""
-    name, text = type(error).__name__, str(error)
-    if "Original Traceback" in text:
-        name, _, text = text.strip().splitlines()[-1].partition(": ")
-    text = " ".join(text.split())
-    return f"{name}: {text}" if text else name
 
 
 def _out_of_memory(error: BaseException, settings: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ import yaml
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from rimlit import spec
-from rimlit.cli.compare import yaml_of
+from rimlit.checkpoints import kept_checkpoint
+from rimlit.cli.arguments import words_of
 from rimlit.cli.run import AlreadyDone, RimlitCLI, run
 from rimlit.cli.setup import ADVERTISERS
 from rimlit.data import DataModule
@@ -112,15 +113,15 @@ def fit(
         raise ConfigError(f"data must be a DataModule, beside a task; got config={shown!r}, data={data!r}.")
     objects = (config, data) if isinstance(config, Task) and isinstance(data, DataModule) else None
     words = [
-        *_words({f"trainer.{key}": value for key, value in trainer.items()}),
-        *(_words(overrides) if isinstance(overrides, Mapping) else overrides),
+        *words_of({f"trainer.{key}": value for key, value in trainer.items()}),
+        *(words_of(overrides) if isinstance(overrides, Mapping) else overrides),
     ]
     given = {"name": name, "seed_everything": seed, "resume": str(resume), "allow_changes": allow_changes}
     given |= {"init_from": None if init_from is None else str(init_from), "test_after_fit": test}
     for word in words:
         if (key := word.partition("=")[0].removeprefix("--")) in OWN:
             raise ConfigError(f"{key} is an argument of rimlit.fit, and not among overrides; got {word!r}.")
-    words += _words({key: value for key, value in given.items() if value is not None})
+    words += words_of({key: value for key, value in given.items() if value is not None})
     with _process_left_as_it_was(), tempfile.TemporaryDirectory() as folder:
         path, command = config, None
         if not isinstance(config, str | Path):
@@ -129,12 +130,6 @@ def fit(
             path.write_text(yaml.safe_dump(to_plain(content, "config")), encoding="utf-8")
             command = shlex.join(["rimlit.fit", *words])
         return _result(run(["fit", f"--config={path}", *words], objects, command))
-
-
-def _words(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as words of a command line."""
-    plain = {key: to_plain(value, key) for key, value in settings.items()}
-    return [f"--{key}={value if isinstance(value, str) else yaml_of(value)}" for key, value in plain.items()]
 
 
 def _described(task: Task, data: DataModule | None) -> dict[str, Any]:
@@ -148,16 +143,14 @@ def _described(task: Task, data: DataModule | None) -> dict[str, Any]:
 
 
 def _result(ran: RimlitCLI | AlreadyDone) -> FitResult:
-    if (
-        isinstance(ran, RimlitCLI) and ran.is_trial
-    ):  # it saves nothing; what lies in the folder is an earlier run's
+    if isinstance(ran, RimlitCLI) and ran.is_trial:
+        # it saves nothing; what lies in the folder is an earlier run's
         return FitResult(ran.model.eval(), {}, ran.folder.path, {})
     results = ran.folder.read_results()
-    saved = [ran.folder.checkpoints / f"{key}.ckpt" for key in ("best", "last")]
-    path = next((path for path in saved if path.is_file()), None)
+    path = kept_checkpoint(ran.folder.path)
     if path is None:
         assert not isinstance(ran, AlreadyDone)
-        task: Task = ran.model.eval()  # a trial run, which saves nothing
+        task: Task = ran.model.eval()  # trainer.enable_checkpointing is off
     else:
         task = load_checkpoint(path)
     return FitResult(task, results.get("test", {}), ran.folder.path, results)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from rimlit.checkpoints import read_checkpoint
+from rimlit.checkpoints import KEPT, read_checkpoint
 from rimlit.cli.arguments import named_configs, read_yaml, value_of
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
@@ -20,8 +20,6 @@ from rimlit.training.checkpointing import newest_checkpoint
 from rimlit.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_KEYS = ("best", "last")
 
 
 def choose_folder(subcommand: str, config: Namespace) -> RunFolder:
@@ -98,7 +96,7 @@ def checkpoint_path(folder: RunFolder, given: Any) -> str:
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    if given is None or given in CHECKPOINT_KEYS:
+    if given is None or given in KEPT:
         path = folder.checkpoints / f"{given or 'best'}.ckpt"
         if not path.is_file():
             if given != "last" and (last := path.with_name("last.ckpt")).is_file():
@@ -120,7 +118,7 @@ def checkpoint_path(folder: RunFolder, given: Any) -> str:
 def checkpoint_of(arguments: list[str]) -> dict[str, Any] | None:
     """Return the contents of the checkpoint that a command other than fit names as a file."""
     path = value_of(arguments, "--ckpt_path")
-    if arguments[0] == "fit" or path is None or path in CHECKPOINT_KEYS:
+    if arguments[0] == "fit" or path is None or path in KEPT:
         return None
     return read_checkpoint(path)
 

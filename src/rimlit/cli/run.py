@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import rimlit.rl  # noqa: F401, its classes are then known by their names
-from rimlit.checkpoints import read_checkpoint
+from rimlit.checkpoints import KEPT, kept_checkpoint, read_checkpoint
 from rimlit.cli.arguments import resolve_configs, value_of
 from rimlit.cli.checks import check_length, check_run, refuse_callbacks, refuse_settings
 from rimlit.cli.failures import cause_of, one_message
@@ -23,7 +23,6 @@ from rimlit.cli.match import match_width
 from rimlit.cli.messages import DEEP_IN_THE_PARSER, explain, trusted_imports
 from rimlit.cli.options import add_options
 from rimlit.cli.places import (
-    CHECKPOINT_KEYS,
     checkpoint_of,
     checkpoint_path,
     choose_folder,
@@ -32,11 +31,7 @@ from rimlit.cli.places import (
     with_config_of,
 )
 from rimlit.cli.report import idle_gpu, print_report, print_warnings
-from rimlit.cli.settings import (
-    own_settings,
-    with_sizes,
-    yaml_of,
-)
+from rimlit.cli.settings import config_text, own_settings, with_sizes
 from rimlit.cli.setup import prepare
 from rimlit.console import say
 from rimlit.data import DataModule
@@ -224,7 +219,7 @@ class RimlitCLI(LightningCLI):
         self._saved = self.folder.saved()
         self._start = find_start(self.folder, config) if self.subcommand == "fit" else None
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
-        if self.subcommand != "fit" and config.ckpt_path in (None, *CHECKPOINT_KEYS) and kept.is_file():
+        if self.subcommand != "fit" and config.ckpt_path in (None, *KEPT) and kept.is_file():
             self.checkpoint = read_checkpoint(kept)
 
     @property
@@ -266,8 +261,7 @@ class RimlitCLI(LightningCLI):
                     f"{other.now!r}, with which no step would be made. Give another --name, train longer with "
                     f"--{length}, or start from scratch with --resume never, which archives it."
                 )
-            saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
-            kept = next((path for path in saved if path.is_file()), saved[0])
+            kept = kept_checkpoint(self.folder.path) or self.folder.checkpoints / "best.ckpt"
             raise AlreadyDone(
                 f"{self.folder.path} is done, {step} steps. Test it with rimlit test --ckpt_path {kept}, train "
                 f"longer with --{length}, or start from scratch with --resume never, which archives it.",
@@ -345,7 +339,7 @@ class RimlitCLI(LightningCLI):
             recorder = RunRecorder(
                 self.folder,
                 self.command,
-                yaml_of(self._settings),
+                config_text(self._settings),
                 archive=not self._is_same_run,
                 gate=self._gate,
             )
@@ -415,10 +409,7 @@ class RimlitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Lock the run and refuse what cannot be trained; nothing is created yet (see :class:`RunRecorder`)."""
-        if is_rank_zero() and not self.is_trial:
-            require_folder(self.folder.path, 0)
-            self._lock = RunLock(self.folder.path)
-            self._lock.acquire()
+        if self._lock_folder():
             self._require_nobody_else()
             if self.folder.saved() != self._saved:
                 raise ConfigError(
@@ -434,11 +425,17 @@ class RimlitCLI(LightningCLI):
 
     def _before_evaluation(self) -> None:
         """Refuse a folder that cannot be written, or that another process writes to, before any work."""
-        if is_rank_zero() and not self.is_trial:
-            require_folder(self.folder.path, 0)
-            self._lock = RunLock(self.folder.path)
-            self._lock.acquire()
+        self._lock_folder()
         self._require_tracking()
+
+    def _lock_folder(self) -> bool:
+        """Lock the run's folder until the command ends; return whether this process writes to it."""
+        if not is_rank_zero() or self.is_trial:
+            return False
+        require_folder(self.folder.path, 0)
+        self._lock = RunLock(self.folder.path)
+        self._lock.acquire()
+        return True
 
     def _require_tracking(self) -> None:
         """Refuse to start where MLflow is required and does not answer; asking may create a local store."""
@@ -495,8 +492,7 @@ class RimlitCLI(LightningCLI):
             if self.trainer.is_global_zero and not self.is_trial:
                 print_warnings(self.folder)
             return
-        saved = [self.folder.checkpoints / f"{key}.ckpt" for key in CHECKPOINT_KEYS]
-        path = next((str(path) for path in saved if path.is_file()), None)
+        path = kept_checkpoint(self.folder.path)
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True, verbose=False)
         self.after_test()
 

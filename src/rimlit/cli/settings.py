@@ -42,7 +42,7 @@ def own_settings(text: str) -> dict[str, Any]:
     return settings
 
 
-def yaml_of(settings: dict[str, Any]) -> str:
+def config_text(settings: dict[str, Any]) -> str:
     """Return settings as the text of a config."""
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 

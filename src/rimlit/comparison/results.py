@@ -1,7 +1,6 @@
 """What a comparison found: means and standard deviations over seeds, as rows, as a table, as figures."""
 
 import csv
-import errno
 import io
 import json
 import math
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rimlit.errors import DataError
-from rimlit.files import read_json, storage_error, whole_file
+from rimlit.files import read_json, refuse_link, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -265,23 +264,14 @@ class Comparison:
             StorageError: The folder cannot be written. Each file in it is whole, the old one or the new one.
         """
         self.folder = folder
-        texts = {
-            "results.json": json.dumps(self.results, indent=2) + "\n",
-            "table.md": self._repr_markdown_() + "\n",
-            "table.csv": self.csv(),
-        }
-        try:
-            if (folder / "figures").is_symlink():
-                raise OSError(errno.ELOOP, "it is a link, and nothing is written through one")
-            (folder / "figures").mkdir(parents=True, exist_ok=True)
-            for name, text in texts.items():
-                with whole_file(folder / name) as file:
-                    file.write(text.encode())
-            for metric, figure in self.figures().items():
-                with whole_file(folder / "figures" / f"{metric}.png") as file:
-                    figure.savefig(file, dpi=150)
-        except OSError as error:
-            raise storage_error(folder, None, error) from error
+        refuse_link(folder / "figures")
+        write_file(folder / "results.json", json.dumps(self.results, indent=2) + "\n")
+        write_file(folder / "table.md", self._repr_markdown_() + "\n")
+        write_file(folder / "table.csv", self.csv())
+        for metric, figure in self.figures().items():
+            png = io.BytesIO()
+            figure.savefig(png, format="png", dpi=150)
+            write_file(folder / "figures" / f"{metric}.png", png.getvalue())
 
 
 def _rich(header: list[str], lines: list[list[Cell]]) -> Table:

@@ -195,24 +195,21 @@ def _numbers(
     """Return numbers as float64; refuse what is not finite where ``is_real``, everywhere if that is None."""
     if values.dtype.kind not in "fiub":
         raise DataError(f"{shown(path)}: {key} must be numbers; got {values.dtype}.")
-    wrong = ~np.isfinite(values)
-    if is_real is not None:
-        wrong &= is_real[..., None]
-    if wrong.any():
-        place = np.argwhere(wrong)[0]
+
+    def first(wrong: np.ndarray) -> tuple[int, ...] | None:
+        places = np.argwhere(wrong if is_real is None else wrong & is_real[..., None])
+        return tuple(places[0]) if len(places) else None
+
+    if (place := first(~np.isfinite(values))) is not None:
         raise DataError(
-            f"{shown(path)}: {key} of {_place(place, names)} must be a finite number; got {values[tuple(place)]}. "
+            f"{shown(path)}: {key} of {_place(place, names)} must be a finite number; got {values[place]}. "
             "What lies beyond a sequence's length is not read."
         )
     numbers = values.astype(np.float64)
-    wrong = np.abs(numbers) > MAX_NUMBER
-    if is_real is not None:
-        wrong &= is_real[..., None]
-    if wrong.any():
-        place = np.argwhere(wrong)[0]
+    if (place := first(np.abs(numbers) > MAX_NUMBER)) is not None:
         raise DataError(
             f"{shown(path)}: {key} of {_place(place, names)} must be a number from {-MAX_NUMBER:.2g} to "
-            f"{MAX_NUMBER:.2g}; got {values[tuple(place)]}."
+            f"{MAX_NUMBER:.2g}; got {values[place]}."
         )
     return numbers
 

@@ -4,6 +4,7 @@ A cell is text until the layout says that it is a number, and column names are u
 """
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -61,8 +62,6 @@ def read_table(path: Path, layout: Layout) -> SequenceData:
     Raises:
         DataError: The file cannot be read, or does not hold what ``layout`` says.
     """
-    import hashlib
-
     if path.suffix == ".parquet":
         with open_file(path) as file:
             digest = digest_open(path, file)

@@ -19,7 +19,6 @@ from torch.optim import Adam
 from torchmetrics import Metric
 
 from rimlit.backbones import RIM, BackboneFactory
-from rimlit.backbones.base import require_known
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder, EncoderFactory
 from rimlit.errors import ConfigError
@@ -27,6 +26,7 @@ from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
 from rimlit.metrics.mean import Mean
 from rimlit.nn import direct
+from rimlit.nn.choices import require_known
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import (
     PREVIOUS,

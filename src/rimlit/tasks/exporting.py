@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 import rimlit
-from rimlit.checkpoints import check_specs, read_checkpoint
+from rimlit.checkpoints import check_specs, kept_checkpoint, read_checkpoint
 from rimlit.errors import CheckpointError
 from rimlit.files import write_file
 from rimlit.tasks.base import Task, build_saved, load_weights
@@ -96,10 +96,11 @@ def load_exported(folder: str | Path) -> Task:
 
 def checkpoint_in(folder: Path) -> Path:
     """Return the best checkpoint of a run's folder, or the last where nothing was validated."""
-    for path in (folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt"):
-        if path.is_file():
-            return path
-    raise CheckpointError(f"{folder} is no run with a checkpoint: there is no {folder / 'checkpoints/best.ckpt'}.")
+    path = kept_checkpoint(folder)
+    if path is None:
+        best = folder / "checkpoints/best.ckpt"
+        raise CheckpointError(f"{folder} is no run with a checkpoint: there is no {best}.")
+    return path
 
 
 def _data_state(checkpoint: dict[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Start from the weights of another run: fine-tuning."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
-from rimlit.checkpoints import read_checkpoint
+from rimlit.checkpoints import kept_checkpoint, read_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError
+from rimlit.files import sha256_of
 from rimlit.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def initialize(task: Task, source: str | Path, data: DataModule | None = None) -
     task.load_state_dict(fitting, strict=False)
     record = {
         "path": str(path),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256_of(path),
         "tensors": len(fitting),
         "of": len(own),
     }
@@ -71,12 +71,11 @@ def _read(source: Path) -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
     if (source / CONFIG).is_file():
         return source / WEIGHTS, load_exported(source).state_dict(), {}
     if source.is_dir():
-        inside = [source / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-        found = next((path for path in inside if path.is_file()), None)
+        found = kept_checkpoint(source)
         if found is None:
             raise CheckpointError(
-                f"init_from={str(source)!r} is a folder with neither {inside[0].relative_to(source)}, as a run "
-                f"has, nor {CONFIG}, as an export has."
+                f"init_from={str(source)!r} is a folder with neither checkpoints/best.ckpt, as a run has, nor "
+                f"{CONFIG}, as an export has."
             )
         source = found
     checkpoint = read_checkpoint(source)

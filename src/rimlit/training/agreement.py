@@ -1,6 +1,5 @@
 """Processes that train together agree on settings, data and versions before the first step."""
 
-import hashlib
 import os
 import platform
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import rimlit
 from rimlit.data import DataModule
 from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
+from rimlit.files import sha256_of
 from rimlit.spec import flat_settings
 
 OWN_TO_A_PROCESS = ("data.init_args.num_workers", *(f"data.init_args.{name}" for name in PLACES))
@@ -40,20 +40,21 @@ class RankAgreement(L.Callback):
         self.settings = settings
         self.name = name
         self.start = start
+        self._has_agreed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare, once the processes have found each other."""
-        if trainer.world_size == 1:
+        """Compare once, when the processes have found each other; the test that ends a fit need not ask again."""
+        if trainer.world_size == 1 or self._has_agreed:
             return
         # other stages need not have the files of training, whose digest it is
         mine = facts_of(self.settings, getattr(trainer, "datamodule", None) if stage == "fit" else None)
         mine |= {"name": repr(self.name), "checkpoint that is resumed": "none"}
         if self.start is not None:
-            with open(self.start, "rb") as file:
-                mine["checkpoint that is resumed"] = f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+            mine["checkpoint that is resumed"] = f"SHA-256 {sha256_of(self.start)}"
         everyone: list[dict[str, str]] = [{} for _ in range(trainer.world_size)]
         distributed.all_gather_object(everyone, mine)
         require_agreement(everyone)
+        self._has_agreed = True
 
 
 def facts_of(settings: Mapping[str, Any], data: Any) -> dict[str, str]:

@@ -25,7 +25,7 @@ from torch import distributed
 from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, RimlitError, StorageError
-from rimlit.files import require_folder, try_folder, whole_file
+from rimlit.files import require_folder, try_folder, write_file
 from rimlit.training.changes import MEANING, Change, adopt, find_changes, refuse_changes, run_settings
 from rimlit.training.epoch_sums import collect, restore
 from rimlit.training.signals import SignalFlag
@@ -258,8 +258,7 @@ class Checkpointer(Checkpoint):
         """Complete a run that was killed between writing its last two files, with nothing left to train."""
         is_from_best = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.best.resolve()
         if trainer.is_global_zero and is_from_best and not self._has_ended:
-            with whole_file(self.last) as file:
-                file.write(self.best.read_bytes())
+            write_file(self.last, self.best.read_bytes())
 
     def _agree(self, trainer: L.Trainer) -> tuple[bool, int]:
         """Return whether it is time to save, and the signal that any process got, 0 for none: the same in all."""

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rimlit.errors import StorageError
-from rimlit.files import write_file
+from rimlit.files import refuse_link, write_file
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ def write_for_people(trainer: L.Trainer, name: str, content: str | bytes) -> Pat
         StorageError: It cannot be written.
     """
     path = Path(trainer.default_root_dir) / name
-    if path.parent.is_symlink():
-        raise StorageError(f"{path.parent} is a link: nothing is written through it.")
+    refuse_link(path.parent)
     write_file(path, content)
     for logger in trainer.loggers:
         if isinstance(logger, MLflowTracker):

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +203,3 @@ class RunLock:
             with contextlib.suppress(OSError):  # not empty: a run lies there
                 folder.rmdir()
         self._created = []
-
-
-@contextlib.contextmanager
-def locked(lock: RunLock) -> Iterator[None]:
-    """Release a lock that is acquired inside the ``with`` block, at its end."""
-    try:
-        yield
-    finally:
-        lock.release()

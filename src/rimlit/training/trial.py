@@ -4,7 +4,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from rimlit.causes import place_in_user_code
+from rimlit.causes import is_out_of_memory, place_in_user_code
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError, RimlitError
 from rimlit.tasks import Task
@@ -38,7 +38,7 @@ class TrialBatch(L.Callback):
                         pl_module.trial(trainer.strategy.batch_to_device(batch))
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 is_known = isinstance(error, RimlitError) or place_in_user_code(error)  # and needs no other words
-                if is_known or isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                if is_known or is_out_of_memory(error):
                     raise
                 raise ConfigError(
                     f"{type(pl_module).__name__} does not fit the data of {type(data).__name__}: "
