@@ -15,6 +15,7 @@ G     gate pre-activations of a cell, G = 4·d
 ====  =============================================
 """
 
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -56,6 +57,44 @@ class GRUState(NamedTuple):
     """State of GRU-like backbones."""
 
     hidden: Tensor
+
+
+@loads_as_data
+class CarryingLSTMState(NamedTuple):
+    """State of a RIM with LSTM cells that has a part which carries something through time."""
+
+    hidden: Tensor
+    memory: Tensor
+    carried: Tensor
+
+
+@loads_as_data
+class CarryingGRUState(NamedTuple):
+    """State of a RIM with GRU cells that has a part which carries something through time."""
+
+    hidden: Tensor
+    carried: Tensor
+
+
+_CARRYING: dict[type, Any] = {LSTMState: CarryingLSTMState, GRUState: CarryingGRUState}
+
+
+def carrying_type(state_type: Any) -> Any:
+    """Return the NamedTuple with the fields of ``state_type`` and one more, ``carried``."""
+    if state_type not in _CARRYING:
+        fields = (*state_type._fields, "carried")
+        _CARRYING[state_type] = namedtuple(f"Carrying{state_type.__name__}", fields)  # type: ignore[misc]
+    return _CARRYING[state_type]
+
+
+def carried_of(state: State) -> Tensor | None:
+    """Return what a part carries in ``state``, or None."""
+    return getattr(state, "carried", None)
+
+
+def with_carried(state: State, carried: Tensor | None) -> State:
+    """Return ``state`` with one more field, ``carried``, where there is something to carry."""
+    return state if carried is None else carrying_type(type(state))(*state, carried)
 
 
 class SequenceBatch(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from rimlit.backbones.recurrent import TorchRecurrent
-from rimlit.nn.choices import require_known
+from rimlit.checks import require_known
 from rimlit.types import GRUState
 
 

@@ -27,7 +27,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from rimlit.backbones import RIM
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
-from rimlit.kernels import resolve_backend
 from rimlit.spec import Spec, find_class, flat_settings, non_default_arguments
 from rimlit.tasks import Task
 
@@ -129,10 +128,7 @@ def check_run(trainer: L.Trainer, task: Task, data: DataModule, *, is_fit: bool)
         )
     for module in task.modules():
         if isinstance(module, RIM) and module.backend != "auto":
-            try:
-                resolve_backend(module.backend, strategy.root_device, next(module.parameters()).dtype)
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
+            module.resolve_backend(device=strategy.root_device)
     if is_fit:
         _check_monitors(trainer, task, data)
         _try_optimizer(task, strategy.root_device)

@@ -26,7 +26,7 @@ from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
 from rimlit.metrics.mean import Mean
 from rimlit.nn import direct
-from rimlit.nn.choices import require_known
+from rimlit.checks import require_known
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import (
     PREVIOUS,

@@ -13,7 +13,7 @@ from rimlit.encoders import ConvolutionalEncoder, Encoder, EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.heads import FrameHead, HeadFactory
 from rimlit.metrics.frames import FrameScores, locate_balls
-from rimlit.nn.choices import require_known
+from rimlit.checks import require_known
 from rimlit.nn.motion import CELL, TAPS, move_cells
 from rimlit.spec import build, to_spec
 from rimlit.tasks.base import Task
