@@ -59,6 +59,15 @@ class Episode(NamedTuple):
     length: int  # steps
 
 
+class Collected(NamedTuple):
+    """Cost and yield of collecting a rollout."""
+
+    env_steps: int  # of all environments of all processes since the run began
+    new_steps: int  # of these in this rollout
+    seconds: float
+    episodes: list[Episode]  # that ended in it, of this process
+
+
 class Played(NamedTuple):
     """One step of E environments. Nothing writes to it later."""
 
