@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from rimlit.errors import CheckpointError, ConfigError, DataError
+from rimlit.pictures import MechanismActivity
 from rimlit.rl import PPOTask
 from rimlit.rl.acting import ActingTask
 from rimlit.rl.experience import Episodes, Learner
 from rimlit.rl.rollouts import Player, Rollout, evaluate, record
-from rimlit.training import MechanismActivity
 from tests.rl.corridor import CORRIDOR, make_experience, make_task
 from tests.tasks.running import SMALL_LSTM, make_copying, make_copying_task, make_trainer, quiet
 
