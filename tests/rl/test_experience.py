@@ -15,7 +15,7 @@ from rimlit.pictures import MechanismActivity
 from rimlit.rl import PPOTask
 from rimlit.rl.acting import ActingTask
 from rimlit.rl.experience import Episodes, Learner
-from rimlit.rl.rollouts import Player, Rollout, evaluate, record
+from rimlit.rl.rollouts import Player, Rollout, evaluate, record_episodes
 from tests.rl.corridor import CORRIDOR, make_experience, make_task
 from tests.tasks.running import SMALL_LSTM, make_copying, make_copying_task, make_trainer, quiet
 
@@ -220,7 +220,7 @@ def test_an_environment_of_another_kind_cannot_be_tested() -> None:
 
 def test_whole_episodes_are_recorded() -> None:
     data = make_experience(options={"length": 3})
-    records = list(record(Player(data.make(CORRIDOR, 2), 0), make_task(data), [2, 1]))
+    records = list(record_episodes(Player(data.make(CORRIDOR, 2), 0), make_task(data), [2, 1]))
     assert [each.number for each in records] == [0, 1, 2]
     first = records[0]
     assert first.observations.tolist() == [[0, 0], [1, 1], [2, 2]]

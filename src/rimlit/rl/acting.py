@@ -28,7 +28,7 @@ from rimlit.rl.observations import (
     VectorEncoder,
 )
 from rimlit.rl.policies import Categorical, Gaussian, Policy
-from rimlit.rl.rollouts import Evaluated, Record
+from rimlit.rl.rollouts import Evaluated, PlayedEpisode
 from rimlit.spec import build, to_spec
 from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task
 from rimlit.tasks.base import Stage
@@ -266,7 +266,9 @@ class ActingTask(Task):
         self._metrics[self.prefix(stage, group)].update(batch.scores, batch.lengths)
         return batch.scores
 
-    def predict_step(self, batch: Record, batch_index: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+    def predict_step(
+        self, batch: PlayedEpisode, batch_index: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
         """Write an episode to ``episodes/`` of the run's folder; return its line of the predictions.
 
         The file, ``.npz``, holds ``observations`` (T, …), ``actions``, ``rewards`` (T,) and ``final_observation``.

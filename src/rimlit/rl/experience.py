@@ -15,7 +15,17 @@ from rimlit.data.base import SPLITS, DataModule, Split, TrainingLoader, require_
 from rimlit.data.sampling import rank_and_world_size, share_of
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.rl.environments import Environments, make_environments
-from rimlit.rl.rollouts import Actor, Collected, Evaluated, Player, Record, Rollout, evaluate, record, require_end
+from rimlit.rl.rollouts import (
+    Actor,
+    Collected,
+    Evaluated,
+    PlayedEpisode,
+    Player,
+    Rollout,
+    evaluate,
+    record_episodes,
+    require_end,
+)
 from rimlit.types import State, map_state
 
 
@@ -322,7 +332,7 @@ class Rollouts(IterableDataset[State]):
         return actor.prepare(rollout)
 
 
-class Episodes(IterableDataset[Evaluated | Record]):
+class Episodes(IterableDataset[Evaluated | PlayedEpisode]):
     """Episodes in environments of their own, the same each time.
 
     Args:
@@ -336,7 +346,7 @@ class Episodes(IterableDataset[Evaluated | Record]):
         self.split = split
         self.environment = environment
 
-    def __iter__(self) -> Iterator[Evaluated | Record]:
+    def __iter__(self) -> Iterator[Evaluated | PlayedEpisode]:
         """Play this process's share of the episodes."""
         data, actor = self.data, self.data.actor
         rank, world_size = rank_and_world_size()
@@ -352,9 +362,9 @@ class Episodes(IterableDataset[Evaluated | Record]):
         )
         environments = data.environments_for(self.split, self.environment, number)
         player = Player(environments, data.seed_for(split=self.split, group=group), greedy=actor.evaluate_greedily)
-        played: Iterator[Evaluated | Record]
+        played: Iterator[Evaluated | PlayedEpisode]
         if self.split == "predict":
-            played = record(player, actor, quotas)
+            played = record_episodes(player, actor, quotas)
         else:
             played = evaluate(player, actor, quotas, data.rollout_length)
         while True:

@@ -299,7 +299,7 @@ class Evaluated(NamedTuple):
     lengths: Tensor  # (n,): their steps
 
 
-class Record(NamedTuple):
+class PlayedEpisode(NamedTuple):
     """A whole episode, T steps."""
 
     environment: str
@@ -365,7 +365,7 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
         )
 
 
-def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
+def record_episodes(player: Player, actor: Actor, quotas: list[int]) -> Iterator[PlayedEpisode]:
     """Play each environment's quota of episodes.
 
     Yields:
@@ -382,7 +382,7 @@ def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
         for episode in ended:
             index = episode.environment
             observations, actions, scores = zip(*open_steps[index], strict=True)
-            yield Record(
+            yield PlayedEpisode(
                 name,
                 number,
                 torch.from_numpy(np.stack(observations)),
