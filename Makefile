@@ -65,7 +65,7 @@ links: setup ## Check the relative links of the documentation
 	$(BIN)/python docs/check_links.py
 
 docs: setup ## Rewrite the tables of README and docs from benchmarks/results, then check the links
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python docs/check_links.py
 
 golden: setup ## Rewrite tests/golden; only when the curves are meant to change

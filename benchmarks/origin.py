@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rimlit.training.recording import git_commit, machine
+from rimlit.tracking.recording import git_commit, machine
 
 
 def origin(**options: Any) -> dict[str, Any]:

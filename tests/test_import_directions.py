@@ -18,12 +18,13 @@ LEVELS = (
     ("kernels",),
     ("backbones", "encoders", "heads", "metrics"),
     ("data", "tasks"),
-    ("tracking",),
-    ("training", "comparison", "rl"),
+    ("tracking", "rl"),
+    ("pictures", "training"),
+    ("comparison",),
     ("cli",),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-WITH_LIGHTNING = {"data", "tasks", "tracking", "training", "comparison", "rl", "cli"}
+WITH_LIGHTNING = {"data", "tasks", "tracking", "rl", "pictures", "training", "comparison", "cli"}
 
 
 def part_of(path: Path) -> str:

@@ -19,7 +19,7 @@ from rimlit.backbones import LSTM, RIM, Backbone
 from rimlit.data import Copying
 from rimlit.errors import ConfigError
 from rimlit.spec import (
-    Recorded,
+    Rebuildable,
     build,
     find_class,
     given_arguments,
@@ -187,7 +187,7 @@ def test_building_with_an_unknown_argument_is_refused_with_the_known_ones() -> N
 # Recording
 
 
-class Base(Recorded):
+class Base(Rebuildable):
     def __init__(self, first: int, *, second: Any = "two", **rest: Any) -> None:
         self.first = first
 
@@ -207,7 +207,7 @@ def test_an_object_remembers_how_it_was_made_whatever_its_base_calls_it() -> Non
         "third": {"class_path": "rimlit.backbones.RIM", "init_args": {}},
     }
     assert Base(1).spec["init_args"] == {"first": 1, "second": "two"}
-    again = build(made.spec, Recorded)
+    again = build(made.spec, Rebuildable)
     assert again.spec == made.spec
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rimlit.errors import CheckpointError, ConfigError, NonFiniteError
 from rimlit.files import storage_error, whole_file
-from rimlit.spec import Recorded, check_spec
+from rimlit.spec import Rebuildable, check_spec
 
 KEPT = ("best", "last")
 """Names of the checkpoints that a run keeps, the preferred one first."""
@@ -173,7 +173,7 @@ def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
     Optimiser and scheduler are built, and their classes checked, by a training alone.
     """
-    bases = (Recorded, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+    bases = (Rebuildable, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
     named = checkpoint["rimlit"]
     specs = [{"class_path": "rimlit", "init_args": checkpoint.get("hyper_parameters", {})}]
     specs += [named["task"]] if "task" in named else []  # a module that is no task of rimlit has none

@@ -217,8 +217,8 @@ def given_arguments(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     return arguments
 
 
-class Recorded:
-    """Mixin that remembers the arguments with which an object was made, for any signature of a subclass."""
+class Rebuildable:
+    """Mixin that keeps the arguments an object was made with, so that its :attr:`spec` builds it again."""
 
     _arguments: dict[str, Any]
 

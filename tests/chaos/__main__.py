@@ -28,8 +28,8 @@ from torch import Tensor
 from rimlit.checkpoints import read_checkpoint
 from rimlit.cli import main as rimlit
 from rimlit.errors import CheckpointError
+from rimlit.tracking.recording import git_commit, machine
 from rimlit.training.checkpointing import newest_checkpoint
-from rimlit.training.recording import git_commit, machine
 from tests.chaos.probe import NOW, Phase, save_often_and_slowly
 from tests.cli.running import SMALL_COPYING, SMALL_TEXT, write_novel
 

@@ -23,7 +23,7 @@ from rimlit.comparison import Comparison, runs
 from rimlit.comparison.gathering import read_curve
 from rimlit.comparison.runs import Run, last_step, last_words
 from rimlit.errors import ConfigError
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking.run_folder import RunFolder
 from tests.cli import running
 from tests.cli.running import QUIET, SMALL_COPYING, UNTRACKED, read_json
 

@@ -15,7 +15,7 @@ from rimlit.cli.configs import configs_folder
 from rimlit.cli.report import build_table, idle_gpu, is_same_data, recorded_results
 from rimlit.cli.settings import build_data
 from rimlit.data import Adding, Copying, DataModule, SequentialImages, Text
-from rimlit.training.recording import data_of
+from rimlit.tracking.recording import data_of
 from tests.cli.running import COPYING, QUIET, UNTRACKED, read_json, succeed
 from tests.tasks.running import make_trainer
 

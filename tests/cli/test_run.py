@@ -33,7 +33,7 @@ from tests.cli.running import (
     write_novel,
 )
 
-FIGURELESS = "--trainer.callbacks+={class_path: rimlit.training.MechanismActivity, init_args: {figure: false}}"
+FIGURELESS = "--trainer.callbacks+={class_path: rimlit.pictures.MechanismActivity, init_args: {figure: false}}"
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -14,12 +14,12 @@ from mlflow import MlflowClient
 
 from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.files import write_file
-from rimlit.training.run_folder import RunLock
+from rimlit.tracking.run_folder import RunLock
 from tests.cli.running import COPYING, QUIET, SMALL_RIM, UNTRACKED, Answer, read_json, rimlit, succeed
 from tests.cli.test_errors import nothing_is_left, refused
 from tests.processes import Warm
 
-FIGURELESS = "--trainer.callbacks+={class_path: rimlit.training.MechanismActivity, init_args: {figure: false}}"
+FIGURELESS = "--trainer.callbacks+={class_path: rimlit.pictures.MechanismActivity, init_args: {figure: false}}"
 SHORT = (*COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false")
 LONGER = ("fit", *SHORT, "--trainer.max_steps=6")
 

@@ -117,7 +117,7 @@ def test_a_disk_that_is_gone_ends_the_run(folder: Path, disk: Callable[[str], Pa
 
 def test_a_run_folder_that_vanishes_ends_the_run_whatever_is_written_next(folder: Path) -> None:
     path = folder / "own"
-    logger = f"--trainer.logger={{class_path: rimlit.training.LocalMetrics, init_args: {{folder: {path}}}}}"
+    logger = f"--trainer.logger={{class_path: rimlit.tracking.LocalMetrics, init_args: {{folder: {path}}}}}"
     answer = fit(path, at=3, then=lambda: shutil.rmtree(path), logger=logger)
     assert answer.code == 6, answer.err
     assert answer.err.count("rimlit: error: ") == 1 and str(path) in answer.err

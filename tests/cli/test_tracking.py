@@ -15,7 +15,7 @@ from rimlit.tracking.process_names import process_name
 from tests.cli.running import COPYING, read_json, rimlit, scores_of, succeed
 
 NOBODY = "http://127.0.0.1:9"
-FIGURELESS = "--trainer.callbacks+={class_path: rimlit.training.MechanismActivity, init_args: {figure: false}}"
+FIGURELESS = "--trainer.callbacks+={class_path: rimlit.pictures.MechanismActivity, init_args: {figure: false}}"
 
 
 def test_a_run_that_requires_its_tracker_does_not_start_without_it(

@@ -12,7 +12,7 @@ from rimlit.comparison import match_parameters
 from rimlit.comparison.matching import Measure, size_of
 from rimlit.errors import ConfigError
 from rimlit.tasks import CopyingTask
-from rimlit.training.recording import sizes_of
+from rimlit.tracking.recording import sizes_of
 from tests.laws.backbone_cases import backbone_classes
 from tests.tasks.running import SMALL_RIM, make_copying_task
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from rimlit.errors import CheckpointError, ConfigError, DataError
+from rimlit.pictures import MechanismActivity
 from rimlit.rl import PPOTask
-from rimlit.rl.experience import Episodes
-from rimlit.rl.rollouts import Player, evaluate, record
-from rimlit.training import MechanismActivity
+from rimlit.rl.acting import ActingTask
+from rimlit.rl.experience import Episodes, Learner
+from rimlit.rl.rollouts import Player, Rollout, evaluate, record_episodes
 from tests.rl.corridor import CORRIDOR, make_experience, make_task
-from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
+from tests.tasks.running import SMALL_LSTM, make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = quiet
 
@@ -35,7 +36,7 @@ class Seeing(L.Callback):
         self.logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def fit(folder: Path, task: PPOTask, data: Any, **options: Any) -> tuple[L.Trainer, Seeing]:
+def fit(folder: Path, task: ActingTask, data: Any, **options: Any) -> tuple[L.Trainer, Seeing]:
     seeing = Seeing()
     defaults = {"max_steps": -1, "max_epochs": -1, "limit_val_batches": 0, "callbacks": [seeing]}
     trainer = make_trainer(folder, **{**defaults, **options})
@@ -219,7 +220,7 @@ def test_an_environment_of_another_kind_cannot_be_tested() -> None:
 
 def test_whole_episodes_are_recorded() -> None:
     data = make_experience(options={"length": 3})
-    records = list(record(Player(data.make(CORRIDOR, 2), 0), make_task(data), [2, 1]))
+    records = list(record_episodes(Player(data.make(CORRIDOR, 2), 0), make_task(data), [2, 1]))
     assert [each.number for each in records] == [0, 1, 2]
     first = records[0]
     assert first.observations.tolist() == [[0, 0], [1, 1], [2, 2]]
@@ -279,13 +280,47 @@ def test_environments_must_be_dealt_evenly_to_processes() -> None:
 
 
 def test_experience_is_for_policies_and_policies_for_experience(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Experience is what a PPOTask learns from; got CopyingTask"):
+    with pytest.raises(ConfigError, match=r"Experience supplies a PPOTask.*; got CopyingTask"):
         make_trainer(tmp_path).fit(make_copying_task(), datamodule=make_experience())
     with pytest.raises(
         ConfigError, match="PPOTask needs observation_shape, which the data module does not declare"
     ):
         PPOTask(make_task(make_experience()).spec["init_args"]["backbone"], observation_shape=None)  # type: ignore
     assert not hasattr(make_copying(), "observation_shape")
+
+
+class Reinforce(ActingTask):
+    """Another algorithm: the log-probability of each action, weighted by its reward."""
+
+    def __init__(self, backbone: Any, observation_shape: Any, num_actions: int) -> None:
+        super().__init__(backbone, observation_shape, num_actions)
+        self.has_trained = False
+        self.collected: Any = None
+        self.wants_another_minibatch = True
+
+    def begin_rollout(self) -> None:
+        self.has_trained = False
+
+    def prepare(self, rollout: Rollout) -> Rollout:
+        return rollout
+
+    def loss(self, outputs: torch.Tensor, batch: Rollout) -> torch.Tensor:
+        return -(self.policy.log_prob(outputs[..., :-1], batch.actions) * batch.rewards).mean()
+
+    def training_step(self, batch: Rollout, batch_index: int) -> torch.Tensor:
+        self.has_trained = True
+        return self.loss(self(batch.seen, batch.state)[0], batch)
+
+
+def test_experience_supplies_a_task_of_another_algorithm(tmp_path: Path) -> None:
+    data = make_experience()
+    task = Reinforce(SMALL_LSTM, data.observation_shape, 2)
+    assert isinstance(task, Learner)
+    before = next(task.backbone.parameters()).clone()
+    _, seeing = fit(tmp_path, task, data)
+    assert data.env_steps == 80
+    assert [batch.rewards.shape for batch in seeing.batches] == [(2, 10)] * 8
+    assert not torch.equal(next(task.backbone.parameters()), before)
 
 
 def test_evaluation_says_which_split_it_is_of() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rimlit.backbones import RIM, Backbone
 from rimlit.rl import PPOTask, Step, VectorEncoder, make_environments
-from rimlit.rl.advantages import advantages_of
+from rimlit.rl.advantages import estimate_advantages
 from rimlit.rl.observations import Seen
 from rimlit.rl.policies import Categorical
 from rimlit.rl.rollouts import Episode, Player, Rollout
@@ -240,14 +240,14 @@ def test_advantages_equal_a_slow_reference() -> None:
                 weight *= discount * trace
                 if breaks[row, later]:
                     break
-    found = advantages_of(rewards, values, next_values, breaks, discount=discount, trace=trace)
+    found = estimate_advantages(rewards, values, next_values, breaks, discount=discount, trace=trace)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_advantages_of_whole_traces_are_returns_less_values() -> None:
     player = Player(make_experience(options={"length": 3}).make(CORRIDOR, 1), 0)
     rollout = player.collect(Counter(), 6)
-    found = advantages_of(
+    found = estimate_advantages(
         rollout.rewards, rollout.values, rollout.next_values, rollout.breaks, discount=1.0, trace=1.0
     )
     returns = (found + rollout.values)[0].tolist()

@@ -25,15 +25,15 @@ from mlflow.exceptions import MlflowException
 
 from rimlit.data import Copying
 from rimlit.errors import ConfigError, DataError, StoppedError, TrackingError
+from rimlit.pictures.activity import MechanismActivity
+from rimlit.pictures.episodes import EpisodePictures
+from rimlit.pictures.files import save_figure
+from rimlit.pictures.rollouts import RolloutPictures
 from rimlit.tracking import LocalMetrics, MLflowTracker, mlflow_tracker
 from rimlit.tracking.mlflow_sender import MLflowSender
 from rimlit.tracking.process_names import is_gone, is_rank_zero, process_name
-from rimlit.training.activity import MechanismActivity
-from rimlit.training.episodes import EpisodePictures
-from rimlit.training.pictures import save_figure
-from rimlit.training.recording import RunRecorder
-from rimlit.training.rollouts import RolloutPictures
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking.recording import RunRecorder
+from rimlit.tracking.run_folder import RunFolder
 from tests.rl.corridor import make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
 from tests.tasks.test_frame_prediction import make_data as make_frame_data

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rimlit.tasks import CopyingTask
+from rimlit.tracking.recording import RunFolder
 from rimlit.training import OutcomeCheck
-from rimlit.training.recording import RunFolder
 from tests.tasks.running import SMALL_LSTM, make_copying, make_trainer, quiet
 
 pytestmark = quiet

@@ -20,17 +20,17 @@ from torch import distributed
 from rimlit.errors import ConfigError, ProcessError
 from rimlit.training import ProcessWatch, signals, watcher
 from rimlit.training.processes import is_broken_connection
-from rimlit.training.watcher import Record, Verdict, judge
+from rimlit.training.watcher import ProcessState, Verdict, judge
 
 # The judgement
 
 
-def verdict_of(*records: Record) -> Verdict | None:
+def verdict_of(*records: ProcessState) -> Verdict | None:
     return judge(list(records), now=100.0, timeout=40.0)
 
 
-def process(rank: int, **entries: Any) -> Record:
-    return Record(rank, f"pid {rank} on node", **{"heard": 100.0, "limit": 40.0, **entries})
+def process(rank: int, **entries: Any) -> ProcessState:
+    return ProcessState(rank, f"pid {rank} on node", **{"heard": 100.0, "limit": 40.0, **entries})
 
 
 def test_while_all_work_nobody_is_blamed() -> None:

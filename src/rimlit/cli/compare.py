@@ -38,9 +38,9 @@ from rimlit.errors import ConfigError, RunsFailedError
 from rimlit.files import try_folder
 from rimlit.tasks import Task
 from rimlit.tracking import MLflowTracker
-from rimlit.training.optional import protect
-from rimlit.training.recording import data_of, git_commit, machine, sizes_of
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking.optional import protect
+from rimlit.tracking.recording import data_of, git_commit, machine, sizes_of
+from rimlit.tracking.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

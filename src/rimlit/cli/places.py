@@ -16,8 +16,8 @@ from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.spec import find_class
 from rimlit.tasks.base import build_saved
+from rimlit.tracking.run_folder import RunFolder
 from rimlit.training.checkpointing import newest_checkpoint
-from rimlit.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from rimlit.data.base import PLACES
 from rimlit.files import read_json
 from rimlit.spec import default_arguments
 from rimlit.tasks import Task
-from rimlit.training.recording import data_of, scores_of, sizes_of
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking.recording import data_of, scores_of, sizes_of
+from rimlit.tracking.run_folder import RunFolder
 
 TITLES = {"val": "validation", "test": "test"}
 

@@ -37,27 +37,27 @@ from rimlit.console import say
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.files import require_folder
+from rimlit.pictures.activity import MechanismActivity
+from rimlit.pictures.episodes import EpisodePictures
+from rimlit.pictures.rollouts import RolloutPictures
 from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
 from rimlit.tasks.base import declared_sizes
 from rimlit.tasks.initializing import initialize
 from rimlit.tasks.signatures import FACTORIES
 from rimlit.tracking import LocalMetrics, MLflowTracker
+from rimlit.tracking.optional import Gate, optional, protect
 from rimlit.tracking.process_names import is_of_this_machine, is_rank_zero
-from rimlit.training.activity import MechanismActivity
+from rimlit.tracking.recording import RunRecorder
+from rimlit.tracking.run_folder import RunFolder, RunLock
 from rimlit.training.agreement import RankAgreement
 from rimlit.training.changes import LENGTHS, find_changes, refuse_changes
 from rimlit.training.checkpointing import Checkpointer, VerifiedCheckpointIO
-from rimlit.training.episodes import EpisodePictures
 from rimlit.training.finite import FiniteGuard
-from rimlit.training.optional import Gate, optional, protect
 from rimlit.training.outcome import OutcomeCheck
 from rimlit.training.predictions import PredictionFile
 from rimlit.training.processes import ProcessWatch
 from rimlit.training.progress import ProgressBar
-from rimlit.training.recording import RunRecorder
-from rimlit.training.rollouts import RolloutPictures
-from rimlit.training.run_folder import RunFolder, RunLock
 from rimlit.training.summary import PartsTable
 from rimlit.training.trial import TrialBatch
 

@@ -13,7 +13,7 @@ from rimlit.backbones import Backbone, BackboneFactory
 from rimlit.errors import ConfigError
 from rimlit.spec import Spec, build, find_class, to_spec
 from rimlit.tasks import Task
-from rimlit.training.recording import sizes_of
+from rimlit.tracking.recording import sizes_of
 
 Measure: TypeAlias = Literal["params", "flops", "state"]
 MEASURES = {"params": "parameters", "flops": "flops_per_step", "state": "state_size"}

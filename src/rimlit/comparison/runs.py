@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rimlit.files import open_to_append
 from rimlit.spec import trusted_packages
 from rimlit.tracking.metrics_file import read_metrics
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking.run_folder import RunFolder
 from rimlit.training.signals import SignalFlag
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]

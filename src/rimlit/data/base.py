@@ -23,7 +23,7 @@ from rimlit.data.sampling import (
     share_of,
 )
 from rimlit.errors import ConfigError, DataError
-from rimlit.spec import Recorded, Spec
+from rimlit.spec import Rebuildable, Spec
 from rimlit.types import SequenceBatch
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
 
 
-class DataModule(Recorded, L.LightningDataModule, ABC):
+class DataModule(Rebuildable, L.LightningDataModule, ABC):
     """Base of all data modules.
 
     A subclass sets ``name``, gives :meth:`datasets`, and declares the sizes its tasks need as attributes or

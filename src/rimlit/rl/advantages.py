@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def advantages_of(
+def estimate_advantages(
     rewards: Tensor,
     values: Tensor,
     next_values: Tensor,
@@ -30,7 +30,7 @@ def advantages_of(
     Example:
         >>> rewards, zeros = torch.tensor([[1.0, 1.0, 1.0]]), torch.zeros(1, 3)
         >>> breaks = torch.tensor([[False, True, False]])
-        >>> advantages_of(rewards, zeros, zeros, breaks, discount=0.5, trace=1.0)
+        >>> estimate_advantages(rewards, zeros, zeros, breaks, discount=0.5, trace=1.0)
         tensor([[1.5000, 1.0000, 1.0000]])
     """
     surprise = rewards + discount * next_values - values

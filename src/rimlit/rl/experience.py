@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,9 +15,46 @@ from rimlit.data.base import SPLITS, DataModule, Split, TrainingLoader, require_
 from rimlit.data.sampling import rank_and_world_size, share_of
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.rl.environments import Environments, make_environments
-from rimlit.rl.ppo import Collected, Minibatch, PPOTask
-from rimlit.rl.rollouts import Evaluated, Player, Record, evaluate, record, require_end
-from rimlit.types import map_state
+from rimlit.rl.rollouts import (
+    Actor,
+    Collected,
+    Evaluated,
+    PlayedEpisode,
+    Player,
+    Rollout,
+    evaluate,
+    record_episodes,
+    require_end,
+)
+from rimlit.types import State, map_state
+
+
+@runtime_checkable
+class Learner(Actor, Protocol):
+    """What :class:`Experience` asks of a task: it acts in environments and turns rollouts into batches.
+
+    :class:`rimlit.rl.PPOTask` has all of it, and so may a task of another algorithm.
+    """
+
+    evaluate_greedily: bool
+    """Whether evaluation takes the likeliest actions instead of drawing them."""
+    has_trained: bool
+    """Whether a minibatch of the last rollout was trained on."""
+    collected: Collected | None
+    """Cost and yield of the rollout that is being trained on; set by :class:`Experience`."""
+
+    @property
+    def wants_another_minibatch(self) -> bool:
+        """Whether the rollout is to be trained on further."""
+
+    def playing(self, num_environments: int) -> AbstractContextManager[None]:
+        """Return a context in which the weights stay as they are and steps of ``num_environments`` are fast."""
+
+    def begin_rollout(self) -> None:
+        """Called before a rollout is collected."""
+
+    def prepare(self, rollout: Rollout) -> State:
+        """Return what the training step takes: nested tuples of tensors (E, …) of all environments."""
 
 
 class Experience(DataModule):
@@ -163,11 +201,14 @@ class Experience(DataModule):
         self._open.clear()
 
     @property
-    def actor(self) -> PPOTask:
+    def actor(self) -> Learner:
         """The task that is trained, tested or predicts."""
         task = None if self.trainer is None else self.trainer.lightning_module
-        if not isinstance(task, PPOTask):
-            raise ConfigError(f"Experience is what a PPOTask learns from; got {type(task).__name__}.")
+        if not isinstance(task, Learner):
+            raise ConfigError(
+                "Experience supplies a PPOTask, or a task with the methods of rimlit.rl.experience.Learner; got "
+                f"{type(task).__name__}."
+            )
         return task
 
     def datasets(self, split: Split) -> Mapping[str, Dataset[Any]]:
@@ -224,7 +265,7 @@ class Experience(DataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return how many steps were trained on: without those of a rollout that was only collected."""
         task = None if self.trainer is None else self.trainer.lightning_module
-        waiting = task.collected if isinstance(task, PPOTask) and not task.has_learnt else None
+        waiting = task.collected if isinstance(task, Learner) and not task.has_trained else None
         return {"env_steps": self.env_steps - (0 if waiting is None else waiting.new_steps)}
 
     def sample_name(self, split: Split, group: str, index: int) -> None:
@@ -242,7 +283,7 @@ class Experience(DataModule):
         self.env_steps = env_steps
 
 
-class Rollouts(IterableDataset[Minibatch]):
+class Rollouts(IterableDataset[State]):
     """A rollout each time it is iterated over, in minibatches of whole environments.
 
     Args:
@@ -254,14 +295,14 @@ class Rollouts(IterableDataset[Minibatch]):
         self.data = data
         self.first = first
         self._player: Player | None = None
-        self._batch: Minibatch | None = None
+        self._batch: State | None = None
         self._left_out = 0
 
-    def __iter__(self) -> Iterator[Minibatch]:
+    def __iter__(self) -> Iterator[State]:
         """Collect a rollout and yield its minibatches, for as long as the task wants any."""
         data, actor = self.data, self.data.actor
         first, self.first = self.first, 0
-        if self._batch is None or actor.has_learnt:  # Lightning may ask twice for the batches of an epoch
+        if self._batch is None or actor.has_trained:  # Lightning may ask twice for the batches of an epoch
             self._batch = self._collect(actor)
             self._left_out = first
         generator = np.random.default_rng((data.seed, rank_and_world_size()[0], data.env_steps))
@@ -273,7 +314,7 @@ class Rollouts(IterableDataset[Minibatch]):
                 return
             yield rows_of(self._batch, rows)
 
-    def _collect(self, actor: PPOTask) -> Minibatch:
+    def _collect(self, actor: Learner) -> State:
         """Play in the environments, count the steps, and return what is to be trained on."""
         data = self.data
         if self._player is None:
@@ -291,7 +332,7 @@ class Rollouts(IterableDataset[Minibatch]):
         return actor.prepare(rollout)
 
 
-class Episodes(IterableDataset[Evaluated | Record]):
+class Episodes(IterableDataset[Evaluated | PlayedEpisode]):
     """Episodes in environments of their own, the same each time.
 
     Args:
@@ -305,7 +346,7 @@ class Episodes(IterableDataset[Evaluated | Record]):
         self.split = split
         self.environment = environment
 
-    def __iter__(self) -> Iterator[Evaluated | Record]:
+    def __iter__(self) -> Iterator[Evaluated | PlayedEpisode]:
         """Play this process's share of the episodes."""
         data, actor = self.data, self.data.actor
         rank, world_size = rank_and_world_size()
@@ -321,9 +362,9 @@ class Episodes(IterableDataset[Evaluated | Record]):
         )
         environments = data.environments_for(self.split, self.environment, number)
         player = Player(environments, data.seed_for(split=self.split, group=group), greedy=actor.evaluate_greedily)
-        played: Iterator[Evaluated | Record]
+        played: Iterator[Evaluated | PlayedEpisode]
         if self.split == "predict":
-            played = record(player, actor, quotas)
+            played = record_episodes(player, actor, quotas)
         else:
             played = evaluate(player, actor, quotas, data.rollout_length)
         while True:
@@ -334,10 +375,9 @@ class Episodes(IterableDataset[Evaluated | Record]):
             yield piece
 
 
-def rows_of(batch: Minibatch, rows: Tensor) -> Minibatch:
+def rows_of(batch: State, rows: Tensor) -> State:
     """Return the environments of a batch that ``rows`` names."""
-    taken: Minibatch = map_state(lambda part: part[rows], batch)
-    return taken
+    return map_state(lambda part: part[rows], batch)
 
 
 def mean_of_random(environments: Environments, seed: int, episodes: int) -> float:

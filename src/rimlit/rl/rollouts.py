@@ -59,6 +59,15 @@ class Episode(NamedTuple):
     length: int  # steps
 
 
+class Collected(NamedTuple):
+    """Cost and yield of collecting a rollout."""
+
+    env_steps: int  # of all environments of all processes since the run began
+    new_steps: int  # of these in this rollout
+    seconds: float
+    episodes: list[Episode]  # that ended in it, of this process
+
+
 class Played(NamedTuple):
     """One step of E environments. Nothing writes to it later."""
 
@@ -290,7 +299,7 @@ class Evaluated(NamedTuple):
     lengths: Tensor  # (n,): their steps
 
 
-class Record(NamedTuple):
+class PlayedEpisode(NamedTuple):
     """A whole episode, T steps."""
 
     environment: str
@@ -356,7 +365,7 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
         )
 
 
-def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
+def record_episodes(player: Player, actor: Actor, quotas: list[int]) -> Iterator[PlayedEpisode]:
     """Play each environment's quota of episodes.
 
     Yields:
@@ -373,7 +382,7 @@ def record(player: Player, actor: Actor, quotas: list[int]) -> Iterator[Record]:
         for episode in ended:
             index = episode.environment
             observations, actions, scores = zip(*open_steps[index], strict=True)
-            yield Record(
+            yield PlayedEpisode(
                 name,
                 number,
                 torch.from_numpy(np.stack(observations)),

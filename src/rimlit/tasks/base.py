@@ -24,14 +24,14 @@ from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Embedding, Encoder
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import Head, HeadFactory, LinearHead
-from rimlit.spec import Recorded, Spec, build, find_class, non_default_arguments, to_plain, to_spec
+from rimlit.spec import Rebuildable, Spec, build, find_class, non_default_arguments, to_plain, to_spec
 from rimlit.tasks.signatures import FACTORIES, OptimizerFactory, SchedulerFactory, complete
 from rimlit.types import State
 
 Stage = Literal["train", "val", "test"]
 
 
-class Task(Recorded, L.LightningModule, ABC):
+class Task(Rebuildable, L.LightningModule, ABC):
     """Base of all tasks. A subclass gives :meth:`loss` and :meth:`metrics`.
 
     Head, optimiser and scheduler are factories, as the backbone is: a class, a ``functools.partial`` of one, or a

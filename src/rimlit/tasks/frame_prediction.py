@@ -24,7 +24,7 @@ Prediction = Literal["pixels", "motion"]
 PREDICTIONS = ("pixels", "motion")
 
 
-class Rollout(NamedTuple):
+class FrameRollout(NamedTuple):
     """Predictions of the second frame and all that follow, from the first frames of sequences."""
 
     logits: Tensor  # (B, T, height, width), before the sigmoid
@@ -139,7 +139,7 @@ class FramePredictionTask(Task):
         return logits, frames, batch.radii, positions, visible
 
     @torch.no_grad()
-    def rollout(self, frames: Tensor) -> Rollout:
+    def rollout(self, frames: Tensor) -> FrameRollout:
         """Predict from true frames, then from the task's own.
 
         Args:
@@ -159,7 +159,7 @@ class FramePredictionTask(Task):
             logits, own = self._draw(self.head(all_features[-1]), last)
             all_logits.append(logits)
         logits = torch.cat(all_logits, dim=1).view(len(frames), -1, *frames.shape[2:])
-        return Rollout(logits, torch.cat(all_features, dim=1))
+        return FrameRollout(logits, torch.cat(all_features, dim=1))
 
     def rollout_curves(self) -> dict[str, dict[str, Tensor]]:
         """Return the scores of the last evaluation by test set and metric: (rollout_length,), frame by frame."""

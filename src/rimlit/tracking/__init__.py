@@ -1,6 +1,7 @@
-"""Where a run's metrics go: a CSV file in its folder, and MLflow, which training never waits for."""
+"""The records of a run: its folder, a CSV file of metrics, and MLflow, which never delays training."""
 
 from rimlit.tracking.metrics_file import LocalMetrics
 from rimlit.tracking.mlflow_tracker import MLflowTracker
+from rimlit.tracking.recording import RunRecorder
 
-__all__ = ["LocalMetrics", "MLflowTracker"]
+__all__ = ["LocalMetrics", "MLflowTracker", "RunRecorder"]

@@ -7,7 +7,7 @@ import lightning as L
 from torch import Tensor
 
 from rimlit.tasks import Task
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking.run_folder import RunFolder
 
 TIMES_THE_START = 2
 TIMES_THE_FLOOR = 10

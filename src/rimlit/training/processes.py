@@ -29,8 +29,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rimlit.console import say
 from rimlit.errors import ConfigError, ProcessError, StoppedError
+from rimlit.tracking.recording import RunRecorder
 from rimlit.training import watcher
-from rimlit.training.recording import RunRecorder
 
 SLOW_MODULES = (
     "torch._dynamo",

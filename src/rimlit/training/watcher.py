@@ -27,7 +27,7 @@ MINUTE = 60.0
 
 
 @dataclass
-class Record:
+class ProcessState:
     """What is known of a process."""
 
     rank: int
@@ -54,7 +54,7 @@ class Verdict:
     message: str
 
 
-def judge(records: list[Record], now: float, timeout: float) -> Verdict | None:
+def judge(records: list[ProcessState], now: float, timeout: float) -> Verdict | None:
     """Return who failed first, None while all is well.
 
     Args:
@@ -80,11 +80,11 @@ def judge(records: list[Record], now: float, timeout: float) -> Verdict | None:
     return _hung(there)
 
 
-def _verdict(record: Record, kind: str, what: str) -> Verdict:
+def _verdict(record: ProcessState, kind: str, what: str) -> Verdict:
     return Verdict((record.rank,), kind, f"Process {record.rank} ({record.where}) {what}.")
 
 
-def _hung(there: list[Record]) -> Verdict | None:
+def _hung(there: list[ProcessState]) -> Verdict | None:
     """Blame the processes that are furthest behind and do not wait for others, once one was idle for too long."""
     if not there:
         return None
@@ -153,7 +153,7 @@ class Watcher:
     """
 
     settings: dict[str, Any]
-    records: list[Record] = field(default_factory=list)
+    records: list[ProcessState] = field(default_factory=list)
     verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
@@ -163,13 +163,15 @@ class Watcher:
         self.process = Line(lambda: os.read(0, 1 << 16), lambda data: os.write(1, data), lambda: os.close(1))
         self.selector.register(0, selectors.EVENT_READ, self._hear_process)
         now = time.monotonic()
-        self.own = Record(self.rank, f"pid {self.settings['pid']} on {socket.gethostname()}", now)
+        self.own = ProcessState(self.rank, f"pid {self.settings['pid']} on {socket.gethostname()}", now)
         self.heard_process = self.heard_judge = self.ended_at = now
         self.judge: Line | None = None
         self.peers: dict[socket.socket, Peer] = {}
         host, port = self.settings["address"]
         if self.rank == 0:
-            self.records = [self.own] + [Record(rank, heard=now) for rank in range(1, self.settings["world_size"])]
+            self.records = [self.own] + [
+                ProcessState(rank, heard=now) for rank in range(1, self.settings["world_size"])
+            ]
             self.server = _listen(host)
             self.selector.register(self.server, selectors.EVENT_READ, self._accept)
             self.process.send(port=self.server.getsockname()[1])

@@ -12,9 +12,9 @@ from torch.optim import SGD
 import rimlit
 from rimlit.backbones import RIM
 from rimlit.tasks import CopyingTask
-from rimlit.training import recording
-from rimlit.training.recording import RunRecorder, describe, git_commit, machine, sizes_of
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking import recording
+from rimlit.tracking.recording import RunRecorder, describe, git_commit, machine, sizes_of
+from rimlit.tracking.run_folder import RunFolder
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = quiet

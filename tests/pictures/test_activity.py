@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from rimlit.pictures.activity import MechanismActivity, Usage, UsageCounter, draw_activity
 from rimlit.tasks import CopyingTask
-from rimlit.training.activity import MechanismActivity, Usage, UsageCounter, draw_activity
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = quiet

@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from rimlit.backbones import RIM
 from rimlit.errors import DataError
+from rimlit.pictures.files import font, gif_of, write_for_people
+from rimlit.pictures.rollouts import DARK, GAP, INK, LABEL, active_panel, gif_colours
 from rimlit.rl import Experience, PPOTask
 from rimlit.rl.environments import Array, Environments
 from rimlit.rl.rollouts import Player
-from rimlit.training.optional import optional
-from rimlit.training.pictures import font, gif_of, write_for_people
-from rimlit.training.rollouts import DARK, GAP, INK, LABEL, active_panel, gif_colours
+from rimlit.tracking.optional import optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image

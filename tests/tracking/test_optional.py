@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL.ImageFont import FreeTypeFont
 
 from rimlit.errors import StoppedError
+from rimlit.pictures import activity
+from rimlit.pictures.activity import MechanismActivity, draw_activity
+from rimlit.pictures.files import font
 from rimlit.tracking import LocalMetrics
 from rimlit.tracking.imports import import_lock
-from rimlit.training import activity
-from rimlit.training.activity import MechanismActivity, draw_activity
-from rimlit.training.optional import optional, protect
-from rimlit.training.pictures import font
-from rimlit.training.recording import RunFolder, RunRecorder
+from rimlit.tracking.optional import optional, protect
+from rimlit.tracking.recording import RunFolder, RunRecorder
 from tests.tasks.running import SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = quiet

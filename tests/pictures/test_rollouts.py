@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from rimlit.heads import SlotMixtureHead
-from rimlit.training import RolloutPictures
-from rimlit.training.rollouts import Film, draw_curves, draw_gif, film_of
+from rimlit.pictures import RolloutPictures
+from rimlit.pictures.rollouts import Film, draw_curves, draw_gif, film_of
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 from tests.tasks.test_frame_prediction import make_data, make_task
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rimlit.pictures import EpisodePictures
+from rimlit.pictures.activity import COLOURS
+from rimlit.pictures.episodes import MOST_STEPS, WINDOW, Take, draw_episode, take_of
 from rimlit.rl.observations import Seen
-from rimlit.training import EpisodePictures
-from rimlit.training.activity import COLOURS
-from rimlit.training.episodes import MOST_STEPS, WINDOW, Take, draw_episode, take_of
 from rimlit.types import State
 from tests.rl.corridor import BACKBONES, CORRIDOR, Corridor, make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from rimlit.errors import ConfigError, StorageError
-from rimlit.training.run_folder import RunFolder, RunLock
+from rimlit.tracking.run_folder import RunFolder, RunLock
 
 HOLD = """\
 import os, sys, time
 from pathlib import Path
-from rimlit.training.run_folder import RunLock
+from rimlit.tracking.run_folder import RunLock
 RunLock(Path(sys.argv[1])).acquire()
 if sys.argv[2] == "fork" and os.fork() == 0:
     time.sleep(60)
@@ -123,7 +123,7 @@ RACE = """\
 import sys, time
 from pathlib import Path
 from rimlit.errors import ConfigError
-from rimlit.training.run_folder import RunLock
+from rimlit.tracking.run_folder import RunLock
 lock = RunLock(Path(sys.argv[1]))
 wins = 0
 until = time.monotonic() + 2

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rimlit.backbones import RIM
 from rimlit.kernels import Activity
+from rimlit.pictures.files import save_figure, write_for_people
 from rimlit.tasks import Task
 from rimlit.tracking.mlflow_tracker import MLflowTracker
-from rimlit.training.optional import optional
-from rimlit.training.pictures import save_figure, write_for_people
+from rimlit.tracking.optional import optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

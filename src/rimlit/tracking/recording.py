@@ -22,9 +22,9 @@ from rimlit.files import write_file
 from rimlit.spec import non_default_arguments
 from rimlit.tasks import Task
 from rimlit.tracking.mlflow_tracker import MLflowTracker
+from rimlit.tracking.optional import Gate
 from rimlit.tracking.process_names import process_name
-from rimlit.training.optional import Gate
-from rimlit.training.run_folder import RunFolder
+from rimlit.tracking.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

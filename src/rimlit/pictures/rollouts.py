@@ -13,10 +13,10 @@ from rimlit.backbones import RIM
 from rimlit.data import BouncingBalls
 from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import SlotMixtureHead
+from rimlit.pictures.activity import COLOURS
+from rimlit.pictures.files import font, gif_of, save_figure, write_for_people
 from rimlit.tasks import FramePredictionTask
-from rimlit.training.activity import COLOURS
-from rimlit.training.optional import optional
-from rimlit.training.pictures import font, gif_of, save_figure, write_for_people
+from rimlit.tracking.optional import optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,46 @@
+"""What the tables of several pages share: recorded results, and a table in Markdown."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+NAMES = {"rim": "RIM", "lstm": "LSTM"}
+Result = dict[str, Any]
+
+Tables = dict[str, Callable[[], str]]
+"""The tables of a page, by the names in its markers."""
+
+
+def load(*parts: str) -> Result | None:
+    path = RESULTS.joinpath(*parts).with_suffix(".json")
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def seeds_of(dataset: str, name: str) -> list[Result]:
+    """Return a config's recorded runs of all seeds, those of the same size and budget."""
+    first = load(dataset, name)
+    others = [
+        json.loads(path.read_text()) for path in sorted((RESULTS / dataset / "seeds").glob(f"{name}-seed*.json"))
+    ]
+    if first is None:
+        return []
+    return [run for run in (first, *others) if all(run[key] == first[key] for key in ("parameters", "steps"))]
+
+
+def published(dataset: str, model: str) -> dict[str, str]:
+    """Return a model's published scores, in the digits they were published in."""
+    text = (ROOT / "src" / "rimlit" / "comparison" / "published.yaml").read_text()
+    figures = yaml.load(text, Loader=yaml.BaseLoader)[dataset]["rows"]  # numbers stay text
+    scores: dict[str, str] = next(row["scores"] for row in figures if row["model"] == model)
+    return scores
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

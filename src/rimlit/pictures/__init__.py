@@ -1,0 +1,7 @@
+"""Pictures of a run: which mechanisms were active, rolled out frames, an episode."""
+
+from rimlit.pictures.activity import MechanismActivity
+from rimlit.pictures.episodes import EpisodePictures
+from rimlit.pictures.rollouts import RolloutPictures
+
+__all__ = ["EpisodePictures", "MechanismActivity", "RolloutPictures"]
