@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from rimlit.errors import ConfigError
+
 State: TypeAlias = Any
 """A NamedTuple, or nested tuple, of tensors whose first dimension is B."""
 
@@ -99,7 +101,7 @@ def conform_state(state: Any, like: State) -> State:
         like: A state of the same sizes, such as the initial one.
 
     Raises:
-        ValueError: The number of fields, a shape, a device or a kind of number differs.
+        ConfigError: The number of fields, a shape, a device or a kind of number differs.
     """
 
     def fit(part: Any, like: State) -> State:
@@ -117,8 +119,8 @@ def conform_state(state: Any, like: State) -> State:
         fitting = map(fit, parts, like)
         return type(like)(*fitting) if hasattr(like, "_fields") else type(like)(fitting)
 
-    def mismatch() -> ValueError:
-        return ValueError(f"state must be {_describe(like)}, batch first; got {_describe(state)}.")
+    def mismatch() -> ConfigError:
+        return ConfigError(f"state must be {_describe(like)}, batch first; got {_describe(state)}.")
 
     return fit(state, like)
 

@@ -11,14 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import (
-    Backbone,
-    LearnedState,
-    require_dropout,
-    require_input,
-    require_positive,
-    require_tokens,
-)
+from rimlit.backbones.base import Backbone, LearnedState, require_input, require_tokens
+from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.kernels import (
     BACKENDS,
     Activity,
@@ -33,7 +27,6 @@ from rimlit.kernels import (
 )
 from rimlit.kernels.layer import Cell, CommunicationOutput, Inactive, Selection
 from rimlit.nn import GroupedLinear
-from rimlit.nn.choices import require_known
 from rimlit.nn.surroundings import is_autocast_enabled, is_plain
 from rimlit.types import GRUState, LSTMState, State, conform_state, map_state
 

@@ -12,6 +12,7 @@ import os
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from rimlit.checks import require_known
 from rimlit.kernels import cpu, eager, function, reference, triton
 from rimlit.kernels.cpu.build import load as load_cpu
 from rimlit.kernels.layer import (
@@ -25,7 +26,6 @@ from rimlit.kernels.layer import (
     parts_of,
 )
 from rimlit.kernels.projection import project, project_halfway
-from rimlit.nn.choices import require_known
 from rimlit.nn.surroundings import find_tracer, is_plain
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from rimlit.nn.choices import require_known
+from rimlit.checks import require_known
 from rimlit.types import State, loads_as_data
 
 Cell = Literal["lstm", "gru"]

@@ -19,6 +19,7 @@ from torch.optim import Adam
 from torchmetrics import Metric
 
 from rimlit.backbones import RIM, BackboneFactory
+from rimlit.checks import require_known
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder, EncoderFactory
 from rimlit.errors import ConfigError
@@ -26,7 +27,6 @@ from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
 from rimlit.metrics.mean import Mean
 from rimlit.nn import direct
-from rimlit.nn.choices import require_known
 from rimlit.rl.advantages import advantages_of
 from rimlit.rl.observations import (
     PREVIOUS,

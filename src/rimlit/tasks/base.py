@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-import rimlit
+from rimlit._version import __version__
 from rimlit.backbones import Backbone, BackboneFactory
 from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
@@ -349,7 +349,7 @@ class Task(Recorded, L.LightningModule, ABC):
         data = getattr(self.trainer, "datamodule", None)
         task = self.spec
         checkpoint["rimlit"] = {
-            "version": rimlit.__version__,
+            "version": __version__,
             "task": task,
             "data": data.spec if isinstance(data, DataModule) else None,
             "init_from": self.init_from,

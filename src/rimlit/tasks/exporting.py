@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from safetensors.torch import load, save
 
-import rimlit
+from rimlit._version import __version__
 from rimlit.checkpoints import check_specs, kept_checkpoint, read_checkpoint
 from rimlit.errors import CheckpointError
 from rimlit.files import write_file
@@ -51,7 +51,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
         "data_state": _data_state(checkpoint),
         "step": checkpoint.get("global_step"),
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "versions": {"rimlit": rimlit.__version__, "torch": str(torch.__version__), "lightning": L.__version__},
+        "versions": {"rimlit": __version__, "torch": str(torch.__version__), "lightning": L.__version__},
     }
     try:
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

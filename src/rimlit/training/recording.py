@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-import rimlit
+from rimlit._version import __version__
 from rimlit.backbones import RIM, Backbone
 from rimlit.backbones.base import count_flops
 from rimlit.data import DataModule
@@ -164,7 +164,7 @@ class RunRecorder(L.Callback):
                 commit=self._commit,
                 seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 machine=machine(),
-                versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
+                versions={"rimlit": __version__, "torch": torch.__version__, "lightning": L.__version__},
                 **self._sizes,
                 steps=trainer.global_step,
                 train_seconds=round(self._seconds(), 1),
