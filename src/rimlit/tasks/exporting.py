@@ -13,7 +13,8 @@ from rimlit._version import __version__
 from rimlit.checkpoints import check_specs, kept_checkpoint, read_checkpoint
 from rimlit.errors import CheckpointError
 from rimlit.files import write_file
-from rimlit.tasks.base import Task, build_saved, load_weights
+from rimlit.tasks.base import Task
+from rimlit.tasks.saved import build_saved, load_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -85,7 +86,7 @@ def load_exported(folder: str | Path) -> Task:
     if hashlib.sha256(weights).hexdigest() != config["sha256"]:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} is damaged: its SHA-256 is not the one in {CONFIG}.")
     check_specs({"rimlit": config}, path)
-    task: Task = build_saved(config["task"], path)
+    task = build_saved(config["task"], path, Task)
     try:
         state = load(weights)
     except Exception as error:  # safetensors has an error of its own
