@@ -124,3 +124,14 @@ def test_nothing_imports_from_the_package_itself() -> None:
     """``rimlit/__init__.py`` names modules of every level: who imports from it would import them all."""
     users = [name for name, path in BY_NAME.items() if "rimlit" in imported_modules(path)]
     assert users == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_outside_the_backbones_asks_for_a_protocol_and_not_for_the_rim(path: Path) -> None:
+    asked = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if "RIM" in {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+    ]
+    assert part_of(path) == "backbones" or not asked

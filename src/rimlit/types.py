@@ -15,8 +15,9 @@ G     gate pre-activations of a cell, G = 4·d
 ====  =============================================
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -72,6 +73,49 @@ class SequenceBatch(NamedTuple):
         """Steps that are not padding: (B, T) bool."""
         steps = torch.arange(self.inputs.shape[1], device=self.lengths.device)
         return steps < self.lengths[:, None]
+
+
+class MechanismsActivity(Protocol):
+    """What the mechanisms of one layer did in a sequence."""
+
+    @property
+    def active(self) -> Tensor:
+        """Which were active: (B, T, M) bool."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A backbone with mechanisms, whose activity can be read while it runs.
+
+    Callbacks and tasks ask for this protocol and never for a class: any backbone that has these members is drawn
+    and counted.
+    """
+
+    num_layers: int
+    num_mechanisms: int
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the activity of forward passes is being recorded."""
+
+    def watch(self, hook: Callable[[tuple[MechanismsActivity, ...]], None]) -> AbstractContextManager[None]:
+        """Call ``hook`` with the activity of every layer in each forward inside the ``with`` block."""
+
+    def record_activity(self) -> AbstractContextManager[Sequence[MechanismsActivity]]:
+        """Yield a list to which each forward inside the ``with`` block adds the activity of every layer."""
+
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Record no activity inside the ``with`` block."""
+
+
+@runtime_checkable
+class Looped(Protocol):
+    """A backbone whose steps run in one of several time loops."""
+
+    backend: str
+
+    def resolve_backend(self) -> tuple[str, str]:
+        """Return the name of the loop that a forward takes now, and why."""
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Adam
 from torchmetrics import Metric
 
-from rimlit.backbones import RIM, BackboneFactory
+from rimlit.backbones import BackboneFactory
 from rimlit.checks import require_known
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder, EncoderFactory
@@ -41,7 +41,7 @@ from rimlit.rl.rollouts import Episode, Evaluated, Record, Rollout
 from rimlit.spec import build, to_spec
 from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task
 from rimlit.tasks.base import Stage, over_processes
-from rimlit.types import State
+from rimlit.types import State, Watched
 
 RECENT = 100
 """Episodes over which ``train/episode_return`` is the mean."""
@@ -337,7 +337,7 @@ class PPOTask(Task):
             num_environments: Samples of every step inside the ``with`` block.
         """
         assert isinstance(self.encoder, PolicyEncoder)
-        unwatched = self.backbone.unwatched() if isinstance(self.backbone, RIM) else nullcontext()
+        unwatched = self.backbone.unwatched() if isinstance(self.backbone, Watched) else nullcontext()
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
         with torch.inference_mode(), unwatched, precision:
             step = self.backbone.stepping(num_environments)
@@ -514,7 +514,7 @@ class PPOTask(Task):
 
     def shared_step(self, batch: Evaluated, stage: Stage, group: int = 0) -> Tensor:
         """Count the episodes of an evaluation; where activity is recorded, run the steps so that it is."""
-        if isinstance(self.backbone, RIM) and self.backbone.is_watched:
+        if isinstance(self.backbone, Watched) and self.backbone.is_watched:
             self(batch.seen, batch.state)
         self._metrics[self.prefix(stage, group)].update(batch.scores, batch.lengths)
         return batch.scores

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from rimlit._version import __version__
-from rimlit.backbones import RIM, Backbone
+from rimlit.backbones import Backbone
 from rimlit.backbones.base import count_flops
 from rimlit.data import DataModule
 from rimlit.errors import DataError, StoppedError, StorageError
@@ -25,6 +25,7 @@ from rimlit.tracking.mlflow_tracker import MLflowTracker
 from rimlit.tracking.process_names import process_name
 from rimlit.training.optional import Gate
 from rimlit.training.run_folder import RunFolder
+from rimlit.types import Looped
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class RunRecorder(L.Callback):
         write_file(path, self.config)
         parameters = describe(trainer, task)
         self._sizes = sizes_of(task)
-        backend = {"backend": task.backbone.resolve_backend()[0]} if isinstance(task.backbone, RIM) else {}
+        backend = {"backend": task.backbone.resolve_backend()[0]} if isinstance(task.backbone, Looped) else {}
         for logger in trainer.loggers:
             logger.log_hyperparams({**parameters, **self._sizes, **backend})
             if isinstance(logger, MLflowTracker):
