@@ -333,9 +333,15 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"dropout": 2.0}, r"dropout must be .*; got dropout=2\.0\."),
         ({"preset": "papers"}, r"preset must be one of paper, official; got preset='papers'\."),
         ({"cell": "rnn"}, r"cell must be one of gru, lstm, or a class path; got cell='rnn'\."),
-        ({"selection": "top"}, r"selection must be one of .*across_mechanisms.*least_null.*, or a class path; got selection='top'\."),
+        (
+            {"selection": "top"},
+            r"selection must be one of .*across_mechanisms.*least_null.*, or a class path; got selection='top'\.",
+        ),
         ({"communication.output": "sum"}, r"must be one of linear, tanh, gated, cell_gate; got output='sum'\."),
-        ({"communication.inactive": "frozen"}, r"inactive must be one of preserved, candidate; got inactive='frozen'\."),
+        (
+            {"communication.inactive": "frozen"},
+            r"inactive must be one of preserved, candidate; got inactive='frozen'\.",
+        ),
         ({"backend": "fast"}, r"backend must be one of auto, cpu, function, eager.*; got backend='fast'\."),
         (
             {"input_attention": False},

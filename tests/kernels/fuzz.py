@@ -22,7 +22,9 @@ from rimlit.types import map_state
 class RandomOffset(Balance):
     """An offset that depends on step, mechanism and sample, or on fewer of them, and knocks some out."""
 
-    def __init__(self, num_mechanisms: int, num_active: int, per_step: bool, per_sample: bool, knocks: bool) -> None:
+    def __init__(
+        self, num_mechanisms: int, num_active: int, per_step: bool, per_sample: bool, knocks: bool
+    ) -> None:
         super().__init__(num_mechanisms, num_active)
         self.per_step, self.per_sample, self.knocks = per_step, per_sample, knocks
 
@@ -125,7 +127,9 @@ def run(case: Case, loop: str, dtype: torch.dtype = torch.float64) -> tuple[dict
         inputs = numbers(*shape).requires_grad_()
     torch.manual_seed(1)  # the same dropout factors for all loops
     with rim.record_activity() as activities:
-        features, last = rim.forward_tokens(tokens, inputs, state, resets) if case.tokens else rim(inputs, state, resets)
+        features, last = (
+            rim.forward_tokens(tokens, inputs, state, resets) if case.tokens else rim(inputs, state, resets)
+        )
     loss = (features * numbers(*features.shape)).sum()
     loss = loss + sum((part * numbers(*part.shape)).sum() for part in last)
     named = {**dict(rim.named_parameters()), "inputs": inputs}
@@ -175,7 +179,7 @@ def main() -> None:
     parser.add_argument("--loops", nargs="*", default=["cpu", "function", "reference"])
     options = parser.parse_args()
     counts: Counter[str] = Counter()
-    worst = {name: (0.0, "nothing", -1) for name in options.loops}
+    worst = dict.fromkeys(options.loops, (0.0, "nothing", -1))
     for seed in range(options.first, options.first + options.count):
         case = draw(seed)
         torch.set_num_threads(case.threads)
@@ -187,7 +191,9 @@ def main() -> None:
                 if error > 1e-8:
                     print(f"seed {seed}, {loop}: {what} differs by {error:.3g}: {case}", flush=True)
     for name, (error, what, seed) in worst.items():
-        print(f"{name}: {counts[name]} of {options.count} configurations, largest difference {error:.2g} ({what}, {seed})")
+        print(
+            f"{name}: {counts[name]} of {options.count} configurations, largest difference {error:.2g} ({what}, {seed})"
+        )
 
 
 if __name__ == "__main__":

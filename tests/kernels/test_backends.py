@@ -218,7 +218,9 @@ def test_a_loop_is_never_given_a_choice_that_it_does_not_know(name: str) -> None
 
 def test_a_layer_is_run_by_a_loop_that_exists() -> None:
     layer = RIM(D, M * SIZE, num_mechanisms=M, num_active=2).layers[0]
-    with pytest.raises(ValueError, match=r"backend must be one of cpu, function, eager, .*; got backend='quick'\."):
+    with pytest.raises(
+        ValueError, match=r"backend must be one of cpu, function, eager, .*; got backend='quick'\."
+    ):
         run_layer("quick", layer, layer.weights(), None)
 
 
@@ -340,7 +342,10 @@ def test_a_derivative_under_autocast_is_that_of_the_recurrence_in_full(backend: 
     def gradients(is_mixed: bool) -> tuple[Tensor, ...]:
         features, _ = rim.eval()(inputs)
         loss = features.square().sum()
-        wanted = [rim.layers[0].dynamics.hidden.weight, rim.layers[0].communication.projection.weight]  # met in the loop alone
+        wanted = [
+            rim.layers[0].dynamics.hidden.weight,
+            rim.layers[0].communication.projection.weight,
+        ]  # met in the loop alone
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
             return torch.autograd.grad(loss, wanted)
 
@@ -370,7 +375,9 @@ def test_projections_in_bf16_stay_near_and_leave_the_recurrence_in_the_weights_t
 
 
 def loop_of(backend: str, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
-    return RIM(D, M * SIZE, num_mechanisms=M, num_active=2, backend=backend).to(dtype).resolve_backend(device=device)
+    return (
+        RIM(D, M * SIZE, num_mechanisms=M, num_active=2, backend=backend).to(dtype).resolve_backend(device=device)
+    )
 
 
 def test_auto_takes_a_loop_that_exists_and_says_why() -> None:

@@ -112,7 +112,10 @@ CALLS: dict[str, Callable[[RIM], Any]] = {
 def test_a_loop_that_cannot_run_somewhere_names_the_one_that_can(
     place: str, call: Callable[[RIM], Any], backend: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^backend='{backend}': this loop does not run under {place}\. Allowed here: 'auto', 'eager'"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^backend='{backend}': this loop does not run under {place}\. Allowed here: 'auto', 'eager'",
+    ):
         call(make_rim(backend=backend))
 
 

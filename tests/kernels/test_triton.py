@@ -20,7 +20,7 @@ from rimlit.errors import ConfigError
 from rimlit.kernels import triton
 from tests.conftest import random_tensor
 from tests.kernels.test_backends import CASES, assert_agree, loop_of, run
-from tests.laws.backbone_cases import SMALL, nested
+from tests.laws.backbone_cases import SMALL
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -233,7 +233,9 @@ class CompiledSteps:
 
 def test_the_loop_is_refused_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "load", lambda: (None, "Triton is missing"))
-    with pytest.raises(ConfigError, match=r"backend='triton': this loop is not there: Triton is missing\. Allowed"):
+    with pytest.raises(
+        ConfigError, match=r"backend='triton': this loop is not there: Triton is missing\. Allowed"
+    ):
         loop_of("triton", torch.device("cuda"))
 
 

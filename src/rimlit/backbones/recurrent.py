@@ -6,15 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import (
-    Backbone,
-    LearnedState,
-    layers_first,
-    require_dropout,
-    require_input,
-    require_positive,
-    segments,
-)
+from rimlit.backbones.base import Backbone, LearnedState, layers_first, require_input, segments
+from rimlit.checks import require_dropout, require_positive
 from rimlit.types import State, conform_state, replace_state
 
 CELLS: dict[str, Callable[..., Any]] = {

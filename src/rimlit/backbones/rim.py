@@ -386,7 +386,9 @@ class RIM(Backbone):
         candidates of inactive ones, all mechanisms compute them. Everything else counts in full.
         """
         idle_share = 1 - self.num_active / self.num_mechanisms
-        idle = sum(0 if layer.computes_all else idle_share * layer.parameters_of_mechanisms() for layer in self.layers)
+        idle = sum(
+            0 if layer.computes_all else idle_share * layer.parameters_of_mechanisms() for layer in self.layers
+        )
         return super().active_parameters() - round(idle)
 
     def flops_per_step(self) -> int:

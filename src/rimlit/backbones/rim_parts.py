@@ -87,7 +87,9 @@ def make_layer(
             f"num_mechanisms={selection.num_mechanisms} and num_active={selection.num_active}."
         )
     if not input_attention:
-        is_plain = type(selection) is LeastNull and not (selection.graded or selection.dynamic) and not normalize_scores
+        is_plain = (
+            type(selection) is LeastNull and not (selection.graded or selection.dynamic) and not normalize_scores
+        )
         if num_active != num_mechanisms or not is_plain:
             raise ConfigError(
                 "input_attention=False leaves nothing to select by: it needs num_active=num_mechanisms and "

@@ -21,7 +21,7 @@ class RNN(TorchRecurrent):
         learn_initial_state: Whether the initial state is learned; otherwise it is zero.
 
     Raises:
-        ValueError: A size is below 1, the dropout out of range or the nonlinearity unknown.
+        ConfigError: A size is below 1, the dropout out of range or the nonlinearity unknown.
 
     Example:
         >>> import torch

@@ -24,11 +24,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from rimlit.backbones import RIM
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
 from rimlit.spec import Spec, find_class, flat_settings, non_default_arguments
 from rimlit.tasks import Task
+from rimlit.types import Looped
 
 
 def refuse_settings(config: Namespace) -> None:
@@ -127,7 +127,7 @@ def check_run(trainer: L.Trainer, task: Task, data: DataModule, *, is_fit: bool)
             "runs the training in copies of this process, which keep neither log nor checkpoint here. Use ddp."
         )
     for module in task.modules():
-        if isinstance(module, RIM) and module.backend != "auto":
+        if isinstance(module, Looped) and module.backend != "auto":
             module.resolve_backend(device=strategy.root_device)
     if is_fit:
         _check_monitors(trainer, task, data)

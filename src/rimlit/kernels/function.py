@@ -444,7 +444,6 @@ class _Backward:
         self.query[:, step].copy_(query)
         return torch.bmm(query.flatten(2), operands.input_query.mT)
 
-
     def _relevance(self, step: int, from_gate: Tensor) -> Tensor:
         """Return the gradient that the gates send to the scores (M, B, I, N)."""
         options = self.options

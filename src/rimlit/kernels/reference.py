@@ -63,7 +63,9 @@ def _run_sample(
             ]
         )  # (I, M, N + 1)
         if options.soft_cap:
-            scores = torch.cat([scores[..., :1], options.soft_cap * (scores[..., 1:] / options.soft_cap).tanh()], -1)
+            scores = torch.cat(
+                [scores[..., :1], options.soft_cap * (scores[..., 1:] / options.soft_cap).tanh()], -1
+            )
         if weights.score_bias is not None:
             scores = torch.cat([scores[..., :1], scores[..., 1:] + weights.score_bias[:, None]], -1)
         # relevance: the log-odds of reading against null, with the probabilities averaged over heads
@@ -90,7 +92,9 @@ def _run_sample(
             active = [m for m in active if numbers[m] > 0]
         gates = _gates(options, relevance, ranked, places)
         if gates is not None:
-            all_gates.append(torch.stack([gates[m] if m in active else torch.zeros_like(gates[m]) for m in mechanisms]))
+            all_gates.append(
+                torch.stack([gates[m] if m in active else torch.zeros_like(gates[m]) for m in mechanisms])
+            )
 
         # dynamics of every mechanism
         candidate, candidate_memory, cell_gates = [], [], []
@@ -223,8 +227,7 @@ def _communication(
     attentions = []
     for head in range(options.communication_heads):
         projected = [
-            visible[m] @ projection[m].chunk(options.communication_heads, dim=-1)[head]
-            for m in mechanisms
+            visible[m] @ projection[m].chunk(options.communication_heads, dim=-1)[head] for m in mechanisms
         ]
         queries = [p[:key_size] for p in projected]
         keys = [p[key_size : 2 * key_size] for p in projected]

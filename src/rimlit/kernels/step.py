@@ -37,7 +37,9 @@ class StepResult(NamedTuple):
     carried: Tensor | None
 
 
-def step(layer: RIMLayer, weights: LayerWeights, inputs: StepInputs, state: State, carried: Tensor | None) -> StepResult:
+def step(
+    layer: RIMLayer, weights: LayerWeights, inputs: StepInputs, state: State, carried: Tensor | None
+) -> StepResult:
     """Attend, select, update, communicate, keep."""
     scores = score(layer, weights, state.hidden, inputs)
     attention, relevance = layer.selection.attend(scores)

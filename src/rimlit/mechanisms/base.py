@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from rimlit.errors import ConfigError
-from rimlit.spec import Recorded, Spec, build, find_class, path_of, subclasses, to_spec
+from rimlit.spec import Rebuildable, Spec, build, find_class, path_of, subclasses, to_spec
 
 PartT = TypeVar("PartT", bound="Part")
 
@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     gate: Tensor | None = None  # (M, B) in [0, 1], 0 where inactive; None: 1 for every active mechanism
 
 
-class Part(Recorded, nn.Module):
+class Part(Rebuildable, nn.Module):
     """A replaceable piece of a RIM layer.
 
     A subclass anywhere is found by its class path, or by its short name once it is imported. The layer passes the

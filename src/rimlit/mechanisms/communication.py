@@ -63,7 +63,9 @@ class Communication(Part, ABC):
             num_computed: Mechanisms whose state changes what others read.
             num_active: Mechanisms that read.
         """
-        return sum(num_active * weight[0].numel() for weight in self.weights() if weight is not None and weight.dim() == 3)
+        return sum(
+            num_active * weight[0].numel() for weight in self.weights() if weight is not None and weight.dim() == 3
+        )
 
     @abstractmethod
     def forward(

@@ -28,9 +28,7 @@ class Dynamics(Part, ABC):
     state_type: ClassVar[Any]
     """NamedTuple of the state; its first field is ``hidden``, every field is (M, B, d) in a step."""
 
-    def __init__(
-        self, num_mechanisms: int, read_size: int, size: int, sharing: Callable[..., Sharing]
-    ) -> None:
+    def __init__(self, num_mechanisms: int, read_size: int, size: int, sharing: Callable[..., Sharing]) -> None:
         super().__init__()
         self.init_scale = size**-0.5  # as nn.LSTM and nn.GRU start
         self.input = sharing(num_mechanisms, read_size, self.num_gates * size, self.init_scale)
@@ -57,9 +55,7 @@ class Dynamics(Part, ABC):
 class _Gated(Dynamics):
     """A cell with a recurrent weight and four biases."""
 
-    def __init__(
-        self, num_mechanisms: int, read_size: int, size: int, sharing: Callable[..., Sharing]
-    ) -> None:
+    def __init__(self, num_mechanisms: int, read_size: int, size: int, sharing: Callable[..., Sharing]) -> None:
         super().__init__(num_mechanisms, read_size, size, sharing)
         self.hidden = sharing(num_mechanisms, size, self.num_gates * size, self.init_scale)
         self.bias = sharing(num_mechanisms, 1, 4 * size, self.init_scale)
@@ -121,7 +117,9 @@ class GRUDynamics(_Gated):
         weight, bias = weights
         size, bias = state.hidden.shape[-1], bias[:, None]
         recurrent = torch.bmm(state.hidden, weight)
-        r, z = (read + recurrent + bias[..., : 3 * size])[..., : 2 * size].sigmoid().chunk(2, dim=-1)  # reset, update
+        r, z = (
+            (read + recurrent + bias[..., : 3 * size])[..., : 2 * size].sigmoid().chunk(2, dim=-1)
+        )  # reset, update
         inside = recurrent[..., 2 * size :] + bias[..., 3 * size :]
         n = (read[..., 2 * size :] + bias[..., 2 * size : 3 * size] + r * inside).tanh()  # new
         return GRUState(n + z * (state.hidden - n)), 1 - z

@@ -115,7 +115,9 @@ class RIMLayer(nn.Module):
             self.no_key: Tensor
             self.register_buffer("no_query", torch.zeros(num_mechanisms, size, input_heads), persistent=False)
             self.register_buffer("no_key", torch.zeros(1, input_size, input_heads), persistent=False)
-        self.score_bias = nn.Parameter(torch.full((num_mechanisms,), score_bias)) if score_bias is not None else None
+        self.score_bias = (
+            nn.Parameter(torch.full((num_mechanisms,), score_bias)) if score_bias is not None else None
+        )
         self.input_value = input_sharing(num_mechanisms, input_size, input_heads * input_value_size)
         self.dynamics = dynamics(num_mechanisms, input_heads * input_value_size, size, sharing)
         self.communication = communication(num_mechanisms, size, sharing)

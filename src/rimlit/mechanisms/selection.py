@@ -120,7 +120,9 @@ class LeastNull(Selection):
         super().__init__(num_mechanisms, num_active)
         require_known(margin=(margin, MARGINS))
         if not 0 < width < torch.inf:
-            raise ConfigError(f"width must be above 0 and finite; got width={width}. For a hard choice use margin='none'.")
+            raise ConfigError(
+                f"width must be above 0 and finite; got width={width}. For a hard choice use margin='none'."
+            )
         self.margin = margin
         self.width = width
         self.graded = graded

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rimlit.backbones import RIM
 from rimlit.data import BouncingBalls
 from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import SlotMixtureHead
@@ -17,6 +16,7 @@ from rimlit.pictures.activity import COLOURS
 from rimlit.pictures.files import font, gif_of, save_figure, write_for_people
 from rimlit.tasks import FramePredictionTask
 from rimlit.tracking.optional import optional
+from rimlit.types import Watched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,10 +104,10 @@ def film_of(task: FramePredictionTask, batch: FrameBatch, name: str) -> Film:
     was_training = task.training
     task.eval()
     context, active = batch.frames[:1, : task.context_length], None
-    if isinstance(task.backbone, RIM):
+    if isinstance(task.backbone, Watched):
         with task.backbone.record_activity() as activities:
             rollout = task.rollout(context)
-        lowest = activities[:: len(task.backbone.layers)]
+        lowest = activities[:: task.backbone.num_layers]
         active = torch.cat([activity.active[0] for activity in lowest]).cpu()
     else:
         rollout = task.rollout(context)

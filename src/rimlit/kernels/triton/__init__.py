@@ -50,7 +50,11 @@ def cannot(layer: RIMLayer) -> str | None:
         return "does not know margins, graded updates and dynamic counts"
     if options.soft_cap or layer.score_bias is not None or type(layer.balance).offset is not Balance.offset:
         return "does not know a cap, a bias or an offset of scores"
-    return "does not know communication through the cell's gate" if options.communication_output == "cell_gate" else None
+    return (
+        "does not know communication through the cell's gate"
+        if options.communication_output == "cell_gate"
+        else None
+    )
 
 
 def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
