@@ -86,7 +86,7 @@ def carrying_type(state_type: Any) -> Any:
     """Return the NamedTuple with the fields of ``state_type`` and one more, ``carried``."""
     if state_type not in _CARRYING:
         fields = (*state_type._fields, "carried")
-        _CARRYING[state_type] = namedtuple(f"Carrying{state_type.__name__}", fields)  # type: ignore[misc]
+        _CARRYING[state_type] = namedtuple(f"Carrying{state_type.__name__}", fields)
     return _CARRYING[state_type]
 
 

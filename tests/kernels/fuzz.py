@@ -192,7 +192,8 @@ def main() -> None:
                     print(f"seed {seed}, {loop}: {what} differs by {error:.3g}: {case}", flush=True)
     for name, (error, what, seed) in worst.items():
         print(
-            f"{name}: {counts[name]} of {options.count} configurations, largest difference {error:.2g} ({what}, {seed})"
+            f"{name}: {counts[name]} of {options.count} configurations, largest difference {error:.2g} "
+            f"({what}, seed {seed})"
         )
 
 

@@ -392,7 +392,7 @@ def test_a_loop_that_is_asked_for_is_taken() -> None:
 
 
 def test_the_c_loop_refuses_what_it_cannot_run() -> None:
-    message = r"backend='cpu': this loop runs float32 and float64 on the CPU; got .*bfloat16.* Allowed here: 'auto', 'fun"
+    message = r"backend='cpu': this loop runs float32 and float64 on the CPU; got .*bfloat16.* here: 'auto', 'fun"
     with pytest.raises(ConfigError, match=message):
         loop_of("cpu", dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match=r"backend='cpu': this loop runs .* on the CPU; got .* on cuda"):

@@ -69,7 +69,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def nested(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments with those of a part, such as ``communication.heads``, in a mapping; a part given by name wins."""
+    """Return arguments, with those of a part, such as ``communication.heads``, in a mapping."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         part, _, inner = name.partition(".")

@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +24,21 @@ log = logging.getLogger(__name__)
 
 ActivityHook = Callable[[tuple[Activity, ...]], None]
 PartLike = str | Mapping[str, Any] | Part | Callable[..., Part]
-"""A part: a short name, a class path, a mapping of its arguments alone (of the default part) or of ``class_path`` and
-``init_args``, a class, a ``functools.partial`` of one, or an instance."""
+"""A part: a short name, a class path, a mapping of its arguments alone (of the default part) or of ``class_path``
+and ``init_args``, a class, a ``functools.partial`` of one, or an instance."""
 
 
 class RIM(Backbone):
     """M recurrent modules that compete for the input.
 
-    At each step every mechanism attends over the input slots and a null slot of zeros; the ``num_active`` mechanisms
-    that attend least to the null slot update their state from what they read and then read each other through
-    attention. The others keep their state bit for bit.
+    At each step every mechanism attends over the input slots and a null slot of zeros; the ``num_active``
+    mechanisms that attend least to the null slot update their state from what they read and then read each other
+    through attention. The others keep their state bit for bit.
 
     The rules are parts (:mod:`rimlit.mechanisms`). ``selection="across_mechanisms"`` names one,
-    ``selection={"margin": "scores"}`` gives the default part other arguments, and a class, a ``functools.partial``, an
-    instance or ``{"class_path": "my_package.MySelection", "init_args": {…}}`` brings one of your own.
+    ``selection={"margin": "scores"}`` gives the default part other arguments, and a class, a
+    ``functools.partial``, an instance or ``{"class_path": "my_package.MySelection", "init_args": {…}}`` brings
+    one of your own.
 
     Args:
         input_size: Features of each step, or of each input slot, at least 1.
@@ -45,9 +46,9 @@ class RIM(Backbone):
         num_mechanisms: Mechanisms M, at least 1.
         num_active: Mechanisms updated per step, 1 to ``num_mechanisms``.
         num_layers: Layers, at least 1; each reads the concatenated features of the one below as one slot.
-        preset: Which published variant fills what is not given: ``paper``, or ``official`` (the authors' code: inactive
-            mechanisms are read through their candidate state, without gradient; gated communication output shared over
-            mechanisms; communication keys and values of 16).
+        preset: Which published variant fills what is not given: ``paper``, or ``official`` (the authors' code:
+            inactive mechanisms are read through their candidate state, without gradient; gated communication
+            output shared over mechanisms; communication keys and values of 16).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` by default.
         cell: Dynamics of each mechanism: ``lstm`` or ``gru``, or a :class:`rimlit.mechanisms.Dynamics`.
         communication: How active mechanisms read the others: ``attention`` or ``none``, or the arguments of
@@ -64,21 +65,23 @@ class RIM(Backbone):
         soft_cap: Bound c of the scores of the input, c·tanh(score / c), above 0; None: no bound.
         score_bias: Start of a learned bias per mechanism that is added to its scores, so that it reads the input
             more often than null; None: no bias.
-        normalize_scores: Whether input queries and keys are normalised before they meet; runs in the ``eager`` loop.
+        normalize_scores: Whether input queries and keys are normalised before they meet; runs in the ``eager``
+            loop.
         input_dropout: Dropout on the input attention, 0 to 1 (paper: .1). It never touches the selection.
         communication_dropout: Dropout on the communication attention, 0 to 1 (paper: .1).
         dropout: Dropout on the features between layers, 0 to 1.
         learn_initial_state: Whether initial states are learned. Zeros tie all scores in the first step, so
             the first mechanisms always win it and the others may never wake up: learn them unless you
             reproduce the paper.
-        backend: Time loop: ``auto`` (the fastest that can run this RIM where the weights are), ``cpu`` (C++, built on
-            first use), ``function`` (one autograd.Function; on CUDA devices captured in CUDA graphs), ``eager``
-            (autograd; runs every part, and alone under ``torch.export``, ``torch.jit.trace``, ``torch.func`` and on the
-            meta device), ``reference``, or ``triton`` (for CUDA devices; checked in Triton's interpreter only). A loop
-            that cannot run the RIM is an error with the reason. ``RIMLIT_BACKEND`` in the environment overrides it.
-        checkpoint_every: Steps of a part whose intermediate results are computed again in the backward pass instead
-            of kept, at least 1. Long sequences then take a fraction of the memory; results are the same up to the
-            order of sums.
+        backend: Time loop: ``auto`` (the fastest that can run this RIM where the weights are), ``cpu`` (C++,
+            built on first use), ``function`` (one autograd.Function; on CUDA devices captured in CUDA graphs),
+            ``eager`` (autograd; runs every part, and alone under ``torch.export``, ``torch.jit.trace``,
+            ``torch.func`` and on the meta device), ``reference``, or ``triton`` (for CUDA devices; checked in
+            Triton's interpreter only). A loop that cannot run the RIM is an error with the reason.
+            ``RIMLIT_BACKEND`` in the environment overrides it.
+        checkpoint_every: Steps of a part whose intermediate results are computed again in the backward pass
+            instead of kept, at least 1. Long sequences then take a fraction of the memory; results are the same
+            up to the order of sums.
         project_in_bf16: Whether the products before the loop are computed in bfloat16, as under autocast;
             the recurrence, scores and selection stay in the weights' type.
 
@@ -203,22 +206,25 @@ class RIM(Backbone):
         has_margin = getattr(selection, "margin", "none") != "none" and self.num_active < self.num_mechanisms
         if has_margin and not learns and self.input_attention:
             raise ConfigError(
-                f"learn_initial_state must be true where selection has margin={selection.margin!r}: initial states of "  # type: ignore[union-attr]
-                "zeros tie all scores, every gate is 0, and the state stays zero for ever; got "
-                "learn_initial_state=False."
+                "learn_initial_state must be true where selection has a margin: initial states of zeros tie all "
+                "scores, every gate is 0, and the state stays zero for ever; got learn_initial_state=False, "
+                f"selection={selection}."
             )
 
     @property
+    def _layers(self) -> list[RIMLayer]:
+        return cast(list[RIMLayer], list(self.layers))
+
+    @property
     def _first(self) -> RIMLayer:
-        first = self.layers[0]
-        assert isinstance(first, RIMLayer)
-        return first
+        return self._layers[0]
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state (B, num_layers, M, d) a sequence starts from."""
         state = self.state_type(*self.initial(batch_size, self._first.like))
-        carried = [layer.communication.initial_carried(batch_size) for layer in self.layers]
-        if carried[0] is None:
+        all_carried = [layer.communication.initial_carried(batch_size) for layer in self._layers]
+        carried = [tensor for tensor in all_carried if tensor is not None]
+        if not carried:
             return state
         return carrying_type(self.state_type)(*state, torch.stack(carried, dim=1))
 
@@ -298,7 +304,7 @@ class RIM(Backbone):
         run = functools.partial(run_layer, backend)
         states, activities = [], []
         features = sequence
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._layers):
             if index > 0:
                 # contiguous: a mask is drawn in the order in which features lie in memory, which loops differ in
                 features = functional.dropout(features.contiguous(), self.dropout, self.training)
@@ -386,10 +392,8 @@ class RIM(Backbone):
         candidates of inactive ones, all mechanisms compute them. Everything else counts in full.
         """
         idle_share = 1 - self.num_active / self.num_mechanisms
-        idle = sum(
-            0 if layer.computes_all else idle_share * layer.parameters_of_mechanisms() for layer in self.layers
-        )
-        return super().active_parameters() - round(idle)
+        own = sum(layer.parameters_of_mechanisms() for layer in self._layers if not layer.computes_all)
+        return super().active_parameters() - round(idle_share * own)
 
     def flops_per_step(self) -> int:
         """Return the multiplications and additions of one step of one sequence with one input slot, forward.
@@ -398,7 +402,7 @@ class RIM(Backbone):
         input keys and values and the scores of all mechanisms; dynamics and communication of the K active ones
         (of all where others read candidates), since what others read of an inactive one stays as it was.
         """
-        return sum(layer.flops_per_step() for layer in self.layers)
+        return sum(layer.flops_per_step() for layer in self._layers)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what holds addresses: a copy builds its own."""

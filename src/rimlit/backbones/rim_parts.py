@@ -93,8 +93,8 @@ def make_layer(
         if num_active != num_mechanisms or not is_plain:
             raise ConfigError(
                 "input_attention=False leaves nothing to select by: it needs num_active=num_mechanisms and "
-                f"a plain 'least_null' as selection; got num_active={num_active}, num_mechanisms={num_mechanisms}, "
-                f"selection={selection}."
+                f"a plain 'least_null' as selection; got num_active={num_active}, "
+                f"num_mechanisms={num_mechanisms}, selection={selection}."
             )
     return RIMLayer(
         input_size,

@@ -64,7 +64,7 @@ class Stepper:
         self._state_parts = len(rim.state_type._fields)
         self._steps = []
         if _is_in_loop(rim) and all(map(is_plain, rim.parameters())):
-            self._steps = [cpu.LayerStep(layer, batch_size, fold=fold) for layer in rim.layers]
+            self._steps = [cpu.LayerStep(layer, batch_size, fold=fold) for layer in rim._layers]
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step on ``inputs`` (B, input_size); see :meth:`Backbone.step`.

@@ -1,4 +1,4 @@
-"""The time loop of a RIM layer: the step in plain torch (``step.py``), a slow reference, and loops that agree with both.
+"""The time loop of a RIM layer: the step in plain torch, a slow reference, and loops that agree with both.
 
 ``loops.py`` says which loop can run what, and chooses.
 """

@@ -62,6 +62,11 @@ class Setting(NamedTuple):
         """Whether a loop returns the attention to the null slot; across mechanisms there is none."""
         return self.record and self.options.selection == "least_null"
 
+    @property
+    def has_totals(self) -> bool:
+        """Whether the derivative of the gates reads the heads' scores one by one."""
+        return self.options.is_gated and self.options.input_heads > 1
+
     def steps(self, steps: slice) -> "Setting":
         """Return the setting of these steps."""
         return self._replace(
@@ -84,6 +89,7 @@ class Outputs(NamedTuple):
     communication: MaybeTensor  # (B, T, M, M), only where it is recorded
     gate: MaybeTensor  # (B, T, M), only where LayerOptions.is_gated; 0 where inactive
     relevance: MaybeTensor  # the same
+    total: MaybeTensor  # (B, T, M, I): logsumexp of each head's scores, only where Setting.has_totals
 
 
 Gradients = tuple[Tensor, Tensor, MaybeTensor]

@@ -30,7 +30,7 @@ def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: L
         for t, (key, value) in enumerate(zip(keys, values, strict=True)):
             if resets is not None:
                 state = _reset(state, initial, resets[t])
-                if carried is not None:
+                if carried is not None and first_carried is not None:
                     carried = torch.where(resets[t].view(-1, *[1] * (carried.dim() - 1)), first_carried, carried)
             result = step(
                 layer,

@@ -40,7 +40,9 @@ class ATenLoop:
         num_steps = operands.keys.shape[1]
         tape = empty_tape(setting, operands, num_steps if setting.is_differentiated else 1)
         features = operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, size)
-        active, attention, relevances, communication, gates = [], [], [], [], []
+        active, attention, relevances, communication = [], [], [], []
+        gates: list[Tensor] = []
+        totals: list[Tensor] = []
         hidden = operands.hidden.transpose(0, 1)
         memory: MaybeTensor = None if operands.memory is None else operands.memory.transpose(0, 1)
         for step in range(num_steps):
@@ -48,7 +50,9 @@ class ATenLoop:
             hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, setting.resets, step)
             if memory is not None:
                 memory = _start(tape.memory[:, at], memory, operands.initial_memory, setting.resets, step)
-            attended, relevance = _attend(setting, operands, tape, hidden, step, at)
+            attended, relevance, total = _attend(setting, operands, tape, hidden, step, at)
+            if setting.has_totals:
+                totals.append(total)
             choice = _choose(options, relevance, setting.offset_at(step))
             is_active = choice.active[..., None]  # (M, B, 1)
             gate = None if choice.gate is None else choice.gate[..., None]
@@ -64,6 +68,7 @@ class ATenLoop:
             if gate is not None:
                 moved = torch.sub(candidate, hidden, out=tape.moved[:, at])
                 candidate = torch.addcmul(hidden, gate, moved)
+                assert choice.gate is not None
                 gates.append(choice.gate)
             hidden = torch.where(is_active, candidate, hidden, out=features[:, step])
             active.append(choice.active)
@@ -81,6 +86,7 @@ class ATenLoop:
             torch.stack(communication, dim=1) if communication else None,
             _stacked(gates),
             relevance if gates else None,
+            torch.stack(totals).permute(2, 0, 1, 3) if totals else None,
         )
         return outputs, tape if setting.is_differentiated else ()
 
@@ -125,8 +131,12 @@ def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, st
 
 def _attend(
     setting: Setting, operands: Operands, tape: Tape, hidden: Tensor, step: int, at: int
-) -> tuple[Tensor, Tensor]:
-    """Write what the gates get from state and input; return the attention (M, B, I, N) and relevance (M, B)."""
+) -> tuple[Tensor, Tensor, MaybeTensor]:
+    """Write what the gates get from state and input.
+
+    Returns:
+        Attention (M, B, I, N), relevance (M, B) and, against null, the logsumexp of each head's scores (M, B, I).
+    """
     options = setting.options
     key, value = operands.keys[:, step], operands.values[:, step]
     keep = None if setting.keep.input is None else setting.keep.input[step]
@@ -141,12 +151,10 @@ def _attend(
     if operands.score_bias is not None:
         scores = scores + operands.score_bias[:, None, None, None]
     if options.selection == "across_mechanisms":
-        attention, relevance = attend_across(scores)
+        (attention, relevance), total = attend_across(scores), None
     else:
         attention, total = attend_against_null(scores)
         relevance = log_odds(total)
-        if tape.total is not None:
-            tape.total[:, at].copy_(total)
     read = attention if keep is None else attention * keep
     gates = tape.gates[:, at]
     if tape.inside is None:
@@ -156,12 +164,12 @@ def _attend(
     if operands.cell_input is None:
         for head in range(options.input_heads):
             gates.addcmul_(read[:, :, head], value[:, :, head])
-        return attention, relevance
+        return attention, relevance, total
     # (M, B, I, N) times (·, B, N, I, value)
     attended = (read.transpose(2, 3)[..., None] * value).sum(dim=2)  # (M, B, I, value)
     tape.attended[:, at].copy_(attended.flatten(2))
     gates.baddbmm_(tape.attended[:, at], operands.cell_input)
-    return attention, relevance
+    return attention, relevance, total
 
 
 def _start_gru(operands: Operands, tape: Tape, hidden: Tensor, at: int) -> None:
@@ -256,6 +264,7 @@ class _Backward:
         if outputs.gate is not None:
             self.gate = outputs.gate.permute(2, 1, 0)  # (M, T, B)
             self.relevance = outputs.relevance.permute(2, 1, 0)
+            self.total = None if outputs.total is None else outputs.total.permute(2, 1, 0, 3)  # (M, T, B, I)
         self.attention = outputs.attention.permute(2, 1, 0, 3, 4)  # (M, T, B, I, N)
         self.active = outputs.active.permute(2, 1, 0)[..., None]  # (M, T, B, 1)
         self.num_steps = operands.keys.shape[1]
@@ -412,7 +421,7 @@ class _Backward:
         return candidate * z
 
     def _attend(self, step: int, from_gate: MaybeTensor) -> Tensor:
-        """Return the gradient that the scores send to the hidden state (M, B, d), given that of the gates (M, B)."""
+        """Return the gradient (M, B, d) that the scores send to the hidden state, given that of the gates."""
         options, operands = self.options, self.operands
         keep, value = self.setting.keep.input, operands.values[:, step]
         if operands.cell_input is None:
@@ -462,8 +471,8 @@ class _Backward:
         if attention.shape[3] > 1:
             least = torch.finfo(attention.dtype).tiny  # no slot is read at all: then 0
             through = through * attention / attention.sum(dim=-1, keepdim=True).clamp(min=least)
-        if self.tape.total is not None:
-            through = through * log_odds_gradient(self.tape.total[:, step])[..., None]
+        if self.total is not None:
+            through = through * log_odds_gradient(self.total[:, step])[..., None]
         return through
 
 

@@ -35,7 +35,8 @@ class Recorded:
 
     Args:
         loop: Depends on its arguments only and waits for nothing on the host. Of the outputs its derivative reads
-            who was active and how far, the attention and the relevance. The same object for every call: graphs are found by it.
+            who was active and how far, the attention and the relevance. The same object for every call: graphs
+            are found by it.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -59,7 +60,15 @@ class Recorded:
         setting = setting._replace(
             record=False
         )  # was for the forward pass: one graph of the backward pass serves both
-        more = (*gradients, outputs.active, outputs.attention, outputs.gate, outputs.relevance, *tape)
+        more = (
+            *gradients,
+            outputs.active,
+            outputs.attention,
+            outputs.gate,
+            outputs.relevance,
+            outputs.total,
+            *tape,
+        )
         return Operands(*run(_backward, *self._pack(setting, operands, *more)))
 
     def _pack(self, setting: Setting, operands: Operands, *more: MaybeTensor) -> tuple["_Plan", Tensors]:
@@ -91,9 +100,9 @@ def _forward(plan: _Plan, tensors: Tensors) -> Tensors:
 
 def _backward(plan: _Plan, tensors: Tensors) -> Tensors:
     setting, operands, more = _unpack(plan, tensors)
-    from_features, from_hidden, from_memory, active, attention, gate, relevance, *tape = more
+    from_features, from_hidden, from_memory, active, attention, gate, relevance, total, *tape = more
     nothing: MaybeTensor = None
-    outputs = Outputs(nothing, nothing, nothing, active, attention, nothing, nothing, gate, relevance)
+    outputs = Outputs(nothing, nothing, nothing, active, attention, nothing, nothing, gate, relevance, total)
     return plan.loop.backward(setting, operands, outputs, tuple(tape), (from_features, from_hidden, from_memory))
 
 

@@ -1,7 +1,7 @@
 """What a RIM layer's time loop gets and returns, and what a compiled loop has to know about the layer's parts."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,23 +71,23 @@ def describe(layer: RIMLayer) -> LayerOptions:
         raise UnknownPartError(f"does not know {type(talk).__name__}")
     if layer.normalize_scores:
         raise UnknownPartError("does not normalise queries and keys")
-    is_least_null = isinstance(selection, LeastNull)
-    talks = isinstance(talk, AttentionCommunication)
+    own = selection if isinstance(selection, LeastNull) else None
+    attention = talk if isinstance(talk, AttentionCommunication) else None
     return LayerOptions(
         cell="lstm" if isinstance(dynamics, LSTMDynamics) else "gru",
         num_mechanisms=layer.num_mechanisms,
         num_active=layer.num_active,
         input_heads=layer.input_heads,
-        selection="least_null" if is_least_null else "across_mechanisms",
-        margin=selection.margin if is_least_null else "none",
-        width=float(selection.width) if is_least_null else 1.0,
-        graded=is_least_null and selection.graded,
-        dynamic=is_least_null and selection.dynamic,
+        selection="least_null" if own else "across_mechanisms",
+        margin=own.margin if own else "none",
+        width=float(own.width) if own else 1.0,
+        graded=own.graded if own else False,
+        dynamic=own.dynamic if own else False,
         soft_cap=float(layer.soft_cap or 0),
-        communication_heads=talk.heads if talks else 0,
-        communication_key_size=talk.key_size if talks else 1,
-        inactive=talk.inactive if talks else "preserved",
-        communication_output=talk.output_kind if talks else "linear",
+        communication_heads=attention.heads if attention else 0,
+        communication_key_size=attention.key_size if attention else 1,
+        inactive=attention.inactive if attention else "preserved",
+        communication_output=attention.output_kind if attention else "linear",
         project_in_bf16=layer.project_in_bf16,
     )
 
@@ -160,6 +160,9 @@ def join_results(parts: list[LayerResult]) -> LayerResult:
     activities = [part.activity for part in parts if part.activity is not None]
     activity = None
     if activities:
-        fields = (list(field) for field in zip(*activities, strict=True))
-        activity = Activity(*(None if field[0] is None else torch.cat(field, dim=1) for field in fields))
+        activity = Activity(*map(_joined, zip(*activities, strict=True)))
     return LayerResult(torch.cat([part.features for part in parts], dim=1), parts[-1].state, activity)
+
+
+def _joined(parts: tuple[Any, ...]) -> Any:
+    return None if parts[0] is None else torch.cat(parts, dim=1)

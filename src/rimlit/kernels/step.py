@@ -73,7 +73,8 @@ def score(layer: RIMLayer, weights: LayerWeights, hidden: Tensor, inputs: StepIn
     if inputs.is_folded:
         scores = (hidden[:, :, None] * key).sum(dim=-1, keepdim=True)
     else:
-        query = torch.bmm(hidden, weights.input_query).unflatten(-1, (layer.input_heads, -1))  # (M, B, I, key)
+        query = torch.bmm(hidden, weights.input_query)
+        query = query.view(*query.shape[:2], layer.input_heads, -1)  # (M, B, I, key)
         if layer.normalize_scores:
             query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)
             query = query * query.shape[-1] ** 0.5  # as long as if the scores were divided by √key

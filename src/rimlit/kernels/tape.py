@@ -29,7 +29,6 @@ class Tape(NamedTuple):
     read: MaybeTensor  # (M, T, B, C·value)
     output: MaybeTensor  # (M, T, B, d or 2·d): tanh, or gate and content, after their activation
     capped: MaybeTensor  # (M, T, B, I, N): tanh of the scores over their cap
-    total: MaybeTensor  # (M, T, B, I): logsumexp of each head's scores, where the gate of several heads reads it
     moved: MaybeTensor  # (M, T, B, d): candidate and what it read, less the old state, where there are gates
 
 
@@ -84,7 +83,6 @@ def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states:
         if heads and options.communication_output != "linear"
         else None,
         capped=rows(options.input_heads, num_slots) if options.soft_cap else None,
-        total=rows(options.input_heads) if options.is_gated and options.input_heads > 1 else None,
         moved=rows(size) if options.is_gated else None,
     )
 

@@ -68,8 +68,8 @@ def part_factory(
     """Return what builds a part from the sizes that a layer passes.
 
     Args:
-        given: A short name, a class, a ``functools.partial`` of one, a spec (``class_path`` and ``init_args``), the
-            arguments of the default part alone, or an instance, of which each layer gets a copy.
+        given: A short name, a class, a ``functools.partial`` of one, a spec (``class_path`` and ``init_args``),
+            the arguments of the default part alone, or an instance, of which each layer gets a copy.
         base: The kind of part.
         name: The argument it was given as, for messages.
         default: The spec of the default part, which fills the arguments that ``given`` leaves out.

@@ -51,7 +51,7 @@ class Communication(Part, ABC):
         return None
 
     def draw_dropout(self, num_steps: int, batch_size: int, dropout: float, like: Tensor) -> Tensor | None:
-        """Return the dropout factors of a sequence (T, …), 0 or 1/(1 − dropout), or None where nothing is dropped."""
+        """Return the dropout factors of a sequence (T, …), 0 or 1/(1 − dropout), or None."""
         return None
 
     def products(self, num_computed: int, num_active: int) -> int:
@@ -120,8 +120,9 @@ class AttentionCommunication(Communication):
         value_size: Value size of each head; paper 32, the authors' code 16.
         output: What is added to the hidden state. ``linear`` (paper): the concatenated heads through a bias-free
             matrix per mechanism; it is unbounded and can diverge at large learning rates. ``tanh``: tanh of that.
-            ``gated`` (the authors' code): σ(gate)·tanh(content), both layers shared over mechanisms. ``cell_gate``:
-            the tanh times the cell's own gate for new content, so that communication cannot erase what the cell
+            ``gated`` (the authors' code): σ(gate)·tanh(content), both layers shared over mechanisms.
+            ``cell_gate``: the tanh times the cell's own gate for new content, so that communication cannot erase
+            what the cell
             protects: 1 minus a GRU's update gate, an LSTM's output gate.
         inactive: Through which state others read an inactive mechanism: ``preserved`` (the one it keeps) or
             ``candidate`` (the authors' code: the one it would have had, without gradient).
@@ -159,7 +160,7 @@ class AttentionCommunication(Communication):
             self.output = sharing(num_mechanisms, heads * value_size, size)
 
     def weights(self) -> tuple[Tensor | None, ...]:
-        """Return projections (M, d, C·(2·key + value)), output (M or 1, C·value, d or 2·d) and its bias (1, 2·d)."""
+        """Return the projection (M, d, C·(2·key + value)), output (M or 1, C·value, d or 2·d) and bias (1, 2·d)."""
         bias = self.output_bias if self.output_kind == "gated" else None
         return self.projection.expand(), self.output.groups() if bias is not None else self.output.expand(), bias
 

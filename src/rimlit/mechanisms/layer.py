@@ -1,4 +1,4 @@
-"""One layer of a RIM: its parts, their parameters and dropout. The computation over time is in :mod:`rimlit.kernels`."""
+"""One layer of a RIM: its parts, their parameters and dropout; :mod:`rimlit.kernels` runs it over time."""
 
 import functools
 import warnings
@@ -17,7 +17,7 @@ from rimlit.mechanisms.sharing import Sharing
 
 
 class LayerWeights(NamedTuple):
-    """Parameters of one layer, formed once per sequence. A leading 1 where M could stand: shared by all mechanisms."""
+    """Parameters of one layer, formed once per sequence. A leading 1 in place of M: shared by all mechanisms."""
 
     input_query: Tensor  # (M, d, I·key)
     input_key: Tensor  # (1 or M, D, I·key)

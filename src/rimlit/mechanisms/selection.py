@@ -48,12 +48,13 @@ class Selection(Part):
         """Return the attention to the input slots and the relevance of the input to each mechanism.
 
         By default the paper's: a softmax over the slots and a null slot whose score is 0, and as relevance the
-        log-odds of reading the input against null, log((1 − P_null) / P_null), with the probability P_null averaged
-        over heads. With one head this is the logsumexp of the scores; no difference of nearly equal numbers is
-        formed, so that it ranks also where P_null is close to 0 or 1.
+        log-odds of reading the input against null, log((1 − P_null) / P_null), with the probability P_null
+        averaged over heads. With one head this is the logsumexp of the scores; no difference of nearly equal
+        numbers is formed, so that it ranks also where P_null is close to 0 or 1.
 
         Args:
-            scores: Scores (M, B, I, N) of mechanisms, samples, heads and slots, divided by the root of the key size.
+            scores: Scores (M, B, I, N) of mechanisms, samples, heads and slots, divided by the root of the key
+                size.
 
         Returns:
             Attention to the slots (M, B, I, N) and relevance (M, B).
@@ -78,21 +79,22 @@ class Selection(Part):
 class LeastNull(Selection):
     """The K mechanisms that attend least to the null slot (Goyal et al. 2021, sec. 2.1), hard or continuous.
 
-    With ``margin`` the competition is continuous: the update of a winner fades in with its lead over the best loser,
-    gate = clamp((r − r_loser) / width, 0, 1). Exactly K mechanisms are active, the others keep their state bit for
+    With ``margin`` the competition is continuous: the update of a winner fades in with its lead over the best
+    loser, gate = clamp((r − r_loser) / width, 0, 1). Exactly K mechanisms are active, the others keep their state bit for
     bit, the state is a continuous function of the scores, and the competition gets a gradient.
 
     Args:
         num_mechanisms: Mechanisms M.
         num_active: The most mechanisms that are active in a step, 1 to M.
-        margin: What the lead is measured in: ``none`` (the paper: a winner updates in full), ``scores`` (the relevance,
-            the log-odds of reading) or ``probabilities`` (1 − P_null).
+        margin: What the lead is measured in: ``none`` (the paper: a winner updates in full), ``scores`` (the
+            relevance, the log-odds of reading) or ``probabilities`` (1 − P_null).
         width: Lead at which a winner updates in full, above 0; without effect where ``margin`` is ``none``.
-        graded: Whether an active mechanism moves only as far as it attends to the input, 1 − P_null, times the gate
-            of the margin.
+        graded: Whether an active mechanism moves only as far as it attends to the input, 1 − P_null, times the
+            gate of the margin.
         dynamic: Whether only mechanisms that attend to the input more than to null, P_null < ½, are active. With
             ``num_active`` equal to M nothing else bounds their number. The lead is then over ½ where that is the
-            higher bar. Give scores a bias (``score_bias=1.0`` or more), or about half of the mechanisms start asleep.
+            higher bar. Give scores a bias (``score_bias=1.0`` or more), or about half of the mechanisms start
+            asleep.
 
     Raises:
         ConfigError: An argument is out of its range or unknown.
@@ -142,7 +144,9 @@ class LeastNull(Selection):
 
 
 class AcrossMechanisms(Selection):
-    """A softmax over mechanisms in place of the null slot; the K with the greatest share (Goyal et al. 2021, app. C.1).
+    """A softmax over mechanisms in place of the null slot (Goyal et al. 2021, app. C.1).
+
+    The K mechanisms with the greatest share are active.
 
     The relevance is the log-odds of a mechanism's share.
 
@@ -252,7 +256,7 @@ def gate_gradient(
 def _own_and_bar(
     ranked: Tensor, place: Tensor, num_active: int, margin: str, dynamic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the lead is measured in, of each mechanism (M, B) and of the bar (B), and where the bar is a loser."""
+    """Return what the lead is measured in, of mechanisms (M, B) and of the bar (B), and where a loser is the bar."""
     if num_active < len(ranked):
         # a sum that skips what is not the best loser, so that no −∞ of another meets a zero
         bar = torch.where(place == num_active, ranked, 0).sum(dim=0)

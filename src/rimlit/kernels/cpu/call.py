@@ -113,7 +113,7 @@ class Call:
         if operands.communication is not None:
             self.value = operands.communication.shape[-1] // self.heads - 2 * options.communication_key_size
         self.is_taped = is_taped
-        self.is_gated = options.is_gated
+        self.is_gated, self.has_totals = options.is_gated, setting.has_totals
         self.values_ahead = self._multiplies_ahead()
         self.integers = {
             "batch": self.batch,
@@ -191,6 +191,7 @@ class Call:
             communication=new(batch_size, steps, mechanisms, mechanisms).zero_() if is_recorded else None,
             gate=new(batch_size, steps, mechanisms) if self.is_gated else None,
             relevance=new(batch_size, steps, mechanisms) if self.is_gated else None,
+            total=new(batch_size, steps, mechanisms, self.input_heads) if self.has_totals else None,
         )
 
     def empty_tape(self) -> RowTape:
@@ -269,6 +270,7 @@ class Call:
             "activity": outputs.communication,
             "gate": outputs.gate,
             "relevance": outputs.relevance,
+            "total": outputs.total,
             "offset": setting.offset,
             **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
         }
@@ -295,7 +297,10 @@ def _offset_strides(offset: MaybeTensor) -> dict[str, int]:
     steps = ("offset_step_stride", "offset_mechanism_stride", "offset_row_stride")
     if offset is None:
         return dict.fromkeys(steps, 0)
-    return {name: 0 if size == 1 else stride for name, size, stride in zip(steps, offset.shape, offset.stride())}
+    return {
+        name: 0 if size == 1 else stride
+        for name, size, stride in zip(steps, offset.shape, offset.stride(), strict=True)
+    }
 
 
 def _strides(name: str, tensor: Tensor, setting: Setting) -> dict[str, int]:

@@ -113,6 +113,7 @@ def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
         communication=None,
         gate=None if outputs.gate is None else outputs.gate[:, steps].contiguous(),
         relevance=None if outputs.relevance is None else outputs.relevance[:, steps].contiguous(),
+        total=None if outputs.total is None else outputs.total[:, steps].contiguous(),
     )
 
 
@@ -130,7 +131,7 @@ def _join(parts: list[Outputs], features: Tensor) -> Outputs:
         features,
         last.hidden,
         last.memory,
-        *map(joined, ("active", "attention", "null_attention", "communication", "gate", "relevance")),
+        *map(joined, ("active", "attention", "null_attention", "communication", "gate", "relevance", "total")),
     )
 
 

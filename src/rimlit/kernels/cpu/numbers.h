@@ -154,4 +154,18 @@ inline T softmax(T* x, Int count, Int stride, bool with_null) {
     return null / sum;
 }
 
+// log(1 / (1 + e^-x))
+template <typename T>
+inline T log_sigmoid(T x) {
+    return (x < 0 ? x : T(0)) - std::log1p(std::exp(x < 0 ? x : -x));
+}
+
+template <typename T>
+inline T log_sum_exp(const T* x, Int count) {
+    T top = x[0], sum = 0;
+    for (Int n = 1; n < count; ++n) top = x[n] > top ? x[n] : top;
+    for (Int n = 0; n < count; ++n) sum += std::exp(x[n] - top);
+    return top + std::log(sum);
+}
+
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "gate.h"
 #include "layout.h"
 #include "score.h"
 #include "shard.h"

@@ -78,6 +78,7 @@ class LayerStep:
             None,
             new(batch_size, 1, mechanisms) if options.is_gated else None,
             new(batch_size, 1, mechanisms) if options.is_gated else None,
+            None,
         )
         self._arguments = call.arguments(outputs, tape)
         self._step_arguments = structure("step_arguments")(

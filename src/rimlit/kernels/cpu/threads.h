@@ -99,6 +99,7 @@ std::vector<Sum> sums(const Arguments& a) {
         {&A::into_communication, &A::others_communication, a.heads ? M * d * P : 0, true},
         {&A::into_communication_output, &A::others_communication_output, a.heads ? a.output_groups * R * O : 0, true},
         {&A::into_communication_bias, &A::others_communication_bias, a.heads && a.output_kind == 2 ? O : 0, false},
+        {&A::into_score_bias, &A::others_score_bias, a.score_bias ? M : 0, false},
     };
 }
 

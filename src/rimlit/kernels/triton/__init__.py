@@ -233,6 +233,7 @@ class TritonLoop:
             communication=communication,
             gate=None,
             relevance=None,
+            total=None,
         )
         return outputs, tape if setting.is_differentiated else ()
 
