@@ -1,5 +1,5 @@
 // One thread's share of the samples: sizes, row lists and where to find what belongs to a step, a sample and a
-// mechanism. The members are defined in score.h, forward.h and backward.h.
+// mechanism. The members are defined in score.h, forward.h, gradients.h and backward.h.
 
 #pragma once
 
@@ -15,6 +15,13 @@
 
 namespace {
 
+template <typename T>
+struct ForwardPass;   // forward.h
+template <typename T>
+class GradientLog;    // gradients.h
+template <typename T>
+struct BackwardPass;  // gradients.h
+
 // Computes the whole loop for one thread's samples [first, first + count).
 template <typename T>
 class Shard {
@@ -27,6 +34,7 @@ public:
         gates = (a.is_gru ? 3 : 4) * d;  // gates of the weights
         G = 4 * d;                       // gates on the tape: of the GRU also the term that the reset gate scales
         V = a.values_hold_cell ? 0 : I * a.input_value;
+        query_width = a.keys_hold_query ? 0 : I * a.input_key;
         // values are multiplied for this many steps at once; `known` mechanisms per sample and step
         const Int known = a.later_are_done && !a.reads_candidates ? K : M;
         ahead_steps = std::max<Int>(1, kAheadRows * M / std::max<Int>(known * count, 1));
@@ -58,10 +66,12 @@ private:
     const Arguments& a;
     Int index;
     Workspace<T>& w;
-    Int first, count, M, K, d, I, N, G, gates, V, head, P, R, O, computed, ahead_steps;
-    Int *chosen;                   // (count, M): 1 for active mechanisms
+    Int first, count, M, K, d, I, N, G, gates, V, head, P, R, O, query_width, computed, ahead_steps;
+    Int* chosen;                   // (count, M): 1 for active mechanisms
     Int *offset, *active_offset;   // first row of each mechanism; rows are sorted by mechanism, then sample
-    Int *row_sample, *row_of, *active_row_of, *place, *touched, *ahead_row, *listed;
+    Int *row_sample, *row_of, *active_row_of;
+    Int* place;                    // (count, M): row of the projections of a state; -1: none since the state changed
+    Int *touched, *ahead_row, *listed;
 
     const T* data(const void* pointer) const { return static_cast<const T*>(pointer); }
     T* data(void* pointer) const { return static_cast<T*>(pointer); }
@@ -123,21 +133,60 @@ private:
         return false;
     }
 
+    // score.h
     void list_rows();
-    void multiply_ahead(Int t, const PackedTiles& weights, T* out);
     void score(Int t);
+    const T* compute_queries(Int t);
+    void score_slots(Int t, Int s, Int m, const T* query) const;
+    T attend_slots(Int t, Int s, Int m) const;
+    void attend_across(Int t, Int s, T* relevance) const;
+    void choose(Int t, Int s, const T* relevance);
     void recall(Int t);
+    // forward.h
+    ForwardPass<T> begin_forward(const PackedWeights<T>& packed);
+    void reset_states(Int t, ForwardPass<T>& pass);
+    void multiply_ahead(Int t, const PackedTiles& weights, T* out);
+    void update(Int t, ForwardPass<T>& pass);
+    void gather_cell_inputs(Int t, Int m, ForwardPass<T>& pass);
     void attended(Int t, Int m, Int s, T* out);
-    void update(Int t, T* memory, const T* ahead, const PackedWeights<T>& packed);
+    void multiply_cell(Int m, T* g, const ForwardPass<T>& pass);
+    void activate_gru(T* x) const;
+    void activate_lstm(T* x, const T* old_memory, T* memory, T* squashed) const;
+    void candidate(Int t, Int row, const T* hidden, T* out) const;
+    void take_candidates(Int t, ForwardPass<T>& pass);
+    void project_states(Int t, ForwardPass<T>& pass);
     template <typename Visit>
     void for_active_heads(const Visit& visit) const;
     template <typename Key, typename Value>
     void communicate(Int t, const T* all, Key key, Value value);
-    template <typename Key, typename Value>
-    void communicate_back(Int t, const T* rows_read, T* pending, Key key, Value value);
-    void add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into);
+    void add_output(Int t, ForwardPass<T>& pass);
+    void keep_places(Int t);
+    void keep(Int t, const ForwardPass<T>& pass);
+    void end_forward(const ForwardPass<T>& pass);
+    // gradients.h
+    BackwardPass<T> begin_backward(const PackedWeights<T>& packed);
+    void flush(GradientLog<T>& log, void* base, Int groups, Int m);
+    void flush_cell(Int m, BackwardPass<T>& pass);
+    void flush_output(Int m, BackwardPass<T>& pass);
     void late_gradient(Int m, const T* g, Int rows, const PackedTiles& weights, T* out) const;
-    void candidate(Int t, Int row, const T* hidden, T* out) const;
+    void end_backward(BackwardPass<T>& pass);
+    // backward.h
+    void take_state_gradients(Int t, BackwardPass<T>& pass);
+    void output_backward(Int t, BackwardPass<T>& pass);
+    void activation_backward(const T* from, const T* output, T* into) const;
+    template <typename Key, typename Value>
+    void communicate_backward(Int t, const BackwardPass<T>& pass, Key key, Value value);
+    void projections_backward(Int t, BackwardPass<T>& pass);
+    void cells_backward(Int t, BackwardPass<T>& pass);
+    void gates_backward(Int t, Int m, BackwardPass<T>& pass);
+    void gru_backward(const T* x, const T* old, const T* from, T* g, T* into) const;
+    void lstm_backward(const T* x, const T* old_memory, const T* squashed, const T* from, T* g, T* into_memory) const;
+    void cell_inputs_backward(Int t, Int m, Int rows, BackwardPass<T>& pass);
+    void add_attention_gradient(Int t, Int m, Int s, const T* gradient, T* into);
+    void scores_backward(Int t, BackwardPass<T>& pass);
+    void folded_keys_backward(Int t, BackwardPass<T>& pass);
+    void queries_backward(Int t, Int m, BackwardPass<T>& pass);
+    void resets_backward(Int t, BackwardPass<T>& pass);
     const T* mechanism_weight(const void* base, Int m, Int numbers, Int groups) const {
         return data(base) + (groups > 1 ? m : 0) * numbers;
     }
