@@ -13,7 +13,7 @@ from rimlit.data import Sequences
 from rimlit.spec import path_of
 from rimlit.tasks import ClassificationTask, RegressionTask, Task
 from rimlit.types import SequenceBatch
-from tests.laws.backbone_cases import HIDDEN_SIZE, INPUT_SIZE, backbone_cases
+from tests.laws.backbone_cases import HIDDEN_SIZE, INPUT_SIZE, backbone_cases, nested
 
 LENGTHS = np.array([5, 2, 7, 1, 3, 4, 6, 2, 5, 3])
 KINDS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ def make_task(cls: type[Backbone], arguments: dict[str, Any], data: Sequences) -
     """A task for ``data`` in float64 without dropout."""
     is_class = data.layout.target == "label" or data.layout.tokens
     task = (ClassificationTask if is_class else RegressionTask)(
-        {"class_path": path_of(cls), "init_args": {"hidden_size": HIDDEN_SIZE, **arguments}},
+        {"class_path": path_of(cls), "init_args": {"hidden_size": HIDDEN_SIZE, **nested(arguments)}},
         output_size=data.output_size,
         input_size=data.input_size,
         vocabulary_size=data.vocabulary_size,
