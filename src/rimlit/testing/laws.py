@@ -66,7 +66,8 @@ def law(*kinds: str, slow: bool = False, gpu: bool = False) -> Callable[[Callabl
                 except (SkipTest, GivenError):
                     raise
                 except Exception as error:
-                    raise AssertionError(f"{subject}: {type(error).__name__}: {error}") from error
+                    text = " ".join(str(error).split())
+                    raise AssertionError(f"{subject}: {type(error).__name__}: {text}") from error
 
         title = check.__name__.removeprefix("check_").replace("_", " ")
         for kind in kinds:
