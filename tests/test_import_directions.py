@@ -17,16 +17,17 @@ LEVELS = (
     ("_version", "checks", "errors", "types", "spec"),  # the ground floor
     ("causes", "checkpoints", "console", "files", "yaml_files"),
     ("nn",),
+    ("mechanisms",),
     ("kernels",),
     ("backbones", "encoders", "heads", "metrics"),
     ("data", "tasks"),
     ("tracking", "rl"),
     ("pictures", "training"),
-    ("comparison",),
+    ("comparison", "testing"),
     ("cli",),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-WITH_LIGHTNING = {"data", "tasks", "tracking", "rl", "pictures", "training", "comparison", "cli"}
+WITH_LIGHTNING = {"data", "tasks", "tracking", "rl", "pictures", "training", "comparison", "testing", "cli"}
 
 
 def part_of(path: Path) -> str:
@@ -100,8 +101,20 @@ def test_kernels_are_reached_from_the_rim_only() -> None:
         if part_of(path) != "kernels" and any(name.startswith("rimlit.kernels") for name in imports_of(path))
     }
     assert "backbones/rim.py" in users
-    assert {user for user in users if user.startswith("backbones/")} == {"backbones/rim.py"}
+    assert {user for user in users if user.startswith("backbones/")} == {"backbones/rim.py", "backbones/rim_stepper.py"}
     assert {user.split("/")[0] for user in users} <= {"backbones", *WITH_LIGHTNING}
+
+
+def test_nothing_imports_the_laws() -> None:
+    users = {
+        part_of(path) for path in MODULES if any(name.startswith("rimlit.testing") for name in imports_of(path))
+    }
+    assert users == {"testing"}
+
+
+def test_the_laws_need_no_test_runner() -> None:
+    tops = {name.split(".")[0] for path in MODULES if part_of(path) == "testing" for name in imports_of(path)}
+    assert tops.isdisjoint({"pytest", "_pytest"}) and "rimlit" in tops
 
 
 def test_the_package_itself_imports_nothing_heavy_at_the_top() -> None:

@@ -1,14 +1,11 @@
 """Every backbone that exists, found by introspection, and the variants of it that the laws are tried on."""
 
-import importlib
-import inspect
-import pkgutil
 from typing import Any
 
 import pytest
 
-import rimlit.backbones
 from rimlit.backbones import Backbone
+from rimlit.testing import classes_in
 
 INPUT_SIZE, HIDDEN_SIZE = 5, 24
 
@@ -81,16 +78,7 @@ def nested(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def backbone_classes() -> list[type[Backbone]]:
-    """Import every module of the package; return the concrete backbones in it."""
-    for module in pkgutil.walk_packages(rimlit.backbones.__path__, "rimlit.backbones."):
-        importlib.import_module(module.name)
-    found, queue = [], [Backbone]
-    while queue:
-        cls = queue.pop()
-        queue.extend(cls.__subclasses__())
-        if cls.__module__.startswith("rimlit.") and not inspect.isabstract(cls):
-            found.append(cls)
-    return sorted(set(found), key=lambda cls: cls.__name__)
+    return classes_in("rimlit.backbones", Backbone)
 
 
 def backbone_cases() -> list[Any]:
