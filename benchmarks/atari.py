@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from rimlit.cli.configs import find_config
 from rimlit.cli.settings import build_data, build_task
 from rimlit.rl import Experience, PPOTask
-from rimlit.rl.experience import rows_of
+from rimlit.rl.experience import select_environments
 from rimlit.rl.rollouts import Player
 
 CONFIGS = ("atari/rim", "atari/lstm")
@@ -34,9 +34,9 @@ def learn(task: PPOTask, data: Experience, optimizer: torch.optim.Optimizer, rol
     """Learn from a rollout as often as training does."""
     whole = task.prepare(rollout)
     for rows in torch.split(torch.from_numpy(order), data.batch_size):
-        batch = rows_of(whole, rows)
+        batch = select_environments(whole, rows)
         optimizer.zero_grad()
-        task.losses(task(batch.seen, batch.state)[0], batch).loss.backward()
+        task.losses(task(batch.inputs, batch.state)[0], batch).loss.backward()
         clip_grad_norm_(task.parameters(), 0.5)
         optimizer.step()
 

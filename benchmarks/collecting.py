@@ -64,8 +64,8 @@ def bare_loop(task: PPOTask, data: Experience, shortcuts: bool) -> Callable[[int
         for _ in range(num_steps):
             begun = []
             start = time.perf_counter()
-            seen = torch.from_numpy(observations if data.observed is None else observations[:, data.observed])
-            encoded = encode(normalize(seen.unsqueeze(1)))
+            inputs = torch.from_numpy(observations if data.observed is None else observations[:, data.observed])
+            encoded = encode(normalize(inputs.unsqueeze(1)))
             features, state = step(encoded.squeeze(1), state)
             outputs = answer(features)
             actions = task.policy.sample(outputs[:, :-1], generator).numpy()
@@ -95,7 +95,7 @@ class Bare(Callback):
         self._learning = 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
-        self._learning = task._learn_seconds
+        self._learning = task._train_seconds
 
     def on_train_epoch_start(self, trainer: Trainer, task: Any) -> None:
         if trainer.current_epoch % 2 == 0:  # a rollout to compare with

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rimlit.pictures import EpisodePictures
 from rimlit.pictures.activity import COLOURS
-from rimlit.pictures.episodes import MOST_STEPS, WINDOW, Take, draw_episode, take_of
-from rimlit.rl.observations import Seen
+from rimlit.pictures.episodes import MOST_STEPS, WINDOW, EpisodeClip, draw_episode, play_episode
+from rimlit.rl.observations import PolicyInput
 from rimlit.types import State
 from tests.rl.corridor import BACKBONES, CORRIDOR, Corridor, make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
@@ -38,10 +38,10 @@ class Pictured(Corridor):
 PICTURED = f"{__name__}.Pictured"
 
 
-def take(backbone: Any = "RIM", *, length: int = 5, **options: Any) -> Take | None:
+def take(backbone: Any = "RIM", *, length: int = 5, **options: Any) -> EpisodeClip | None:
     data = make_experience(PICTURED, options={"length": length})
     environments = data.make(PICTURED, 1, can_render=True)
-    return take_of(make_task(data, backbone), environments, 3, **options)
+    return play_episode(make_task(data, backbone), environments, 3, **options)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -61,14 +61,14 @@ def test_the_mechanisms_of_a_take_are_those_of_the_same_episode_in_one_piece() -
     seen = []
     step = task.step
 
-    def watched(now: Seen, state: State) -> tuple[Tensor, State]:
-        seen.append(Seen(*(part.clone() for part in now)))
+    def watched(now: PolicyInput, state: State) -> tuple[Tensor, State]:
+        seen.append(PolicyInput(*(part.clone() for part in now)))
         return step(now, state)
 
     task.step = watched  # type: ignore[method-assign]
-    taken = take_of(task, data.make(PICTURED, 1, can_render=True), 3)
+    taken = play_episode(task, data.make(PICTURED, 1, can_render=True), 3)
     assert taken is not None and taken.active is not None
-    whole = Seen(*(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)))
+    whole = PolicyInput(*(torch.cat(parts, dim=1) for parts in zip(*seen, strict=True)))
     with task.backbone.record_activity() as activities:
         task(whole)
     assert torch.equal(activities[0].active[0], taken.active)
@@ -144,11 +144,11 @@ def test_an_episode_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: 
     assert "figures/episode.gif could not be written" in caplog.text
 
 
-def made_up(length: int) -> Take:
+def made_up(length: int) -> EpisodeClip:
     """Bright pictures; the first mechanism is active in even steps, the second in odd ones."""
     active = torch.tensor([[step % 2 == 0, step % 2 == 1] for step in range(length)])
     pictures = [np.full((160, 20, 3), step % 256, np.uint8) for step in range(length)]
-    return Take(pictures, [1.0] * length, active)
+    return EpisodeClip(pictures, [1.0] * length, active)
 
 
 def rgb(colour: str) -> list[int]:

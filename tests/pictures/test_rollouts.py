@@ -13,7 +13,7 @@ from PIL import Image
 
 from rimlit.heads import SlotMixtureHead
 from rimlit.pictures import RolloutPictures
-from rimlit.pictures.rollouts import Film, draw_curves, draw_gif, film_of
+from rimlit.pictures.rollouts import Film, draw_curves, draw_gif, predict_film
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 from tests.tasks.test_frame_prediction import make_data, make_task
 
@@ -50,7 +50,7 @@ def test_a_film_shows_what_the_task_and_its_mechanisms_did(layers: int) -> None:
     backbone = {**SMALL_RIM, "init_args": {**SMALL_RIM["init_args"], "num_layers": layers}}
     task, data = make_task(backbone=backbone), make_data()
     batch = next(iter(data.test_dataloader()[0]))
-    film = film_of(task, batch, "balls_2")
+    film = predict_film(task, batch, "balls_2")
     assert task.training, "it is left as it was"
     logits = task.eval().rollout(batch.frames[:1, :3]).logits[0]
     assert torch.equal(film.truth, batch.frames[0, 1:7])
@@ -64,10 +64,10 @@ def test_a_film_shows_what_the_task_and_its_mechanisms_did(layers: int) -> None:
 
 def test_masks_are_shown_for_a_slot_mixture_and_no_mechanisms_for_an_lstm() -> None:
     batch = next(iter(make_data().test_dataloader()[0]))
-    film = film_of(make_task(head=MIXTURE), batch, "balls_2")
+    film = predict_film(make_task(head=MIXTURE), batch, "balls_2")
     assert film.owners is not None and film.owners.shape == (6, 16, 16)
     assert film.owners.min() >= 0 and film.owners.max() <= 2
-    assert film_of(make_task(backbone=SMALL_LSTM), batch, "balls_2").active is None
+    assert predict_film(make_task(backbone=SMALL_LSTM), batch, "balls_2").active is None
 
 
 def made_up_film(**parts: Any) -> Film:

@@ -82,10 +82,10 @@ def test_replaying_a_rollout_over_a_lost_life_gives_the_same_log_probabilities_a
     with task.playing(2):
         rollout = player.collect(task, 60)
     # a life ends, and the state is kept
-    lost = rollout.breaks[:, :-1] & ~rollout.seen.starts[:, 1:]
+    lost = rollout.breaks[:, :-1] & ~rollout.inputs.starts[:, 1:]
     assert lost.any()
     assert not rollout.next_values[:, :-1][lost].any()
-    outputs, _ = task(rollout.seen, rollout.state)
+    outputs, _ = task(rollout.inputs, rollout.state)
     log_probs = task.policy.log_prob(outputs[..., :-1], rollout.actions)
     assert (log_probs - rollout.log_probs).abs().max() < 1e-5
     assert (outputs[..., -1] - rollout.values).abs().max() < 1e-5

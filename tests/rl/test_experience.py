@@ -60,7 +60,7 @@ def test_an_epoch_is_a_rollout_and_training_ends_with_the_budget(tmp_path: Path)
 def test_every_environment_is_learnt_from_once_in_a_pass(tmp_path: Path) -> None:
     data = make_experience("CartPole-v1", total_steps=40, num_passes=3)
     _, seeing = fit(tmp_path, make_task(data), data)
-    firsts = [tuple(row) for batch in seeing.batches for row in batch.seen.observations[:, 0].tolist()]
+    firsts = [tuple(row) for batch in seeing.batches for row in batch.inputs.observations[:, 0].tolist()]
     passes = [set(firsts[start : start + 4]) for start in (0, 4, 8)]
     assert passes[0] == passes[1] == passes[2]
     assert len(passes[0]) == 4
@@ -69,7 +69,7 @@ def test_every_environment_is_learnt_from_once_in_a_pass(tmp_path: Path) -> None
 def test_episodes_go_on_from_a_rollout_to_the_next(tmp_path: Path) -> None:
     data = make_experience(options={"length": 7}, num_passes=1, batch_size=4)
     _, seeing = fit(tmp_path, make_task(data), data)
-    shown = torch.cat([batch.seen.observations[0, :, 0] for batch in seeing.batches])
+    shown = torch.cat([batch.inputs.observations[0, :, 0] for batch in seeing.batches])
     assert shown.tolist() == [step % 7 for step in range(20)]
 
 
@@ -124,9 +124,9 @@ def test_evaluation_plays_a_quota_of_each_environment_so_that_long_episodes_coun
     lengths = torch.cat([piece.lengths for piece in pieces])
     assert len(lengths) == 7
     assert torch.equal(torch.cat([piece.scores for piece in pieces]), lengths.float())  # a point for each step
-    assert all(piece.mask.shape == piece.seen.starts.shape for piece in pieces)
+    assert all(piece.mask.shape == piece.inputs.starts.shape for piece in pieces)
     assert sum(int(piece.mask.sum()) for piece in pieces) == lengths.sum()
-    starts = sum(int((piece.seen.starts & piece.mask).sum()) for piece in pieces)
+    starts = sum(int((piece.inputs.starts & piece.mask).sum()) for piece in pieces)
     assert starts == 7
 
 
@@ -137,9 +137,9 @@ def test_pieces_of_an_evaluation_replay_to_what_was_played() -> None:
     pieces = list(evaluate(player, task, [1, 1], 4))
     assert len(pieces) > 1
     for piece, following in itertools.pairwise(pieces):
-        outputs, state = task(piece.seen, piece.state)
+        outputs, state = task(piece.inputs, piece.state)
         chosen = task.policy.mode(outputs[..., :-1])
-        assert torch.equal(chosen[:, :-1], piece.seen.actions[:, 1:])
+        assert torch.equal(chosen[:, :-1], piece.inputs.actions[:, 1:])
         torch.testing.assert_close(state, following.state)
 
 
@@ -296,7 +296,7 @@ class Reinforce(ActingTask):
         super().__init__(backbone, observation_shape, num_actions)
         self.has_trained = False
         self.collected: Any = None
-        self.wants_another_minibatch = True
+        self.accepts_minibatches = True
 
     def begin_rollout(self) -> None:
         self.has_trained = False
@@ -309,7 +309,7 @@ class Reinforce(ActingTask):
 
     def training_step(self, batch: Rollout, batch_index: int) -> torch.Tensor:
         self.has_trained = True
-        return self.loss(self(batch.seen, batch.state)[0], batch)
+        return self.loss(self(batch.inputs, batch.state)[0], batch)
 
 
 def test_experience_supplies_a_task_of_another_algorithm(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rimlit.backbones import RIM, Backbone
 from rimlit.rl import PPOTask, Step, VectorEncoder, make_environments
 from rimlit.rl.advantages import estimate_advantages
-from rimlit.rl.observations import Seen
+from rimlit.rl.observations import PolicyInput
 from rimlit.rl.policies import Categorical
 from rimlit.rl.rollouts import Episode, Player, Rollout
 from rimlit.spec import path_of
@@ -53,7 +53,7 @@ def task_for(backbone: Any, environment: str = "CartPole-v1", **arguments: Any) 
 
 
 def replay(task: PPOTask, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    outputs, _ = task(rollout.seen, rollout.state)
+    outputs, _ = task(rollout.inputs, rollout.state)
     return task.policy.log_prob(outputs[..., :-1], rollout.actions), outputs[..., -1]
 
 
@@ -62,7 +62,7 @@ def test_replaying_a_rollout_gives_the_same_log_probabilities_and_values(backbon
     task = task_for(backbone)
     rollout = rollout_of(task)
     assert rollout.breaks.any(dim=1).all()
-    assert not rollout.seen.starts[:, 0].all()
+    assert not rollout.inputs.starts[:, 0].all()
     log_probs, values = replay(task, rollout)
     assert (log_probs - rollout.log_probs).abs().max() < 1e-5
     assert (values - rollout.values).abs().max() < 1e-5
@@ -110,8 +110,8 @@ def test_replaying_gives_the_same_with_the_previous_action_and_reward(environmen
 def test_replaying_is_no_law_where_the_state_is_not_replaced() -> None:
     task = task_for("LSTM")
     rollout = rollout_of(task)
-    never = rollout.seen._replace(starts=torch.zeros_like(rollout.seen.starts))
-    log_probs, _ = replay(task, rollout._replace(seen=never))
+    never = rollout.inputs._replace(starts=torch.zeros_like(rollout.inputs.starts))
+    log_probs, _ = replay(task, rollout._replace(inputs=never))
     assert (log_probs - rollout.log_probs).abs().max() > 1e-5
 
 
@@ -126,7 +126,7 @@ def test_every_active_mechanism_gets_a_gradient(backbone: Any, all_active: bool)
     assert isinstance(rim, RIM)
     batch = task.prepare(rollout_of(task))
     with rim.record_activity() as activities:
-        outputs, _ = task(batch.seen, batch.state)
+        outputs, _ = task(batch.inputs, batch.state)
     task.loss(outputs, batch).backward()
     for layer, activity in enumerate(activities):
         active = activity.active.flatten(0, 1).any(dim=0)
@@ -154,8 +154,8 @@ class Counter:
     def initial_state(self, batch_size: int) -> State:
         return (torch.zeros(batch_size, 1),)
 
-    def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
-        self.met.append(seen.observations[:, 0, 0] - state[0][:, 0])
+    def step(self, inputs: PolicyInput, state: State) -> tuple[Tensor, State]:
+        self.met.append(inputs.observations[:, 0, 0] - state[0][:, 0])
         return torch.cat([torch.zeros(len(state[0]), 2), state[0] + 100], dim=1), (state[0] + 1,)
 
 
@@ -166,7 +166,7 @@ def test_states_start_anew_exactly_where_episodes_start(is_cut: bool) -> None:
     rollouts = [player.collect(actor, steps) for steps in (4, 5)]
     # the corridor shows how many steps of the episode are done: what the state counts
     assert all((difference == 0).all() for difference in actor.met)
-    starts = torch.cat([rollout.seen.starts for rollout in rollouts], dim=1)
+    starts = torch.cat([rollout.inputs.starts for rollout in rollouts], dim=1)
     assert starts[0].tolist() == [step % 3 == 0 for step in range(9)]
     assert rollouts[1].state[0].flatten().tolist() == [1, 1]
 
@@ -209,9 +209,9 @@ def test_training_starts_states_anew_where_collecting_did() -> None:
     task = task_for("LSTM")
     rollout = rollout_of(task)
     first = rollout.breaks[0].nonzero()[0].item() + 1
-    assert rollout.seen.starts[0, first]
-    outputs, _ = task(rollout.seen, rollout.state)
-    rest, _ = task(Seen(*(part[:1, first:] for part in rollout.seen)), task.initial_state(1))
+    assert rollout.inputs.starts[0, first]
+    outputs, _ = task(rollout.inputs, rollout.state)
+    rest, _ = task(PolicyInput(*(part[:1, first:] for part in rollout.inputs)), task.initial_state(1))
     torch.testing.assert_close(outputs[:1, first:], rest)
 
 
@@ -257,15 +257,15 @@ def test_advantages_of_whole_traces_are_returns_less_values() -> None:
 def test_one_seed_repeats_a_rollout_and_two_differ() -> None:
     task = task_for("RIM")
     first, again, other = (rollout_of(task, seed=seed) for seed in (1, 1, 8))
-    assert torch.equal(first.seen.observations, again.seen.observations)
+    assert torch.equal(first.inputs.observations, again.inputs.observations)
     assert torch.equal(first.actions, again.actions)
-    assert not torch.equal(first.seen.observations, other.seen.observations)
+    assert not torch.equal(first.inputs.observations, other.inputs.observations)
     assert not torch.equal(first.actions, other.actions)
 
 
 def test_environments_do_not_share_their_episodes() -> None:
     rollout = rollout_of(task_for("RIM"))
-    observations = rollout.seen.observations.flatten(1).numpy()
+    observations = rollout.inputs.observations.flatten(1).numpy()
     assert len(np.unique(observations, axis=0)) == 3
 
 
@@ -274,6 +274,6 @@ def test_a_rollout_s_rows_are_learnt_from_as_they_were_collected() -> None:
     rollout = rollout_of(task)
     batch = task.prepare(rollout)
     row = map_state(lambda part: part[1:2], batch)
-    outputs, _ = task(row.seen, row.state)
+    outputs, _ = task(row.inputs, row.state)
     log_probs = task.policy.log_prob(outputs[..., :-1], row.actions)
     assert (log_probs - rollout.log_probs[1:2]).abs().max() < 1e-5

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from rimlit.encoders import Identity
 from rimlit.errors import ConfigError
 from rimlit.rl import PPOTask, VectorEncoder
-from rimlit.rl.observations import Normalization, PolicyEncoder, Seen
+from rimlit.rl.observations import Normalization, PolicyEncoder, PolicyInput
 from rimlit.rl.policies import Categorical, Gaussian
 from rimlit.rl.ppo import Minibatch
 from rimlit.rl.rollouts import Player
@@ -28,10 +28,16 @@ def make(**arguments: Any) -> PPOTask:
     return PPOTask(SMALL_LSTM, **{"observation_shape": [2], "num_actions": 2, **arguments})
 
 
+def inputs_of(observations: torch.Tensor) -> PolicyInput:
+    """Inputs (B, T, …) in the middle of an episode, after the action 1 and the reward 1 in every step."""
+    ones = torch.ones(observations.shape[:2])
+    return PolicyInput(observations, ones.long(), ones, torch.zeros_like(ones).bool())
+
+
 def minibatch(**parts: Any) -> Minibatch:
     """One environment of two steps, in which everything is equal to the old policy's."""
     whole = {
-        "seen": None,
+        "inputs": None,
         "state": None,
         "actions": torch.tensor([[0, 1]]),
         "log_probs": torch.tensor([[math.log(0.5), math.log(0.5)]]),
@@ -107,12 +113,12 @@ def test_a_scale_stays_while_a_rollout_is_learnt_from() -> None:
     observations = counting_tensor(3, 4, 2) * 10
     scale.add(observations)
     assert torch.equal(scale(observations), observations)
-    scale.adopt()
+    scale.update_scale()
     rows = scale(observations).flatten(0, 1)
     assert rows.mean(dim=0).tolist() == pytest.approx([0, 0], abs=1e-5)
     assert rows.std(dim=0, correction=0).tolist() == pytest.approx([1, 1], abs=1e-5)
     scale.add(observations + 100)  # two batches count as one
-    scale.adopt()
+    scale.update_scale()
     both = scale(torch.cat([observations, observations + 100])).flatten(0, 1)
     assert both.std(dim=0, correction=0).tolist() == pytest.approx([1, 1], abs=1e-5)
     assert scale(torch.full((1, 1, 2), 1e6)).flatten().tolist() == [10, 10]
@@ -121,18 +127,18 @@ def test_a_scale_stays_while_a_rollout_is_learnt_from() -> None:
 @pytest.mark.parametrize("previous", ["hidden", "concatenated", "slot"])
 def test_the_previous_action_and_reward_are_read_except_where_an_episode_starts(previous: Any) -> None:
     encoder = PolicyEncoder(Identity(2), Categorical(3), previous, None)
-    seen = Seen(
+    inputs = PolicyInput(
         counting_tensor(1, 2, 2), torch.tensor([[1, 2]]), torch.tensor([[5.0, 7.0]]), torch.tensor([[True, False]])
     )
-    encoded = encoder(seen)
+    encoded = encoder(inputs)
     if previous == "hidden":
-        assert torch.equal(encoded, seen.observations)
+        assert torch.equal(encoded, inputs.observations)
     if previous == "concatenated":
         assert encoder.output_size == 2 + 3 + 1
         assert encoded[0, :, 2:].tolist() == [[0, 0, 0, 0], [0, 0, 1, 7]]
     if previous == "slot":
         assert encoder.output_size == 2
-        assert torch.equal(encoded[:, :, 0], seen.observations)
+        assert torch.equal(encoded[:, :, 0], inputs.observations)
         assert encoder.slot is not None
         torch.testing.assert_close(encoded[0, 0, 1], encoder.slot.bias)
         read = encoder.slot(torch.tensor([0.0, 0, 1, 7]))
@@ -146,9 +152,9 @@ def test_whole_numbers_are_read_as_they_are() -> None:
 
 
 def test_a_slot_needs_a_backbone_that_reads_slots() -> None:
-    seen = Seen(torch.zeros(1, 3, 2), torch.zeros(1, 3).long(), torch.zeros(1, 3), torch.zeros(1, 3).bool())
+    inputs = inputs_of(torch.zeros(1, 3, 2))
     with pytest.raises(ConfigError, match="reads one vector per step"):
-        make(previous="slot")(seen)
+        make(previous="slot")(inputs)
 
 
 @pytest.mark.parametrize("previous", ["hidden", "concatenated"])
@@ -167,8 +173,8 @@ def test_whoever_listens_to_a_module_hears_every_step_that_is_collected(name: st
 
 def test_a_policy_starts_without_a_preference() -> None:
     task = make()
-    seen = Seen(random_tensor(5, 3, 2), torch.zeros(5, 3).long(), torch.zeros(5, 3), torch.zeros(5, 3).bool())
-    outputs, _ = task(seen)
+    inputs = inputs_of(random_tensor(5, 3, 2))
+    outputs, _ = task(inputs)
     assert (outputs[..., :-1].softmax(-1) - 0.5).abs().max() < 0.01
 
 
@@ -267,8 +273,8 @@ def test_a_task_is_loaded_from_its_checkpoint_with_its_scale(tmp_path: Path) -> 
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     loaded = PPOTask.load_from_checkpoint(tmp_path / "some.ckpt")
     assert loaded.spec == task.spec
-    seen = Seen(random_tensor(1, 3, 4), torch.ones(1, 3).long(), torch.ones(1, 3), torch.zeros(1, 3).bool())
-    assert torch.equal(loaded(seen)[0], task(seen)[0])
+    inputs = inputs_of(random_tensor(1, 3, 4))
+    assert torch.equal(loaded(inputs)[0], task(inputs)[0])
     assert isinstance(loaded.encoder, PolicyEncoder)
     assert loaded.encoder.normalization is not None
     assert loaded.encoder.normalization.count == 40

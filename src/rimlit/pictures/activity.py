@@ -1,4 +1,4 @@
-"""Which mechanisms were active when: usage on validation, and a figure of it (Goyal et al. 2021, fig. 4)."""
+"""When each mechanism was active: usage on validation and test, and a figure (Goyal et al. 2021, fig. 4)."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rimlit.pictures.files import save_figure, write_for_people
+from rimlit.pictures.files import save_figure, write_and_track
 from rimlit.tasks import Task
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 from rimlit.tracking.optional import optional
@@ -69,7 +69,7 @@ class UsageCounter:
 
 
 class Sample(NamedTuple):
-    """What the figure shows: a sequence, and the average over those of its batch that are as long."""
+    """Activity in one sequence, and its average over the sequences of the batch that have the same length."""
 
     active: Tensor  # (layers, T, M), 0 or 1
     average: list[Tensor]  # (T, M) for each layer: share of sequences
@@ -82,11 +82,11 @@ class MechanismActivity(L.Callback):
     """Log how the mechanisms of a task's backbone are used and draw when each was active.
 
     Logs ``mechanisms/usage_<m>``, ``mechanisms/usage_entropy`` (1: all alike, 0: only one),
-    ``mechanisms/dead`` (used in under 1 % of steps) and ``mechanisms/switch_rate``, with ``layer_<l>/`` before
-    the name where there are several layers: those of a validation, and of each named group of a test (a span, an
-    environment) with its name before. MLflow gets the last three of a validation, as ``val/mechanisms/…``, and all
-    of a test as the file ``mechanisms.json``. The callback reads what ordinary forward passes report, without a
-    second pass, and does nothing for backbones that have no mechanisms.
+    ``mechanisms/dead`` (used in under 1 % of steps) and ``mechanisms/switch_rate``, with the prefix ``layer_<l>/``
+    where there are several layers: of each validation, and of each named group of a test (a span, an environment)
+    with the group's name as prefix. In MLflow these are the last three of a validation, as ``val/mechanisms/…``,
+    and all of a test in the file ``mechanisms.json``. Activity is recorded in the ordinary forward passes, without
+    a second one. The callback does nothing for backbones without mechanisms.
 
     Args:
         figure: Whether to draw the figure, ``figures/activity.png``, at the end of training and of a test, and to
@@ -128,7 +128,7 @@ class MechanismActivity(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *indices: int
     ) -> None:
         """Remember which steps are padding."""
-        self._look_at(pl_module, batch, 0)
+        self._note_batch(pl_module, batch, 0)
 
     def on_test_batch_start(
         self,
@@ -138,10 +138,10 @@ class MechanismActivity(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Remember which steps are padding, and whose they are."""
-        self._look_at(pl_module, batch, dataloader_idx)
+        """Remember which steps are padding, and the group of the batch."""
+        self._note_batch(pl_module, batch, dataloader_idx)
 
-    def _look_at(self, module: L.LightningModule, batch: Any, group: int) -> None:
+    def _note_batch(self, module: L.LightningModule, batch: Any, group: int) -> None:
         self._group = dict(enumerate(self._counters)).get(group, "")
         mask = getattr(batch, "mask", None)
         self._mask = mask if isinstance(mask, Tensor) else None
@@ -158,7 +158,7 @@ class MechanismActivity(L.Callback):
             active = [activity.active.float() for activity in activities]
             length = active[0].shape[1] if self._mask is None else int(self._mask[0].sum())
             shown = torch.stack([layer[0, :length].cpu() for layer in active])
-            # sequences as long as the first one, so that the average is over like steps
+            # sequences of the same length as the first one, so that the average is over corresponding steps
             everything = torch.ones(len(active[0]), dtype=torch.bool)
             alike = everything if self._mask is None else self._mask.sum(dim=1) == length
             averages = [layer[alike, :length].mean(dim=0).cpu() for layer in active]
@@ -202,9 +202,9 @@ class MechanismActivity(L.Callback):
             metrics[f"{prefix}/switch_rate"] = usage.switch_rate
         if trainer.testing and metrics and self.figure and trainer.is_global_zero:
             with optional("mechanisms.json"):
-                write_for_people(trainer, "mechanisms.json", json.dumps(metrics, indent=2) + "\n")
+                write_and_track(trainer, "mechanisms.json", json.dumps(metrics, indent=2) + "\n")
         if trainer.testing and "" in self._counters:
-            return  # of the same name as those of a validation
+            return  # their names are those of a validation
         trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
         with optional("The use of mechanisms"):
             self._log(trainer, metrics)
@@ -213,7 +213,7 @@ class MechanismActivity(L.Callback):
         for logger in trainer.loggers if metrics else []:
             if not isinstance(logger, MLflowTracker):
                 logger.log_metrics(dict(metrics), step=trainer.global_step)
-            elif not trainer.testing:  # the figures by which runs are compared
+            elif not trainer.testing:  # the numbers by which runs are compared
                 few = {f"val/{name}": value for name, value in metrics.items() if "/usage_" not in name}
                 few |= {f"val/{name}": value for name, value in metrics.items() if name.endswith("/usage_entropy")}
                 logger.log_metrics(few, step=trainer.global_step)
@@ -254,11 +254,11 @@ def draw_activity(
     Args:
         active: Activity of one sequence (layers, T, M), 0 or 1.
         average: Share of sequences in which each mechanism was active, (T, M) for each layer.
-        labels: What each step is: few kinds, such as ``blank`` and ``recall``, become a coloured strip; many,
-            such as letters, are written below.
+        labels: Kind of each step. Few kinds, such as ``blank`` and ``recall``, are drawn as a coloured strip;
+            many, such as letters, are written below the axis.
         run: Name of the run, for the title.
         num_averaged: Sequences that ``average`` is over.
-        inputs: The sequence's input (T, D): its first features become a strip, where there are no labels.
+        inputs: The sequence's input (T, D), whose first features are drawn where there are no labels.
 
     Returns:
         A matplotlib figure, one row of panels per layer.

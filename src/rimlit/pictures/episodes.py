@@ -1,4 +1,4 @@
-"""An episode to look at: a GIF of what the environment showed and which mechanisms were active."""
+"""A GIF of an episode: the rendered environment and which mechanisms were active."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rimlit.errors import DataError
-from rimlit.pictures.files import font, gif_of, write_for_people
+from rimlit.pictures.files import encode_gif, font, write_and_track
 from rimlit.pictures.rollouts import DARK, GAP, INK, LABEL, active_panel, gif_colours
 from rimlit.rl import Experience, PPOTask
 from rimlit.rl.environments import Array, Environments
@@ -30,27 +30,27 @@ log = logging.getLogger(__name__)
 MOST_STEPS = 250
 """Steps of the episode that are shown."""
 WINDOW = 80
-"""Steps that the panel of mechanisms holds; it moves on with longer episodes."""
+"""Steps that the panel of mechanisms shows; with longer episodes it shows the last ones."""
 LEAST_HEIGHT = 160
-"""Pictures are enlarged to this height by a whole factor."""
+"""Smaller pictures are enlarged to at least this height, by a whole factor."""
 GREATEST_HEIGHT = 320
-"""Pictures above this height are reduced."""
+"""Larger pictures are reduced to at most this height, by a whole factor."""
 
 
-class Take(NamedTuple):
+class EpisodeClip(NamedTuple):
     """The first steps of an episode."""
 
-    pictures: list[Array]  # T of (height, width, 3) uint8: what was acted on
+    pictures: list[Array]  # T of (height, width, 3) uint8: before each action
     scores: list[float]  # T: the reward of each step
     active: Tensor | None  # (T, M) bool: mechanisms of the lowest layer that were active
 
 
 class EpisodePictures(L.Callback):
-    """At the end of a test of a :class:`rimlit.rl.PPOTask`, write an episode that it plays.
+    """At the end of a test of a :class:`rimlit.rl.PPOTask`, play an episode and draw it.
 
-    ``figures/episode.gif``, in MLflow too: the pictures of the environment in an episode's first 250 steps, and
-    beside them when each mechanism was active. It is played in an environment of its own, always from the same
-    seed. Environments without pictures, and other tasks, are left alone; what fails is a warning.
+    ``figures/episode.gif``, also logged to MLflow, shows the rendered environment in the first 250 steps of an
+    episode, and when each mechanism was active. The episode is played in a separate environment, always from the
+    same seed. Nothing is drawn for other tasks and for environments that do not render; an error is a warning.
     """
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -59,9 +59,9 @@ class EpisodePictures(L.Callback):
         if not isinstance(pl_module, PPOTask) or not isinstance(data, Experience):
             return
         for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
-            os.environ.setdefault(driver, "dummy")  # pygame is to draw, and needs no screen for it
+            os.environ.setdefault(driver, "dummy")  # pygame renders without a screen
         try:
-            # gymnasium warns where there are no pictures
+            # gymnasium warns about environments that do not render
             with warnings.catch_warnings(action="ignore"):
                 environments = data.make(data.environment, 1, can_render=True)
         except Exception as error:
@@ -70,13 +70,15 @@ class EpisodePictures(L.Callback):
         with optional("figures/episode.gif"):
             quiet, precision = warnings.catch_warnings(action="ignore"), trainer.precision_plugin.forward_context()
             with quiet, closing(environments), precision:
-                take = take_of(pl_module, environments, data.seed_for(split="predict"))
-            if take is not None and trainer.is_global_zero:
-                write_for_people(trainer, "figures/episode.gif", draw_episode(take))
+                clip = play_episode(pl_module, environments, data.seed_for(split="predict"))
+            if clip is not None and trainer.is_global_zero:
+                write_and_track(trainer, "figures/episode.gif", draw_episode(clip))
 
 
-def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps: int = MOST_STEPS) -> Take | None:
-    """Play an episode in a single environment and note what is seen of it; None where there are no pictures."""
+def play_episode(
+    task: PPOTask, environments: Environments, seed: int, *, most_steps: int = MOST_STEPS
+) -> EpisodeClip | None:
+    """Play an episode in a single environment and keep its pictures; None where it does not render."""
     player = Player(environments, seed, greedy=task.evaluate_greedily)
     pictures: list[Array] = []
     scores: list[float] = []
@@ -98,35 +100,35 @@ def take_of(task: PPOTask, environments: Environments, seed: int, *, most_steps:
             pictures.append(picture.copy())
             scores.append(float(player.play(task).step.scores[0]))
         active = [activity.active[0] for activity in activities[::num_layers]] if activities else []
-    return Take(pictures, scores, torch.cat(active).cpu() if active else None)
+    return EpisodeClip(pictures, scores, torch.cat(active).cpu() if active else None)
 
 
-def draw_episode(take: Take, *, milliseconds: int = 60) -> bytes:
-    """Draw the steps as a GIF that repeats.
+def draw_episode(clip: EpisodeClip, *, milliseconds: int = 60) -> bytes:
+    """Draw the steps as a repeating GIF.
 
     Args:
-        take: The steps.
-        milliseconds: Time of a step.
+        clip: The steps.
+        milliseconds: Duration of a step.
     """
-    frames = [_frame(take, step) for step in range(len(take.pictures))]
-    return gif_of(frames, [milliseconds] * (len(frames) - 1) + [20 * milliseconds])
+    frames = [_frame(clip, step) for step in range(len(clip.pictures))]
+    return encode_gif(frames, [milliseconds] * (len(frames) - 1) + [20 * milliseconds])
 
 
-def _frame(take: Take, step: int) -> "Image":
-    """Draw a step: its picture, the mechanisms until then, and what was won."""
+def _frame(clip: EpisodeClip, step: int) -> "Image":
+    """Draw a step: its picture, the mechanisms until then, and the return so far."""
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(take.pictures[step])
+    picture = Image.fromarray(clip.pictures[step])
     if picture.height > GREATEST_HEIGHT:
         picture = picture.reduce(-(-picture.height // GREATEST_HEIGHT))
     elif picture.height < LEAST_HEIGHT:
         factor = -(-LEAST_HEIGHT // picture.height)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     panels = [("environment", picture)]
-    if take.active is not None:
+    if clip.active is not None:
         palette = gif_colours()
-        start = max(0, min(step + 1, len(take.active)) - WINDOW)
-        window = take.active[start : start + WINDOW]
+        start = max(0, min(step + 1, len(clip.active)) - WINDOW)
+        window = clip.active[start : start + WINDOW]
         window = functional.pad(window, (0, 0, 0, WINDOW - len(window)))
         places = active_panel(window, step - start, picture.height, palette)
         colours = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in palette], np.uint8)
@@ -139,6 +141,6 @@ def _frame(take: Take, step: int) -> "Image":
         draw.text((left, 3), title, fill=INK, font=letters)
         image.paste(panel, (left, LABEL))
         left += panel.width + GAP
-    text = f"step {step + 1}, won before {sum(take.scores[:step]):g}"
+    text = f"step {step + 1}, won before {sum(clip.scores[:step]):g}"
     draw.text((GAP, LABEL + picture.height + 4), text, fill=INK, font=letters)
     return image

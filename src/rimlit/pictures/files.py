@@ -1,4 +1,4 @@
-"""Pictures in a run's folder, and in the trackers that take them."""
+"""Write pictures to a run's folder and to the trackers that support them, encode GIFs, load the font."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 
-def write_for_people(trainer: L.Trainer, name: str, content: str | bytes) -> Path:
+def write_and_track(trainer: L.Trainer, name: str, content: str | bytes) -> Path:
     """Write a file into the run's folder and log it to MLflow.
 
     Args:
@@ -37,21 +37,21 @@ def write_for_people(trainer: L.Trainer, name: str, content: str | bytes) -> Pat
 
 
 def save_figure(trainer: L.Trainer, figure: "Figure", name: str) -> None:
-    """Write a figure to ``figures/`` of the run's folder and to the trackers that take figures."""
+    """Write a figure to ``figures/`` of the run's folder and log it to MLflow and TensorBoard."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150)
-    write_for_people(trainer, f"figures/{name}", png.getvalue())
+    write_and_track(trainer, f"figures/{name}", png.getvalue())
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(Path(name).stem, figure, trainer.global_step)
 
 
-def gif_of(frames: list["Image"], pause: list[int]) -> bytes:
-    """Return pictures as a GIF that repeats.
+def encode_gif(frames: list["Image"], pause: list[int]) -> bytes:
+    """Encode pictures as a repeating GIF.
 
     Args:
         frames: At least one picture.
-        pause: Time of each, ms.
+        pause: Duration of each, ms.
     """
     gif = io.BytesIO()
     frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0, optimize=False)
@@ -59,7 +59,7 @@ def gif_of(frames: list["Image"], pause: list[int]) -> bytes:
 
 
 def font(size: int) -> "FreeTypeFont":
-    """Return the font of all pictures, that of the figures: DejaVu Sans, which is part of matplotlib.
+    """Return the font of all pictures: DejaVu Sans, which is part of matplotlib and also used in its figures.
 
     Args:
         size: Height in pixels.

@@ -1,4 +1,4 @@
-"""Rollouts to look at: a GIF of truth, prediction and mechanisms, curves of error, and their numbers."""
+"""Pictures of rolled out frames: a GIF of truth, prediction and mechanisms, curves of error, and their numbers."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from rimlit.data import BouncingBalls
 from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import SlotMixtureHead
 from rimlit.pictures.activity import COLOURS
-from rimlit.pictures.files import font, gif_of, save_figure, write_for_people
+from rimlit.pictures.files import encode_gif, font, save_figure, write_and_track
 from rimlit.tasks import FramePredictionTask
 from rimlit.tracking.optional import optional
 from rimlit.types import Watched
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_ROWS = 3
-"""Test sets of which the GIF shows a sequence each."""
+"""Test sets in the GIF, one sequence of each."""
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 """Scores (rollout_length,) by test set, predictor and metric."""
@@ -32,30 +32,31 @@ NAMES = {"bce": "cross-entropy (nats a pixel)", "f1": "F1 of pixels", "position_
 
 
 class Film(NamedTuple):
-    """One sequence as it was and as it was predicted, from its second frame on."""
+    """The true and the predicted frames of one sequence, from its second frame on."""
 
     name: str
     truth: Tensor  # (T, height, width): 0 or 1
     prediction: Tensor  # (T, height, width): probabilities
-    context_length: int  # frames of them that were predicted from true ones
+    context_length: int  # number of frames that were predicted from true ones
     active: Tensor | None  # (T, M) bool: mechanisms that were active
-    owners: Tensor | None  # (T, height, width): the mechanism whose mask is the greatest
+    owners: Tensor | None  # (T, height, width): the mechanism with the greatest mask
 
 
 class RolloutPictures(L.Callback):
-    """At the end of a test of a frame task, write what its rollouts look like.
+    """At the end of a test of a frame task, draw its rollouts.
 
-    ``figures/rollout.gif``: the first sequence of the first three test sets, beside it the prediction, when each
-    mechanism was active and, with a :class:`rimlit.heads.SlotMixtureHead`, whose mask is the greatest where.
-    ``figures/rollout_curves.png``: the scores by frame ahead, beside copying the last frame and the oracle of
-    constant velocity. ``rollout.json``: the numbers. All three go to MLflow too. It does nothing for other tasks.
+    ``figures/rollout.gif`` shows the first sequence of the first three test sets, its prediction, when each
+    mechanism was active and, with a :class:`rimlit.heads.SlotMixtureHead`, the mechanism with the greatest mask at
+    each pixel. ``figures/rollout_curves.png`` shows the scores by frame ahead, with those of copying the last
+    frame and of an oracle with constant velocity. ``rollout.json`` has the numbers. All are logged to MLflow.
+    Nothing is drawn for other tasks.
     """
 
     def __init__(self) -> None:
         self._firsts: dict[int, FrameBatch] = {}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget an earlier test."""
+        """Drop the sequences of an earlier test."""
         self._firsts = {}
 
     def on_test_batch_start(
@@ -88,19 +89,19 @@ class RolloutPictures(L.Callback):
                 }
                 for name, predictors in curves.items()
             }
-            write_for_people(trainer, "rollout.json", json.dumps(numbers) + "\n")
+            write_and_track(trainer, "rollout.json", json.dumps(numbers) + "\n")
             save_figure(trainer, draw_curves(curves), "rollout_curves.png")
             with trainer.precision_plugin.forward_context():
                 films = [
-                    film_of(task, first, task.prefix("test", index).partition("/")[2])
+                    predict_film(task, first, task.prefix("test", index).partition("/")[2])
                     for index, first in self._firsts.items()
                 ]
-            write_for_people(trainer, "figures/rollout.gif", draw_gif(films))
+            write_and_track(trainer, "figures/rollout.gif", draw_gif(films))
 
 
 @torch.no_grad()
-def film_of(task: FramePredictionTask, batch: FrameBatch, name: str) -> Film:
-    """Roll a task out over the first sequence of a batch and note what its mechanisms do."""
+def predict_film(task: FramePredictionTask, batch: FrameBatch, name: str) -> Film:
+    """Roll a task out over the first sequence of a batch and record the activity of its mechanisms."""
     was_training = task.training
     task.eval()
     context, active = batch.frames[:1, : task.context_length], None
@@ -143,7 +144,7 @@ def draw_curves(curves: Curves) -> "Figure":
     return figure
 
 
-# Colours of the GIF: how likely a pixel is lit, in four levels, where it is dark and where it is lit in truth
+# Colours of the GIF: the probability that a pixel is lit, in four levels, where it is dark and where it is lit
 DARK, INK, PALE = "#15171C", "#E8E6E1", "#5A606C"
 FALSE = ("#15171C", "#57361B", "#A15F22", "#F08A24")
 MISSED = ("#2F6DB5", "#6E97C9", "#ABC0D6", "#E8E6E1")
@@ -153,16 +154,16 @@ GAP, LABEL = 12, 18
 
 
 def draw_gif(films: list[Film], *, milliseconds: int = 90) -> bytes:
-    """Draw films under each other as one GIF that repeats.
+    """Draw films below each other as one repeating GIF.
 
     A lit pixel that is predicted is white, one that is missed blue, and one that is predicted and dark orange.
 
     Args:
         films: Films of the same length.
-        milliseconds: Time of a frame.
+        milliseconds: Duration of a frame.
     """
     frames = [_frame(films, step) for step in range(len(films[0].truth))]
-    return gif_of(frames, [milliseconds] * (len(frames) - 1) + [12 * milliseconds])
+    return encode_gif(frames, [milliseconds] * (len(frames) - 1) + [12 * milliseconds])
 
 
 def gif_colours() -> list[str]:
@@ -212,22 +213,23 @@ def _panels(film: Film, step: int, palette: list[str]) -> list[tuple[str, np.nda
     lit = film.truth[step].numpy() > 0
     levels = (film.prediction[step].numpy() * LEVELS).astype(int).clip(0, LEVELS - 1)
     truth = np.where(lit, palette.index(INK), palette.index(DARK))
-    missed = palette.index(MISSED[0])  # the four levels of either kind follow each other
+    missed = palette.index(MISSED[0])  # the four levels of each kind are consecutive
     predicted = np.where(lit, missed + levels, palette.index(FALSE[1]) - 1 + levels)
-    panels = [(film.name.replace("_", " "), _large(truth)), ("prediction", _large(predicted))]
+    panels = [(film.name.replace("_", " "), _enlarged(truth)), ("prediction", _enlarged(predicted))]
     if film.owners is not None:
         owners = film.owners[step].numpy() % len(COLOURS)
         bright = palette.index(COLOURS[0])
-        panels.append(("masks", _large(bright + owners + np.where(levels < LEVELS // 2, len(COLOURS), 0))))
+        panels.append(("masks", _enlarged(bright + owners + np.where(levels < LEVELS // 2, len(COLOURS), 0))))
     if film.active is not None:
         panel = active_panel(film.active, step, lit.shape[0] * SCALE, palette)
-        panel[:, (film.context_length - 1) * SCALE] = palette.index(PALE)  # where its own frames begin
+        # a line before the first frame that is predicted from a predicted one
+        panel[:, (film.context_length - 1) * SCALE] = palette.index(PALE)
         panels.append(("active mechanisms", panel))
     return panels
 
 
-def _large(indices: np.ndarray) -> np.ndarray:
-    """Return every pixel as a square of pixels."""
+def _enlarged(indices: np.ndarray) -> np.ndarray:
+    """Return every pixel as a square of ``SCALE`` × ``SCALE`` pixels."""
     return indices.astype(np.uint8).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
 
 
@@ -236,12 +238,12 @@ def active_panel(active: Tensor, step: int, height: int, palette: list[str]) -> 
 
     Args:
         active: (T, M) bool.
-        step: The last step that is shown; those that follow stay dark.
+        step: The last step that is drawn; later ones stay dark.
         height: Height of the panel, pixels.
-        palette: What :func:`gif_colours` returns.
+        palette: Colours, as :func:`gif_colours` returns them.
 
     Returns:
-        (height, T · 3): places in the palette.
+        (height, T · 3): indices into the palette.
     """
     num_steps, num_mechanisms = active.shape
     shown = np.full((num_mechanisms, num_steps), palette.index(DARK))

@@ -23,8 +23,8 @@ from rimlit.rl.observations import (
     PREVIOUS,
     Normalization,
     PolicyEncoder,
+    PolicyInput,
     Previous,
-    Seen,
     VectorEncoder,
 )
 from rimlit.rl.policies import Categorical, Gaussian, Policy
@@ -41,7 +41,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 class _FastStep(NamedTuple):
     """The step function of :meth:`ActingTask.playing`, valid while the weights stay as they are."""
 
-    step: Callable[[Seen, State], tuple[Tensor, State]]
+    step: Callable[[PolicyInput, State], tuple[Tensor, State]]
     num_environments: int
     initial_state: State
 
@@ -169,7 +169,7 @@ class ActingTask(Task):
             )
 
     def forward(
-        self, inputs: Seen, state: State | None = None, resets: Tensor | None = None
+        self, inputs: PolicyInput, state: State | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Run over a sequence.
 
@@ -186,11 +186,11 @@ class ActingTask(Task):
         outputs: Tensor = self.head(features)
         return outputs.float(), state
 
-    def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
+    def step(self, inputs: PolicyInput, state: State) -> tuple[Tensor, State]:
         """Run one step.
 
         Args:
-            seen: The policy's input, (B, 1, …), on the CPU or on the device of the weights.
+            inputs: The policy's input, (B, 1, …), on the CPU or on the device of the weights.
             state: The backbone's state, the initial one where an episode starts.
 
         Returns:
@@ -198,14 +198,14 @@ class ActingTask(Task):
         """
         fast = self._fast_step
         step = self._step_function(self.encoder, self.backbone.step, self.head) if fast is None else fast.step
-        return step(seen, state)
+        return step(inputs, state)
 
     def _step_function(
         self,
-        encode: Callable[[Seen], Tensor],
+        encode: Callable[[PolicyInput], Tensor],
         step: Callable[[Tensor, State], tuple[Tensor, State]],
         head: Callable[[Tensor], Tensor],
-    ) -> Callable[[Seen, State], tuple[Tensor, State]]:
+    ) -> Callable[[PolicyInput, State], tuple[Tensor, State]]:
         """Return a function that runs a single step; slots are run by the backbone's own ``step``.
 
         What does not change between steps is looked up once, here.
@@ -213,12 +213,12 @@ class ActingTask(Task):
         step_slots, copies_observations, device = self.backbone.step, self._copies_observations, self.device
         moves_inputs = device.type != "cpu"
 
-        def run(seen: Seen, state: State) -> tuple[Tensor, State]:
+        def run(inputs: PolicyInput, state: State) -> tuple[Tensor, State]:
             if moves_inputs:
-                seen = Seen(*(part.to(device) for part in seen))
+                inputs = PolicyInput(*(part.to(device) for part in inputs))
             if copies_observations:
-                seen = seen._replace(observations=seen.observations.clone())
-            encoded = encode(seen).squeeze(1)
+                inputs = inputs._replace(observations=inputs.observations.clone())
+            encoded = encode(inputs).squeeze(1)
             features, state = step(encoded, state) if encoded.dim() == 2 else step_slots(encoded, state)
             return head(features.unsqueeze(1)).squeeze(1).float(), state
 
@@ -262,7 +262,7 @@ class ActingTask(Task):
     def shared_step(self, batch: Evaluated, stage: Stage, group: int = 0) -> Tensor:
         """Count the episodes of an evaluation; where activity is recorded, run their steps again as sequences."""
         if isinstance(self.backbone, Watched) and self.backbone.is_watched:
-            self(batch.seen, batch.state)
+            self(batch.inputs, batch.state)
         self._metrics[self.prefix(stage, group)].update(batch.scores, batch.lengths)
         return batch.scores
 

@@ -13,14 +13,14 @@ def estimate_advantages(
     discount: float,
     trace: float,
 ) -> Tensor:
-    """Return how much better each action was than the value expected before it.
+    """Return the advantages: how much better each action was than the value expected before it.
 
     Args:
-        rewards: (B, T): what each action was followed by.
+        rewards: (B, T): reward after each action.
         values: (B, T): value expected before each action.
         next_values: (B, T): value expected after each action: 0 where an episode terminated, that of the final
             observation where it was truncated.
-        breaks: (B, T) bool: steps after which something else begins, so that no later reward counts.
+        breaks: (B, T) bool: last steps of episodes, or of lives: no later reward counts for them.
         discount: γ, 0 to 1.
         trace: λ, 0 to 1: 0 trusts the values, 1 the rewards.
 

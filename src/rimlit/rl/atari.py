@@ -28,7 +28,7 @@ OPTIONS = (
     "full_action_space",
     "num_threads",
 )
-"""Arguments of ale-py's vector environment that may be given, the others are what makes it fit here; and
+"""Arguments of ale-py's vector environment that may be given (the others are fixed here), and
 ``max_episode_steps``, which counts actions as elsewhere."""
 
 LARGEST_SEED = 2**31
@@ -37,10 +37,10 @@ LARGEST_SEED = 2**31
 class AtariEnvironments(Environments):
     """E games of one kind; see :func:`rimlit.rl.make_environments` for the arguments.
 
-    An id is one of ``ALE/…-v5`` and brings what it is registered with: an action lasts for 4 frames, in each of
-    which, with a probability of .25, the one before is taken instead (``repeat_action_probability``). Screens are
-    the last four, grey, 84 × 84. A lost life terminates and does not end: it is the last step whose reward counts
-    for those before, and the game goes on. Rewards are cut at ±1, scores are not.
+    An id is one of ``ALE/…-v5`` and has the settings it is registered with: an action lasts for 4 frames, in each
+    of which, with a probability of .25, the previous action is taken instead (``repeat_action_probability``).
+    Observations are the last four screens, grey, 84 × 84. A lost life terminates without an end: no later reward
+    counts for the steps before it, and the game continues. Rewards are clipped at ±1, scores are not.
     """
 
     observation_type = np.uint8
@@ -70,7 +70,7 @@ class AtariEnvironments(Environments):
                 raise ConfigError(f"{environment} has no option {name!r}.{hint}")
         self.name = environment
         self.num_environments = num_environments
-        # as many threads as torch takes, not all cores
+        # as many threads as torch uses, not all cores
         settings = {"num_threads": torch.get_num_threads(), **_registered(environment), **options}
         limit = settings.pop("max_episode_steps", None)
         if limit is not None:
@@ -78,8 +78,8 @@ class AtariEnvironments(Environments):
         try:
             self._vector = AtariVectorEnv(
                 num_envs=num_environments,
-                autoreset_mode=AutoresetMode.SAME_STEP,  # otherwise each episode has a step that nobody acted in
-                life_loss_info=True,  # episodic_life would start the whole game anew
+                autoreset_mode=AutoresetMode.SAME_STEP,  # else the first step of an episode ignores the action
+                life_loss_info=True,  # episodic_life would restart the whole game
                 reward_clipping=False,
                 **settings,
             )
@@ -109,7 +109,7 @@ class AtariEnvironments(Environments):
         ended, self._begun = begun != self._begun, begun
         finals = observations
         if ended.any():
-            # where a life was lost and the game goes on, ale-py leaves what happened to be in memory
+            # where a life was lost and the game continues, ale-py leaves uninitialised memory
             finals = np.where(ended[:, None, None, None], info["final_obs"], observations)
         self._screen = observations[0, -1]
         scores = scores.astype(np.float32)
@@ -131,7 +131,7 @@ def _first_frames(info: Mapping[str, Array]) -> Array:
 
 
 def _registered(environment: str) -> dict[str, Any]:
-    """Return what an id is registered with."""
+    """Return the settings an id is registered with."""
     import ale_py
     import gymnasium
 

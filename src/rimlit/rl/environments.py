@@ -1,4 +1,4 @@
-"""Several environments stepped together: the contract between environments and what learns in them.
+"""Several environments stepped together: the contract between environments and agents.
 
 gymnasium is an extra (``rl``) and imported where environments are made, not here.
 """
@@ -21,31 +21,31 @@ BUILDERS: dict[str, str] = {"ALE": "rimlit.rl.atari.AtariEnvironments"}
 
 
 class Step(NamedTuple):
-    """What E environments answer to an action each.
+    """The result of an action in each of E environments.
 
-    Where an episode ended, the environment has begun its next one in the same step. Nothing writes to the arrays
-    later; some may be one and the same, and read-only.
+    Where an episode ended, the environment has begun its next one in the same step. The arrays are not overwritten
+    later; they may be read-only, and the same array may be used twice.
     """
 
-    observations: Array  # (E, …): what to act on next; the first one of an episode where one has begun
-    rewards: Array  # (E,) float32: what the policy is trained on
-    scores: Array  # (E,) float32: what is reported; the rewards, unless these are clipped
-    terminated: Array  # (E,) bool: nothing more was to be won: the value after this step is 0
+    observations: Array  # (E, …): before the next action; the first one of an episode where one has begun
+    rewards: Array  # (E,) float32: those the policy is trained on
+    scores: Array  # (E,) float32: those that are reported; the rewards, unless these are clipped
+    terminated: Array  # (E,) bool: no later reward counts: the value after this step is 0
     truncated: Array  # (E,) bool: ended by a cut: the value after this step is that of the final observation
     ended: Array  # (E,) bool: an episode ended and the next one has begun: states are reset here
-    final_observations: Array  # (E, …): what the step led to; differs from observations where an episode ended
+    final_observations: Array  # (E, …): after this step; differs from observations where an episode ended
 
 
 class Environments(ABC):
-    """E environments of one kind, stepped together; none ever waits for a reset.
+    """E environments of one kind, stepped together; each resets itself at the end of an episode.
 
-    A subclass sets the attributes and gives the abstract methods. Exactly one of ``num_actions`` and
+    A subclass sets the attributes and implements the abstract methods. Exactly one of ``num_actions`` and
     ``action_size`` is not None. In most environments ``ended`` is ``terminated | truncated``; a game that
     continues after a lost life may terminate without an end.
     """
 
     name: str
-    """What a user calls the environment."""
+    """Name of the environment in messages."""
     num_environments: int
     observation_shape: tuple[int, ...]
     """Of one environment: (D,) for vectors, (channels, height, width) for frames."""
@@ -75,7 +75,7 @@ class Environments(ABC):
             actions: (E,) int64, or (E, action_size) float32.
 
         Raises:
-            DataError: An environment raised, or returned what it does not declare.
+            DataError: An environment raised, or returned values of another kind than it declares.
         """
 
     @abstractmethod
@@ -84,11 +84,11 @@ class Environments(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the environments hold."""
+        """Free the environments' resources."""
 
     def require_finite(self, observations: Array, step: int) -> None:
         """Raise a DataError that names the first environment whose observation is not finite."""
-        # of what looks at each number this is the quickest, for few as for many; a sum could overflow
+        # the quickest check of every number, for few as for many; a sum could overflow
         if observations.dtype.kind != "f" or 0 not in np.isfinite(observations).tobytes():
             return
         for index, observation in enumerate(observations):
@@ -122,7 +122,7 @@ def make_environments(
 
     Raises:
         ConfigError: There is no such environment, what it needs is not installed, it does not take the options,
-            or its observations or actions are of a kind that nothing here can handle.
+            or its observations or actions are of an unsupported kind.
         DataError: It could not be made.
     """
     require_positive(num_environments=num_environments)

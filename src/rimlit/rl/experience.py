@@ -1,4 +1,4 @@
-"""The data of reinforcement learning: rollouts of the policy that is trained, and episodes that score it."""
+"""The data of reinforcement learning: rollouts to train on, and episodes that score the policy."""
 
 import math
 import time
@@ -45,8 +45,8 @@ class Learner(Actor, Protocol):
     """Cost and yield of the rollout that is being trained on; set by :class:`Experience`."""
 
     @property
-    def wants_another_minibatch(self) -> bool:
-        """Whether the rollout is to be trained on further."""
+    def accepts_minibatches(self) -> bool:
+        """Whether the rollout is still trained on."""
 
     def playing(self, num_environments: int) -> AbstractContextManager[None]:
         """Return a context in which the weights stay as they are and steps of ``num_environments`` are fast."""
@@ -59,15 +59,15 @@ class Learner(Actor, Protocol):
 
 
 class Experience(DataModule):
-    """What a policy meets in environments that are stepped together.
+    """Rollouts and episodes in environments that are stepped together.
 
     An epoch is one rollout: ``rollout_length`` steps of every environment, trained on ``num_passes`` times in
-    minibatches of whole environments. Training ends after ``total_steps`` steps of all environments, to the next
-    whole rollout, or earlier by the trainer's own limits: a ``Trainer`` made in Python wants ``max_epochs=-1``, as
-    Lightning's default ends training after 1,000 epochs. In a resumed run the environments begin new
-    episodes; what was left of a rollout is replaced by as much of a new one.
+    minibatches of whole environments. Training ends after ``total_steps`` steps of all environments, rounded up to
+    whole rollouts, or earlier by the trainer's own limits: pass ``max_epochs=-1`` to a ``Trainer`` made in Python,
+    as Lightning's default ends training after 1,000 epochs. In a resumed run the environments begin new
+    episodes; the untrained part of a rollout is replaced by as much of a new one.
 
-    Validation and test play episodes in environments of their own, the same ones each time.
+    Validation and test play episodes in separate environments, the same episodes each time.
 
     Args:
         environment: An id that gymnasium knows, or the dotted path of a class of your own.
@@ -213,7 +213,7 @@ class Experience(DataModule):
         return task
 
     def datasets(self, split: Split) -> Mapping[str, Dataset[Any]]:
-        """Return what each group of a split plays: the environment trained on, or those to be tested."""
+        """Return the datasets of a split by group: the environment trained on, or those to be tested."""
         if split == "train":
             return {"": Rollouts(self)}
         if split in ("val", "predict") or not self.test_environments:
@@ -221,7 +221,7 @@ class Experience(DataModule):
         return {name.replace("/", "_"): Episodes(self, split, name) for name in self.test_environments}
 
     def example(self, split: Split) -> None:
-        """Return nothing: an agent makes its data itself."""
+        """Return nothing: there are no data before an agent acts."""
 
     def size_of(self, dataset: Dataset[Any]) -> int | None:
         """Return the episodes that are played, or the environments that are trained on."""
@@ -237,34 +237,34 @@ class Experience(DataModule):
                     environments = self.make(dataset.environment, 1)
                     key = f"{name}/episode_return" if name else "episode_return"
                     seed = self.seed_for(split="test", group=index, count=1)
-                    self._floors[key] = mean_of_random(environments, seed, self._floor_episodes)
+                    self._floors[key] = mean_return_of_random_actions(environments, seed, self._floor_episodes)
                     environments.close()
         return self._floors
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the rollouts, which begins at the minibatch at which a run is resumed."""
+        """Return the loader of the rollouts; a resumed run starts at the minibatch of the checkpoint."""
         (_, batch), self._start = self._start, (0, 0)
         return TrainingLoader(Rollouts(self, batch), batch_size=None)
 
     def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
-        """Return a loader of what ``dataset`` yields, as it is."""
+        """Return a loader that passes on what ``dataset`` yields, without batching."""
         return DataLoader(dataset, batch_size=None)
 
     def environments_for(self, split: Split, environment: str, number: int) -> Environments:
-        """Return environments that are made once and kept until :meth:`teardown`."""
+        """Return environments, created once and kept until :meth:`teardown`."""
         key = split, environment
         if key not in self._open or self._open[key].num_environments != number:
             self._open[key] = self.make(environment, number)
         return self._open[key]
 
     def seed_for(self, *, split: Split, group: int = 0, count: int = 0) -> int:
-        """Return the seed of a process's environments: another one for each split, group, process and count."""
+        """Return the seed of this process's environments, distinct for each split, group, process and count."""
         rank, _ = rank_and_world_size()
         sequence = np.random.SeedSequence((self.seed, SPLITS.index(split), group, rank, count))
         return int(sequence.generate_state(1)[0] % 2**31)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many steps were trained on: without those of a rollout that was only collected."""
+        """Return how many steps were trained on; those of a rollout that was only collected do not count."""
         task = None if self.trainer is None else self.trainer.lightning_module
         waiting = task.collected if isinstance(task, Learner) and not task.has_trained else None
         return {"env_steps": self.env_steps - (0 if waiting is None else waiting.new_steps)}
@@ -273,7 +273,7 @@ class Experience(DataModule):
         """Return nothing: the record of an episode has its number."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting.
+        """Continue the count of a checkpoint.
 
         Raises:
             CheckpointError: It is not what :meth:`state_dict` returns.
@@ -289,7 +289,7 @@ class Rollouts(IterableDataset[State]):
 
     Args:
         data: The data module.
-        first: Minibatches to leave out the first time.
+        first: Minibatches to skip in the first rollout.
     """
 
     def __init__(self, data: Experience, first: int = 0) -> None:
@@ -297,26 +297,26 @@ class Rollouts(IterableDataset[State]):
         self.first = first
         self._player: Player | None = None
         self._batch: State | None = None
-        self._left_out = 0
+        self._skipped = 0
 
     def __iter__(self) -> Iterator[State]:
-        """Collect a rollout and yield its minibatches, for as long as the task wants any."""
+        """Collect a rollout and yield its minibatches, while the task accepts them."""
         data, actor = self.data, self.data.actor
         first, self.first = self.first, 0
         if self._batch is None or actor.has_trained:  # Lightning may ask twice for the batches of an epoch
             self._batch = self._collect(actor)
-            self._left_out = first
+            self._skipped = first
         generator = np.random.default_rng((data.seed, rank_and_world_size()[0], data.env_steps))
         number = share_of(data.num_environments)
         order = np.concatenate([generator.permutation(number) for _ in range(data.num_passes)])
         minibatches = torch.split(torch.from_numpy(order), share_of(data.batch_size))
-        for rows in minibatches[self._left_out :]:
-            if not actor.wants_another_minibatch:
+        for rows in minibatches[self._skipped :]:
+            if not actor.accepts_minibatches:
                 return
-            yield rows_of(self._batch, rows)
+            yield select_environments(self._batch, rows)
 
     def _collect(self, actor: Learner) -> State:
-        """Play in the environments, count the steps, and return what is to be trained on."""
+        """Collect a rollout, count its steps, and return it as the task prepares it."""
         data = self.data
         if self._player is None:
             environments = data.environments_for("train", data.environment, share_of(data.num_environments))
@@ -334,12 +334,12 @@ class Rollouts(IterableDataset[State]):
 
 
 class Episodes(IterableDataset[Evaluated | PlayedEpisode]):
-    """Episodes in environments of their own, the same each time.
+    """Episodes in environments that training does not use, the same each time.
 
     Args:
         data: The data module.
         split: ``val``, ``test`` or ``predict``, which yields whole episodes.
-        environment: What is played.
+        environment: The environment's id.
     """
 
     def __init__(self, data: Experience, split: Split, environment: str) -> None:
@@ -376,12 +376,12 @@ class Episodes(IterableDataset[Evaluated | PlayedEpisode]):
             yield piece
 
 
-def rows_of(batch: State, rows: Tensor) -> State:
-    """Return the environments of a batch that ``rows`` names."""
+def select_environments(batch: State, rows: Tensor) -> State:
+    """Return the rows (environments) of a batch at the indices ``rows``."""
     return map_state(lambda part: part[rows], batch)
 
 
-def mean_of_random(environments: Environments, seed: int, episodes: int) -> float:
+def mean_return_of_random_actions(environments: Environments, seed: int, episodes: int) -> float:
     """Return the mean score of episodes of random actions in a single environment."""
     generator = np.random.default_rng(seed)
     environments.reset(seed)

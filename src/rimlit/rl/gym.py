@@ -119,7 +119,7 @@ class GymEnvironments(Environments):
             if type(is_over) is not bool or type(is_cut) is not bool:
                 is_over, is_cut = self._flag(index, "terminated", is_over), self._flag(index, "truncated", is_cut)
             if is_over or is_cut:
-                # an environment may use its array again
+                # an environment may reuse its array
                 finals.append((index, np.array(observation), is_over, is_cut))
                 observation = self._begin(index)
             observations[index] = observation
@@ -149,7 +149,7 @@ class GymEnvironments(Environments):
     def _shown(self, observations: Array) -> Array:
         """Return the places that are shown; they must be finite."""
         shown: Array = observations if self._observed is None else observations[:, self._observed]
-        # it takes less time to look at the whole than at some places
+        # checking the whole array is faster than checking some places
         if self._is_float and 0 in np.isfinite(observations).tobytes():
             self.require_finite(shown, self._steps)
         return shown

@@ -1,4 +1,4 @@
-"""What a policy reads: observations on a common scale, encoded, and the action and reward before, if wanted."""
+"""The input of a policy: normalised and encoded observations and, on request, the previous action and reward."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -16,20 +16,20 @@ Previous = Literal["hidden", "concatenated", "slot"]
 PREVIOUS = ("hidden", "concatenated", "slot")
 
 
-class Seen(NamedTuple):
-    """What a policy knows at each step, (B, T, …)."""
+class PolicyInput(NamedTuple):
+    """What a policy reads at each step."""
 
     observations: Tensor  # (B, T, …)
-    actions: Tensor  # (B, T) or (B, T, size): those before; any where an episode starts
-    rewards: Tensor  # (B, T): those before
-    starts: Tensor  # (B, T) bool: an episode starts here
+    actions: Tensor  # (B, T) or (B, T, size): the previous ones; arbitrary where an episode starts
+    rewards: Tensor  # (B, T): the previous ones
+    starts: Tensor  # (B, T) bool: an episode starts at this step
 
 
 class Normalization(nn.Module):
     """Observations less their mean, over their standard deviation, cut at ±10.
 
-    Means and deviations are those of all observations seen so far when a rollout begins; they stay as they are
-    while it is collected and trained on, so that replaying it gives what collecting gave.
+    Mean and deviation are those of all observations up to the start of a rollout. They are constant while the
+    rollout is collected and trained on, so that training computes the same outputs as collecting did.
 
     Args:
         shape: Shape of an observation.
@@ -66,17 +66,17 @@ class Normalization(nn.Module):
 
     @torch.no_grad()
     def add(self, observations: Tensor) -> None:
-        """Count observations (B, T, …), those of all processes, for the next rollout."""
-        seen = observations.flatten(0, 1).to(self.sums)
-        added = torch.stack([torch.full_like(self.sums, len(seen)), seen.sum(dim=0), seen.square().sum(dim=0)])
+        """Add observations (B, T, …) of all processes to the sums; see :meth:`update_scale`."""
+        rows = observations.flatten(0, 1).to(self.sums)
+        added = torch.stack([torch.full_like(self.sums, len(rows)), rows.sum(dim=0), rows.square().sum(dim=0)])
         if rank_and_world_size()[1] > 1:
             distributed.all_reduce(added)
         self.count += added[0].flatten()[0]
         self.sums += added[1]
         self.squares += added[2]
 
-    def adopt(self) -> None:
-        """Take up what was counted."""
+    def update_scale(self) -> None:
+        """Set mean and deviation to those of all observations added so far."""
         if self.count > 0:
             mean = self.sums / self.count
             variance = (self.squares / self.count - mean.square()).clamp(min=0)
@@ -85,7 +85,7 @@ class Normalization(nn.Module):
 
 
 class VectorEncoder(Encoder):
-    """Dense layers with tanh over a flattened observation; without any, the observation as it is.
+    """Dense layers with tanh over a flattened observation; without layers, the flattened observation.
 
     Args:
         observation_shape: Shape of an observation.
@@ -123,14 +123,14 @@ class VectorEncoder(Encoder):
 
 
 class PolicyEncoder(Encoder):
-    """Normalise and encode observations, and add the action and the reward before them.
+    """Normalise and encode observations, and add the previous action and reward.
 
     Args:
         encoder: Encoder of the observations.
         policy: Turns actions into vectors.
-        previous: What becomes of the action and reward before: ``hidden``; ``concatenated`` to the encoded
-            observation (to each of its slots); or a ``slot`` of its own beside it.
-        normalization: Scale of the observations; None where they have a common one, as frames do.
+        previous: How the previous action and reward are read: not at all (``hidden``), ``concatenated`` to the
+            encoded observation (to each of its slots), or as an additional ``slot``.
+        normalization: Scale of the observations; None where they already have one, as frames do.
     """
 
     def __init__(
@@ -138,33 +138,33 @@ class PolicyEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.observations = encoder
-        self.encode_actions = policy.encode  # a method: the policy's parameters stay its own
+        self.encode_actions = policy.encode  # not the policy itself: its parameters are registered elsewhere
         self.previous = previous
         self.normalization = normalization
         added = policy.size + 1
         self.output_size = encoder.output_size + (added if previous == "concatenated" else 0)
         self.slot = nn.Linear(added, encoder.output_size) if previous == "slot" else None
 
-    def stepping(self) -> Callable[[Seen], Tensor]:
-        """Return what encodes fastest while the modules stay as they are; see :meth:`forward`."""
+    def stepping(self) -> Callable[[PolicyInput], Tensor]:
+        """Return the fast path of :meth:`forward`, valid while the modules stay as they are."""
         whole = direct(self)
         if self.previous != "hidden" or whole is self:
             return whole
         encode = direct(self.observations)
         if self.normalization is None:
-            return lambda seen: encode(seen.observations)
+            return lambda inputs: encode(inputs.observations)
         normalize = direct(self.normalization)
-        return lambda seen: encode(normalize(seen.observations))
+        return lambda inputs: encode(normalize(inputs.observations))
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, inputs: PolicyInput) -> Tensor:
         """Map (B, T, …) to (B, T, output_size), or to slots (B, T, N, output_size)."""
         normalization = self.normalization
-        normalized = seen.observations if normalization is None else normalization(seen.observations)
+        normalized = inputs.observations if normalization is None else normalization(inputs.observations)
         encoded: Tensor = self.observations(normalized)
         if self.previous == "hidden":
             return encoded
-        before = torch.cat([self.encode_actions(seen.actions), seen.rewards.unsqueeze(-1)], dim=-1)
-        before = before.masked_fill(seen.starts.unsqueeze(-1), 0)
+        before = torch.cat([self.encode_actions(inputs.actions), inputs.rewards.unsqueeze(-1)], dim=-1)
+        before = before.masked_fill(inputs.starts.unsqueeze(-1), 0)
         if self.slot is not None:
             slots = encoded if encoded.dim() == 4 else encoded.unsqueeze(2)
             return torch.cat([slots, self.slot(before).unsqueeze(2)], dim=2)

@@ -1,4 +1,4 @@
-"""Policies: from the numbers a network gives to actions, their log-probabilities and the entropy."""
+"""Policies: from a network's outputs to actions, their log-probabilities and the entropy."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ class Policy(nn.Module, ABC):
     """A distribution over actions, given by a network's outputs.
 
     Args:
-        size: Numbers the network gives for each step.
+        size: Number of outputs for each step.
     """
 
     def __init__(self, size: int) -> None:
@@ -52,7 +52,7 @@ class Categorical(Policy):
     def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions (B,)."""
         probabilities = outputs.softmax(dim=-1)
-        # what torch.multinomial draws, without its checks, which wait for the device
+        # as torch.multinomial, without its checks, which synchronise with the device
         return probabilities.div_(torch.empty_like(probabilities).exponential_(generator=generator)).argmax(dim=-1)
 
     def mode(self, outputs: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Categorical(Policy):
 
 
 class Gaussian(Policy):
-    """A vector of ``size`` numbers, independent and normal; the outputs are means, the deviations are learned.
+    """A vector of ``size`` independent normal numbers; the outputs are means, the deviations are learned.
 
     Example:
         >>> policy, means = Gaussian(2), torch.zeros(1, 2)

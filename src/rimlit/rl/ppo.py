@@ -22,7 +22,7 @@ from rimlit.heads import HeadFactory
 from rimlit.rl.acting import ActingTask
 from rimlit.rl.advantages import estimate_advantages
 from rimlit.rl.losses import clip_fraction, clipped_policy_loss, clipped_value_loss, estimate_kl
-from rimlit.rl.observations import Previous, Seen, VectorEncoder
+from rimlit.rl.observations import PolicyInput, Previous, VectorEncoder
 from rimlit.rl.rollouts import Collected, Episode, Rollout
 from rimlit.tasks import OptimizerFactory, SchedulerFactory
 from rimlit.tasks.base import over_processes
@@ -33,15 +33,15 @@ RECENT = 100
 
 
 class Minibatch(NamedTuple):
-    """Some environments of a rollout, and what is to be trained on."""
+    """Some environments of a rollout, with advantages and returns."""
 
-    seen: Seen  # (B, T, …)
+    inputs: PolicyInput  # (B, T, …)
     state: State
     actions: Tensor  # (B, T) or (B, T, size)
     log_probs: Tensor  # (B, T)
     values: Tensor  # (B, T)
-    advantages: Tensor  # (B, T): of mean 0 and deviation 1 over the rollout
-    returns: Tensor  # (B, T): what the values are to be
+    advantages: Tensor  # (B, T): with mean 0 and deviation 1 over the rollout
+    returns: Tensor  # (B, T): targets of the values
 
 
 class Losses(NamedTuple):
@@ -52,14 +52,14 @@ class Losses(NamedTuple):
     value_loss: Tensor
     entropy: Tensor  # nats
     kl: Tensor  # nats: from the policy that collected to the one that is trained
-    clip_fraction: Tensor  # share of steps whose ratio is beyond the clip
+    clip_fraction: Tensor  # share of steps whose ratio has left 1 by more than the clip
 
 
 class PPOTask(ActingTask):
     """Learn to act: a recurrent policy and its value, on rollouts of :class:`rimlit.rl.Experience`.
 
-    The head gives the policy's numbers and, last, the value. What a rollout held while it was collected is
-    computed again while it is trained on, so nothing may be random in between: dropout is refused.
+    The head returns the policy's outputs and, last, the value. Outputs that were computed while a rollout was
+    collected are computed again in training, so nothing may be random in between: dropout is refused.
 
     Args:
         backbone: Factory of the backbone, called with the number of features it reads.
@@ -67,17 +67,17 @@ class PPOTask(ActingTask):
         num_actions: Choices, where actions are discrete; from the data module.
         action_size: Numbers of an action, where actions are continuous; from the data module.
         encoder: Factory of the encoder, called with ``observation_shape``.
-        previous: What becomes of the action and the reward before: ``hidden``; ``concatenated`` to the encoded
-            observation; or a ``slot`` of its own, for a backbone that reads slots.
+        previous: How the previous action and reward are read: not at all (``hidden``), ``concatenated`` to the
+            encoded observation, or as an additional ``slot``, for a backbone that reads slots.
         normalize_observations: Whether observations are brought to mean 0 and deviation 1; for vectors.
         head: Factory of the head; by default a linear map of all features, small for the policy at the start.
         discount: γ, 0 to 1.
         trace: λ of the advantage estimation, 0 to 1.
-        reward_scale: Factor of the rewards that are trained on, above 0. Values far above 1 have gradients that
-            leave none to the policy once their norm is clipped.
-        clip: How far the ratio of new to old probabilities may leave 1 with a gain, above 0.
-        value_clip: How far a value may leave the old one with a gain, above 0; None: without a limit.
-        value_weight: Weight of the squared error of the value, halved, in the loss.
+        reward_scale: Factor of the rewards that are trained on, above 0. With values far above 1 the gradient of
+            the value dominates, and clipping the gradient's norm leaves almost none to the policy.
+        clip: Distance of the ratio of new to old probabilities from 1 beyond which nothing is gained, above 0.
+        value_clip: Distance of a value from the old one beyond which nothing is gained, above 0; None: no limit.
+        value_weight: Weight of half the squared error of the value in the loss.
         entropy_weight: Weight of the entropy in the loss.
         max_kl: Divergence from the policy that collected, nats, above which the rollout is no longer trained on;
             None: never.
@@ -86,9 +86,9 @@ class PPOTask(ActingTask):
         scheduler: Factory, called with the optimiser; it advances once a rollout. None by default.
 
     Raises:
-        ConfigError: A value is out of its range, neither or both kinds of actions are given, something drops
-            features, or a factory is of a kind that a checkpoint could not hold; later, where it is trained: the
-            trainer's precision is none of 32-true, 16-mixed and bf16-mixed.
+        ConfigError: A value is out of its range, neither or both kinds of actions are given, a part has dropout,
+            a factory is of a kind that a checkpoint could not hold, or, in training, the trainer's precision is
+            none of 32-true, 16-mixed and bf16-mixed.
         ValueError: A size is below 1.
 
     Example:
@@ -96,8 +96,9 @@ class PPOTask(ActingTask):
         >>> from rimlit import LSTM
         >>> task = PPOTask(partial(LSTM, hidden_size=16), [4], num_actions=2)
         >>> starts = torch.zeros(3, 5, dtype=torch.bool)
-        >>> seen = Seen(torch.zeros(3, 5, 4), torch.zeros(3, 5, dtype=torch.long), torch.zeros(3, 5), starts)
-        >>> outputs, state = task(seen)
+        >>> actions, rewards = torch.zeros(3, 5, dtype=torch.long), torch.zeros(3, 5)
+        >>> inputs = PolicyInput(torch.zeros(3, 5, 4), actions, rewards, starts)
+        >>> outputs, state = task(inputs)
         >>> outputs.shape  # two logits and a value
         torch.Size([3, 5, 3])
     """
@@ -170,10 +171,10 @@ class PPOTask(ActingTask):
         self._recent: deque[Episode] = deque(maxlen=RECENT)
         self._rollout_began = 0.0
         self._batch_began = 0.0
-        self._learn_seconds = 0.0
+        self._train_seconds = 0.0
 
     def prepare(self, rollout: Rollout) -> Minibatch:
-        """Turn a rollout into what is trained on, all its environments; note how well values explain returns."""
+        """Add advantages and returns to a rollout, and compute how well the values explain the returns."""
         advantages = estimate_advantages(
             rollout.rewards * self.reward_scale,
             rollout.values,
@@ -183,7 +184,7 @@ class PPOTask(ActingTask):
             trace=self.trace,
         )
         returns = advantages + rollout.values
-        # over all processes, so that several learn what one would
+        # over all processes, so that the result does not depend on their number
         moments = [advantages, advantages.square(), returns, returns.square(), torch.ones_like(returns)]
         sums = torch.stack([part.double().sum() for part in moments]).to(self.device)
         if rank_and_world_size()[1] > 1:
@@ -191,13 +192,13 @@ class PPOTask(ActingTask):
         mean, square, mean_return, square_return, _ = (sums / sums[-1]).tolist()
         variance = square - mean**2
         variance_of_returns = square_return - mean_return**2
-        # where all returns are alike nothing is there to be explained
+        # undefined where all returns are equal
         is_varied = variance_of_returns > 1e-8
         self._explained_variance = 1 - variance / variance_of_returns if is_varied else None
         if self.normalization is not None:
-            self.normalization.add(rollout.seen.observations.to(self.device))
+            self.normalization.add(rollout.inputs.observations.to(self.device))
         return Minibatch(
-            rollout.seen,
+            rollout.inputs,
             rollout.state,
             rollout.actions,
             rollout.log_probs,
@@ -207,23 +208,23 @@ class PPOTask(ActingTask):
         )
 
     def begin_rollout(self) -> None:
-        """Take up what was seen so far and start the clock, before a rollout is collected."""
+        """Update the scale of the observations and start the clock, before a rollout is collected."""
         self._rollout_began = time.perf_counter()
         self.divergence = 0.0
         self.has_trained = False
         if self.normalization is not None:
-            self.normalization.adopt()
+            self.normalization.update_scale()
 
     @property
-    def wants_another_minibatch(self) -> bool:
-        """Whether the rollout is still near enough to the policy to be trained on."""
+    def accepts_minibatches(self) -> bool:
+        """Whether the policy is still near enough to the one that collected the rollout."""
         return self.max_kl is None or self.divergence <= self.max_kl
 
     def losses(self, outputs: Tensor, batch: Minibatch) -> Losses:
         """Return the loss of a minibatch (Schulman et al. 2017, eq. 9) and its parts.
 
         Args:
-            outputs: What :meth:`forward` gives for it, (B, T, size + 1).
+            outputs: Outputs of :meth:`forward`, (B, T, size + 1).
             batch: The minibatch.
         """
         policy, values = outputs[..., :-1], outputs[..., -1]
@@ -249,9 +250,9 @@ class PPOTask(ActingTask):
         return torch.tensor(batch.returns.numel(), device=self.device)
 
     def training_step(self, batch: Minibatch, batch_index: int) -> Tensor:
-        """Learn from a minibatch."""
+        """Train on a minibatch."""
         self.has_trained = True
-        outputs, _ = self(batch.seen, batch.state)
+        outputs, _ = self(batch.inputs, batch.state)
         losses = self.losses(outputs, batch)
         loss, whole = over_processes(losses.loss, self.weight(batch))
         self.log("train/loss", whole, prog_bar=True)
@@ -274,7 +275,7 @@ class PPOTask(ActingTask):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Update, unless the minibatch was fetched before the policy was known to have moved too far."""
-        if self.wants_another_minibatch:
+        if self.accepts_minibatches:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         else:
             optimizer_closure()
@@ -285,10 +286,10 @@ class PPOTask(ActingTask):
 
     def on_train_batch_end(self, outputs: Any, batch: Minibatch, batch_index: int) -> None:
         """Stop the clock."""
-        self._learn_seconds += time.perf_counter() - self._batch_began
+        self._train_seconds += time.perf_counter() - self._batch_began
 
     def on_train_epoch_end(self) -> None:
-        """Log what the rollout brought and where the time went."""
+        """Log the returns and the times of the rollout."""
         if self.collected is None:
             return
         self._recent.extend(self.collected.episodes)
@@ -308,20 +309,20 @@ class PPOTask(ActingTask):
         values = {
             "env_steps": float(collected.env_steps),
             "collect_seconds": collected.seconds,
-            "learn_seconds": self._learn_seconds,
+            "learn_seconds": self._train_seconds,
             "env_steps_per_second": collected.new_steps / (time.perf_counter() - self._rollout_began),
         }
         if self._explained_variance is not None:
             values["explained_variance"] = self._explained_variance
         if number:
             values |= {"episode_return": score / number, "episode_length": length / number}
-        self._learn_seconds = 0.0
+        self._train_seconds = 0.0
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name == "episode_return", rank_zero_only=False)
 
     @property
     def schedule_interval(self) -> Literal["step", "epoch"]:
-        """Schedules advance once a rollout, however soon learning from it stops."""
+        """Schedules advance once a rollout, even where ``max_kl`` ends training on it early."""
         return "epoch"
 
     def schedule_length(self) -> int | None:

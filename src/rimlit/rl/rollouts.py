@@ -1,4 +1,4 @@
-"""Playing a policy in environments: what training collects and what evaluation scores."""
+"""Run a policy in environments: collect rollouts for training and score episodes for evaluation."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,45 +10,44 @@ from torch import Tensor
 
 from rimlit.errors import DataError
 from rimlit.rl.environments import Array, Environments, Step
-from rimlit.rl.observations import Seen
+from rimlit.rl.observations import PolicyInput
 from rimlit.rl.policies import Policy
 from rimlit.types import State, map_state, replace_state
 
 LONGEST = 200_000
-"""Steps of an evaluation in which an episode must have ended."""
+"""Steps of an evaluation without the end of an episode after which it is refused."""
 
 
 class Actor(Protocol):
-    """What is played: a recurrent policy with a value beside its outputs."""
+    """A recurrent policy and its value."""
 
     policy: Policy
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state an episode starts from."""
 
-    def step(self, seen: Seen, state: State) -> tuple[Tensor, State]:
-        """Return outputs and, last, the value (E, size + 1), and the state after a step.
+    def step(self, inputs: PolicyInput, state: State) -> tuple[Tensor, State]:
+        """Return the policy's outputs and, last, the value (E, size + 1), and the state after a step.
 
-        ``seen`` (E, 1, …) lies on the CPU and will be written over: nothing that is returned may lie in its
-        memory.
+        ``inputs`` (E, 1, …) are on the CPU and will be overwritten: no returned tensor may share their memory.
         """
 
 
 class Rollout(NamedTuple):
-    """What E environments gave in T steps; batches of training are rows of it."""
+    """T steps of E environments; minibatches are rows of it."""
 
-    seen: Seen  # (E, T, …)
+    inputs: PolicyInput  # (E, T, …)
     state: State  # before the first step, where no episode starts
     actions: Tensor  # (E, T) or (E, T, size)
     log_probs: Tensor  # (E, T): of the actions, as they were drawn
     values: Tensor  # (E, T)
     next_values: Tensor  # (E, T): after each step; 0 where an episode terminated
-    rewards: Tensor  # (E, T): what is learnt from
-    breaks: Tensor  # (E, T) bool: an episode, or what counts as one, ended in this step
+    rewards: Tensor  # (E, T): those that are trained on
+    breaks: Tensor  # (E, T) bool: an episode ended in this step, or terminated without an end (a lost life)
 
 
 class Episode(NamedTuple):
@@ -68,19 +67,19 @@ class Collected(NamedTuple):
     episodes: list[Episode]  # that ended in it, of this process
 
 
-class Played(NamedTuple):
-    """One step of E environments. Nothing writes to it later."""
+class PlayedStep(NamedTuple):
+    """One step of E environments. Its arrays are not overwritten later."""
 
     outputs: Tensor  # (E, size + 1): the policy's and, last, the value
     actions: Array  # (E,) or (E, size)
     step: Step
 
 
-class Stretch:
-    """Up to T steps in a row of E environments: what was seen before each and after the last.
+class StepBuffer:
+    """Up to T consecutive steps of E environments: the policy's input before each step and after the last.
 
-    It is written step by step where it stays, and the policy reads it there: to make and to join arrays of single
-    steps would take longer than to fill these.
+    The arrays are filled in place, step by step, and the policy reads views of them: creating and joining arrays
+    of single steps takes longer.
 
     Args:
         environments: Environments, E of them.
@@ -90,7 +89,7 @@ class Stretch:
     def __init__(self, environments: Environments, num_steps: int) -> None:
         rows, size = (num_steps + 1, environments.num_environments), environments.action_size
         self.num_steps = num_steps
-        # row t is what is seen before step t: actions and what came of them are those of the step before
+        # row t is the input of step t: its action, reward and ends are those of step t − 1
         self.observations = np.zeros((*rows, *environments.observation_shape), environments.observation_type)
         self.actions: Array = np.zeros(rows, np.int64) if size is None else np.zeros((*rows, size), np.float32)
         self.rewards = np.zeros(rows, np.float32)
@@ -100,177 +99,177 @@ class Stretch:
         self.parts = self.observations, self.actions, self.rewards, self.starts
         with torch.inference_mode(False):
             views = (torch.from_numpy(part).unsqueeze(2).unbind() for part in self.parts)
-            self.seen = [Seen(*parts) for parts in zip(*views, strict=True)]
-            """Each row as the policy reads it, (E, 1, …)."""
+            self.inputs = [PolicyInput(*parts) for parts in zip(*views, strict=True)]
+            """Each row as the policy's input, (E, 1, …)."""
 
     def begin(self, first: Sequence[Array]) -> None:
-        """Begin with ``first``, a row of the ``parts`` of another stretch or of this one."""
+        """Copy ``first``, a row of the ``parts`` of this or another buffer, to row 0 and clear the ends."""
         for part, row in zip(self.parts, first, strict=True):
             part[0] = row
         self._ends[:, 1:] = False
 
     def write(self, row: int, actions: Array, step: Step) -> bool:
-        """Write a row: ``actions`` and what came of them; return whether an episode ended."""
+        """Write ``actions`` and their results to a row; return whether an episode ended."""
         self.observations[row] = step.observations
         self.actions[row] = actions
         self.rewards[row] = step.rewards
         self.scores[row] = step.scores
         has_ended = bool(np.count_nonzero(step.ended))
-        if has_ended or np.count_nonzero(step.terminated):  # to look takes less time than to write
+        if has_ended or np.count_nonzero(step.terminated):  # reading is faster than writing
             self.starts[row] = step.ended
             self.terminated[row] = step.terminated
             self.truncated[row] = step.truncated
         return has_ended
 
-    def seen_in(self, num_steps: int) -> Seen:
-        """Return what was seen before each of the first steps, (E, T, …); nothing writes to it later."""
-        return Seen(*(environments_first(part[:num_steps]) for part in self.parts))
+    def first_inputs(self, num_steps: int) -> PolicyInput:
+        """Return a copy of the inputs of the first steps, (E, T, …)."""
+        return PolicyInput(*(environments_first(part[:num_steps]) for part in self.parts))
 
 
 def environments_first(array: Array) -> Tensor:
-    """Return an array (T, E, …) as a tensor (E, T, …) of its own."""
+    """Return a copy of an array (T, E, …) as a tensor (E, T, …)."""
     return torch.from_numpy(array.swapaxes(0, 1).copy())
 
 
 class Player:
-    """Plays in environments and remembers how each episode stands.
+    """Steps environments with an actor and keeps the score of every running episode.
 
     Args:
         environments: Environments, E of them.
         seed: Of the environments and of the actions that are drawn, at least 0.
-        greedy: Whether it takes the likeliest actions instead of drawing them.
+        greedy: Whether the likeliest actions are taken instead of drawing them.
     """
 
     def __init__(self, environments: Environments, seed: int, *, greedy: bool = False) -> None:
         self.environments = environments
         self.greedy = greedy
         self.ended: list[Episode] = []
-        """Episodes in the order in which they ended; for the caller to empty."""
+        """Episodes in the order in which they ended; the caller clears it."""
         self.state: State = None
         self._seed = seed
         self._generator: torch.Generator | None = None
-        self._stretch = Stretch(environments, 1)
-        self._stretch.observations[0] = environments.reset(seed)
-        self._stretch.starts[0] = True
+        self._buffer = StepBuffer(environments, 1)
+        self._buffer.observations[0] = environments.reset(seed)
+        self._buffer.starts[0] = True
         self._row = 0
-        self._starts_anew = False
-        # of each running episode: the row it starts in, and its score and length before this stretch
+        self._has_new_episodes = False
+        # of each running episode: the row it starts in, and its score and length before this buffer
         self._firsts = [0] * environments.num_environments
         self._scores = [0.0] * environments.num_environments
         self._lengths = [0] * environments.num_environments
 
     def begin(self, num_steps: int) -> None:
-        """Begin another stretch, of ``num_steps`` steps, with what is seen now."""
-        old, row = self._stretch, self._row
+        """Start a new buffer of ``num_steps`` steps with the current inputs."""
+        old, row = self._buffer, self._row
         for index in range(self.environments.num_environments):
-            self._scores[index], self._lengths[index] = self._so_far(index)
+            self._scores[index], self._lengths[index] = self._running_totals(index)
             self._firsts[index] = 0
         if num_steps != old.num_steps:
-            self._stretch = Stretch(self.environments, num_steps)
-        self._stretch.begin([part[row] for part in old.parts])
+            self._buffer = StepBuffer(self.environments, num_steps)
+        self._buffer.begin([part[row] for part in old.parts])
         self._row = 0
 
-    def _so_far(self, index: int) -> tuple[float, int]:
+    def _running_totals(self, index: int) -> tuple[float, int]:
         """Return the score and the length of the running episode of an environment."""
         first, row = self._firsts[index], self._row
-        scores = self._stretch.scores[first + 1 : row + 1, index].tolist()
+        scores = self._buffer.scores[first + 1 : row + 1, index].tolist()
         return sum(scores, self._scores[index]), self._lengths[index] + row - first
 
     @property
     def observations(self) -> Array:
-        """What is acted on next, (E, …)."""
-        now: Array = self._stretch.observations[self._row].copy()
+        """Current observations, (E, …)."""
+        now: Array = self._buffer.observations[self._row].copy()
         return now
 
     @property
-    def seen(self) -> Seen:
-        """What was seen before each step of the stretch, (E, T, …)."""
-        return self._stretch.seen_in(self._row)
+    def inputs(self) -> PolicyInput:
+        """Inputs of the steps in the buffer, (E, T, …)."""
+        return self._buffer.first_inputs(self._row)
 
     @torch.no_grad()
-    def play(self, actor: Actor) -> Played:
-        """Take one step in every environment, in another stretch where this one is over."""
-        if self._row == self._stretch.num_steps:
-            self.begin(self._stretch.num_steps)
+    def play(self, actor: Actor) -> PlayedStep:
+        """Take one step in every environment, in a new buffer where this one is full."""
+        if self._row == self._buffer.num_steps:
+            self.begin(self._buffer.num_steps)
         return self._play(actor, actor.policy)
 
-    def _play(self, actor: Actor, policy: Policy) -> Played:
+    def _play(self, actor: Actor, policy: Policy) -> PlayedStep:
         if self._generator is None:
             self._generator = torch.Generator(actor.device).manual_seed(self._seed)
-        if self._starts_anew or self.state is None:
-            self._renew(actor)
-        outputs, self.state = actor.step(self._stretch.seen[self._row], self.state)
+        if self._has_new_episodes or self.state is None:
+            self._reset_states(actor)
+        outputs, self.state = actor.step(self._buffer.inputs[self._row], self.state)
         numbers = outputs.narrow(1, 0, policy.size)
         drawn = policy.mode(numbers) if self.greedy else policy.sample(numbers, self._generator)
         actions = drawn.numpy(force=True)
         step = self.environments.step(actions)
         self._row += 1
-        if self._stretch.write(self._row, actions, step):
-            self._starts_anew = True
-            self._note_ends(step.ended)
-        return Played(outputs, actions, step)
+        if self._buffer.write(self._row, actions, step):
+            self._has_new_episodes = True
+            self._record_ends(step.ended)
+        return PlayedStep(outputs, actions, step)
 
-    def _renew(self, actor: Actor) -> None:
-        """Put the initial state where an episode starts."""
+    def _reset_states(self, actor: Actor) -> None:
+        """Replace the state by the initial one where an episode starts."""
         initial = actor.initial_state(self.environments.num_environments)
         if self.state is None:
             self.state = initial
-        elif self._starts_anew:
-            starts = self._stretch.seen[self._row].starts.to(actor.device)
+        elif self._has_new_episodes:
+            starts = self._buffer.inputs[self._row].starts.to(actor.device)
             self.state = replace_state(self.state, initial, starts)
-        self._starts_anew = False
+        self._has_new_episodes = False
 
-    def _note_ends(self, ended: Array) -> None:
+    def _record_ends(self, ended: Array) -> None:
         for index in ended.nonzero()[0].tolist():
-            self.ended.append(Episode(index, *self._so_far(index)))
+            self.ended.append(Episode(index, *self._running_totals(index)))
             self._firsts[index], self._scores[index], self._lengths[index] = self._row, 0.0, 0
 
     @torch.no_grad()
     def collect(self, actor: Actor, num_steps: int) -> Rollout:
-        """Play ``num_steps`` steps, at least 1, and keep what can be learnt from them."""
+        """Play ``num_steps`` steps, at least 1, and return them as a rollout."""
         self.begin(num_steps)
-        self._renew(actor)
+        self._reset_states(actor)
         policy, state = actor.policy, self.state
         outputs: list[Tensor] = []
         final_values: list[tuple[int, Tensor]] = []
         for index in range(num_steps):
             played = self._play(actor, policy)
             outputs.append(played.outputs)
-            if self._starts_anew and np.count_nonzero(played.step.truncated):
+            if self._has_new_episodes and np.count_nonzero(played.step.truncated):
                 final_values.append((index, self._final_values(actor, played.step)))
-        self._renew(actor)
-        last = actor.step(self._stretch.seen[num_steps], self.state)[0][:, -1]
-        with torch.inference_mode(False), torch.no_grad():  # it is learnt from
-            return joined(self._stretch, outputs, final_values, last, state, policy)
+        self._reset_states(actor)
+        last = actor.step(self._buffer.inputs[num_steps], self.state)[0][:, -1]
+        with torch.inference_mode(False), torch.no_grad():  # it is trained on
+            return build_rollout(self._buffer, outputs, final_values, last, state, policy)
 
     def _final_values(self, actor: Actor, step: Step) -> Tensor:
-        """Return the values of what the last step led to, before any new episode."""
-        begun = self._stretch.seen[self._row]
-        final = torch.from_numpy(step.final_observations.copy()).unsqueeze(1)  # it may be read-only
-        seen = begun._replace(observations=final, starts=torch.zeros_like(begun.starts))
-        return actor.step(seen, self.state)[0][:, -1]
+        """Return the values of the final observations of the last step, before any new episode."""
+        begun = self._buffer.inputs[self._row]
+        final = torch.from_numpy(step.final_observations.copy()).unsqueeze(1)  # the array may be read-only
+        inputs = begun._replace(observations=final, starts=torch.zeros_like(begun.starts))
+        return actor.step(inputs, self.state)[0][:, -1]
 
 
-def joined(
-    stretch: Stretch,
+def build_rollout(
+    buffer: StepBuffer,
     outputs: list[Tensor],
     final_values: list[tuple[int, Tensor]],
     last: Tensor,
     state: State,
     policy: Policy,
 ) -> Rollout:
-    """Make a rollout, on the CPU, of a whole stretch.
+    """Make a rollout, on the CPU, of a full buffer.
 
     Args:
-        stretch: What was seen and done.
-        outputs: What the actor returned for each step, (E, size + 1) each.
-        final_values: Steps in which episodes were cut off, and the values (E,) of what they led to.
+        buffer: Inputs, actions and their results.
+        outputs: Outputs of the actor at each step, (E, size + 1) each.
+        final_values: Steps in which episodes were truncated, and the values (E,) of their final observations.
         last: Values (E,) after the last step.
         state: State before the first step.
         policy: Policy that drew the actions.
     """
-    actions, rewards = environments_first(stretch.actions[1:]), environments_first(stretch.rewards[1:])
-    terminated, truncated = environments_first(stretch.terminated[1:]), environments_first(stretch.truncated[1:])
+    actions, rewards = environments_first(buffer.actions[1:]), environments_first(buffer.rewards[1:])
+    terminated, truncated = environments_first(buffer.terminated[1:]), environments_first(buffer.truncated[1:])
     whole = torch.stack(outputs, dim=1)
     log_probs = policy.log_prob(whole[..., :-1], actions.to(whole.device)).cpu()
     values = whole[..., -1].cpu()
@@ -278,7 +277,7 @@ def joined(
     for index, finals in final_values:
         next_values[:, index] = torch.where(truncated[:, index], finals.cpu(), next_values[:, index])
     return Rollout(
-        seen=stretch.seen_in(stretch.num_steps),
+        inputs=buffer.first_inputs(buffer.num_steps),
         state=map_state(lambda part: part.clone().cpu(), state),
         actions=actions,
         log_probs=log_probs,
@@ -290,13 +289,13 @@ def joined(
 
 
 class Evaluated(NamedTuple):
-    """A piece of the episodes that are evaluated."""
+    """Consecutive steps of the episodes of an evaluation."""
 
-    seen: Seen  # (E, T, …)
+    inputs: PolicyInput  # (E, T, …)
     state: State  # before the first step, where no episode starts
     mask: Tensor  # (E, T) bool: steps of episodes that count
-    scores: Tensor  # (n,): of the episodes that ended in it
-    lengths: Tensor  # (n,): their steps
+    scores: Tensor  # (n,): of the episodes that ended in these steps
+    lengths: Tensor  # (n,): number of their steps
 
 
 class PlayedEpisode(NamedTuple):
@@ -304,11 +303,11 @@ class PlayedEpisode(NamedTuple):
 
     environment: str
     number: int
-    observations: Tensor  # (T, …): what was acted on
+    observations: Tensor  # (T, …): before each action
     actions: Tensor  # (T,) or (T, size)
     scores: Tensor  # (T,)
-    final_observation: Tensor  # (…): what the last step led to
-    is_cut: bool  # the episode was truncated and had not ended
+    final_observation: Tensor  # (…): after the last action
+    is_cut: bool  # the episode was truncated before its end
 
 
 def require_end(environments: Environments, steps: int) -> None:
@@ -320,11 +319,15 @@ def require_end(environments: Environments, steps: int) -> None:
         )
 
 
-def play_quotas(player: Player, actor: Actor, quotas: list[int]) -> Iterator[tuple[Played, Array, list[Episode]]]:
-    """Play until each environment has ended its quota of episodes, so that short episodes count no more than long.
+def play_quotas(
+    player: Player, actor: Actor, quotas: list[int]
+) -> Iterator[tuple[PlayedStep, Array, list[Episode]]]:
+    """Play until each environment has finished its quota of episodes.
+
+    Counting the first episodes that end, of whatever environment, would favour short ones.
 
     Yields:
-        Each step, which environments it counts in (E,), and the episodes that count and ended in it.
+        Each step, the environments (E,) whose quota was still open, and the episodes of them that ended in it.
     """
     left = np.array(quotas)
     steps = 0
@@ -345,7 +348,7 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
     """Play each environment's quota of episodes.
 
     Yields:
-        Pieces of at most ``num_steps`` steps.
+        At most ``num_steps`` steps at a time.
     """
     steps = play_quotas(player, actor, quotas)
     while True:
@@ -357,7 +360,7 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
             return
         ended = [episode for _, _, episodes in piece for episode in episodes]
         yield Evaluated(
-            player.seen,
+            player.inputs,
             state,
             environments_first(np.stack([counts for _, counts, _ in piece])),
             torch.tensor([episode.score for episode in ended]),
@@ -369,7 +372,7 @@ def record_episodes(player: Player, actor: Actor, quotas: list[int]) -> Iterator
     """Play each environment's quota of episodes.
 
     Yields:
-        Each whole, in the order in which they end.
+        Whole episodes, in the order in which they end.
     """
     name, number = player.environments.name, 0
     open_steps: list[list[tuple[Array, Array, float]]] = [[] for _ in quotas]

@@ -1,4 +1,4 @@
-"""Errors in figures and loggers become one warning each, and the run continues."""
+"""Errors in figures and loggers are logged as one warning each, and the run continues."""
 
 import functools
 import logging
@@ -29,10 +29,10 @@ LOGGER_METHODS = (
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Turn an error into one warning with its cause. Other threads do not import large libraries meanwhile.
+    """Log an error as one warning with its cause. Meanwhile no other thread imports large libraries.
 
     Args:
-        what: What may fail, as the subject of the warning: ``figures/activity.png``.
+        what: Subject of the warning, such as ``figures/activity.png``.
     """
     try:
         with import_lock:
@@ -44,10 +44,9 @@ def optional(what: str) -> Iterator[None]:
 
 
 class Gate:
-    """Holds back what loggers are told until a run begins: one that is refused leaves no file and no tracked run.
+    """Delays all calls of loggers until a run begins: a run that is refused leaves no file and no tracked run.
 
-    Until :meth:`open` is called, what would be logged is kept in memory, and requests to write or to close do
-    nothing.
+    Until :meth:`open` is called, what is logged is kept in memory, and calls that write or close do nothing.
     """
 
     def __init__(self) -> None:
@@ -55,7 +54,7 @@ class Gate:
         self._waiting: list[Callable[[], Any]] = []
 
     def hold(self, logger: AnyLogger) -> AnyLogger:
-        """Put the gate before a logger; returns the same logger."""
+        """Delay the calls of a logger; returns the same logger."""
 
         def gated(method: Callable[..., Any], *, is_kept: bool) -> Callable[..., Any]:
             @functools.wraps(method)
@@ -75,7 +74,7 @@ class Gate:
         return logger
 
     def open(self) -> None:
-        """Log what was held back, in its order, and everything from now on at once."""
+        """Make the delayed calls, in their order, and let all later ones through."""
         self.is_open = True
         waiting, self._waiting = self._waiting, []
         for call in waiting:
@@ -83,7 +82,7 @@ class Gate:
 
 
 def protect(logger: AnyLogger) -> AnyLogger:
-    """Let a logger's errors become one warning, so that no run ends and no result is lost by them.
+    """Log the errors of a logger as warnings, one for each method, so that none ends a run or loses a result.
 
     Returns:
         The same logger.

@@ -1,4 +1,4 @@
-"""Records of a run in its folder: config, state, results."""
+"""The record of a run in its folder: config, state, results."""
 
 import logging
 import os
@@ -33,15 +33,15 @@ log = logging.getLogger(__name__)
 class RunRecorder(L.Callback):
     """Record a run: its config and parameter counts when training begins, its results when it ends.
 
-    Nothing is written before the first training step is about to be made: a run that Lightning, the optimiser or a
-    checkpoint refuses leaves nothing behind, and an earlier run of this name stays where it is.
+    Nothing is written before the first training step: a run that Lightning, the optimiser or a checkpoint refuses
+    leaves no file, and an earlier run of this name stays in its folder.
 
     Args:
         folder: The run's folder.
         command: Command that started the run.
         config: The resolved config as YAML.
         archive: Whether this is a new run, before which an earlier one of the same name is archived.
-        gate: Held back the loggers until now; opened when the run begins.
+        gate: Delays the loggers' calls; opened when the run begins.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunRecorder(L.Callback):
         self._started: float | None = None
         self._has_begun = False
         self._seconds_before = 0.0  # trained before the checkpoint that was resumed
-        self._commit = git_commit()  # now, not at the end: the checkout may have changed by then
+        self._commit = git_commit()  # now: the checkout may change before the end
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Archive an earlier run, write the config and describe the run to the trackers, once a training."""
@@ -91,14 +91,14 @@ class RunRecorder(L.Callback):
                 logger.log_file(path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin: everything is built, checked and restored."""
+        """Begin the record: everything has been built, checked and restored."""
         self._begin(trainer, pl_module)
         self._started = time.monotonic()
         self._write_status(trainer, "running")
 
     @rank_zero_only
     def _prepare_folder(self) -> None:
-        """Archive an earlier run; of one that is resumed, log whether it was killed and remove what it left."""
+        """Archive an earlier run, or log whether the resumed one was killed and remove its temporary files."""
         if self.archive:
             self.folder.archive_earlier_run()
         state, elsewhere = self.folder.read_state(), self.folder.running_process()
@@ -124,11 +124,11 @@ class RunRecorder(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record why the run ended."""
-        if trainer.state.fn == TrainerFn.FITTING and self._has_begun:  # a start that is refused leaves nothing
+        if trainer.state.fn == TrainerFn.FITTING and self._has_begun:  # a start that is refused leaves no file
             status = "stopped" if isinstance(exception, StoppedError | KeyboardInterrupt) else "failed"
             try:
                 self._write_status(trainer, status, str(exception) or type(exception).__name__)
-            except StorageError as error:  # what ended the run is what counts, and it may be this very disk
+            except StorageError as error:  # the first error is the one to report, and this disk may have caused it
                 log.warning("%s", error)
 
     def _write_status(self, trainer: L.Trainer, status: str, reason: str | None = None) -> None:
@@ -180,13 +180,13 @@ class RunRecorder(L.Callback):
 
     @rank_zero_only
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the test and where it comes from: a later one may be of another checkpoint."""
+        """Record the test and the command it was run by: a later test may be of another checkpoint."""
         tested = {"after_fit": self._has_begun, "command": self.command, "commit": self._commit}
         self.folder.write_results(test=scores_of(trainer, "test"), tested=tested)
 
 
 def scores_of(trainer: L.Trainer, stage: str) -> dict[str, float]:
-    """Return the scores that a stage logged last, without its name before theirs."""
+    """Return the scores that a stage logged last, by their names without the stage."""
     return {
         name.removeprefix(f"{stage}/"): value.item()
         for name, value in trainer.callback_metrics.items()
@@ -198,21 +198,21 @@ def data_of(data: DataModule) -> dict[str, Any]:
     """Return what identifies data: ``class_path``, ``init_args`` and ``digest``, None where there are no files."""
     try:
         digest = getattr(data, "digest", None)
-    except DataError as error:  # files that went away after they had been read
+    except DataError as error:  # files that were removed after they had been read
         log.warning("The data have no digest: %s", error)
         digest = None
     return {**data.spec, "digest": digest}
 
 
 def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:
-    """Return a run's settings by short names: all of backbone and data, of other classes those not the default."""
+    """Return a run's settings by short names: all of backbone and data, of other classes the non-default ones."""
     described: dict[str, Any] = {"task": type(task).__name__}
     spec = task.spec
 
     def add(prefix: str, value: Any) -> None:
         if isinstance(value, dict) and "class_path" in value:
             described[prefix] = value["class_path"].split(".")[-1]
-            is_whole = prefix in ("backbone", "data")  # what runs are compared by
+            is_whole = prefix in ("backbone", "data")  # runs are compared by these
             given = value.get("init_args", {}) if is_whole else non_default_arguments(value)
             for name, inner in given.items():
                 add(f"{prefix}.{name}", inner)
@@ -231,10 +231,10 @@ def describe(trainer: L.Trainer, task: Task) -> dict[str, Any]:
 
 
 def sizes_of(task: Task) -> dict[str, int | None]:
-    """Return how large a task's model is, in the terms in which models are compared.
+    """Return the sizes of a task's model by which models are compared.
 
     Returns:
-        ``parameters``: of encoder, backbone and head. ``active_parameters``: those that take part in one step of
+        ``parameters``: of encoder, backbone and head. ``active_parameters``: those that are used in one step of
         one sequence. ``flops_per_step``: multiplications and additions of backbone and head in one step of one
         sequence, forward, products of matrices only; None where backbone or head cannot be run by themselves.
         ``state_size``: numbers carried from step to step.

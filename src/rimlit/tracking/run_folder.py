@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Where a run lives: ``checkpoints/``, ``config.yaml``, ``metrics.csv``, ``run_state.json``, ``figures/``.
+    """The files of a run: ``checkpoints/``, ``config.yaml``, ``metrics.csv``, ``run_state.json``, ``figures/``.
 
     Args:
         path: ``runs/<dataset>/<name>``.
@@ -34,7 +34,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def saved(self) -> dict[str, tuple[int, int]]:
-        """Return time (ns) and size (bytes) of each checkpoint, by its name: whether one was written since."""
+        """Return time (ns) and size (bytes) of each checkpoint by name: they change when it is written."""
         return {
             path.name: (status.st_mtime_ns, status.st_size)
             for path in sorted(self.checkpoints.glob("*.ckpt"))
@@ -50,9 +50,9 @@ class RunFolder:
         write_json(self.path / "run_state.json", {**self.read_state(), **entries})
 
     def running_process(self) -> str | None:
-        """Return the other process that trains this run, by its :func:`process_name`; None where it has ended.
+        """Return the :func:`process_name` of another process that trains this run; None where it has ended.
 
-        Of a process on another machine all that is known is that it has not recorded its end.
+        A process on another machine counts as running until it has recorded its end.
         """
         state = self.read_state()
         process = state.get("process")
@@ -192,7 +192,8 @@ class RunLock:
             return
         del self._held[self._key]
         if self._file is not None:
-            with contextlib.suppress(OSError):  # removed while it is held: who opened it before looks again
+            # removed while locked: a process that has opened the file opens it again
+            with contextlib.suppress(OSError):
                 self.path.unlink()
             os.close(self._file)
             self._file = None
@@ -200,6 +201,6 @@ class RunLock:
 
     def _remove_created(self) -> None:
         for folder in self._created:
-            with contextlib.suppress(OSError):  # not empty: a run lies there
+            with contextlib.suppress(OSError):  # not empty: it contains a run
                 folder.rmdir()
         self._created = []

@@ -1,7 +1,7 @@
-"""The companion of a process of a run: a program of its own, so that it sees what a frozen process cannot tell.
+"""The companion of a training process: a separate program, which also works while the process is frozen.
 
-Every process starts one and tells it each second how far it is. The companions of all processes report to that of
-process 0, which decides who failed first and tells the others. They talk in lines of JSON over TCP.
+Every process starts a companion and reports its progress to it each second. All companions report to that of
+process 0, which decides which process failed first and informs the others, in lines of JSON over TCP.
 Run by its path, this file imports neither torch nor rimlit and starts in a tenth of a second.
 """
 
@@ -21,22 +21,22 @@ from typing import Any
 import psutil
 
 TICK = 0.25
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 MINUTE = 60.0
 
 
 @dataclass
 class ProcessState:
-    """What is known of a process."""
+    """The last reported state of a process."""
 
     rank: int
     where: str = "it never reported"  # host and process id
     heard: float = 0.0  # when its companion last reported
-    silence: float = 0.0  # seconds since it told its companion anything
+    silence: float = 0.0  # seconds since its last message to its companion
     is_alive: bool = True
-    status: str = "unknown"  # what the operating system says: running, stopped, zombie, …
-    position: int = 0  # steps that all processes take together
+    status: str = "unknown"  # by the operating system: running, stopped, zombie, …
+    position: int = 0  # number of steps that all processes take together
     idle: float = 0.0  # seconds since its last step of any kind
     limit: float = MINUTE  # how long it may be idle
     is_waiting: bool = False  # in an operation that needs the other processes
@@ -47,7 +47,7 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who failed first, and how."""
+    """The processes that failed first, and how."""
 
     ranks: tuple[int, ...]
     kind: str  # failed, died, lost, frozen, hung
@@ -55,11 +55,11 @@ class Verdict:
 
 
 def judge(records: list[ProcessState], now: float, timeout: float) -> Verdict | None:
-    """Return who failed first, None while all is well.
+    """Return which processes failed first, None while there is no failure.
 
     Args:
         records: One for each process.
-        now: What the clock of ``heard`` says.
+        now: Time, on the clock of ``heard``.
         timeout: Seconds a process may be silent.
     """
     there = [record for record in records if not record.has_left]
@@ -85,13 +85,13 @@ def _verdict(record: ProcessState, kind: str, what: str) -> Verdict:
 
 
 def _hung(there: list[ProcessState]) -> Verdict | None:
-    """Blame the processes that are furthest behind and do not wait for others, once one was idle for too long."""
+    """Name the processes that are furthest behind and wait for no other, once all are idle for too long."""
     if not there:
         return None
     behind = [record for record in there if record.position == min(record.position for record in there)]
     blamed = [record for record in behind if not record.is_waiting] or behind
     late = [record for record in blamed if record.idle > record.limit]
-    if not late or len(late) < len(blamed):  # one that still works is what the others wait for
+    if not late or len(late) < len(blamed):  # the others wait for one that still works
         return None
     names = ", ".join(f"{record.rank} ({record.where})" for record in late)
     which = f"Process {names} hangs" if len(late) == 1 else f"Processes {names} hang"
@@ -100,7 +100,7 @@ def _hung(there: list[ProcessState]) -> Verdict | None:
 
 
 class Line:
-    """A connection that carries lines of JSON, without ever waiting for the other side."""
+    """A connection for lines of JSON that never waits for the other side."""
 
     def __init__(
         self, read: Callable[[], bytes], write: Callable[[bytes], object], close: Callable[[], None]
@@ -109,7 +109,7 @@ class Line:
         self._rest = b""
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have come, None where the other side is gone."""
+        """Return the messages received, None where the connection is closed."""
         try:
             data = self._read()
         except BlockingIOError:
@@ -125,7 +125,7 @@ class Line:
         return messages
 
     def send(self, **message: Any) -> None:
-        """Send a message; one that cannot be sent is dropped: the other side is gone, as will be noticed."""
+        """Send a message; one that cannot be sent is dropped: :meth:`receive` reports a closed connection."""
         with contextlib.suppress(OSError):
             self._write(json.dumps(message).encode() + b"\n")
 
@@ -138,15 +138,15 @@ def socket_line(connection: socket.socket) -> Line:
 
 @dataclass
 class Peer:
-    """A connection that another companion made."""
+    """A connection from another companion."""
 
     line: Line
-    rank: int | None = None  # None until it has shown the token
+    rank: int | None = None  # None until it has sent the token
 
 
 @dataclass
 class Watcher:
-    """The companion of one process; that of process 0 also judges.
+    """The companion of one process; that of process 0 also decides which process failed.
 
     Args:
         settings: ``rank``, ``world_size``, ``pid``, ``timeout``, ``token``, and ``address`` of the judge.
@@ -161,7 +161,7 @@ class Watcher:
         self.rank, self.timeout = self.settings["rank"], self.settings["timeout"]
         self.selector = selectors.DefaultSelector()
         self.process = Line(lambda: os.read(0, 1 << 16), lambda data: os.write(1, data), lambda: os.close(1))
-        self.selector.register(0, selectors.EVENT_READ, self._hear_process)
+        self.selector.register(0, selectors.EVENT_READ, self._receive_from_process)
         now = time.monotonic()
         self.own = ProcessState(self.rank, f"pid {self.settings['pid']} on {socket.gethostname()}", now)
         self.heard_process = self.heard_judge = self.ended_at = now
@@ -182,11 +182,11 @@ class Watcher:
                 self._conclude(self._lost_judge())
                 return
             self.judge = socket_line(connection)
-            self.selector.register(connection, selectors.EVENT_READ, self._hear_judge)
+            self.selector.register(connection, selectors.EVENT_READ, self._receive_from_judge)
             self.judge.send(token=self.settings["token"], rank=self.rank, where=self.own.where)
 
     def watch(self) -> None:
-        """Look and report until the process is gone, or the run is over."""
+        """Check and report until the process or the run has ended."""
         reported = 0.0
         while True:
             for key, _ in self.selector.select(TICK):
@@ -215,7 +215,7 @@ class Watcher:
             peer.line.send(tick=True)
 
     def _is_over(self, now: float) -> bool:
-        """Whether nothing is left to watch; a process that should have ended by now is ended."""
+        """Return whether the run is over; kill a process that should have ended by now."""
         if self.verdict is None:
             if self.rank != 0:
                 return self.own.has_left or not self.own.is_alive
@@ -231,7 +231,7 @@ class Watcher:
         return False
 
     def _grace(self) -> float:
-        """Seconds that this process has to end by itself."""
+        """Return the seconds that this process has to end by itself."""
         assert self.verdict is not None
         if self.rank in self.verdict.ranks and self.verdict.kind in ("frozen", "lost"):
             return 3.0 if self.own.status != "stopped" else 0.0
@@ -255,7 +255,7 @@ class Watcher:
             (0,), "lost", "Process 0 is out of reach: its machine or the network is down, or it is frozen."
         )
 
-    def _hear_process(self, _: Any) -> None:
+    def _receive_from_process(self, _: Any) -> None:
         messages = self.process.receive()
         if messages is None:
             self.selector.unregister(0)
@@ -264,7 +264,7 @@ class Watcher:
         for message in messages:
             vars(self.own).update(message)
 
-    def _hear_judge(self, connection: Any) -> None:
+    def _receive_from_judge(self, connection: Any) -> None:
         assert self.judge is not None
         messages = self.judge.receive()
         if messages is None:
@@ -281,13 +281,13 @@ class Watcher:
     def _accept(self, server: Any) -> None:
         connection, _ = server.accept()
         self.peers[connection] = Peer(socket_line(connection))
-        self.selector.register(connection, selectors.EVENT_READ, self._hear_peer)
+        self.selector.register(connection, selectors.EVENT_READ, self._receive_from_peer)
 
-    def _hear_peer(self, connection: Any) -> None:
+    def _receive_from_peer(self, connection: Any) -> None:
         peer = self.peers[connection]
         try:
             messages = peer.line.receive()
-        except (ValueError, RecursionError):  # not one of ours
+        except (ValueError, RecursionError):  # from another program
             messages = None
         for message in messages or []:
             if peer.rank is None:
@@ -306,7 +306,7 @@ class Watcher:
 
 
 def _listen(host: str) -> socket.socket:
-    """Listen at a free port of ``host``, or of all addresses where that is no name of this machine's."""
+    """Listen on a free port of ``host``, or of all addresses where ``host`` is no name of this machine."""
     try:
         return socket.create_server((host, 0))
     except OSError:
@@ -321,9 +321,9 @@ def _status(pid: int) -> str:
 
 
 def main() -> None:
-    """Read the settings from the first line of the input and watch."""
+    """Read the settings from the first line of the input and start watching."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # they are for the process; this ends with it
+        signal.signal(signum, signal.SIG_IGN)  # meant for the process, with which this one ends
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
