@@ -95,6 +95,13 @@ class Backbone(nn.Module, ABC):
         """
         return self.step
 
+    def penalty(self) -> Tensor | None:
+        """Return what a backbone adds to the loss after its last training forward, a scalar, or None."""
+        return None
+
+    def after_step(self) -> None:
+        """Run after each step of the optimiser; by default nothing."""
+
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence; by default all."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -2,33 +2,27 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import Backbone, LearnedState, require_input, require_tokens
-from rimlit.backbones.rim_parts import make_layer, preset_parts
-from rimlit.backbones.rim_stepper import Stepper, can_step_fast
+from rimlit.backbones.base import LearnedState, require_input, require_tokens
+from rimlit.backbones.layered import LayeredBackbone
+from rimlit.backbones.rim_parts import make_layer, preset_parts, refuse_frozen_states, size_of
+from rimlit.backbones.rim_resizing import with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
-from rimlit.kernels import BACKENDS, Activity, LayerInputs, Where, choose_loop, run_layer
-from rimlit.mechanisms import Part, RIMLayer
+from rimlit.kernels import BACKENDS, LayerInputs, run_layer
+from rimlit.kernels.scores import penalty_of
 from rimlit.nn.surroundings import is_autocast_enabled
 from rimlit.types import State, carrying_type, map_state
 
 log = logging.getLogger(__name__)
 
-ActivityHook = Callable[[tuple[Activity, ...]], None]
-PartLike = str | Mapping[str, Any] | Part | Callable[..., Part]
-"""A part: a short name, a class path, a mapping of its arguments alone (of the default part) or of ``class_path``
-and ``init_args``, a class, a ``functools.partial`` of one, or an instance."""
 
-
-class RIM(Backbone):
+class RIM(LayeredBackbone):
     """M recurrent modules that compete for the input.
 
     At each step every mechanism attends over the input slots and a null slot of zeros; the ``num_active``
@@ -138,21 +132,11 @@ class RIM(Backbone):
             input_heads=input_heads,
             input_key_size=input_key_size,
         )
-        if hidden_size % num_mechanisms:
-            near = hidden_size - hidden_size % num_mechanisms
-            raise ConfigError(
-                f"hidden_size must be divisible by num_mechanisms; got hidden_size={hidden_size}, "
-                f"num_mechanisms={num_mechanisms} (near: {near or num_mechanisms}, {near + num_mechanisms})."
-            )
-        if input_value_size is not None:
-            require_positive(input_value_size=input_value_size)
-        if checkpoint_every is not None:
-            require_positive(checkpoint_every=checkpoint_every)
-        if soft_cap is not None and not 0 < soft_cap < torch.inf:
-            raise ConfigError(f"soft_cap must be above 0 and finite, or None; got soft_cap={soft_cap}.")
+        given = {"input_value_size": input_value_size, "checkpoint_every": checkpoint_every}
+        require_positive(**{name: value for name, value in given.items() if value is not None})
         require_dropout(input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout)
         require_known(backend=(backend, BACKENDS))
-        size = hidden_size // num_mechanisms
+        size = size_of(hidden_size, num_mechanisms)
         parts = preset_parts(
             preset,
             selection=selection,
@@ -195,29 +179,9 @@ class RIM(Backbone):
         self.initial = LearnedState(
             (num_layers, num_mechanisms, size), self.state_type._fields, learn=learn_initial_state
         )
-        self._refuse_frozen_states(learn_initial_state)
-        self._stepper: tuple[Any, Stepper] | None = None
-        self._activity_hooks: list[ActivityHook] = []
+        refuse_frozen_states(self._first, learn_initial_state)
         self._announced: tuple[str, str] | None = None
-        self._penalties: list[Tensor] = []
-
-    def _refuse_frozen_states(self, learns: bool) -> None:
-        selection = self._first.selection
-        has_margin = getattr(selection, "margin", "none") != "none" and self.num_active < self.num_mechanisms
-        if has_margin and not learns and self.input_attention:
-            raise ConfigError(
-                "learn_initial_state must be true where selection has a margin: initial states of zeros tie all "
-                "scores, every gate is 0, and the state stays zero for ever; got learn_initial_state=False, "
-                f"selection={selection}."
-            )
-
-    @property
-    def _layers(self) -> list[RIMLayer]:
-        return cast(list[RIMLayer], list(self.layers))
-
-    @property
-    def _first(self) -> RIMLayer:
-        return self._layers[0]
+        self._penalties: list[Tensor | None] = []
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state (B, num_layers, M, d) a sequence starts from."""
@@ -253,38 +217,6 @@ class RIM(Backbone):
             return super().forward_tokens(tokens, table, state, resets)
         return self._run(table[None, :, None], tokens, state, resets)
 
-    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """Run one step; see :meth:`Backbone.step`. Without a graph it takes the C++ loop's fast path."""
-        weights = list(self.parameters())
-        is_short = inputs.dim() == 2 and inputs.device.type == "cpu" and can_step_fast(self, weights)
-        if not is_short:
-            return super().step(inputs, state)
-        # nothing is folded: it reads the weights where they are, until they are moved
-        key = (len(inputs), *(weight.data_ptr() for weight in weights))
-        if self._stepper is None or self._stepper[0] != key:
-            self._stepper = key, Stepper(self, len(inputs), fold=False)
-        return self._stepper[1](inputs, state)
-
-    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """Return :meth:`step` without its look at every weight, for as long as the weights stay where they are.
-
-        It gives what :meth:`step` gives; mode, gradients and autocast are those of now.
-
-        Args:
-            batch_size: Samples of every step, at least 1.
-        """
-        is_fast = can_step_fast(self, list(self.parameters()))
-        return Stepper(self, batch_size, fold=False) if is_fast else self.step
-
-    def stepper(self, batch_size: int = 1) -> Stepper:
-        """Return what runs single steps fastest, without a graph, on the weights as they are now.
-
-        Args:
-            batch_size: Samples of every step, at least 1.
-        """
-        require_positive(batch_size=batch_size)
-        return Stepper(self, batch_size, fold=True)
-
     def _run(
         self, sequence: Tensor, tokens: Tensor | None, state: State | None, resets: Tensor | None
     ) -> tuple[Tensor, State]:
@@ -300,9 +232,8 @@ class RIM(Backbone):
             raise ConfigError(f"inputs must be {dtype}, as the weights are; got {sequence.dtype}.")
         state, initial = self.starting_state(sequence if tokens is None else tokens, state)
         batch_size, num_steps = (sequence if tokens is None else tokens).shape[:2]
-        self._penalties.clear()
         run = functools.partial(run_layer, backend)
-        states, activities = [], []
+        states, activities, penalties = [], [], []
         features = sequence
         for index, layer in enumerate(self._layers):
             if index > 0:
@@ -317,66 +248,20 @@ class RIM(Backbone):
                 resets,
                 layer.draw_keep(batch_size, num_steps, sequence.shape[2]),
                 layer.balance.offset(num_steps, batch_size),
-                bool(self._activity_hooks),
+                self.is_watched or (self.training and layer.is_penalised),
                 self.checkpoint_every,
             )
             result = layer(run, inputs)
+            if self.training and layer.is_penalised:
+                penalties.append(penalty_of(layer, inputs, result))
             features = result.features.flatten(2)
             states.append(result.state)
             if result.activity is not None:
                 activities.append(result.activity)
-        for hook in self._activity_hooks:
-            hook(tuple(activities))
+        self._penalties = penalties
+        self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
         return features, state
-
-    @contextmanager
-    def record_activity(self) -> Iterator[list[Activity]]:
-        """Collect what the mechanisms do in the forwards inside the ``with`` block.
-
-        Yields:
-            A list to which each forward adds one :class:`Activity` per layer.
-        """
-        activities: list[Activity] = []
-        with self.watch(activities.extend):
-            yield activities
-
-    @contextmanager
-    def watch(self, hook: ActivityHook) -> Iterator[None]:
-        """Call ``hook`` with the activity of every layer in each forward inside the ``with`` block."""
-        self._activity_hooks.append(hook)
-        try:
-            yield
-        finally:
-            self._activity_hooks.remove(hook)
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether the activity of forward passes is being recorded."""
-        return bool(self._activity_hooks)
-
-    @contextmanager
-    def unwatched(self) -> Iterator[None]:
-        """Record no activity inside the ``with`` block; single steps then take the fast path."""
-        hooks, self._activity_hooks = self._activity_hooks, []
-        try:
-            yield
-        finally:
-            self._activity_hooks = hooks
-
-    def resolve_backend(self, num_slots: int = 1, device: torch.device | None = None) -> tuple[str, str]:
-        """Return the time loop that a forward over ``num_slots`` input slots takes now, and why.
-
-        Args:
-            num_slots: Input slots N.
-            device: Where the weights will be, by default where they are.
-
-        Raises:
-            ConfigError: The loop that was asked for cannot run this RIM there.
-        """
-        weight = self._first.like
-        where = Where.of(weight, num_slots)
-        return choose_loop(self.backend, self._first, where._replace(device=device or weight.device))
 
     def _announce_backend(self, num_slots: int) -> str:
         chosen = self.resolve_backend(num_slots)
@@ -385,28 +270,31 @@ class RIM(Backbone):
             self._announced = chosen
         return chosen[0]
 
-    def active_parameters(self) -> int:
-        """Return how many parameters take part in one step of one sequence.
+    def penalty(self) -> Tensor | None:
+        """Return what the balance of all layers adds to the loss after the last training forward, or None."""
+        found = [penalty for penalty in self._penalties if penalty is not None]
+        return torch.stack(found).sum() if found else None
 
-        Dynamics and communication belong to a mechanism and count for the K active ones; where others read the
-        candidates of inactive ones, all mechanisms compute them. Everything else counts in full.
+    def after_step(self) -> None:
+        """Let the balance of every layer move; to be called after each step of the optimiser."""
+        for layer in self._layers:
+            layer.balance.after_step()
+
+    def with_mechanisms(self, num_mechanisms: int, num_active: int | None = None) -> "RIM":
+        """Return a copy with another number of mechanisms of the same size.
+
+        Weights must be shared by all mechanisms (``sharing="shared"``). Learned initial states and score biases of
+        mechanisms that are new are drawn from a normal distribution with the mean and spread of the learned ones.
+
+        Args:
+            num_mechanisms: Mechanisms of the copy, at least 1.
+            num_active: Mechanisms active in a step, by default as many as here.
+
+        Raises:
+            ConfigError: Weights belong to one mechanism each, or there are several layers.
         """
-        idle_share = 1 - self.num_active / self.num_mechanisms
-        own = sum(layer.parameters_of_mechanisms() for layer in self._layers if not layer.computes_all)
-        return super().active_parameters() - round(idle_share * own)
-
-    def flops_per_step(self) -> int:
-        """Return the multiplications and additions of one step of one sequence with one input slot, forward.
-
-        Counted are the products of matrices that a step needs, which are those that the C++ loop runs: queries,
-        input keys and values and the scores of all mechanisms; dynamics and communication of the K active ones
-        (of all where others read candidates), since what others read of an inactive one stays as it was.
-        """
-        return sum(layer.flops_per_step() for layer in self._layers)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what holds addresses: a copy builds its own."""
-        return {**self.__dict__, "_stepper": None}
+        resized: RIM = with_mechanisms(self, num_mechanisms, num_active or self.num_active)
+        return resized
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""

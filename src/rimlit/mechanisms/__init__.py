@@ -1,7 +1,7 @@
 """The replaceable parts of a RIM layer: selection, dynamics, communication, sharing, balance."""
 
 from rimlit.mechanisms.balance import Balance, NoBalance
-from rimlit.mechanisms.base import Choice, Part, known_parts, part_factory, short_name
+from rimlit.mechanisms.base import Choice, Part, PartLike, known_parts, part_factory, short_name
 from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication, Talk
 from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics
 from rimlit.mechanisms.layer import Keep, LayerWeights, RIMLayer
@@ -24,6 +24,7 @@ __all__ = [
     "NoBalance",
     "NoCommunication",
     "Part",
+    "PartLike",
     "RIMLayer",
     "Selection",
     "SharedSharing",

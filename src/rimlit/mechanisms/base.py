@@ -40,6 +40,11 @@ class Part(Rebuildable, nn.Module):
         return {**spec, "init_args": arguments}
 
 
+PartLike = str | Mapping[str, Any] | Part | Callable[..., Part]
+"""A part: a short name, a class path, a mapping of its arguments alone (of the default part) or of ``class_path``
+and ``init_args``, a class, a ``functools.partial`` of one, or an instance."""
+
+
 def short_name(cls: type[Part], base: type[Part]) -> str:
     """Return the short name of ``cls``: in snake case and without the name of its kind.
 

@@ -160,7 +160,7 @@ class AttentionCommunication(Communication):
             self.output = sharing(num_mechanisms, heads * value_size, size)
 
     def weights(self) -> tuple[Tensor | None, ...]:
-        """Return the projection (M, d, C·(2·key + value)), output (M or 1, C·value, d or 2·d) and bias (1, 2·d)."""
+        """Return projection (M, d, C·(2·key + value)), output (M or 1, C·value, d or 2·d) and bias (1, 2·d)."""
         bias = self.output_bias if self.output_kind == "gated" else None
         return self.projection.expand(), self.output.groups() if bias is not None else self.output.expand(), bias
 

@@ -175,6 +175,11 @@ class RIMLayer(nn.Module):
         talk = self.communication
         return isinstance(talk, AttentionCommunication) and talk.inactive == "candidate"
 
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the balance adds to the loss."""
+        return type(self.balance).penalty is not Balance.penalty
+
     def parameters_of_mechanisms(self) -> int:
         """Return the number of parameters of the dynamics and communication that belong to one mechanism each."""
         weights = (self.dynamics.input.groups(), *self.dynamics.weights(), *self.communication.weights())

@@ -80,8 +80,8 @@ class LeastNull(Selection):
     """The K mechanisms that attend least to the null slot (Goyal et al. 2021, sec. 2.1), hard or continuous.
 
     With ``margin`` the competition is continuous: the update of a winner fades in with its lead over the best
-    loser, gate = clamp((r − r_loser) / width, 0, 1). Exactly K mechanisms are active, the others keep their state bit for
-    bit, the state is a continuous function of the scores, and the competition gets a gradient.
+    loser, gate = clamp((r − r_loser) / width, 0, 1). Exactly K mechanisms are active, the others keep their state
+    bit for bit, the state is a continuous function of the scores, and the competition gets a gradient.
 
     Args:
         num_mechanisms: Mechanisms M.
@@ -256,7 +256,7 @@ def gate_gradient(
 def _own_and_bar(
     ranked: Tensor, place: Tensor, num_active: int, margin: str, dynamic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the lead is measured in, of mechanisms (M, B) and of the bar (B), and where a loser is the bar."""
+    """Return what the lead is measured in, of mechanisms (M, B) and the bar (B), and where a loser is the bar."""
     if num_active < len(ranked):
         # a sum that skips what is not the best loser, so that no −∞ of another meets a zero
         bar = torch.where(place == num_active, ranked, 0).sum(dim=0)
