@@ -87,20 +87,20 @@ class KnowsItsWorker(WaveData):
         return batch._replace(inputs=batch.inputs + (get_worker_info() is not None))
 
 
-NUMBERS = r"is [\d.]+, and [\d.]+ is expected; \d+ of 84 numbers differ"
+NUMBERS = r"got [\d.]+, expected [\d.]+; \d+ of 84 numbers differ"
 
 BROKEN: dict[str, tuple[Any, str]] = {
-    "seed_fixes_the_batches": (DrawsAnew, rf"batches of train\[0\]\[0\]\.inputs\[0, 0, 0\] {NUMBERS}"),
+    "seed_fixes_the_batches": (DrawsAnew, rf"batches of train\[0\]\[0\]\.inputs at \[0, 0, 0\]: {NUMBERS}"),
     "spec_gives_the_batches": (
         lambda: ForgetsItsScale(3.0),
-        rf"batches of train\[0\]\[0\]\.inputs\[0, 0, 0\] {NUMBERS}",
+        rf"batches of train\[0\]\[0\]\.inputs at \[0, 0, 0\]: {NUMBERS}",
     ),
     "splits_are_disjoint": (TrainsOnTheTest, "16 of 16 samples are in train and in test"),
     "sizes_match_the_batches": (DeclaresOneTarget, "targets of train have 2 features; output_size=1"),
     "groups_have_loaders": (NamesMore, r"test has 1 loaders and 2 groups: \['one', 'two'\]"),
     "digest_is_stable": (HasAnotherDigest, r"the digest is \w{64} at first and \w{64} after reading"),
-    "resuming_continues_the_stream": (StartsOver, rf"batch 2\[0\]\.inputs\[0, 0, 0\] {NUMBERS}"),
-    "workers_give_the_same": (KnowsItsWorker, rf"batches\[0\]\[0\]\.inputs\[0, 0, 0\] {NUMBERS}"),
+    "resuming_continues_the_stream": (StartsOver, rf"batch 2\[0\]\.inputs at \[0, 0, 0\]: {NUMBERS}"),
+    "workers_give_the_same": (KnowsItsWorker, rf"batches\[0\]\[0\]\.inputs at \[0, 0, 0\]: {NUMBERS}"),
 }
 
 

@@ -112,12 +112,12 @@ def test_classes_are_found_in_every_module_of_a_package_and_programs_are_not_sta
 @pytest.mark.parametrize(
     ("actual", "expected", "message"),
     [
-        (torch.ones(2), torch.ones(3), r"^x has shape \(2,\), and \(3,\) is expected$"),
-        (torch.ones(2), torch.ones(2).double(), r"^x has dtype torch\.float32, and torch\.float64 is expected$"),
-        (torch.tensor([3, 5]), torch.tensor([3, 4]), r"^x\[1\] is 5, and 4 is expected; 1 of 2 numbers differ "),
-        ({"a": [1]}, {"a": [2]}, r"^x\['a'\]\[0\] is 1, and 2 is expected$"),
-        ([1], [1, 2], "^x has 1 parts, and 2 are expected$"),
-        ((1,), [1], "^x is a tuple, and a list is expected$"),
+        (torch.ones(2), torch.ones(3), r"^x: got shape \(2,\), expected \(3,\)$"),
+        (torch.ones(2), torch.ones(2).double(), r"^x: got dtype torch\.float32, expected torch\.float64$"),
+        (torch.tensor([3, 5]), torch.tensor([3, 4]), r"^x at \[1\]: got 5, expected 4; 1 of 2 numbers differ "),
+        ({"a": [1]}, {"a": [2]}, r"^x\['a'\]\[0\]: got 1, expected 2$"),
+        ([1], [1, 2], "^x: got 1 parts, expected 2$"),
+        ((1,), [1], "^x: got a tuple, expected a list$"),
     ],
 )
 def test_a_difference_is_named_by_its_place(actual: object, expected: object, message: str) -> None:

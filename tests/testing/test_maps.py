@@ -35,9 +35,7 @@ def test_heads_and_encoders_share_their_laws() -> None:
 
 
 def test_steps_that_look_at_others_are_caught() -> None:
-    message = (
-        r"LooksAround breaks the law 'steps are mapped one by one': outputs of step 2 alone\[0, 0, 0\] is -?0, "
-    )
+    message = r"LooksAround breaks the law 'steps are mapped one by one': outputs of step 2 alone at .*: got -?0, "
     with pytest.raises(AssertionError, match=message):
         check_head(lambda: LooksAround(4, 3))
 

@@ -16,6 +16,7 @@ from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
 from rimlit.kernels.scores import penalty_of
+from rimlit.mechanisms import PartLike
 from rimlit.nn.surroundings import is_autocast_enabled
 from rimlit.types import State, carrying_type, map_state
 

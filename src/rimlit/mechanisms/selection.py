@@ -44,6 +44,16 @@ class Selection(Part):
         self.num_mechanisms = num_mechanisms
         self.num_active = num_active
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether exactly ``num_active`` mechanisms are active in every step, whatever the scores."""
+        return True
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the state is a continuous function of the scores, also where ranks change."""
+        return self.num_active == self.num_mechanisms
+
     def attend(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return the attention to the input slots and the relevance of the input to each mechanism.
 
@@ -129,6 +139,16 @@ class LeastNull(Selection):
         self.width = width
         self.graded = graded
         self.dynamic = dynamic
+
+    @property
+    def is_exact(self) -> bool:
+        """See :attr:`Selection.is_exact`."""
+        return not self.dynamic
+
+    @property
+    def is_continuous(self) -> bool:
+        """See :attr:`Selection.is_continuous`."""
+        return self.margin != "none" or (self.num_active == self.num_mechanisms and not self.dynamic)
 
     def choose(self, relevance: Tensor, offset: Tensor | None = None) -> Choice:
         """See :meth:`Selection.choose`."""

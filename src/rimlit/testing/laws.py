@@ -180,29 +180,30 @@ def require_close(what: str, actual: Any, expected: Any, *, rtol: float = 1e-10,
     if isinstance(expected, Tensor) and isinstance(actual, Tensor):
         _require_close_tensors(what, actual, expected, rtol, atol)
         return
-    require(type(actual) is type(expected), f"{what} is a {_kind(actual)}, and a {_kind(expected)} is expected")
+    require(type(actual) is type(expected), f"{what}: got a {_kind(actual)}, expected a {_kind(expected)}")
     if isinstance(expected, Mapping | tuple | list):
-        require(len(actual) == len(expected), f"{what} has {len(actual)} parts, and {len(expected)} are expected")
+        require(len(actual) == len(expected), f"{what}: got {len(actual)} parts, expected {len(expected)}")
         for (name, one), (_, other) in zip(_parts(what, actual), _parts(what, expected), strict=True):
             require_close(name, one, other, rtol=rtol, atol=atol)
     else:
         is_nan = actual != actual and expected != expected
-        require(is_nan or actual == expected, f"{what} is {actual!r}, and {expected!r} is expected")
+        require(is_nan or actual == expected, f"{what}: got {actual!r}, expected {expected!r}")
 
 
 def _require_close_tensors(what: str, actual: Tensor, expected: Tensor, rtol: float, atol: float) -> None:
     for name in ("shape", "dtype", "device"):
         got, wanted = getattr(actual, name), getattr(expected, name)
         got, wanted = (tuple(got), tuple(wanted)) if name == "shape" else (got, wanted)
-        require(got == wanted, f"{what} has {name} {got}, and {wanted} is expected")
+        require(got == wanted, f"{what}: got {name} {got}, expected {wanted}")
     if not actual.is_floating_point():
         rtol = atol = 0
     is_close = torch.isclose(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
     if not is_close.all():
         place = (~is_close).nonzero()[0].tolist()
         one, other = actual[tuple(place)].item(), expected[tuple(place)].item()
+        where = f"{what} at {place}" if place else what
         raise BrokenError(
-            f"{what}{place} is {one:.6g}, and {other:.6g} is expected; {int((~is_close).sum())} of "
+            f"{where}: got {one:.6g}, expected {other:.6g}; {int((~is_close).sum())} of "
             f"{is_close.numel()} numbers differ (tolerance {rtol:g} relative, {atol:g} absolute)"
         )
 

@@ -55,6 +55,7 @@ def check_encoder(
         skip: Names of laws that are not run.
 
     Example:
+        >>> import torch
         >>> from rimlit.encoders import Embedding
         >>> check_encoder(lambda: Embedding(6, 4), torch.arange(20).view(2, 10) % 6)
     """
