@@ -237,9 +237,12 @@ class Rebuildable:
 
 def non_default_arguments(spec: Spec) -> dict[str, Any]:
     """Return the arguments of ``spec``, of a class in use, that differ from its defaults, for people to read."""
+    given: dict[str, Any] = spec.get("init_args") or {}
     module_name, _, name = spec["class_path"].rpartition(".")
+    if module_name not in sys.modules:  # a short name
+        return dict(given)
     plain = default_arguments(getattr(sys.modules[module_name], name))
-    return {name: value for name, value in spec["init_args"].items() if name not in plain or value != plain[name]}
+    return {name: value for name, value in given.items() if name not in plain or value != plain[name]}
 
 
 def default_arguments(cls: type) -> dict[str, Any]:

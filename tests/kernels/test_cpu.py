@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,6 @@ TILED = {"input_size": 70, "size": 41, "num_mechanisms": 2, "num_active": 2, "ba
 ODD.append(TILED)
 # rows enough for values to be multiplied ahead, in two goes of which the second is not full
 AHEAD = {"input_size": 40, "size": 23, "num_mechanisms": 3, "num_active": 2, "batch": 30, "steps": 14}
-
-
-@pytest.fixture
-def threads() -> Iterator[Any]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

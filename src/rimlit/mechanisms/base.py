@@ -5,7 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -40,7 +40,10 @@ class Part(Rebuildable, nn.Module):
         return {**spec, "init_args": arguments}
 
 
-PartLike = str | Mapping[str, Any] | Part | Callable[..., Part]
+if TYPE_CHECKING:
+    PartLike: TypeAlias = str | Mapping[str, Any] | "Part" | Callable[..., "Part"]
+else:  # what a parser of options reads: it is to build no part, whose sizes only the layer knows
+    PartLike = str | dict[str, Any]
 """A part: a short name, a class path, a mapping of its arguments alone (of the default part) or of ``class_path``
 and ``init_args``, a class, a ``functools.partial`` of one, or an instance."""
 
@@ -92,6 +95,11 @@ def part_factory(
         given = {"class_path": default["class_path"], "init_args": given}
     if isinstance(given, Mapping) and "class_path" not in given and default is not None:
         given = {"class_path": default["class_path"], **given}
+    if isinstance(given, Mapping) and "class_path" in given and "init_args" not in given:
+        given = {
+            "class_path": given["class_path"],
+            "init_args": {k: v for k, v in given.items() if k != "class_path"},
+        }
     spec = to_spec(given, name)
     if "." not in str(spec["class_path"]):
         spec["class_path"] = path_of(_find(spec["class_path"], base, name))

@@ -165,11 +165,19 @@ class Task(Rebuildable, L.LightningModule, ABC):
         if stage == "train":
             loss, whole = over_processes(loss, weight)
             self.log("train/loss", whole, prog_bar=True)
+            if (penalty := self.backbone.penalty()) is not None:
+                self.log("train/penalty", penalty.detach())
+                loss = loss + penalty
             return loss
         prefix = self.prefix(stage, group)
         self._losses[prefix].update(loss.detach(), weight=weight)
         self._metrics[prefix].update(*self.scored(outputs, batch))
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimiser, then let the backbone follow."""
+        super().optimizer_step(*args, **kwargs)
+        self.backbone.after_step()
 
     def trial(self, batch: Any) -> None:
         """Compute loss and metrics of a batch and keep nothing; raises where the batch does not fit the task."""
