@@ -7,7 +7,7 @@ with, the state replaced by the initial one wherever an episode starts.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -338,7 +338,7 @@ class PPOTask(Task):
         """
         assert isinstance(self.encoder, PolicyEncoder)
         unwatched = self.backbone.unwatched() if isinstance(self.backbone, Watched) else nullcontext()
-        precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
+        precision = _precision_of(self)
         with torch.inference_mode(), unwatched, precision:
             step = self.backbone.stepping(num_environments)
             self._ready = _Ready(
@@ -560,3 +560,10 @@ class PPOTask(Task):
         """Return the number of rollouts."""
         rollouts = self.trainer.max_epochs
         return None if rollouts is None or rollouts < 1 else rollouts
+
+
+def _precision_of(task: PPOTask) -> AbstractContextManager[Any]:
+    try:
+        return task.trainer.precision_plugin.forward_context()
+    except RuntimeError:  # the task is attached to no trainer
+        return nullcontext()
