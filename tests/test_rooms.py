@@ -63,3 +63,16 @@ def test_files_that_are_still_to_be_cut_are_there_and_too_long() -> None:
 )
 def test_a_reason_stands_at_the_top_in_words(suffix: str, text: str, expected: bool) -> None:
     assert gives_a_reason(top_of(Path(f"a.{suffix}"), text)) is expected
+
+
+def test_the_command_line_of_the_process_is_read_in_one_place() -> None:
+    """It is written for Lightning, which starts other processes with it, and put back by ``rimlit.fit``."""
+    readers = [
+        name_of(path)
+        for path in FILES
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if ast.unparse(node) in ("sys.argv", "sys.argv[1:]") and isinstance(getattr(node, "ctx", None), ast.Load)
+    ]
+    assert {name for name in readers if name not in ("cli/fit.py", "cli/run.py")} == {"cli/__init__.py"}
+    assert (ROOT / "cli/run.py").read_text(encoding="utf-8").count("sys.argv") == 1

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def test_a_function_is_refused_wherever_it_stands_and_a_default_is_not() -> None
     refuse_functions(default)
     with pytest.raises(ConfigError, match=r"class_path='torch\.relu' is no class\."):
         refuse_functions(Namespace(class_path="torch.relu"))
+
+
+def test_a_path_among_data_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "never_imported.py").write_text("X = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    refuse_functions(Namespace(options={"class_path": "never_imported.X", "init_args": {}}))
+    assert "never_imported" not in sys.modules
 
 
 def test_a_short_name_stands_for_one_class() -> None:

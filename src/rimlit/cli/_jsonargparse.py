@@ -2,8 +2,8 @@
 
 import argparse
 import functools
-import importlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -52,8 +52,8 @@ def refuse_functions(settings: Any) -> None:
     if isinstance(settings, Namespace | Mapping):
         entries = vars(settings) if isinstance(settings, Namespace) else dict(settings)
         path = entries.get("class_path")
-        cls = _found(path) if isinstance(path, str) else None
-        if isinstance(path, str) and not isinstance(cls, type):
+        cls = _imported(path) if isinstance(path, str) else None
+        if cls is not None and not isinstance(cls, type):
             raise ConfigError(f"class_path={path!r} is no class.")
         arguments = entries.get("init_args")
         if isinstance(cls, type) and isinstance(arguments, Namespace):
@@ -69,12 +69,10 @@ def refuse_functions(settings: Any) -> None:
         raise ConfigError(f"class_path={name!r} is no class.")
 
 
-def _found(path: str) -> Any:
+def _imported(path: str) -> Any:
+    """Return what a path names, None where the parser has not imported it: it is data then."""
     module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _is_default(cls: type, name: str, value: Any) -> bool:

@@ -43,7 +43,7 @@ def explain(error: BaseException, parser: Any) -> str:
         found = re.search(pattern, text)
         if found:
             classes = re.findall(r"class_path[= ]'([\w.]+)'", text)
-            return _unknown_key(found[1], classes[-1] if classes else None, parser)
+            return _unknown_key(".".join(found.groups()), classes[-1] if classes else None, parser)
     missing = re.search(r"arguments are required: (.+)", text)
     if missing:
         names = ", ".join(name.split(".")[-1] for name in missing[1].split(", "))
@@ -66,6 +66,7 @@ def _denied(class_path: str) -> str:
 
 
 UNKNOWN_KEY = (
+    r"Group '([\w.]+)' does not accept option '([\w.+-]+)'",
     r"Option '([\w.+-]+)' is not accepted",
     r"Key '([\w.+-]+)' is not expected",
     r"[Uu]nrecognized arguments: (?:--)?([\w.+-]+)",
