@@ -12,18 +12,25 @@ import rimlit
 ROOT = Path(rimlit.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
-# what a part may import: its own level's neighbours and everything below
+READS_SETTINGS = (
+    *("_jsonargparse", "arguments", "checks", "configs", "failures", "messages", "options", "parser", "places"),
+    *("quiet", "settings", "setup", "surroundings"),
+)
+# what a part may import: its own level's neighbours and everything below; a module may have a level of its own
 LEVELS = (
-    ("_version", "checks", "errors", "types", "spec"),  # the ground floor
+    ("_lazy", "_version", "checks", "errors", "types", "spec"),  # the ground floor
     ("causes", "checkpoints", "console", "files", "yaml_files"),
     ("nn",),
     ("mechanisms",),
     ("kernels",),
-    ("backbones", "encoders", "heads", "metrics"),
+    ("backbones", "encoders", "heads", "metrics", "training._lightning"),
     ("data", "tasks"),
     ("tracking", "rl"),
-    ("pictures", "training"),
-    ("comparison", "testing"),
+    ("pictures", "training", "comparison.matching"),
+    ("testing",),
+    # what reads settings, which a comparison does too
+    tuple(f"cli.{name}" for name in READS_SETTINGS),
+    ("comparison",),
     ("cli",),
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -53,9 +60,14 @@ def module_of(path: Path) -> str:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The modules of ours that a file imports anywhere; ``from rimlit.nn import attention`` means the module."""
+    """The modules of ours that a file imports anywhere."""
+    return modules_in(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def modules_in(tree: ast.Module, *, with_functions: bool = True) -> set[str]:
+    """The modules of ours that a tree imports; ``from rimlit.nn import attention`` means the module."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree) if with_functions else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -76,15 +88,20 @@ def test_the_parts_that_are_read_are_those_that_exist() -> None:
     assert {"nn", "kernels", "backbones", "data", "tasks"} <= {part_of(path) for path in MODULES}
 
 
+def level_of(module: str) -> int | None:
+    """The level of a module, or of the nearest part above it that has one; None for the package itself."""
+    parts = module.split(".")[1:]
+    names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((LEVEL_OF[name] for name in names if name in LEVEL_OF), None)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_imports_from_its_own_level_and_below(path: Path) -> None:
-    part = part_of(path)
-    if part not in LEVEL_OF:
-        pytest.skip(f"{part} stands outside the levels")
-    for name in imports_of(path):
-        parts = name.split(".")
-        if parts[0] == "rimlit" and len(parts) > 1 and parts[1] in LEVEL_OF:
-            assert LEVEL_OF[parts[1]] <= LEVEL_OF[part], f"{part} imports {name}"
+    level = level_of(module_of(path))
+    if level is None:
+        pytest.skip(f"{path.name} stands outside the levels")
+    for name in imported_modules(path):
+        assert (level_of(name) or 0) <= level, f"{module_of(path)} imports {name}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -122,17 +139,42 @@ def test_the_package_itself_imports_nothing_heavy_at_the_top() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     tops = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     tops |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
-    assert tops == {"typing", "rimlit._version"}
+    assert tops == {"typing", "rimlit._lazy", "rimlit._version"}
+
+
+def require_no_cycle(graph: dict[str, set[str]]) -> None:
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 def test_no_modules_import_each_other_not_even_inside_a_function() -> None:
     """A cycle is shown as the way back to where it began."""
     graph = {name: imported_modules(path) for name, path in BY_NAME.items()}
     assert "rimlit.errors" in graph["rimlit.checks"]
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        pytest.fail(" imports ".join(reversed(error.args[1])))
+    require_no_cycle(graph)
+
+
+def at_the_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported, without what is there for type checkers only."""
+    for node in body:
+        if not isinstance(node, ast.If):
+            yield node
+        elif "TYPE_CHECKING" not in ast.unparse(node.test):
+            yield from at_the_top([*node.body, *node.orelse])
+
+
+def test_modules_and_the_packages_they_are_in_can_be_imported_in_any_order() -> None:
+    """Who imports ``rimlit.a.b`` runs ``rimlit.a``, too."""
+    graph: dict[str, set[str]] = {}
+    for name, path in BY_NAME.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = modules_in(ast.Module(list(at_the_top(tree.body)), []), with_functions=False)
+        parts = [module.split(".") for module in imported]
+        packages = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
+        graph[name] = {module for module in packages if not f"{name}.".startswith(f"{module}.")}
+    require_no_cycle(graph)
 
 
 def test_nothing_imports_from_the_package_itself() -> None:

@@ -234,17 +234,6 @@ def test_a_list_that_equals_a_default_tuple_is_not_shown() -> None:
     assert non_default_arguments(made) == {"lr": 0.1}
 
 
-def test_what_is_reached_through_a_trusted_module_is_refused_by_its_own_home() -> None:
-    from jsonargparse import _typehints
-
-    from rimlit.cli.messages import trusted_imports
-
-    with trusted_imports():
-        assert _typehints.import_object("torch.optim.Adam") is torch.optim.Adam
-        with pytest.raises(ConfigError, match="outside the trusted packages"):
-            _typehints.import_object("torch.os.system")
-
-
 def test_numbers_of_numpy_and_torch_are_numbers() -> None:
     values = {"a": np.float64(0.5), "b": np.int64(3), "c": torch.tensor(2.5), "d": np.bool_(True)}
     plain = to_plain(values, "x")

@@ -4,8 +4,9 @@
 ``rimlit --version`` answers without either.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rimlit._lazy import lazy
 from rimlit._version import __version__
 
 if TYPE_CHECKING:
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
         EntNet,
         Transformer,
     )
-    from rimlit.cli.compare import compare
     from rimlit.cli.fit import fit
-    from rimlit.comparison import match_parameters
+    from rimlit.comparison import compare, match_parameters
     from rimlit.data import DataModule
     from rimlit.encoders import EncoderFactory
     from rimlit.heads import HeadFactory
@@ -75,21 +75,14 @@ _HOMES = {
     "Transformer": "rimlit.backbones",
     "DataModule": "rimlit.data",
     "Task": "rimlit.tasks",
-    "compare": "rimlit.cli.compare",
+    "compare": "rimlit.comparison",
     "fit": "rimlit.cli.fit",
     "load_checkpoint": "rimlit.tasks",
     "match_parameters": "rimlit.comparison",
     "trust": "rimlit.spec",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rimlit' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-import rimlit.cli.compare
-from rimlit.cli.compare import SettingsReader
+import rimlit
 from rimlit.cli.configs import configs_folder
-from rimlit.comparison import Comparison, runs
+from rimlit.cli.parser import SettingsReader
+from rimlit.comparison import Comparison, planning, runs
 from rimlit.comparison.gathering import read_curve
 from rimlit.comparison.runs import Run, last_step, last_words
 from rimlit.errors import ConfigError
@@ -104,7 +104,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, ending: Ending) -> list[str]:
         return FakeFit(run, ending(run))
 
     monkeypatch.setattr(runs, "start", start)
-    monkeypatch.setattr(rimlit.cli.compare, "SettingsReader", reader)  # building the parser takes its time
+    monkeypatch.setattr(planning, "SettingsReader", reader)  # building the parser takes its time
     monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
     return names
 

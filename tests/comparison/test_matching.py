@@ -91,7 +91,7 @@ def test_embedding_and_head_count() -> None:
 
 
 def test_the_shipped_pair_is_what_the_solver_finds() -> None:
-    from rimlit.cli.compare import SettingsReader
+    from rimlit.cli.parser import SettingsReader
     from rimlit.cli.settings import build_data, build_task
 
     reader = SettingsReader()

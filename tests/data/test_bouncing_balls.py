@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rimlit.data import BouncingBalls
-from rimlit.data.bouncing_balls import FrameBatch, Scene, parse_ball_set, render, simulate
+from rimlit.data.balls import parse_ball_set, render, simulate
+from rimlit.data.bouncing_balls import FrameBatch, Scene
 from rimlit.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rimlit.data.bouncing_balls import render
+from rimlit.data.balls import render
 from rimlit.metrics.frames import FrameScores, drawn_frame_scores, frame_scores, locate_balls, summarise
 
 

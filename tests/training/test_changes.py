@@ -97,7 +97,7 @@ def test_a_rate_that_a_score_has_lowered_stays_lowered_by_as_much(tmp_path: Path
 
 def test_the_same_settings_replay_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LRScheduler, "load_state_dict", lambda *_: None)
-    monkeypatch.setattr("rimlit.training.changes._init_optimizers_and_lr_schedulers", None)
+    monkeypatch.setattr("rimlit.training.changes.fresh_optimizers", None)
     same = case(scheduler=partial(ExponentialLR, gamma=0.5))
     go_on(tmp_path, same, same)
 

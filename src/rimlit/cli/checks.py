@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
 )
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -28,6 +27,7 @@ from rimlit.data import DataModule
 from rimlit.errors import ConfigError
 from rimlit.spec import Spec, find_class, flat_settings, non_default_arguments
 from rimlit.tasks import Task
+from rimlit.training._lightning import start_method
 from rimlit.types import Looped
 
 
@@ -121,9 +121,9 @@ def check_run(trainer: L.Trainer, task: Task, data: DataModule, *, is_fit: bool)
             a metric that the task does not have, or the optimiser or its schedule cannot make a step.
     """
     strategy: Any = trainer.strategy
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+    if (method := start_method(strategy)) is not None:
         raise ConfigError(
-            f"trainer.strategy: {type(strategy).__name__} with start_method={strategy.launcher._start_method!r} "
+            f"trainer.strategy: {type(strategy).__name__} with start_method={method!r} "
             "runs the training in copies of this process, which keep neither log nor checkpoint here. Use ddp."
         )
     for module in task.modules():

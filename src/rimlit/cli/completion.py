@@ -11,6 +11,9 @@ OPTIONS = {
 }
 """Commands whose options the parser of the settings does not know."""
 
+PARSED = ["fit", "validate", "test", "predict"]
+"""Commands whose options it knows."""
+
 TAKES_CONFIGS = ("compare", "configs")
 
 SCRIPT = """
@@ -58,11 +61,18 @@ def print_completion(arguments: list[str], commands: list[str]) -> None:
         ConfigError: The shell is not known, or shtab is not installed.
         SystemExit: It was printed.
     """
-    from rimlit.cli.run import run
+    from jsonargparse import set_parsing_settings
 
+    from rimlit.cli.parser import build_top_parser, parse
+    from rimlit.cli.setup import prepare
+
+    parser = build_top_parser(PARSED)
+    set_parsing_settings(add_print_completion_argument=True)  # else it would be an option of every command
     try:
-        run(arguments)
+        parse(parser, prepare(arguments))
     except SystemExit as end:
         if not end.code and any("bash" in word for word in arguments):
             say(bash_script(commands))
         raise
+    finally:
+        set_parsing_settings(add_print_completion_argument=False)

@@ -20,8 +20,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rimlit import spec
 from rimlit.checkpoints import kept_checkpoint
 from rimlit.cli.arguments import words_of
-from rimlit.cli.run import AlreadyDone, RimlitCLI, run
-from rimlit.cli.setup import ADVERTISERS
+from rimlit.cli.quiet import ADVERTISERS
+from rimlit.cli.run import Command, run
+from rimlit.cli.starting import AlreadyDone
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
 from rimlit.spec import flat_settings, to_plain, trust
@@ -142,8 +143,8 @@ def _described(task: Task, data: DataModule | None) -> dict[str, Any]:
     return specs
 
 
-def _result(ran: RimlitCLI | AlreadyDone) -> FitResult:
-    if isinstance(ran, RimlitCLI) and ran.is_trial:
+def _result(ran: Command | AlreadyDone) -> FitResult:
+    if isinstance(ran, Command) and ran.is_trial:
         # it saves nothing; what lies in the folder is an earlier run's
         return FitResult(ran.model.eval(), {}, ran.folder.path, {})
     results = ran.folder.read_results()

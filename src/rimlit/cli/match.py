@@ -2,16 +2,15 @@
 
 import logging
 import re
-import sys
 from pathlib import Path
 
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rimlit.cli.arguments import named_configs, shared_options
 from rimlit.cli.failures import cause_of
-from rimlit.cli.messages import explain
+from rimlit.cli.parser import parse
 from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
 from rimlit.comparison.matching import match_parameters
 from rimlit.errors import ConfigError
@@ -20,30 +19,27 @@ from rimlit.tracking.process_names import is_rank_zero
 log = logging.getLogger(__name__)
 
 
-def match_width(top: LightningArgumentParser, parser: LightningArgumentParser, config: Namespace) -> None:
+def match_width(parser: LightningArgumentParser, words: list[str], config: Namespace) -> None:
     """Solve the backbone's width and put it into the settings, as if it had been given.
 
     Args:
-        top: Parser of all commands.
         parser: Parser of the command that is run.
+        words: What stands behind the command.
         config: Its settings, with ``match`` and ``match_to``.
 
     Raises:
         ConfigError: There is nothing to match, or no width matches.
     """
-    subcommand = sys.argv[1]
-    target = find_target(config.match_to, named_configs(sys.argv))
+    target = find_target(config.match_to, named_configs(words))
     config.match_to = str(target)
-    if any(re.match(r"--model\..*\bhidden_size\b", word) for word in sys.argv):
+    if any(re.match(r"--model\..*\bhidden_size\b", word) for word in words):
         raise ConfigError("hidden_size is what match solves: leave out one of the two.")
     try:
-        of_target = top.parse_args([subcommand, "--config", str(target), *shared_options(sys.argv)])
-    except ArgumentError as error:
-        raise ConfigError(f"match_to: {explain(error, parser)}") from error
-    ours, theirs = (
-        yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target[subcommand])
-    )
-    is_itself = any(Path(path).resolve() == target.resolve() for path in named_configs(sys.argv))
+        of_target = parse(parser, ["--config", str(target), *shared_options(words)])
+    except ConfigError as error:
+        raise ConfigError(f"match_to: {error}") from error
+    ours, theirs = (yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target))
+    is_itself = any(Path(path).resolve() == target.resolve() for path in named_configs(words))
     if is_itself and ours["model"]["init_args"]["backbone"] == theirs["model"]["init_args"]["backbone"]:
         raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")
     require_same_data({"this config": ours, f"match_to={str(target)!r}": theirs})

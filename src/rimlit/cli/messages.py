@@ -2,18 +2,17 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from jsonargparse import _actions, _paths, _typehints
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rimlit.backbones import Backbone
+from rimlit.cli._jsonargparse import setting_names
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError, RimlitError
 from rimlit.heads import Head
@@ -22,53 +21,6 @@ from rimlit.tasks import Task
 
 DEEP_IN_THE_PARSER = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """What jsonargparse raises besides its own error where settings are of a shape that it does not expect."""
-
-
-@contextmanager
-def trusted_imports() -> Iterator[None]:
-    """Let the parser import class paths of trusted packages only, whatever a config says."""
-    original: Callable[..., Any] = _typehints.import_object  # type: ignore[attr-defined]
-
-    def import_trusted(name: Any, check_path: bool = True) -> Any:
-        if isinstance(name, str) and "." in name:
-            check_trusted(name)
-        found = original(name, check_path)
-        home = getattr(found, "__module__", None)
-        if isinstance(name, str) and isinstance(home, str):  # torch.os.system is not torch's
-            check_trusted(f"{home}.{getattr(found, '__qualname__', name)}")
-        if not isinstance(found, type):  # torch.hub.load is torch's, and runs what it is given
-            raise ConfigError(f"class_path={name!r} is no class.")
-        return found
-
-    original_paths: Callable[..., list[str]] = _typehints.get_all_subclass_paths
-
-    def one_path_each(*args: Any, **kwargs: Any) -> list[str]:
-        """Let a short name stand for one class: Lightning has a ReduceLROnPlateau besides torch's."""
-        paths = original_paths(*args, **kwargs)
-        firsts = {path.rpartition(".")[2]: path for path in sorted(paths, key=_preference, reverse=True)}
-        return [path for path in paths if firsts[path.rpartition(".")[2]] == path]
-
-    def read_as_utf8(file: Any, mode: str = "r", **options: Any) -> Any:
-        return open(file, mode, encoding=None if "b" in mode else "utf-8-sig", **options)
-
-    _typehints.get_all_subclass_paths = one_path_each
-    _paths.open = read_as_utf8  # type: ignore[attr-defined]
-    modules = (_typehints, _actions)
-    for module in modules:
-        module.import_object = import_trusted  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.import_object = original  # type: ignore[attr-defined]
-        _typehints.get_all_subclass_paths = original_paths
-        del _paths.open  # type: ignore[attr-defined]
-
-
-def _preference(path: str) -> int:
-    """Return a class's place among those of the same name, the one that is meant first."""
-    order = ("rimlit.", "torch.", "lightning.")
-    return next((index for index, package in enumerate(order) if path.startswith(package)), -1)
 
 
 def explain(error: BaseException, parser: Any) -> str:
@@ -83,15 +35,15 @@ def explain(error: BaseException, parser: Any) -> str:
     if isinstance(error, RecursionError):
         return "The settings are nested too deeply, or hold themselves."
     text = str(error)
-    untrusted = re.search(r"class_path='[^']+' is outside the trusted packages.*", text)
-    if untrusted:
-        return untrusted[0].split(" Got value:")[0]
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", text)
+    if denied:
+        return _denied(denied[1])
     keys = re.findall(r'Parser key "([^"]+)":', text)
     for pattern in UNKNOWN_KEY:
         found = re.search(pattern, text)
         if found:
             classes = re.findall(r"class_path[= ]'([\w.]+)'", text)
-            return _unknown_key(found[1], classes[-1] if classes else None, parser)
+            return _unknown_key(".".join(found.groups()), classes[-1] if classes else None, parser)
     missing = re.search(r"arguments are required: (.+)", text)
     if missing:
         names = ", ".join(name.split(".")[-1] for name in missing[1].split(", "))
@@ -105,7 +57,16 @@ def explain(error: BaseException, parser: Any) -> str:
     return _wrong_value(text, keys)
 
 
+def _denied(class_path: str) -> str:
+    try:
+        check_trusted(class_path)
+    except ConfigError as error:
+        return str(error)
+    return f"class_path={class_path!r} cannot be used in settings: it runs or loads what it is given."
+
+
 UNKNOWN_KEY = (
+    r"Group '([\w.]+)' does not accept option '([\w.+-]+)'",
     r"Option '([\w.+-]+)' is not accepted",
     r"Key '([\w.+-]+)' is not expected",
     r"[Uu]nrecognized arguments: (?:--)?([\w.+-]+)",
@@ -135,7 +96,7 @@ BASES = {
 def _unknown_key(key: str, class_path: str | None, parser: Any) -> str:
     cls = None if class_path is None else _class_named(class_path)
     if cls is None:
-        names, where, allowed = [action.dest for action in parser._actions], "", ""
+        names, where, allowed = setting_names(parser), "", ""
         top = key.split(".")[0]
         key = key if any(name.split(".")[0] == top for name in names) else top
     else:

@@ -1,26 +1,15 @@
-"""Set-up of a process before a command runs: logging, warnings, the parser, the time loop."""
+"""Set-up of a process before a command runs: console, YAML, trust, the time loop."""
 
 import enum
-import logging
 import os
 import sys
-import warnings
-from typing import Any
 
 import yaml
-from jsonargparse import set_parsing_settings
 
 from rimlit.cli.arguments import take_trust
-from rimlit.console import ConsoleHandler, UnfailingStream, say
+from rimlit.cli.quiet import quieten
 from rimlit.errors import ConfigError
 from rimlit.kernels import overriding_backend
-
-ADVERTISERS = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.fabric.utilities.rank_zero",
-    "lightning.pytorch",
-)
-"""Loggers of Lightning that also advertise."""
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -29,8 +18,7 @@ def prepare(arguments: list[str]) -> list[str]:
     Raises:
         ConfigError: ``--trust`` or ``RIMLIT_BACKEND`` is wrong.
     """
-    _quieten()
-    set_parsing_settings(add_print_completion_argument=True)
+    quieten()
     # a setting of Lightning's may be an enum: a config holds its value
     yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))
     arguments = take_trust(arguments)
@@ -41,54 +29,3 @@ def prepare(arguments: list[str]) -> list[str]:
     except ValueError as error:  # RIMLIT_BACKEND
         raise ConfigError(str(error)) from error
     return arguments
-
-
-class _NoAdverts(logging.Filter):
-    """Drop what Lightning logs about other products."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is shown."""
-        message = record.getMessage()
-        return "💡" not in message and "TPU available" not in message and "`weights_only`" not in message
-
-
-def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-    """Print a warning as Python does, above a progress bar."""
-    say(warnings.formatwarning(message, category, filename, lineno).rstrip("\n"), sys.stderr)
-
-
-def _silence(filterer: logging.Filterer) -> None:
-    if not any(isinstance(kept, _NoAdverts) for kept in filterer.filters):
-        filterer.addFilter(_NoAdverts())
-
-
-def _quieten() -> None:
-    for name in ADVERTISERS:
-        _silence(logging.getLogger(name))
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        lightning_log = logging.getLogger(name)
-        for handler in list(lightning_log.handlers):
-            if isinstance(sys.stderr, UnfailingStream) and type(handler) is logging.StreamHandler:
-                lightning_log.removeHandler(handler)
-                handler = ConsoleHandler()
-                lightning_log.addHandler(handler)
-            _silence(handler)
-    if isinstance(sys.stderr, UnfailingStream):  # the process is the command's own: others may record warnings
-        warnings.showwarning = _show_warning  # type: ignore[assignment]
-    rimlit_log = logging.getLogger("rimlit")
-    if not rimlit_log.handlers:
-        handler = ConsoleHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        rimlit_log.addHandler(handler)
-        rimlit_log.setLevel(logging.INFO)
-    # loading from memory or by arithmetic is not the bottleneck that more workers would widen
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # torchmetrics adds the processes' sums up itself
-    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # the summary of a model counts megabytes at 32 bits
-    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
-    # rimlit says it in its own words, with the option of the command line
-    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-    # Lightning's own, about torch's pytree
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

@@ -1,6 +1,21 @@
 """Models side by side: widths at which they are equally large, runs over seeds, tables and figures."""
 
-from rimlit.comparison.matching import Match, match_parameters
-from rimlit.comparison.results import Comparison
+from typing import TYPE_CHECKING
 
-__all__ = ["Comparison", "Match", "match_parameters"]
+from rimlit._lazy import lazy
+
+if TYPE_CHECKING:
+    from rimlit.comparison.comparing import compare
+    from rimlit.comparison.matching import Match, match_parameters
+    from rimlit.comparison.results import Comparison
+
+__all__ = ["Comparison", "Match", "compare", "match_parameters"]
+
+_HOMES = {
+    "Comparison": "rimlit.comparison.results",
+    "Match": "rimlit.comparison.matching",
+    "compare": "rimlit.comparison.comparing",
+    "match_parameters": "rimlit.comparison.matching",
+}
+# the command line's parser takes some of these modules, and compare takes the parser
+__getattr__ = lazy(__name__, _HOMES)

@@ -25,6 +25,7 @@ from rimlit.data.sampling import (
 )
 from rimlit.errors import ConfigError, DataError
 from rimlit.spec import Rebuildable, Spec
+from rimlit.training._lightning import uses_distributed_sampler
 from rimlit.types import SequenceBatch
 
 log = logging.getLogger(__name__)
@@ -204,12 +205,8 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
         return self._loaders("predict")
 
     def _loaders(self, split: Split) -> list[DataLoader[Any]]:
-        trainer: Any = self.trainer
-        if (
-            trainer is not None
-            and trainer.world_size > 1
-            and trainer._accelerator_connector.use_distributed_sampler
-        ):
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1 and uses_distributed_sampler(trainer):
             raise ConfigError(
                 "Several processes need Trainer(use_distributed_sampler=False): rimlit deals the samples itself, "
                 "and Lightning's sampler would deal them once more."

@@ -1,7 +1,7 @@
 """A task that acts: a recurrent policy and its value, run on sequences or one step at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,7 +235,7 @@ class ActingTask(Task):
         """
         assert isinstance(self.encoder, PolicyEncoder)
         unwatched = self.backbone.unwatched() if isinstance(self.backbone, Watched) else nullcontext()
-        precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
+        precision = _precision_of(self)
         with torch.inference_mode(), unwatched, precision:
             step = self.backbone.stepping(num_environments)
             self._fast_step = _FastStep(
@@ -299,3 +299,10 @@ class ActingTask(Task):
                 "file": str(path),
             }
         ]
+
+
+def _precision_of(task: ActingTask) -> AbstractContextManager[Any]:
+    try:
+        return task.trainer.precision_plugin.forward_context()
+    except RuntimeError:  # the task is attached to no trainer
+        return nullcontext()

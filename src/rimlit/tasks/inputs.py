@@ -48,5 +48,8 @@ def last_step(outputs: Tensor, lengths: Tensor) -> Tensor:
 
 def own_sequences(task: L.LightningModule) -> Sequences | None:
     """Return the data module of a user's own sequences that ``task`` runs on; None for any other."""
-    data = getattr(task._trainer, "datamodule", None)
+    try:
+        data = getattr(task.trainer, "datamodule", None)
+    except RuntimeError:  # it is attached to none
+        return None
     return data if isinstance(data, Sequences) else None

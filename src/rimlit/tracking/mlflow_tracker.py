@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -25,6 +24,7 @@ from rimlit.tracking.logged import Logged, numbers
 from rimlit.tracking.mlflow_sender import PROCESS_TAG, MLflowSender, mark_killed, now
 from rimlit.tracking.outbox import Outbox, read_notes, reason_of
 from rimlit.tracking.process_names import process_name
+from rimlit.training._lightning import flat_parameters
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Log parameters, cut to 250 characters; one that differs from an earlier part's becomes a tag."""
-        flat = _flatten_dict(_convert_params(params))
+        flat = flat_parameters(params)
         self._add_in_parts("params", {name: str(value)[:250] for name, value in flat.items()})
 
     @rank_zero_only

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
-from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -14,6 +13,7 @@ from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
 from rimlit.spec import flat_settings, with_defaults
 from rimlit.tasks import Task
+from rimlit.training._lightning import fresh_optimizers
 
 MEANING = ("accumulate_grad_batches", "precision")
 """Settings of the trainer that change what a step is."""
@@ -128,7 +128,7 @@ def adopt(changes: list[Change], trainer: L.Trainer, task: L.LightningModule) ->
     has_length = any("total_steps" in config.scheduler.state_dict() for config in trainer.lr_scheduler_configs)
     if not any(key.startswith(_REBUILDS + (LENGTHS if has_length else ())) for key in by_key):
         return
-    optimizers, schedules = _init_optimizers_and_lr_schedulers(task)
+    optimizers, schedules = fresh_optimizers(task)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
     for fresh, optimizer in zip(optimizers, trainer.optimizers, strict=True):
         for new, group in zip(fresh.param_groups, optimizer.param_groups, strict=True):

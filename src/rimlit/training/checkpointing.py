@@ -26,6 +26,7 @@ from rimlit.checkpoints import read_checkpoint, write_checkpoint
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, RimlitError, StorageError
 from rimlit.files import require_folder, try_folder, write_file
+from rimlit.training._lightning import batches_that_stepped, replace_signal_handlers, resume_counting
 from rimlit.training.changes import MEANING, Change, adopt, find_changes, refuse_changes, run_settings
 from rimlit.training.epoch_sums import collect, restore
 from rimlit.training.signals import SignalFlag
@@ -133,13 +134,9 @@ class Checkpointer(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Replace Lightning's signal handlers, which save, requeue and wait for other processes at once."""
-        connector = trainer._signal_connector
-
-        def register() -> None:
-            connector._original_handlers = connector._get_current_signal_handlers()  # Lightning puts them back
-            self._signals.listen(at_once=trainer.state.fn != TrainerFn.FITTING)
-
-        connector.register_signal_handlers = register  # type: ignore[method-assign]
+        replace_signal_handlers(
+            trainer, lambda: self._signals.listen(at_once=trainer.state.fn != TrainerFn.FITTING)
+        )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the folder before any work is done, and give the data module the position to resume at."""
@@ -203,9 +200,7 @@ class Checkpointer(Checkpoint):
         """Save what is due, then draw this batch's random numbers from its number."""
         loop = trainer.fit_loop.epoch_loop
         if self._restored is not None:
-            loop._batches_that_stepped = self._restored["batches_that_stepped"]
-            # or Lightning keeps schedules that react to a metric from seeing this epoch's
-            trainer.fit_loop._restarting = False
+            resume_counting(trainer, self._restored["batches_that_stepped"])
             for config in self._paused:
                 config.interval = "step"
             self._restored = None
@@ -311,11 +306,10 @@ class Checkpointer(Checkpoint):
             # the number of steps cut the epoch short; with more steps it would continue
             for counts in (epochs["total"], epochs["current"]):
                 counts["processed"] = counts["completed"] = counts["started"] - 1
-        loop = trainer.fit_loop.epoch_loop
         checkpoint["rimlit_position"] = {
             "epoch": epochs["current"]["processed"],
             "batches_in_epoch": progress["current"]["completed"],
-            "batches_that_stepped": loop._batches_that_stepped,
+            "batches_that_stepped": batches_that_stepped(trainer),
         }
         checkpoint["rimlit_run"] = run_settings(trainer, self.seed)
         checkpoint["rimlit_run"]["trainer"] |= self._meaning

@@ -9,9 +9,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torch import Tensor, nn
 from torchmetrics import Metric
+
+from rimlit.training._lightning import CACHE, keep_sums, logged_results, make_result, shown_metrics
 
 _SETTINGS = (
     "fx",
@@ -30,7 +31,7 @@ _REDUCTIONS = {
     **{(True, function.__name__): function for function in (sum, max, min)},
     **{(False, function.__name__): function for function in (torch.mean, torch.sum, torch.max, torch.min)},
 }
-_VALUES = ("value", "cumulated_batch_size", "_forward_cache")
+_VALUES = ("value", "cumulated_batch_size", CACHE)
 
 
 def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
                 name: _kept(value) for name in _VALUES if isinstance(value := getattr(result, name, None), Tensor)
             },
         }
-        for key, result in trainer.fit_loop.epoch_loop._results.items()
+        for key, result in logged_results(trainer).items()
         # what is logged at an epoch's end belongs to none that goes on
         if not result.has_reset and result.meta.fx != "on_train_epoch_end"
     }
@@ -55,7 +56,7 @@ def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
         for name, metric in task.named_modules()
         if isinstance(metric, Metric)
     }
-    shown = {name: _kept(value) for name, value in trainer._logger_connector._callback_metrics.items()}
+    shown = {name: _kept(value) for name, value in shown_metrics(trainer).items()}
     return {"logged": logged, "metrics": metrics, "shown": shown}
 
 
@@ -73,22 +74,23 @@ def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epo
     """
     device = trainer.strategy.root_device
     for name, value in sums["shown"].items():  # what schedules and callbacks may look at before it comes anew
-        trainer._logger_connector._callback_metrics[name] = value.to(device)
-    results = trainer.fit_loop.epoch_loop._results
+        shown_metrics(trainer)[name] = value.to(device)
+    results = logged_results(trainer)
     for key, entry in sums["logged"].items():
         reduction = _REDUCTIONS[entry["is_builtin"], entry["reduction"]]
-        meta = _Metadata(**entry["settings"], reduce_fx=reduction)
-        meta.sync = _Sync(
-            _should=entry["is_added_up"], fn=trainer.strategy.reduce, rank_zero_only=entry["rank_zero_only"]
+        results[key] = result = make_result(
+            trainer,
+            entry["settings"],
+            reduction,
+            is_added_up=entry["is_added_up"],
+            rank_zero_only=entry["rank_zero_only"],
         )
-        results[key] = result = _ResultMetric(meta, is_tensor=meta.metric_attribute is None)
-        if meta.metric_attribute is not None:
-            result.value = attrgetter(meta.metric_attribute)(task)
+        if result.meta.metric_attribute is not None:
+            result.value = attrgetter(result.meta.metric_attribute)(task)
         for name, value in entry["values"].items():
             if name not in _VALUES:
                 raise KeyError(name)
             setattr(result, name, value.to(device))
-        result._update_count = 1
     metrics = dict(task.named_modules())
     for name, entry in sums["metrics"].items():
         metric = metrics.get(name)
@@ -99,8 +101,7 @@ def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epo
                 setattr(metric, state, _to(value, metric.device))
             metric._update_count = entry["updates"]
     if in_epoch:
-        # or Lightning takes the next batch for the epoch's first and starts the sums anew
-        trainer._logger_connector._first_loop_iter = True
+        keep_sums(trainer)
 
 
 def _copied(states: dict[str, Any]) -> dict[str, Any]:

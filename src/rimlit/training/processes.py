@@ -21,8 +21,6 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -31,6 +29,7 @@ from rimlit.console import say
 from rimlit.errors import ConfigError, ProcessError, StoppedError
 from rimlit.tracking.recording import RunRecorder
 from rimlit.training import watcher
+from rimlit.training._lightning import spare_this_process, starts_commands
 
 SLOW_MODULES = (
     "torch._dynamo",
@@ -249,9 +248,7 @@ class Guard:
             settings["address"], settings["token"] = agreed
             _write(companion, settings)
         self._companion = companion
-        for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver):  # Lightning's would kill this process with its children
-                thread._child_processes = []
+        spare_this_process()
         atexit.register(self._leave)
 
     # What the process says of itself
@@ -349,7 +346,7 @@ class Guard:
         """End the process, also where the main thread is blocked."""
         self._report(message)
         launcher = self.trainer.strategy.launcher
-        if self._companion is None and isinstance(launcher, _SubprocessScriptLauncher):
+        if self._companion is None and starts_commands(launcher):
             launcher.kill(signal.SIGKILL)  # those that are not watched yet
         sys.stdout.flush()
         sys.stderr.flush()

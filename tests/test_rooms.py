@@ -1,0 +1,78 @@
+"""Rooms stay small: a file that is longer says at its top why."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import rimlit
+
+ROOT = Path(rimlit.__file__).parent
+MOST_LINES = 450
+FILES = sorted(path for suffix in ("py", "cpp", "h") for path in ROOT.rglob(f"*.{suffix}"))
+
+TOO_LONG = {"backbones/rim.py", "kernels/cpu/loop.cpp", "kernels/triton/steps.py", "rl/ppo.py"}
+"""Files that are still to be cut; a file that has been is to be removed from here."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def lines_of(text: str) -> int:
+    return text.count("\n")
+
+
+def top_of(path: Path, text: str) -> str:
+    """The docstring of a module, or the comment that a file of C++ begins with."""
+    if path.suffix == ".py":
+        return ast.get_docstring(ast.parse(text)) or ""
+    found = re.match(r"(?:\s*//[^\n]*\n)+|\s*/\*.*?\*/", text, re.S)
+    return found[0] if found else ""
+
+
+def gives_a_reason(top: str) -> bool:
+    """Whether a top says ``Long because …`` in more than a few words."""
+    found = re.search(r"Long because (.+)", top, re.S)
+    return found is not None and len(found[1].split()) >= 4
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_short_or_says_why_not(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if lines_of(text) > MOST_LINES and name_of(path) not in TOO_LONG:
+        assert gives_a_reason(top_of(path, text)), f"{name_of(path)} has {lines_of(text)} lines"
+
+
+def test_files_that_are_still_to_be_cut_are_there_and_too_long() -> None:
+    found = {name_of(path) for path in FILES if lines_of(path.read_text(encoding="utf-8")) > MOST_LINES}
+    assert found >= TOO_LONG
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "expected"),
+    [
+        ("py", '"""One table.\n\nLong because the table has a row for each case.\n"""\n', True),
+        ("py", '"""One table. Long because it is."""\n', False),
+        ("py", '"""One table."""\n# Long because the table has a row for each case.\n', False),
+        ("cpp", "// The loop.\n// Long because the compiler inlines it whole.\nint x;\n", True),
+        ("h", "/* Long because the compiler inlines it whole. */\n", True),
+        ("cpp", "int x;\n// Long because the compiler inlines it whole.\n", False),
+    ],
+)
+def test_a_reason_stands_at_the_top_in_words(suffix: str, text: str, expected: bool) -> None:
+    assert gives_a_reason(top_of(Path(f"a.{suffix}"), text)) is expected
+
+
+def test_the_command_line_of_the_process_is_read_in_one_place() -> None:
+    """It is written for Lightning, which starts other processes with it, and put back by ``rimlit.fit``."""
+    readers = [
+        name_of(path)
+        for path in FILES
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if ast.unparse(node) in ("sys.argv", "sys.argv[1:]") and isinstance(getattr(node, "ctx", None), ast.Load)
+    ]
+    assert {name for name in readers if name not in ("cli/fit.py", "cli/run.py")} == {"cli/__init__.py"}
+    assert (ROOT / "cli/run.py").read_text(encoding="utf-8").count("sys.argv") == 1
