@@ -251,7 +251,7 @@ def test_a_backbone_without_mechanisms_logs_and_draws_nothing(tmp_path: Path) ->
     assert not (tmp_path / "figures").exists()
 
 
-def test_what_is_counted_is_what_the_backbone_did(tmp_path: Path) -> None:
+def test_the_counts_are_those_of_the_backbone_s_activity(tmp_path: Path) -> None:
     """The callback's shares are those of the activity that ordinary forwards report."""
     task = make_copying_task(backbone=SMALL_RIM)
     data = make_copying()
