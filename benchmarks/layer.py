@@ -29,8 +29,7 @@ BASE = f"nn.LSTM({SIZE})"
 NO_DROPOUT = {"input_dropout": 0.0, "communication_dropout": 0.0}
 PAPER = {
     "input_value_size": 400,
-    "communication_key_size": 16,
-    "communication_value_size": 16,
+    "communication": {"key_size": 16, "value_size": 16},
     **NO_DROPOUT,
 }
 

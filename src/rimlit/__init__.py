@@ -6,6 +6,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rimlit._version import __version__
+
 if TYPE_CHECKING:
     from rimlit.backbones import (
         DNC,
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from rimlit.heads import HeadFactory
     from rimlit.spec import trust
     from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task, load_checkpoint
-
-__version__ = "0.2.0.dev0"
 
 __all__ = [
     "DNC",

@@ -6,8 +6,6 @@ import sys
 import sysconfig
 import traceback
 
-import rimlit
-
 
 def causes(error: BaseException) -> list[BaseException]:
     """Return an error and what led to it, the outermost first."""
@@ -47,7 +45,7 @@ _OUT_OF_MEMORY = (
     r"can't allocate memory|out of memory|bad_?alloc|^MemoryError|^OutOfMemoryError|ArrayMemoryError|"
     r"Unable to allocate"
 )
-PACKAGE = os.path.dirname(os.path.abspath(rimlit.__file__))
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _INSTALLED = tuple({*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix})
 
 

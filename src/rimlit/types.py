@@ -15,11 +15,15 @@ G     gate pre-activations of a cell, G = 4·d
 ====  =============================================
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from rimlit.errors import ConfigError
 
 State: TypeAlias = Any
 """A NamedTuple, or nested tuple, of tensors whose first dimension is B."""
@@ -58,6 +62,44 @@ class GRUState(NamedTuple):
     hidden: Tensor
 
 
+@loads_as_data
+class CarryingLSTMState(NamedTuple):
+    """State of a RIM with LSTM cells that has a part which carries something through time."""
+
+    hidden: Tensor
+    memory: Tensor
+    carried: Tensor
+
+
+@loads_as_data
+class CarryingGRUState(NamedTuple):
+    """State of a RIM with GRU cells that has a part which carries something through time."""
+
+    hidden: Tensor
+    carried: Tensor
+
+
+_CARRYING: dict[type, Any] = {LSTMState: CarryingLSTMState, GRUState: CarryingGRUState}
+
+
+def carrying_type(state_type: Any) -> Any:
+    """Return the NamedTuple with the fields of ``state_type`` and one more, ``carried``."""
+    if state_type not in _CARRYING:
+        fields = (*state_type._fields, "carried")
+        _CARRYING[state_type] = namedtuple(f"Carrying{state_type.__name__}", fields)
+    return _CARRYING[state_type]
+
+
+def carried_of(state: State) -> Tensor | None:
+    """Return what a part carries in ``state``, or None."""
+    return getattr(state, "carried", None)
+
+
+def with_carried(state: State, carried: Tensor | None) -> State:
+    """Return ``state`` with one more field, ``carried``, where there is something to carry."""
+    return state if carried is None else carrying_type(type(state))(*state, carried)
+
+
 class SequenceBatch(NamedTuple):
     """A batch of sequences, padded at the end where their lengths differ."""
 
@@ -70,6 +112,49 @@ class SequenceBatch(NamedTuple):
         """Steps that are not padding: (B, T) bool."""
         steps = torch.arange(self.inputs.shape[1], device=self.lengths.device)
         return steps < self.lengths[:, None]
+
+
+class MechanismsActivity(Protocol):
+    """What the mechanisms of one layer did in a sequence."""
+
+    @property
+    def active(self) -> Tensor:
+        """Which were active: (B, T, M) bool."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A backbone with mechanisms, whose activity can be read while it runs.
+
+    Callbacks and tasks ask for this protocol and never for a class: any backbone that has these members is drawn
+    and counted.
+    """
+
+    num_layers: int
+    num_mechanisms: int
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the activity of forward passes is being recorded."""
+
+    def watch(self, hook: Callable[[tuple[MechanismsActivity, ...]], None]) -> AbstractContextManager[None]:
+        """Call ``hook`` with the activity of every layer in each forward inside the ``with`` block."""
+
+    def record_activity(self) -> AbstractContextManager[Sequence[MechanismsActivity]]:
+        """Yield a list to which each forward inside the ``with`` block adds the activity of every layer."""
+
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Record no activity inside the ``with`` block."""
+
+
+@runtime_checkable
+class Looped(Protocol):
+    """A backbone whose steps run in one of several time loops."""
+
+    backend: str
+
+    def resolve_backend(self, num_slots: int = 1, device: torch.device | None = None) -> tuple[str, str]:
+        """Return the name of the loop that a forward takes now, or would take on ``device``, and why."""
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:
@@ -99,7 +184,7 @@ def conform_state(state: Any, like: State) -> State:
         like: A state of the same sizes, such as the initial one.
 
     Raises:
-        ValueError: The number of fields, a shape, a device or a kind of number differs.
+        ConfigError: The number of fields, a shape, a device or a kind of number differs.
     """
 
     def fit(part: Any, like: State) -> State:
@@ -117,8 +202,8 @@ def conform_state(state: Any, like: State) -> State:
         fitting = map(fit, parts, like)
         return type(like)(*fitting) if hasattr(like, "_fields") else type(like)(fitting)
 
-    def mismatch() -> ValueError:
-        return ValueError(f"state must be {_describe(like)}, batch first; got {_describe(state)}.")
+    def mismatch() -> ConfigError:
+        return ConfigError(f"state must be {_describe(like)}, batch first; got {_describe(state)}.")
 
     return fit(state, like)
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from rimlit import RIM
-from rimlit.kernels import SCANS, Activity
+from rimlit.kernels import Activity
+from rimlit.mechanisms import LeastNull
 from rimlit.types import map_state
 from tests.conftest import counting_tensor, random_tensor
-from tests.laws.backbone_cases import SMALL
+from tests.laws.backbone_cases import SMALL, nested
 
+FAST = ("eager", "function", "cpu")
 BATCH, STEPS, D, M, SIZE = 4, 5, 3, 5, 4
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -26,9 +28,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     "paper_gru": {"cell": "gru"},
     "official_lstm": {"preset": "official"},
     "official_gru": {"preset": "official", "cell": "gru"},
-    "heads": {"input_heads": 2, "share_input_projection": False},
+    "heads": {"input_heads": 2, "input_sharing": "independent"},
     "across_mechanisms": {"selection": "across_mechanisms"},
-    "silent": {"communication": False},
+    "silent": {"communication": "none"},
 }
 every_choice = pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 
@@ -36,7 +38,7 @@ every_choice = pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 def make_rim(**arguments: Any) -> RIM:
     """A small RIM in float64, each mechanism with an initial state of its own."""
     defaults: dict[str, Any] = {"num_mechanisms": M, "num_active": 2, "learn_initial_state": True, **SMALL}
-    rim = RIM(D, M * SIZE, **{**defaults, **arguments}).double()
+    rim = RIM(D, M * SIZE, **nested({**defaults, **arguments})).double()
     with torch.no_grad():
         for parameter in rim.parameters():
             parameter.mul_(2)  # scores that differ clearly
@@ -57,7 +59,7 @@ def activity_of(rim: RIM, inputs: Tensor, state: Any = None) -> tuple[Tensor, An
 def scores_of(rim: RIM, inputs: Tensor, hidden: Tensor) -> Tensor:
     """Scores (B, M, I, N) of one step's slots (B, N, D) for hidden states (B, M, d), without null."""
     layer = rim.layers[0]
-    heads = layer.options.input_heads
+    heads = layer.input_heads
     query = torch.einsum("bmd,mdk->bmk", hidden, layer.input_query.weight).unflatten(-1, (heads, -1))
     weight = layer.input_key.weight.expand(rim.num_mechanisms, -1, -1)
     key = torch.einsum("bnx,mxk->bmnk", inputs, weight).unflatten(-1, (heads, -1))
@@ -88,9 +90,9 @@ def test_different_samples_and_steps_have_different_winners() -> None:
     assert len(activity.active.flatten(0, 1).unique(dim=0)) > 2
 
 
-@pytest.mark.parametrize("share_input_projection", [True, False])
-def test_with_one_slot_and_one_head_least_null_means_the_largest_score(share_input_projection: bool) -> None:
-    rim, inputs = make_rim(share_input_projection=share_input_projection), make_inputs(steps=1)
+@pytest.mark.parametrize("input_sharing", ["shared", "independent"])
+def test_with_one_slot_and_one_head_least_null_means_the_largest_score(input_sharing: str) -> None:
+    rim, inputs = make_rim(input_sharing=input_sharing), make_inputs(steps=1)
     _, _, activity = activity_of(rim, inputs)
     scores = scores_of(rim, inputs[:, :1].squeeze(1)[:, None], rim.initial_state(BATCH).hidden[:, 0])[:, :, 0, 0]
     torch.testing.assert_close(activity.null_attention[:, 0], torch.sigmoid(-scores))
@@ -98,11 +100,11 @@ def test_with_one_slot_and_one_head_least_null_means_the_largest_score(share_inp
     assert torch.equal(activity.active[:, 0], winners(-activity.null_attention[:, 0], 2))
 
 
-@pytest.mark.parametrize("share_input_projection", [True, False])
+@pytest.mark.parametrize("input_sharing", ["shared", "independent"])
 def test_with_several_slots_and_one_head_least_null_means_the_largest_logsumexp(
-    share_input_projection: bool,
+    input_sharing: str,
 ) -> None:
-    rim, inputs = make_rim(share_input_projection=share_input_projection), make_inputs(slots=3, steps=1)
+    rim, inputs = make_rim(input_sharing=input_sharing), make_inputs(slots=3, steps=1)
     _, _, activity = activity_of(rim, inputs)
     scores = scores_of(rim, inputs[:, 0], rim.initial_state(BATCH).hidden[:, 0])[:, :, 0]
     torch.testing.assert_close(activity.null_attention[:, 0], 1 / (1 + scores.exp().sum(dim=-1)))
@@ -189,7 +191,7 @@ def test_inactive_mechanisms_keep_their_state_bit_for_bit(
 
 
 def test_the_memory_of_an_active_mechanism_does_not_hear_communication() -> None:
-    silent, talking = make_rim(communication=False), make_rim()
+    silent, talking = make_rim(communication="none"), make_rim()
     talking.load_state_dict(silent.state_dict(), strict=False)
     inputs = make_inputs(steps=1)
     _, alone, _ = activity_of(silent, inputs)
@@ -225,7 +227,7 @@ def test_under_paper_an_inactive_mechanism_that_is_read_gets_a_gradient() -> Non
     assert (read[~active] > 0).all()
     detached, active = gradient_of(preset="official")
     assert (detached[~active] == 0).all()
-    silent, active = gradient_of(communication=False)
+    silent, active = gradient_of(communication="none")
     assert (silent[~active] == 0).all()
     assert (silent[active] > 0).all()
 
@@ -263,32 +265,28 @@ def test_defaults_are_the_paper_s() -> None:
     assert (rim.num_mechanisms, rim.num_active) == (6, 4)
     assert layer.input_query.weight.shape == (6, 100, 64)
     assert layer.input_value.weight.shape == (1, 7, 400)
-    assert layer.communication.weight.shape == (6, 100, 4 * (32 + 32 + 32))
-    assert layer.communication_output.weight.shape == (6, 4 * 32, 100)
-    assert layer.communication_output.bias is None
-    assert layer.options.inactive == "preserved"
+    assert type(layer.selection) is LeastNull
+    assert (layer.selection.margin, layer.selection.graded, layer.selection.dynamic) == ("none", False, False)
+    assert (layer.soft_cap, layer.score_bias) == (None, None)
+    assert layer.communication.projection.weight.shape == (6, 100, 4 * (32 + 32 + 32))
+    assert layer.communication.output.weight.shape == (6, 4 * 32, 100)
+    assert (layer.communication.output_kind, layer.communication.inactive) == ("linear", "preserved")
     assert (layer.input_dropout, layer.communication_dropout) == (0.1, 0.1)
 
 
-def test_the_preset_fills_only_what_is_none() -> None:
+def test_the_preset_fills_only_what_is_not_given() -> None:
     official = RIM(3, 12, preset="official").layers[0]
-    assert official.options.inactive == "candidate"
-    assert official.options.communication_output == "gated"
-    assert official.communication.weight.shape == (6, 2, 4 * 48)
-    assert official.communication_output.weight.shape == (1, 4 * 16, 4)
+    assert (official.communication.output_kind, official.communication.inactive) == ("gated", "candidate")
+    assert official.communication.projection.weight.shape == (6, 2, 4 * 48)
+    assert official.communication.output.weight.shape == (1, 4 * 16, 4)
     given = RIM(
         3,
         12,
         preset="official",
-        inactive="preserved",
-        communication_output="linear",
-        communication_key_size=5,
-        communication_value_size=7,
+        communication={"inactive": "preserved", "key_size": 5, "value_size": 7},
     ).layers[0]
-    assert given.options.inactive == "preserved"
-    assert given.options.communication_output == "linear"
-    assert given.options.communication_key_size == 5
-    assert given.communication.weight.shape == (6, 2, 4 * (5 + 5 + 7))
+    assert (given.communication.output_kind, given.communication.inactive) == ("gated", "preserved")
+    assert given.communication.projection.weight.shape == (6, 2, 4 * (5 + 5 + 7))
 
 
 def test_a_layer_reads_the_features_of_the_one_below_as_one_slot() -> None:
@@ -301,9 +299,9 @@ def test_a_layer_reads_the_features_of_the_one_below_as_one_slot() -> None:
 
 def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
     torch.manual_seed(0)
-    plain = RIM(3, 12).layers[0].cell_bias
+    plain = RIM(3, 12).layers[0].dynamics.bias.weight[:, 0]
     torch.manual_seed(0)
-    raised = RIM(3, 12, forget_bias=1.5).layers[0].cell_bias
+    raised = RIM(3, 12, cell={"forget_bias": 1.5}).layers[0].dynamics.bias.weight[:, 0]
     torch.testing.assert_close(raised - plain, torch.tensor([0.0, 0, 1.5, 1.5, 0, 0, 0, 0]).expand(6, 8))
 
 
@@ -317,11 +315,11 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"input_heads": 0}, r"input_heads must be at least 1; got input_heads=0\."),
         ({"input_key_size": 0}, r"input_key_size must be at least 1; got input_key_size=0\."),
         ({"input_value_size": 0}, r"input_value_size must be at least 1; got input_value_size=0\."),
-        ({"communication_heads": 0}, r"communication_heads must be at least 1; got communication_heads=0\."),
-        ({"communication_key_size": 0}, r"communication_key_size must be .*; got communication_key_size=0\."),
+        ({"communication.heads": 0}, r"^communication: heads must be at least 1; got heads=0\."),
+        ({"communication.key_size": 0}, r"^communication: key_size must be .*; got key_size=0\."),
         (
-            {"communication_value_size": -2},
-            r"communication_value_size must be .*; got communication_value_size=-2\.",
+            {"communication.value_size": -2},
+            r"^communication: value_size must be .*; got value_size=-2\.",
         ),
         (
             {"hidden_size": 100},
@@ -334,45 +332,51 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"communication_dropout": -0.5}, r"communication_dropout must be .*; got communication_dropout=-0\.5\."),
         ({"dropout": 2.0}, r"dropout must be .*; got dropout=2\.0\."),
         ({"preset": "papers"}, r"preset must be one of paper, official; got preset='papers'\."),
-        ({"cell": "rnn"}, r"cell must be one of lstm, gru; got cell='rnn'\."),
-        ({"selection": "top"}, r"selection must be one of least_null, across_mechanisms; got selection='top'\."),
-        ({"communication_output": "sum"}, r"must be one of linear, tanh, gated; got communication_output='sum'\."),
-        ({"inactive": "frozen"}, r"inactive must be one of preserved, candidate; got inactive='frozen'\."),
-        ({"backend": "fast"}, r"backend must be one of auto, reference, eager.*; got backend='fast'\."),
+        ({"cell": "rnn"}, r"cell must be one of gru, lstm, or a class path; got cell='rnn'\."),
+        (
+            {"selection": "top"},
+            r"selection must be one of .*across_mechanisms.*least_null.*, or a class path; got selection='top'\.",
+        ),
+        ({"communication.output": "sum"}, r"must be one of linear, tanh, gated, cell_gate; got output='sum'\."),
+        (
+            {"communication.inactive": "frozen"},
+            r"inactive must be one of preserved, candidate; got inactive='frozen'\.",
+        ),
+        ({"backend": "fast"}, r"backend must be one of auto, cpu, function, eager.*; got backend='fast'\."),
         (
             {"input_attention": False},
             r"input_attention=False .* needs num_active=num_mechanisms .*; got num_active=4, num_mechanisms=6",
         ),
         (
             {"input_attention": False, "num_active": 6, "selection": "across_mechanisms"},
-            r"and selection='least_null'; got .* selection='across_mechanisms'\.",
+            r"and a plain 'least_null' as selection; got .* selection=AcrossMechanisms\(\)\.",
         ),
         (
-            {"cell": "gru", "forget_bias": 1.0},
-            r"forget_bias needs cell='lstm'; got forget_bias=1\.0, cell='gru'\.",
+            {"cell": {"class_path": "gru", "init_args": {"forget_bias": 1.0}}},
+            r"^cell: GRUDynamics takes no arguments; got forget_bias=1\.0\.",
         ),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused_with_its_value(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RIM(**{"input_size": 3, "hidden_size": 12, **arguments})
+        RIM(**nested({"input_size": 3, "hidden_size": 12, **arguments}))
 
 
 def test_without_input_attention_and_communication_a_mechanism_is_an_lstm_of_the_whole_input() -> None:
-    rim = make_rim(input_attention=False, num_active=M, communication=False, input_value_size=7)
+    rim = make_rim(input_attention=False, num_active=M, communication="none", input_value_size=7)
     layer, inputs = rim.layers[0], make_inputs()
     features, _, activity = activity_of(rim, inputs)
     assert activity.active.all()
     for mechanism, own in enumerate(features.unflatten(-1, (M, SIZE)).unbind(dim=2)):
         lstm = torch.nn.LSTM(inputs.shape[-1], SIZE, batch_first=True, dtype=inputs.dtype)
-        values = layer.input_value.weight[0] @ layer.cell_input.weight[mechanism]
+        values = layer.input_value.weight[0] @ layer.dynamics.input.weight[mechanism]
         order = torch.cat(
             [torch.arange(2 * SIZE), torch.arange(3 * SIZE, 4 * SIZE), torch.arange(2 * SIZE, 3 * SIZE)]
         )
         with torch.no_grad():  # torch has the new memory before the output gate
             lstm.weight_ih_l0.copy_(values.t()[order])
-            lstm.weight_hh_l0.copy_(layer.cell_hidden.weight[mechanism].t()[order])
-            lstm.bias_ih_l0.copy_(layer.cell_bias[mechanism][order])
+            lstm.weight_hh_l0.copy_(layer.dynamics.hidden.weight[mechanism].t()[order])
+            lstm.bias_ih_l0.copy_(layer.dynamics.bias.weight[mechanism, 0][order])
             lstm.bias_hh_l0.zero_()
         initial = rim.initial_state(len(inputs))
         start = tuple(part[:, 0, mechanism].unsqueeze(0).contiguous() for part in initial)
@@ -392,7 +396,7 @@ def test_without_input_attention_there_are_no_slots_to_choose_from() -> None:
 
 
 @pytest.mark.parametrize("slots", [None, 3])
-@pytest.mark.parametrize("backend", ["reference", *SCANS])
+@pytest.mark.parametrize("backend", ["reference", *FAST])
 @every_choice
 def test_a_record_holds_mask_and_attention_of_a_normal_forward(
     choice: dict[str, Any], backend: str, slots: int | None
@@ -403,7 +407,10 @@ def test_a_record_holds_mask_and_attention_of_a_normal_forward(
     assert torch.equal(features, expected)
     assert activity.null_attention.shape == (BATCH, STEPS, M)
     assert activity.slot_attention.shape == (BATCH, STEPS, M, slots or 1)
-    total = activity.null_attention + activity.slot_attention.sum(dim=-1)
+    slots_together = activity.slot_attention.sum(dim=-1)
+    if choice.get("selection") == "across_mechanisms":  # there is no null slot: 1 − a mechanism's share
+        slots_together = activity.slot_attention.mean(dim=-1)
+    total = activity.null_attention + slots_together
     torch.testing.assert_close(total, torch.ones_like(total))
     assert not activity.slot_attention.requires_grad
     if "communication" in choice:
@@ -459,7 +466,7 @@ def test_an_unknown_backend_in_the_environment_is_refused_with_the_known_ones(
 ) -> None:
     monkeypatch.setenv("RIMLIT_BACKEND", "warp")
     with pytest.raises(
-        ValueError, match=r"RIMLIT_BACKEND must be one of auto, reference, .*got RIMLIT_BACKEND='warp'"
+        ValueError, match=r"RIMLIT_BACKEND must be one of auto, cpu, function, .*got RIMLIT_BACKEND='warp'"
     ):
         make_rim()(make_inputs())
 
@@ -504,19 +511,28 @@ STEPPED = {
     "gru": {"cell": "gru"},
     "official": {"preset": "official"},
     "official_gru": {"preset": "official", "cell": "gru"},
-    "heads": {"input_heads": 2, "share_input_projection": False},
+    "heads": {"input_heads": 2, "input_sharing": "independent"},
     "across": {"selection": "across_mechanisms"},
-    "silent": {"communication": False},
-    "tanh": {"communication_output": "tanh"},
+    "silent": {"communication": "none"},
+    "tanh": {"communication.output": "tanh"},
+    "cell_gate": {"communication.output": "cell_gate", "cell": "gru"},
+    "continuous": {"selection": {"margin": "scores"}},
+    "dynamic_capped": {
+        "selection": {"dynamic": True, "graded": True},
+        "soft_cap": 2.0,
+        "score_bias": 0.5,
+    },
+    "shared": {"sharing": "shared"},
     "two_layers": {"num_layers": 2},
 }
 
 
 @pytest.mark.parametrize("input_size", [1, 40])  # where folding pays and where it does not
-@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("options", STEPPED.values(), ids=STEPPED)
 def test_a_stepper_gives_what_a_sequence_gives(options: dict[str, Any], backend: str, input_size: int) -> None:
-    rim = RIM(input_size, 30, num_mechanisms=5, num_active=2, learn_initial_state=True, backend=backend, **options)
+    sizes = {"num_mechanisms": 5, "num_active": 2, "learn_initial_state": True, "backend": backend}
+    rim = RIM(input_size, 30, **nested({**sizes, **options}))
     rim = rim.double().eval()
     inputs = random_tensor(3, 4, input_size, dtype=torch.float64)
     expected, last = rim(inputs)
@@ -605,7 +621,7 @@ def test_inputs_of_another_type_than_the_weights_are_refused(checkpoint_every: i
         rim(torch.ones(2, 6, 4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("backend", SCANS)
+@pytest.mark.parametrize("backend", FAST)
 def test_tokens_outside_the_table_are_refused(backend: str) -> None:
     rim = RIM(2, 12, num_mechanisms=3, num_active=2, backend=backend)
     with pytest.raises(IndexError):

@@ -21,6 +21,10 @@ class Bits(DataModule):
     input_size = 1
     depth = 3
 
+    @property
+    def horizon(self):
+        return 2 * self.depth
+
     def datasets(self, split):
         bits = torch.arange(160).view(16, 10, 1) % 2
         return {"": TensorDataset(bits.float(), bits.cumsum(dim=1) % 2)}
@@ -50,6 +54,17 @@ class Keywords(Named):
     def __init__(self, *args, depth: int, **kwargs):
         super().__init__(*args, **kwargs)
         assert depth == 3
+
+
+class Far(Keywords):
+    def __init__(self, *, horizon: int = 1, **kwargs):
+        super().__init__(**kwargs)
+        assert horizon == 6
+
+
+class Farther(Far):
+    def __init__(self, backbone, **kwargs):
+        super().__init__(backbone=backbone, **kwargs)
 """
 OPTIONS = (
     "--trust=mine",
@@ -81,7 +96,7 @@ def mine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["Named", "Unannotated", "Keywords"])
+@pytest.mark.parametrize("name", ["Named", "Unannotated", "Keywords", "Far", "Farther"])
 def test_every_factory_and_size_reaches_a_task_whose_author_did_not_name_them(mine: Path, name: str) -> None:
     succeed("fit", f"--model=mine.{name}", *OPTIONS, *FACTORIES, f"--name={name}")
     checkpoint = read_checkpoint(mine / f"runs/bits/{name}/checkpoints/last.ckpt")
@@ -91,7 +106,9 @@ def test_every_factory_and_size_reaches_a_task_whose_author_did_not_name_them(mi
     assert arguments["encoder"]["class_path"] == "rimlit.encoders.Identity"
     assert arguments["scheduler"]["init_args"]["step_size"] == 1
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.25
-    sizes = {"input_size": 1, "depth": 3} if name == "Keywords" else {"input_size": 1}
+    sizes = {"input_size": 1}
+    sizes |= {} if name in ("Named", "Unannotated") else {"depth": 3}
+    sizes |= {"horizon": 6} if name.startswith("Far") else {}
     assert checkpoint["rimlit"]["sizes"] == sizes
 
 

@@ -198,6 +198,13 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
         1,
         ["ValueError: mine [own_callback_on_fit_start.py, line 6"],
     ),
+    "own use of a backbone": (
+        lambda: own_code(
+            "CopyingTask", "def training_step(self, batch, _): return self.backbone(batch.inputs)", "--model=OWN"
+        ),
+        2,
+        ["inputs must be non-empty, (B, T, input_size)", "[own_copyingtask_training_step.py, line 6, in"],
+    ),
     "own constructor": (
         lambda: own_code("Copying", "def __init__(self, a: int = 1): raise ValueError('mine')", "--data=OWN"),
         2,

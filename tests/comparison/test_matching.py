@@ -22,8 +22,7 @@ SMALL_MECHANISMS = partial(
     num_mechanisms=3,
     num_active=2,
     input_key_size=4,
-    communication_key_size=4,
-    communication_value_size=4,
+    communication={"key_size": 4, "value_size": 4},
 )
 
 
@@ -177,7 +176,7 @@ def test_flops_of_an_lstm_and_a_gru_are_two_for_each_weight_of_a_product() -> No
     assert GRU(10, 20).flops_per_step() == 2 * 3 * 20 * (10 + 20)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"preset": "official"}, {"cell": "gru"}, {"communication": False}])
+@pytest.mark.parametrize("arguments", [{}, {"preset": "official"}, {"cell": "gru"}, {"communication": "none"}])
 def test_flops_of_a_rim_that_is_all_active_are_those_torch_counts(arguments: dict[str, Any]) -> None:
     rim = RIM(10, 24, num_mechanisms=4, num_active=4, backend="eager", **arguments)
     scores = 2 * 4 * 64  # the eager loop folds keys into queries, and its dot products are elementwise
@@ -192,7 +191,7 @@ def test_an_inactive_mechanism_costs_its_score_only() -> None:
     communication = d * head + 4 * 32 * d + 4 * 4 * (32 + 32)
     assert steps == {2 * (dynamics + communication)}
     candidates = [
-        RIM(10, 24, num_mechanisms=4, num_active=active, inactive="candidate").flops_per_step()
+        RIM(10, 24, num_mechanisms=4, num_active=active, communication={"inactive": "candidate"}).flops_per_step()
         for active in (1, 4)
     ]
     assert candidates[1] == counts[3]

@@ -1,4 +1,4 @@
-"""Encoders of frames: shapes, sizes of the paper, slots, what every frame depends on, refusals."""
+"""Encoders of frames: sizes of the paper, slots, refusals."""
 
 from typing import Any
 
@@ -7,34 +7,10 @@ import torch
 from torch import nn
 
 from rimlit.encoders import ConvolutionalEncoder, DenseEncoder
-from tests.conftest import random_tensor
-
-
-def frames(batch: int = 2, time: int = 3, size: int = 16) -> torch.Tensor:
-    return (random_tensor(batch, time, size, size, seed=1) > 0).to(torch.uint8)
 
 
 def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-ENCODERS: dict[str, dict[str, Any]] = {
-    "convolutional": {"cls": ConvolutionalEncoder, "channels": (2, 3, 4)},
-    "slots": {"cls": ConvolutionalEncoder, "channels": (2, 3), "position_wise": True},
-    "dense": {"cls": DenseEncoder, "hidden_sizes": (5,)},
-}
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_a_frame_is_encoded_by_itself_and_every_parameter_gets_a_gradient(name: str) -> None:
-    options = dict(ENCODERS[name])
-    encoder = options.pop("cls")(16, 6, **options)
-    encoded = encoder(frames())
-    assert encoded.shape == ((2, 3, 16, 6) if name == "slots" else (2, 3, 6))
-    assert encoder.output_size == 6
-    torch.testing.assert_close(encoder(frames()[1:, 2:]), encoded[1:, 2:], rtol=1e-4, atol=1e-5)
-    encoded.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in encoder.parameters())
 
 
 def test_by_default_the_convolutions_have_the_published_sizes() -> None:

@@ -6,34 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from rimlit.encoders import Encoder, GridEncoder, ScreenEncoder
+from rimlit.encoders import GridEncoder, ScreenEncoder
 from rimlit.errors import DataError
 from tests.conftest import random_tensor
 
 
 def screens(batch: int = 2, time: int = 3, side: int = 36) -> torch.Tensor:
     return (random_tensor(batch, time, 4, side, side, seed=1).abs() * 90).clamp(0, 255).to(torch.uint8)
-
-
-def views(batch: int = 2, time: int = 3) -> torch.Tensor:
-    return (random_tensor(batch, time, 3, 4, 2, seed=2).abs() * 4).clamp(0, 15).to(torch.uint8)
-
-
-def make(cls: type[Encoder]) -> tuple[Encoder, torch.Tensor]:
-    if cls is ScreenEncoder:
-        return ScreenEncoder((4, 36, 36), 6), screens()
-    return GridEncoder((3, 4, 2), 6, cell_size=5), views()
-
-
-@pytest.mark.parametrize("cls", [ScreenEncoder, GridEncoder])
-def test_an_observation_is_encoded_by_itself_and_every_parameter_gets_a_gradient(cls: type[Encoder]) -> None:
-    torch.manual_seed(0)
-    encoder, inputs = make(cls)
-    encoded = encoder(inputs)
-    assert encoded.shape == (2, 3, 6) and encoder.output_size == 6
-    torch.testing.assert_close(encoder(inputs[1:, 2:]), encoded[1:, 2:], rtol=1e-4, atol=1e-5)
-    encoded.sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in encoder.parameters())
 
 
 def test_by_default_the_screens_pass_the_network_of_the_paper() -> None:

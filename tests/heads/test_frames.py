@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from rimlit.heads import DenseHead, FrameHead, SlotMixtureHead
@@ -28,23 +27,6 @@ def test_the_resize_convolution_is_doubling_and_then_a_convolution_in_outputs_an
     slow = torch.autograd.grad((plain() * weight).sum(), leaves)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
-HEADS: dict[str, nn.Module] = {
-    "frame": FrameHead(12, 256, 3, hidden_size=6, channels=(4, 3, 2)),
-    "mixture": SlotMixtureHead(12, 256, 3, hidden_size=6, channels=(4, 3, 2)),
-    "dense": DenseHead(12, 256, 3, hidden_size=6),
-}
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_draws_every_step_by_itself_and_every_parameter_gets_a_gradient(name: str) -> None:
-    head, features = HEADS[name], random_tensor(2, 3, 12)
-    drawn = head(features)
-    assert drawn.shape == (2, 3, 256)
-    torch.testing.assert_close(head(features[1:, 2:]), drawn[1:, 2:], rtol=1e-4, atol=1e-5)
-    drawn.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
 
 
 def test_by_default_the_decoder_has_the_published_sizes() -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rimlit import RIM
-from rimlit.kernels import graphs, resolve_backend
+from rimlit.kernels import graphs
 from tests.conftest import counting_tensor, random_tensor
 from tests.kernels.test_backends import CASES, assert_agree, run
 from tests.kernels.test_triton import ONE_SLOT, TILES, TOLERANCE, compiled
@@ -341,11 +341,10 @@ def test_on_the_cpu_nothing_is_copied_or_kept() -> None:
     assert not graphs._graphs.launched
 
 
-def test_auto_says_that_the_loop_is_captured_on_a_gpu() -> None:
-    name, reason = resolve_backend("auto", torch.device("cuda"), torch.float32)
+def test_on_a_gpu_auto_takes_the_loop_that_is_captured() -> None:
+    name, reason = RIM(4, 12).resolve_backend(device=torch.device("cuda"))
     assert name == "function"
-    assert reason == "torch.float32 on cuda: one autograd.Function, captured in a CUDA graph"
-    assert "graph" not in resolve_backend("auto", torch.device("meta"), torch.float32)[1]
+    assert reason.startswith("cpu: runs float32 and float64 on the CPU; got weights of torch.float32 on cuda")
 
 
 # On a GPU: launched, recorded, replayed

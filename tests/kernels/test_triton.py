@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from rimlit import RIM
-from rimlit.kernels import resolve_backend, triton
+from rimlit.errors import ConfigError
+from rimlit.kernels import triton
 from tests.conftest import random_tensor
-from tests.kernels.test_backends import CASES, CPU, assert_agree, run
+from tests.kernels.test_backends import CASES, assert_agree, loop_of, run
 from tests.laws.backbone_cases import SMALL
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -39,9 +40,9 @@ TILES: dict[str, Any] = {
     "resets": True,
     "input_key_size": 5,
     "input_value_size": 7,
-    "communication_heads": 2,
-    "communication_key_size": 9,
-    "communication_value_size": 17,
+    "communication.heads": 2,
+    "communication.key_size": 9,
+    "communication.value_size": 17,
 }
 
 TOLERANCE = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-11}}
@@ -87,7 +88,7 @@ def test_the_kernels_agree_in_everything(case: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "dtype"),
     [
-        ({"communication_output": "tanh", "selection": "across_mechanisms", "input_heads": 2}, torch.float32),
+        ({"communication.output": "tanh", "selection": "across_mechanisms", "input_heads": 2}, torch.float32),
         pytest.param({"preset": "official", "cell": "gru"}, torch.float64, marks=pytest.mark.slow),
     ],
     ids=["lstm", "official_gru"],
@@ -176,8 +177,8 @@ def make_rim(backend: str = "triton", **arguments: Any) -> RIM:
     [
         (torch.float32, {"resets": True}),
         (torch.float32, {"preset": "official", "cell": "gru", "dropped": True, "input_heads": 2}),
-        (torch.float64, {"communication_output": "tanh", "selection": "across_mechanisms"}),
-        (torch.float32, {"communication": False, "num_mechanisms": 1, "num_active": 1}),
+        (torch.float64, {"communication.output": "tanh", "selection": "across_mechanisms"}),
+        (torch.float32, {"communication": "none", "num_mechanisms": 1, "num_active": 1}),
     ],
     ids=["lstm", "official_gru", "double", "silent"],
 )
@@ -188,9 +189,9 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(
     steps, _ = triton.load()
     launched = CompiledSteps(steps)
     monkeypatch.setattr(triton, "load", lambda: (launched, "compiled"))
-    monkeypatch.setattr("rimlit.backbones.rim.resolve_backend", lambda *_: ("triton", "for this test"))
+    monkeypatch.setattr("rimlit.backbones.rim.choose_loop", lambda *_: ("triton", "for this test"))
     run("triton", {"steps": 2, **case}, dtype)
-    number = 3 if case.get("communication") is False else 7
+    number = 3 if case.get("communication") == "none" else 7
     assert len(launched.names) == number
 
 
@@ -232,23 +233,38 @@ class CompiledSteps:
 
 def test_the_loop_is_refused_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "load", lambda: (None, "Triton is missing"))
-    with pytest.raises(ValueError, match=r"backend='triton' runs .* on CUDA devices, .*; got .*float32 on cpu\."):
-        resolve_backend("triton", CPU, torch.float32)
-    cuda = torch.device("cuda")
     with pytest.raises(
-        ValueError, match=r"backend='triton' runs float32 and float64 .*; got .*bfloat16 on cuda\."
+        ConfigError, match=r"backend='triton': this loop is not there: Triton is missing\. Allowed"
     ):
-        resolve_backend("triton", cuda, torch.bfloat16)
-    assert resolve_backend("triton", cuda, torch.float32) == ("function", "Triton is missing")
+        loop_of("triton", torch.device("cuda"))
 
 
 @compiled
 def test_the_loop_is_taken_on_a_gpu_if_asked_for_and_not_by_auto() -> None:
     cuda = torch.device("cuda")
-    assert resolve_backend("triton", cuda, torch.float32)[0] == "triton"
-    assert resolve_backend("auto", cuda, torch.float32)[0] == "function"
-    with pytest.raises(ValueError, match=r"got weights of torch\.float32 on cpu"):
-        resolve_backend("triton", CPU, torch.float32)
+    assert loop_of("triton", cuda)[0] == "triton"
+    assert loop_of("auto", cuda)[0] == "function"
+    with pytest.raises(ConfigError, match=r"this loop runs .* got weights of torch\.float32 on cpu"):
+        loop_of("triton")
+    with pytest.raises(ConfigError, match=r"this loop runs float32 and float64 .*; got .*bfloat16 on cuda"):
+        loop_of("triton", cuda, torch.bfloat16)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"selection": {"margin": "scores"}, "learn_initial_state": True}, "does not know margins"),
+        ({"soft_cap": 3.0}, "does not know a cap"),
+        ({"communication": {"output": "cell_gate"}}, "does not know communication through the cell's gate"),
+    ],
+)
+def test_what_the_kernels_do_not_know_is_refused_with_the_reason(arguments: dict[str, Any], reason: str) -> None:
+    rim = RIM(4, 12, backend="triton", **arguments)
+    with pytest.raises(ConfigError, match=reason):
+        rim.resolve_backend(device=torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"reads one input slot; got 2"):
+        RIM(4, 12, backend="triton").resolve_backend(2, torch.device("cuda"))
 
 
 def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

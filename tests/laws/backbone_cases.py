@@ -1,23 +1,20 @@
 """Every backbone that exists, found by introspection, and the variants of it that the laws are tried on."""
 
-import importlib
-import inspect
-import pkgutil
 from typing import Any
 
 import pytest
 
-import rimlit.backbones
 from rimlit.backbones import Backbone
+from rimlit.testing import classes_in
 
 INPUT_SIZE, HIDDEN_SIZE = 5, 24
 
 SMALL: dict[str, Any] = {
     "input_key_size": 5,
     "input_value_size": 7,
-    "communication_heads": 2,
-    "communication_key_size": 3,
-    "communication_value_size": 4,
+    "communication.heads": 2,
+    "communication.key_size": 3,
+    "communication.value_size": 4,
 }
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -26,10 +23,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "official": {"preset": "official", **SMALL},
         "official_gru": {"preset": "official", "cell": "gru", "learn_initial_state": True, **SMALL},
         "two_layers": {"num_layers": 2, "dropout": 0.2, "learn_initial_state": True, **SMALL},
-        "heads": {"input_heads": 3, "share_input_projection": False, "learn_initial_state": True, **SMALL},
+        "heads": {"input_heads": 3, "input_sharing": "independent", "learn_initial_state": True, **SMALL},
         "across_mechanisms": {"selection": "across_mechanisms", "learn_initial_state": True, **SMALL},
-        "across_heads": {"selection": "across_mechanisms", "input_heads": 2, "forget_bias": 1.0, **SMALL},
-        "silent": {"communication": False, "num_active": 2, "learn_initial_state": True, **SMALL},
+        "across_heads": {"selection": "across_mechanisms", "input_heads": 2, "cell.forget_bias": 1.0, **SMALL},
+        "silent": {"communication": "none", "num_active": 2, "learn_initial_state": True, **SMALL},
         "all_active": {"num_mechanisms": 3, "num_active": 3, **SMALL},
         "unattended": {"input_attention": False, "num_active": 6, "learn_initial_state": True, **SMALL},
         "single": {"num_mechanisms": 1, "num_active": 1, **SMALL},
@@ -68,17 +65,20 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def nested(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments, with those of a part, such as ``communication.heads``, in a mapping."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        part, _, inner = name.partition(".")
+        if not inner:
+            found[part] = value
+        elif isinstance(found.setdefault(part, {}), dict):
+            found[part][inner] = value
+    return found
+
+
 def backbone_classes() -> list[type[Backbone]]:
-    """Import every module of the package; return the concrete backbones in it."""
-    for module in pkgutil.walk_packages(rimlit.backbones.__path__, "rimlit.backbones."):
-        importlib.import_module(module.name)
-    found, queue = [], [Backbone]
-    while queue:
-        cls = queue.pop()
-        queue.extend(cls.__subclasses__())
-        if cls.__module__.startswith("rimlit.") and not inspect.isabstract(cls):
-            found.append(cls)
-    return sorted(set(found), key=lambda cls: cls.__name__)
+    return classes_in("rimlit.backbones", Backbone)
 
 
 def backbone_cases() -> list[Any]:
@@ -92,4 +92,4 @@ def backbone_cases() -> list[Any]:
 
 def make_backbone(cls: type[Backbone], arguments: dict[str, Any]) -> Backbone:
     """Build a small backbone of ``cls``."""
-    return cls(INPUT_SIZE, HIDDEN_SIZE, **arguments)  # type: ignore[call-arg]
+    return cls(INPUT_SIZE, HIDDEN_SIZE, **nested(arguments))  # type: ignore[call-arg]

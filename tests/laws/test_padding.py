@@ -1,19 +1,18 @@
 """Padding never changes a result: every backbone, every kind of input and target."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from rimlit.backbones import Backbone
 from rimlit.data import Sequences
 from rimlit.spec import path_of
 from rimlit.tasks import ClassificationTask, RegressionTask, Task
-from rimlit.types import SequenceBatch
-from tests.laws.backbone_cases import HIDDEN_SIZE, INPUT_SIZE, backbone_cases
+from rimlit.testing.tasks import check_batch_scores_as_its_sequences
+from tests.laws.backbone_cases import HIDDEN_SIZE, INPUT_SIZE, backbone_cases, nested
 
 LENGTHS = np.array([5, 2, 7, 1, 3, 4, 6, 2, 5, 3])
 KINDS: dict[str, dict[str, Any]] = {
@@ -45,33 +44,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_task(cls: type[Backbone], arguments: dict[str, Any], data: Sequences) -> Task:
-    """A task for ``data`` in float64 without dropout."""
+    """A task for ``data``."""
     is_class = data.layout.target == "label" or data.layout.tokens
-    task = (ClassificationTask if is_class else RegressionTask)(
-        {"class_path": path_of(cls), "init_args": {"hidden_size": HIDDEN_SIZE, **arguments}},
+    return (ClassificationTask if is_class else RegressionTask)(
+        {"class_path": path_of(cls), "init_args": {"hidden_size": HIDDEN_SIZE, **nested(arguments)}},
         output_size=data.output_size,
         input_size=data.input_size,
         vocabulary_size=data.vocabulary_size,
         embedding_size=INPUT_SIZE,
     )
-    return task.double().eval()
-
-
-def doubled(batch: SequenceBatch) -> SequenceBatch:
-    parts = (part.double() if part.is_floating_point() else part for part in batch)
-    return SequenceBatch(*parts)
-
-
-def scores(task: Task, batches: list[SequenceBatch]) -> dict[str, float]:
-    metrics = task.metrics()
-    for batch in batches:
-        for metric in metrics.values():
-            metric.update(*task.scored(task(batch.inputs)[0], batch))
-    return {name: metric.compute().item() for name, metric in metrics.items()}
-
-
-def gradients(task: Task, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(task.parameters()), allow_unused=True, materialize_grads=True))
 
 
 EVERYWHERE = ("label", "next_step")
@@ -89,20 +70,7 @@ CASES = [
 def test_a_padded_batch_scores_and_trains_as_its_sequences_one_by_one(
     files: Path, cls: type[Backbone], arguments: dict[str, Any], kind: str
 ) -> None:
-    data = Sequences(str(files / f"{kind}.npz"), **KINDS[kind], seed=1)
-    task, dataset = make_task(cls, arguments, data), data.datasets("train")[""]
-    samples = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
-    together = doubled(data.collate(samples))
-    alone = [doubled(data.collate([sample])) for sample in samples]
-    assert len(set(together.lengths.tolist())) > 1, "nothing is padded"
-
-    assert scores(task, [together]) == pytest.approx(scores(task, alone), rel=1e-9)
-    number = together.lengths.sum() if together.targets.dim() > 1 + (kind == "value") else len(samples)
-    total = torch.zeros((), dtype=torch.float64)
-    for batch in alone:
-        share = batch.lengths.sum() if number != len(samples) else 1
-        total = total + task.loss(task(batch.inputs)[0], batch) * share / number
-    loss = task.loss(task(together.inputs)[0], together)
-    torch.testing.assert_close(loss, total, rtol=1e-9, atol=1e-12)
-    for one, other in zip(gradients(task, loss), gradients(task, total), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    data = Sequences(str(files / f"{kind}.npz"), **KINDS[kind], batch_size=6, seed=1)
+    batch = next(iter(data.train_dataloader()))
+    assert len(set(batch.lengths.tolist())) > 1, "nothing is padded"
+    check_batch_scores_as_its_sequences(partial(make_task, cls, arguments, data), data, rtol=1e-8)

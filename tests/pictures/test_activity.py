@@ -3,16 +3,20 @@
 import io
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from rimlit.backbones import LSTM
 from rimlit.pictures.activity import MechanismActivity, Usage, UsageCounter, draw_activity
 from rimlit.tasks import CopyingTask
+from rimlit.types import Watched
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_copying, make_copying_task, make_trainer, quiet
 
 pytestmark = quiet
@@ -249,6 +253,62 @@ def test_a_backbone_without_mechanisms_logs_and_draws_nothing(tmp_path: Path) ->
     metrics = metrics_of(tmp_path, make_copying_task(backbone=SMALL_LSTM), MechanismActivity())
     assert not [name for name in metrics if name.startswith("mechanisms")]
     assert not (tmp_path / "figures").exists()
+
+
+class Report(NamedTuple):
+    """The activity of a layer, in a class of its own."""
+
+    active: Tensor
+
+
+class Alternating(LSTM):
+    """A backbone of another kind whose two mechanisms take turns."""
+
+    num_mechanisms = 2
+
+    def __init__(self, input_size: int, hidden_size: int = 12) -> None:
+        super().__init__(input_size, hidden_size)
+        self.hooks: list[Any] = []
+
+    def forward(self, inputs: Tensor, state: Any = None, resets: Tensor | None = None) -> tuple[Tensor, Any]:
+        is_even = torch.arange(inputs.shape[1]) % 2 == 0
+        active = torch.stack([is_even, ~is_even], dim=-1).expand(len(inputs), -1, -1)
+        for hook in self.hooks:
+            hook((Report(active),))
+        return super().forward(inputs, state, resets)
+
+    @property
+    def is_watched(self) -> bool:
+        return bool(self.hooks)
+
+    @contextmanager
+    def watch(self, hook: Any) -> Iterator[None]:
+        self.hooks.append(hook)
+        yield
+        self.hooks.remove(hook)
+
+    @contextmanager
+    def record_activity(self) -> Iterator[list[Any]]:
+        activities: list[Any] = []
+        with self.watch(activities.extend):
+            yield activities
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        hooks, self.hooks = self.hooks, []
+        yield
+        self.hooks = hooks
+
+
+def test_any_backbone_that_can_be_watched_is(tmp_path: Path) -> None:
+    assert isinstance(Alternating(3), Watched) and not isinstance(LSTM(3, 4), Watched)
+    callback = MechanismActivity()
+    make_trainer(tmp_path, callbacks=[callback]).test(
+        make_copying_task(backbone=Alternating), make_copying(), verbose=False
+    )
+    usage = json.loads((tmp_path / "mechanisms.json").read_text())
+    assert usage["mechanisms/span_6/switch_rate"] == 1 and usage["mechanisms/span_6/dead"] == 0
+    assert (tmp_path / "figures/activity.png").is_file()
 
 
 def test_the_counts_are_those_of_the_backbone_s_activity(tmp_path: Path) -> None:

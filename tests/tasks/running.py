@@ -30,8 +30,7 @@ SMALL_RIM: dict[str, Any] = {
         "num_mechanisms": 3,
         "num_active": 2,
         "input_key_size": 4,
-        "communication_key_size": 4,
-        "communication_value_size": 4,
+        "communication": {"key_size": 4, "value_size": 4},
     },
 }
 SMALL_LSTM: dict[str, Any] = {"class_path": "rimlit.backbones.LSTM", "init_args": {"hidden_size": 12}}

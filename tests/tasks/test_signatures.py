@@ -21,7 +21,7 @@ from rimlit.encoders import Embedding, Encoder, Identity
 from rimlit.errors import ConfigError
 from rimlit.heads import AttentionHead, LinearHead
 from rimlit.tasks import CopyingTask, Task
-from rimlit.tasks.base import declared_sizes
+from rimlit.tasks.signatures import declared_sizes
 from tests.tasks.running import Named, make_trainer, quiet
 
 pytestmark = quiet

@@ -19,9 +19,7 @@ RIM = {
         "num_mechanisms": 3,
         "num_active": 2,
         "input_key_size": 16,
-        "communication_key_size": 16,
-        "communication_value_size": 16,
-        "communication_output": "tanh",
+        "communication": {"key_size": 16, "value_size": 16, "output": "tanh"},
         "learn_initial_state": True,
     },
 }

@@ -95,6 +95,13 @@ class Backbone(nn.Module, ABC):
         """
         return self.step
 
+    def penalty(self) -> Tensor | None:
+        """Return what a backbone adds to the loss after its last training forward, a scalar, or None."""
+        return None
+
+    def after_step(self) -> None:
+        """Run after each step of the optimiser; by default nothing."""
+
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence; by default all."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -154,19 +161,12 @@ def count_flops(module: nn.Module, inputs: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def require_positive(**sizes: int) -> None:
-    """Raise a ValueError that names the first of ``sizes`` that is below 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {name}={size}.")
-
-
 def require_input(
     backbone: Backbone, inputs: Tensor, resets: Tensor | None = None, *, allow_slots: bool = False
 ) -> None:
-    """Raise a ValueError, for slots a ConfigError, if ``inputs`` or ``resets`` are not what ``backbone`` reads."""
+    """Raise a ConfigError if ``inputs`` or ``resets`` are not what ``backbone`` reads."""
     if not isinstance(inputs, Tensor):
-        raise ValueError(
+        raise ConfigError(
             f"inputs must be a tensor (B, T, input_size); got a {type(inputs).__name__}. Of a PackedSequence pass "
             "the padded tensor, torch.nn.utils.rnn.pad_packed_sequence(inputs, batch_first=True)[0], and read "
             "each sequence's features at its last step."
@@ -182,7 +182,7 @@ def require_input(
     dimensions = (3, 4) if allow_slots else (3,)
     shapes = "(B, T, input_size)" + (" or (B, T, N, input_size)" if allow_slots else "")
     if inputs.dim() not in dimensions or inputs.shape[-1] != backbone.input_size or 0 in inputs.shape:
-        raise ValueError(
+        raise ConfigError(
             f"inputs must be non-empty, {shapes}; got shape {tuple(inputs.shape)}, "
             f"input_size={backbone.input_size}."
         )
@@ -191,13 +191,13 @@ def require_input(
 
 
 def require_tokens(backbone: Backbone, tokens: Tensor, table: Tensor, resets: Tensor | None = None) -> None:
-    """Raise a ValueError if ``tokens``, ``table`` or ``resets`` do not have the shape ``backbone`` reads."""
+    """Raise a ConfigError if ``tokens``, ``table`` or ``resets`` do not have the shape ``backbone`` reads."""
     if tokens.dim() != 2 or 0 in tokens.shape or tokens.is_floating_point():
-        raise ValueError(
+        raise ConfigError(
             f"tokens must be non-empty integers, (B, T); got {tokens.dtype} of shape {tuple(tokens.shape)}."
         )
     if table.dim() != 2 or table.shape[1] != backbone.input_size:
-        raise ValueError(
+        raise ConfigError(
             f"table must be (V, input_size); got shape {tuple(table.shape)}, input_size={backbone.input_size}."
         )
     if resets is not None:
@@ -206,17 +206,10 @@ def require_tokens(backbone: Backbone, tokens: Tensor, table: Tensor, resets: Te
 
 def _require_resets(inputs: Tensor, resets: Tensor) -> None:
     if resets.shape != inputs.shape[:2] or resets.dtype != torch.bool:
-        raise ValueError(
+        raise ConfigError(
             f"resets must be bool of shape (B, T) = {tuple(inputs.shape[:2])}; "
             f"got {resets.dtype} of shape {tuple(resets.shape)}."
         )
-
-
-def require_dropout(**dropouts: float) -> None:
-    """Raise a ValueError that names the first of ``dropouts`` outside [0, 1)."""
-    for name, dropout in dropouts.items():
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1; got {name}={dropout}.")
 
 
 class LearnedState(nn.Module):

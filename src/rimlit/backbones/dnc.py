@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import InitialState, MemoryBackbone
+from rimlit.checks import require_positive
 from rimlit.nn import LSTMController, address_content
 from rimlit.types import loads_as_data
 
@@ -48,7 +48,7 @@ class DNC(MemoryBackbone):
         forget_bias: What is added to the bias of the controller's forget gates at the start.
 
     Raises:
-        ValueError: A size is below 1.
+        ConfigError: A size is below 1.
 
     Example:
         >>> features, state = DNC(3, 8)(torch.ones(2, 5, 3))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import SteppedBackbone
+from rimlit.checks import require_positive
 from rimlit.types import loads_as_data
 
 
@@ -35,7 +35,7 @@ class EntNet(SteppedBackbone):
         num_slots: Slots, at least 1 (paper, bAbI: 20).
 
     Raises:
-        ValueError: A size is below 1.
+        ConfigError: A size is below 1.
 
     Example:
         >>> features, state = EntNet(3, 8)(torch.ones(2, 5, 3))

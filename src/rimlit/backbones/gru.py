@@ -17,7 +17,7 @@ class GRU(TorchRecurrent):
         learn_initial_state: Whether the initial state is learned; otherwise it is zero.
 
     Raises:
-        ValueError: A size is below 1 or the dropout out of range.
+        ConfigError: A size is below 1 or the dropout out of range.
 
     Example:
         >>> import torch

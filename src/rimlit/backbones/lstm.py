@@ -19,7 +19,7 @@ class LSTM(TorchRecurrent):
         forget_bias: What is added to the forget gates' bias at the start.
 
     Raises:
-        ValueError: A size is below 1 or the dropout out of range.
+        ConfigError: A size is below 1 or the dropout out of range.
 
     Example:
         >>> features, state = LSTM(3, 8)(torch.ones(2, 5, 3))

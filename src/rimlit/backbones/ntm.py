@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import InitialState, MemoryBackbone
+from rimlit.checks import require_positive
+from rimlit.errors import ConfigError
 from rimlit.nn import LSTMController, address_content
 from rimlit.types import loads_as_data
 
@@ -47,7 +48,7 @@ class NTM(MemoryBackbone):
         forget_bias: What is added to the bias of the controller's forget gates at the start.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ConfigError: An argument is out of its range.
 
     Example:
         >>> features, state = NTM(3, 8)(torch.ones(2, 5, 3))
@@ -78,7 +79,7 @@ class NTM(MemoryBackbone):
             num_write_heads=num_write_heads,
         )
         if not 0 <= max_shift < num_locations:
-            raise ValueError(
+            raise ConfigError(
                 f"max_shift must be at least 0 and below num_locations; got max_shift={max_shift}, "
                 f"num_locations={num_locations}."
             )

@@ -1,20 +1,15 @@
 """What the recurrent networks of ``torch.nn`` share: layers, resets, an optional learned initial state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import (
-    Backbone,
-    LearnedState,
-    layers_first,
-    require_dropout,
-    require_input,
-    require_positive,
-    segments,
-)
+from rimlit.backbones.base import Backbone, LearnedState, layers_first, require_input, segments
+from rimlit.checks import require_dropout, require_positive
+from rimlit.nn.surroundings import is_autocast_enabled, without_autocast
 from rimlit.types import State, conform_state, replace_state
 
 CELLS: dict[str, Callable[..., Any]] = {
@@ -114,9 +109,18 @@ class TorchRecurrent(Backbone):
         return state if hasattr(state, "_fields") else conform_state(state, self.initial_state(inputs.shape[0]))
 
     def _run(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        if is_autocast_enabled("cpu") and inputs.device.type == "cpu" and not _has_bfloat16():
+            with without_autocast("cpu"):  # torch's LSTM has no kernel for it there
+                return self._run(inputs.to(self.recurrent.all_weights[0][0].dtype), state)
         parts = layers_first(tuple(state))
         if len(parts) > 1:  # torch.nn takes and gives a tuple for the LSTM, one tensor for the others
             features, parts = self.recurrent(inputs, parts)
         else:
             features, *parts = self.recurrent(inputs, *parts)
         return features, layers_first(type(state)(*parts))
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    """Return whether this processor's oneDNN runs recurrent networks in bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import require_positive
 from rimlit.backbones.stepped import InitialState, SteppedBackbone
+from rimlit.checks import require_positive
+from rimlit.errors import ConfigError
 from rimlit.types import loads_as_data
 
 
@@ -40,7 +41,7 @@ class RMC(SteppedBackbone):
             memory in which slot i holds 1 at feature i, so that the slots differ.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ConfigError: An argument is out of its range.
 
     Example:
         >>> features, state = RMC(3, 24)(torch.ones(2, 5, 3))
@@ -64,7 +65,7 @@ class RMC(SteppedBackbone):
         require_positive(input_size=input_size, hidden_size=hidden_size, num_slots=num_slots, num_heads=num_heads)
         if hidden_size % num_slots:
             near = hidden_size - hidden_size % num_slots
-            raise ValueError(
+            raise ConfigError(
                 f"hidden_size must be divisible by num_slots; got hidden_size={hidden_size}, "
                 f"num_slots={num_slots} (near: {near or num_slots}, {near + num_slots})."
             )

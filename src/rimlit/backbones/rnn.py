@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from rimlit.backbones.recurrent import TorchRecurrent
-from rimlit.nn.choices import require_known
+from rimlit.checks import require_known
 from rimlit.types import GRUState
 
 
@@ -21,7 +21,7 @@ class RNN(TorchRecurrent):
         learn_initial_state: Whether the initial state is learned; otherwise it is zero.
 
     Raises:
-        ValueError: A size is below 1, the dropout out of range or the nonlinearity unknown.
+        ConfigError: A size is below 1, the dropout out of range or the nonlinearity unknown.
 
     Example:
         >>> import torch

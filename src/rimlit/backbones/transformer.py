@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import Backbone, require_dropout, require_input, require_positive
+from rimlit.backbones.base import Backbone, require_input
+from rimlit.checks import require_at_least, require_dropout, require_positive
+from rimlit.errors import ConfigError
 from rimlit.nn.surroundings import is_traced
 from rimlit.types import State, conform_state, loads_as_data
 
@@ -41,7 +43,7 @@ class Transformer(Backbone):
         dropout: Dropout on what each part adds, 0 to 1 (paper: .1).
 
     Raises:
-        ValueError: A size is below 1, the context below 2, the dropout out of range, or there are more heads than
+        ConfigError: A size is below 1, the context below 2, the dropout out of range, or there are more heads than
             features.
 
     Example:
@@ -72,11 +74,10 @@ class Transformer(Backbone):
         )
         require_dropout(dropout=dropout)
         if num_heads > hidden_size:
-            raise ValueError(
+            raise ConfigError(
                 f"num_heads must be at most hidden_size; got num_heads={num_heads}, hidden_size={hidden_size}."
             )
-        if context < 2:
-            raise ValueError(f"context must be at least 2; got context={context}.")
+        require_at_least(2, context=context)
         self.input_size = input_size
         self.output_size = self.hidden_size = hidden_size
         self.num_layers = num_layers

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from rimlit import __version__
+from rimlit._version import __version__
 from rimlit.cli.configs import list_configs, read_config
 from rimlit.cli.failures import translate
 from rimlit.console import guard_streams, say

@@ -24,12 +24,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from rimlit.backbones import RIM
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
-from rimlit.kernels import resolve_backend
 from rimlit.spec import Spec, find_class, flat_settings, non_default_arguments
 from rimlit.tasks import Task
+from rimlit.types import Looped
 
 
 def refuse_settings(config: Namespace) -> None:
@@ -128,11 +127,8 @@ def check_run(trainer: L.Trainer, task: Task, data: DataModule, *, is_fit: bool)
             "runs the training in copies of this process, which keep neither log nor checkpoint here. Use ddp."
         )
     for module in task.modules():
-        if isinstance(module, RIM) and module.backend != "auto":
-            try:
-                resolve_backend(module.backend, strategy.root_device, next(module.parameters()).dtype)
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
+        if isinstance(module, Looped) and module.backend != "auto":
+            module.resolve_backend(device=strategy.root_device)
     if is_fit:
         _check_monitors(trainer, task, data)
         _try_optimizer(task, strategy.root_device)

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
+from rimlit.checks import require_positive
 from rimlit.cli.arguments import resolve_configs, words_of
 from rimlit.cli.configs import find_config
 from rimlit.cli.failures import cause_of
@@ -183,8 +184,8 @@ def compare(
         raise ConfigError(
             f"seeds must be at least 1, or a list of seeds that are at least 0; got seeds={seeds!r}."
         )
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs must be at least 1; got jobs={jobs}.")
+    if jobs is not None:
+        require_positive(jobs=jobs)
     if match is not None and match not in MEASURES:
         raise ConfigError(f"match must be one of {', '.join(MEASURES)}; got match={match!r}.")
     try:

@@ -80,7 +80,8 @@ def translate(
         return error.__context__  # it ended the run, whose end met the same disk
     chain = causes(error)
     if isinstance(error, RimlitError):
-        return error
+        place = place_in_user_code(error) if type(error) is ConfigError else ""
+        return ConfigError(f"{str(error).rstrip('.')}{place}.") if place else error
     for link in chain:
         if is_out_of_memory(link):
             return RimlitError(_out_of_memory(link, settings or {}))

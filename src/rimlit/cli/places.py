@@ -15,7 +15,8 @@ from rimlit.cli.arguments import named_configs, read_yaml, value_of
 from rimlit.data import DataModule
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.spec import find_class
-from rimlit.tasks.base import build_saved
+from rimlit.tasks import Task
+from rimlit.tasks.saved import build_saved
 from rimlit.tracking.run_folder import RunFolder
 from rimlit.training.checkpointing import newest_checkpoint
 
@@ -130,7 +131,9 @@ def with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str
     saved, given = checkpoint["rimlit"], str(value_of(arguments, "--ckpt_path"))
     if "task" not in saved:
         raise CheckpointError(f"{given} holds weights of a module that is no task of rimlit.")
-    build_saved(saved["task"], given)  # a mistake that the parser finds later would be reported as the user's
+    build_saved(
+        saved["task"], given, Task
+    )  # a mistake that the parser finds later would be reported as the user's
     if saved.get("data") is None:
         raise CheckpointError(f"{given} was written without a data module: give --config or --model and --data.")
     # optimiser and scheduler are for training: a command that only reads the weights needs neither's class

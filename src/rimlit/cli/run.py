@@ -42,9 +42,8 @@ from rimlit.pictures.episodes import EpisodePictures
 from rimlit.pictures.rollouts import RolloutPictures
 from rimlit.spec import find_class, to_plain
 from rimlit.tasks import Task
-from rimlit.tasks.base import declared_sizes
 from rimlit.tasks.initializing import initialize
-from rimlit.tasks.signatures import FACTORIES
+from rimlit.tasks.signatures import FACTORIES, declared_sizes
 from rimlit.tracking import LocalMetrics, MLflowTracker
 from rimlit.tracking.optional import Gate, optional, protect
 from rimlit.tracking.process_names import is_of_this_machine, is_rank_zero

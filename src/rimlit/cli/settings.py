@@ -15,7 +15,7 @@ from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
 from rimlit.spec import build, find_class, flat_settings, to_plain, to_spec
 from rimlit.tasks import Task
-from rimlit.tasks.base import declared_sizes
+from rimlit.tasks.signatures import declared_sizes
 
 OF_ONE_RUN = (
     "name",

@@ -1,9 +1,10 @@
 """A metric of several models over training and over test groups, with bands over seeds."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rimlit.comparison.results import Comparison, floor_of, mean_and_deviation
+from rimlit.comparison.scores import Score, mean_and_deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,16 +14,30 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#B
 MARKERS = "osD^v<>P"
 
 
-def draw_metric(comparison: Comparison, metric: str) -> "Figure":
+Curve = Sequence[Sequence[float]]
+"""``[step, value]`` of one run."""
+
+
+def draw_metric(
+    metric: str,
+    curves: Mapping[str, Sequence[Curve]],
+    scores: Mapping[str, Mapping[str, Score | None]],
+    floor: float | None,
+) -> "Figure":
     """Draw a metric: on validation data over training steps, and on test data over the groups' number.
 
     Lines are means over seeds, bands and bars standard deviations. Groups whose names end in a number, such as
     ``span_50``, stand on an axis of numbers, others side by side.
+
+    Args:
+        metric: Its name.
+        curves: Validation scores of each run, by model.
+        scores: Test scores by model and group; ``""`` is the group where there is only one.
+        floor: The metric's floor.
     """
     from matplotlib.figure import Figure
 
-    curves = comparison.curves(metric)
-    groups = [name.rpartition("/")[0] for name in comparison.score_names if name.rpartition("/")[2] == metric]
+    groups = list(next(iter(scores.values()), {}))
     has_curves = any(curves.values())
     panels = int(has_curves) + int(bool(groups))
     figure = Figure(figsize=(max(panels, 1) * 5.2, 4.4), layout="constrained")
@@ -32,12 +47,12 @@ def draw_metric(comparison: Comparison, metric: str) -> "Figure":
         axis = axes.pop(0)
         for index, runs in enumerate(curves.values()):
             _draw_curve(axis, runs, index)
-        _draw_floor(axis, comparison, metric)
+        _draw_floor(axis, floor)
         axis.set(xlabel="training step", ylabel=words, title=f"validation, {words}")
         axis.xaxis.get_major_locator().set_params(integer=True)
     if groups:
-        _draw_groups(axes.pop(0), comparison, metric, groups)
-    handles = [_line(index, model) for index, model in enumerate(comparison.models)]
+        _draw_groups(axes.pop(0), metric, scores, floor)
+    handles = [_line(index, model) for index, model in enumerate(curves)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
     return figure
 
@@ -56,7 +71,7 @@ def _line(index: int, label: str):  # type: ignore[no-untyped-def]
     return Line2D([], [], label=label, markersize=4, **_style(index))  # type: ignore[arg-type]
 
 
-def _draw_curve(axis: "Axes", runs: list[list[list[float]]], index: int) -> None:
+def _draw_curve(axis: "Axes", runs: Sequence[Curve], index: int) -> None:
     """Draw the mean over runs at the steps that all of them have."""
     by_step: dict[float, list[float]] = {}
     for run in runs:
@@ -73,16 +88,19 @@ def _draw_curve(axis: "Axes", runs: list[list[list[float]]], index: int) -> None
     axis.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def _draw_groups(axis: "Axes", comparison: Comparison, metric: str, groups: list[str]) -> None:
+def _draw_groups(
+    axis: "Axes", metric: str, scores: Mapping[str, Mapping[str, Score | None]], floor: float | None
+) -> None:
+    groups = list(next(iter(scores.values())))
     numbers = [re.search(r"^(.*?)_?(\d+)$", group) for group in groups]
     kinds = {found[1] for found in numbers if found}
     is_numeric = all(numbers) and len(kinds) == 1
     places = (
         [float(found[2]) for found in numbers if found] if is_numeric else list(map(float, range(len(groups))))
     )
-    for index, model in enumerate(comparison.models):
-        scores = [comparison.score(model, f"{group}/{metric}" if group else metric) for group in groups]
-        points = [(place, score) for place, score in zip(places, scores, strict=True) if score is not None]
+    for index, by_group in enumerate(scores.values()):
+        pairs = zip(places, by_group.values(), strict=True)
+        points = [(place, score) for place, score in pairs if score is not None]
         style = _style(index) if is_numeric else {**_style(index), "linestyle": "none"}
         axis.errorbar(
             [place for place, _ in points],
@@ -92,15 +110,14 @@ def _draw_groups(axis: "Axes", comparison: Comparison, metric: str, groups: list
             markersize=5,
             **style,  # type: ignore[arg-type]
         )
-    _draw_floor(axis, comparison, metric)
+    _draw_floor(axis, floor)
     words = metric.replace("_", " ")
     axis.set(xlabel=kinds.pop().replace("_", " ") if is_numeric else "", ylabel=words, title=f"test, {words}")
     labels = [f"{place:g}" for place in places] if is_numeric else [group.replace("_", " ") for group in groups]
     axis.set_xticks(places, labels)
 
 
-def _draw_floor(axis: "Axes", comparison: Comparison, metric: str) -> None:
-    floor = floor_of(comparison.results["floors"], metric)
+def _draw_floor(axis: "Axes", floor: float | None) -> None:
     if floor is not None:
         axis.axhline(floor, color="#888888", linestyle=":", linewidth=1)
         axis.annotate("floor", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)

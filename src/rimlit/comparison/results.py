@@ -4,8 +4,7 @@ import csv
 import io
 import json
 import math
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -15,18 +14,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rimlit.comparison.figures import draw_metric
+from rimlit.comparison.scores import Score, floor_of, mean_and_deviation, number, title, written
 from rimlit.errors import DataError
 from rimlit.files import read_json, refuse_link, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Score(NamedTuple):
-    """Mean and standard deviation (n − 1) over seeds, None for a single one."""
-
-    mean: float
-    deviation: float | None
 
 
 class Cell(NamedTuple):
@@ -253,9 +247,19 @@ class Comparison:
 
     def figures(self) -> dict[str, "Figure"]:
         """Return a figure for each metric: over training steps, and over test groups that are numbers."""
-        from rimlit.comparison.figures import draw_metric
+        return {
+            metric: draw_metric(
+                metric, self.curves(metric), self._group_scores(metric), floor_of(self.results["floors"], metric)
+            )
+            for metric in self.results["metrics"]
+        }
 
-        return {metric: draw_metric(self, metric) for metric in self.results["metrics"]}
+    def _group_scores(self, metric: str) -> dict[str, dict[str, Score | None]]:
+        """Return a metric's test scores by model and group."""
+        names = [name for name in self.score_names if name.rpartition("/")[2] == metric]
+        return {
+            model: {name.rpartition("/")[0]: self.score(model, name) for name in names} for model in self.models
+        }
 
     def save(self, folder: Path) -> None:
         """Write ``results.json``, ``table.md``, ``table.csv`` and ``figures/``.
@@ -281,40 +285,6 @@ def _rich(header: list[str], lines: list[list[Cell]]) -> Table:
     for line in lines:
         table.add_row(*(Text(cell.text, style="bold" if cell.is_best else "") for cell in line))
     return table
-
-
-def mean_and_deviation(values: Iterable[float]) -> Score | None:
-    """Return mean and standard deviation (n − 1) of ``values``; None of none."""
-    values = list(values)
-    if not values:
-        return None
-    return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def floor_of(floors: Mapping[str, float], name: str) -> float | None:
-    """Return the floor of a score, the group's own or that of all."""
-    return floors.get(name, floors.get(name.rpartition("/")[2]))
-
-
-def title(name: str) -> str:
-    """Return a score's name for people: ``cross entropy, span 50``."""
-    group, _, metric = name.rpartition("/")
-    words = f"{metric}, {group}" if group else metric
-    return words.replace("_", " ").replace("/", ", ")
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Write a number so that the table stays readable: with ``digits`` behind the point where it is small."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def written(score: Score | None, *, digits: int = 3) -> str:
-    """Write a score."""
-    if score is None:
-        return "–"
-    return " ± ".join(number(part, digits) for part in score if part is not None)
 
 
 def is_published_data(known: Mapping[str, Any], data: Mapping[str, Any]) -> bool:

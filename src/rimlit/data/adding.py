@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rimlit.data.base import SPLITS, DataModule, Split, require_at_least
+from rimlit.checks import require_at_least
+from rimlit.data.base import SPLITS, DataModule, Split
 from rimlit.errors import ConfigError
 
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from rimlit.checks import require_at_least
 from rimlit.data.checks import CheckedCollate, FiniteIndexed, Indexed, Sizes
 from rimlit.data.sampling import (
     EpochBatches,
@@ -277,10 +278,3 @@ class TrainingLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take nothing."""
-
-
-def require_at_least(least: int, **values: int) -> None:
-    """Raise a ConfigError that names the first of ``values`` below ``least``."""
-    for name, value in values.items():
-        if value < least:
-            raise ConfigError(f"{name} must be at least {least}; got {name}={value}.")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rimlit.data.base import SPLITS, DataModule, Split, require_at_least
+from rimlit.checks import require_at_least
+from rimlit.data.base import SPLITS, DataModule, Split
 from rimlit.data.sampling import share_of
 from rimlit.errors import ConfigError
 from rimlit.metrics.frames import drawn_frame_scores, summarise

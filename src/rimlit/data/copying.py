@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from rimlit.data.base import SPLITS, DataModule, Split, require_at_least
+from rimlit.checks import require_at_least
+from rimlit.data.base import SPLITS, DataModule, Split
 from rimlit.errors import ConfigError
 from rimlit.metrics import IGNORED
 from rimlit.types import SequenceBatch

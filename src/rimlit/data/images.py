@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
-from rimlit.data.base import DataModule, Split, require_at_least
+from rimlit.checks import require_at_least
+from rimlit.data.base import DataModule, Split
 from rimlit.data.identity import digest_arrays, digest_parts
 from rimlit.data.image_sources import (
     LabelledImages,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rimlit.data.base import DataModule, Split, require_at_least
+from rimlit.checks import require_at_least
+from rimlit.data.base import DataModule, Split
 from rimlit.data.identity import digest_parts, digest_text
 from rimlit.data.reading import read_text, shown
 from rimlit.data.sampling import index_sampler, rank_and_world_size, share_of

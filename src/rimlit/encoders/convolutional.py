@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
 from rimlit.encoders.base import Encoder
+from rimlit.errors import ConfigError
 
 
 class ConvolutionalEncoder(Encoder):
@@ -22,7 +23,7 @@ class ConvolutionalEncoder(Encoder):
             embedding of its place added: the paper's input is a set (sec. 2). For backbones that read slots.
 
     Raises:
-        ValueError: A size is out of its range.
+        ConfigError: A size is out of its range.
 
     Example:
         >>> frames = torch.zeros(2, 5, 64, 64)
@@ -44,7 +45,7 @@ class ConvolutionalEncoder(Encoder):
         require_positive(frame_size=frame_size, output_size=output_size, num_convolutions=len(channels))
         require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
         if frame_size % 2 ** len(channels):
-            raise ValueError(
+            raise ConfigError(
                 f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."
             )
         self.input_size = frame_size

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
 from rimlit.encoders.base import Encoder
 
 
@@ -17,7 +17,7 @@ class DenseEncoder(Encoder):
         hidden_sizes: Widths of the layers before the last.
 
     Raises:
-        ValueError: A size is below 1.
+        ConfigError: A size is below 1.
 
     Example:
         >>> import torch

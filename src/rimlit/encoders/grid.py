@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
 from rimlit.encoders.base import Encoder
-from rimlit.errors import DataError
+from rimlit.errors import ConfigError, DataError
 
 VALUES = 16
 """Values that each integer of a cell may have, from 0: MiniGrid has 11 objects, 6 colours and 4 states."""
@@ -23,7 +23,7 @@ class GridEncoder(Encoder):
         cell_size: Features of a cell, at least 1.
 
     Raises:
-        ValueError: A size is out of its range.
+        ConfigError: A size is out of its range.
 
     Example:
         >>> view = torch.zeros(2, 5, 7, 7, 3, dtype=torch.uint8)
@@ -37,7 +37,7 @@ class GridEncoder(Encoder):
         super().__init__()
         require_positive(output_size=output_size, cell_size=cell_size)
         if len(observation_shape) != 3 or min(observation_shape) < 1:
-            raise ValueError(
+            raise ConfigError(
                 "observation_shape must be (height, width, integers of a cell); "
                 f"got observation_shape={tuple(observation_shape)}."
             )

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
 from rimlit.encoders.base import Encoder
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
 from rimlit.encoders.base import Encoder
+from rimlit.errors import ConfigError
 
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (32, 3, 1))  # channels, side of the kernel, stride
 
@@ -23,7 +24,7 @@ class ScreenEncoder(Encoder):
         output_size: Features, at least 1; 510 as in the paper.
 
     Raises:
-        ValueError: A size is out of its range.
+        ConfigError: A size is out of its range.
 
     Example:
         >>> screens = torch.zeros(2, 5, 4, 84, 84, dtype=torch.uint8)
@@ -35,7 +36,7 @@ class ScreenEncoder(Encoder):
         super().__init__()
         require_positive(output_size=output_size)
         if len(observation_shape) != 3 or min(observation_shape) < 1 or min(observation_shape[1:]) < 36:
-            raise ValueError(
+            raise ConfigError(
                 "observation_shape must be (screens, height, width), height and width at least 36; "
                 f"got observation_shape={tuple(observation_shape)}."
             )

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_dropout, require_positive
+from rimlit.checks import require_dropout, require_positive
 from rimlit.errors import ConfigError
 from rimlit.heads.base import Head
 
@@ -32,7 +32,7 @@ class AttentionHead(Head):
 
     Raises:
         ConfigError: The query is unknown.
-        ValueError: A size is below 1 or the dropout out of range.
+        ConfigError: A size is below 1 or the dropout out of range.
 
     Example:
         >>> AttentionHead(12, 3, num_mechanisms=4, num_heads=2)(torch.ones(2, 5, 12)).shape

@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
+from rimlit.errors import ConfigError
 
 
 class Head(nn.Module, ABC):
@@ -19,14 +20,14 @@ class Head(nn.Module, ABC):
             without mechanisms. A task takes it from the backbone.
 
     Raises:
-        ValueError: A size is below 1, or the features do not fall into ``num_mechanisms`` equal parts.
+        ConfigError: A size is below 1, or the features do not fall into ``num_mechanisms`` equal parts.
     """
 
     def __init__(self, input_size: int, output_size: int, num_mechanisms: int = 1) -> None:
         super().__init__()
         require_positive(input_size=input_size, output_size=output_size, num_mechanisms=num_mechanisms)
         if input_size % num_mechanisms:
-            raise ValueError(
+            raise ConfigError(
                 f"input_size must be divisible by num_mechanisms; got input_size={input_size}, "
                 f"num_mechanisms={num_mechanisms}."
             )

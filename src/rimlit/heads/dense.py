@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
 from rimlit.heads.base import Head
 
 
@@ -16,7 +16,7 @@ class DenseHead(Head):
         hidden_size: Width of the hidden layer, at least 1.
 
     Raises:
-        ValueError: A size is below 1.
+        ConfigError: A size is below 1.
 
     Example:
         >>> import torch

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
+from rimlit.errors import ConfigError
 from rimlit.heads.base import Head
 
 
@@ -46,11 +47,11 @@ def side_of(output_size: int) -> int:
     """Return the side of a square frame of ``output_size`` pixels.
 
     Raises:
-        ValueError: It is no square.
+        ConfigError: It is no square.
     """
     side = math.isqrt(output_size)
     if side**2 != output_size:
-        raise ValueError(
+        raise ConfigError(
             "output_size must be a square frame's number of pixels, as with prediction='pixels'; got "
             f"output_size={output_size}."
         )
@@ -74,7 +75,7 @@ class FrameDecoder(nn.Sequential):
         require_positive(hidden_size=hidden_size, num_convolutions=len(channels))
         require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
         if frame_size % 2 ** len(channels):
-            raise ValueError(
+            raise ConfigError(
                 f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."
             )
         side = frame_size // 2 ** len(channels)
@@ -100,7 +101,7 @@ class FrameHead(Head):
         channels: Channels of the first map and of each but the last resize convolution, which writes the frame.
 
     Raises:
-        ValueError: A size is out of its range.
+        ConfigError: A size is out of its range.
 
     Example:
         >>> FrameHead(12, 64 * 64)(torch.zeros(2, 5, 12)).shape

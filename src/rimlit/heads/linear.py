@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.base import require_dropout
+from rimlit.checks import require_dropout
 from rimlit.heads.base import Head
 
 

@@ -25,7 +25,7 @@ class SlotMixtureHead(Head):
         channels: Channels of the decoder's first map and of each but the last resize convolution.
 
     Raises:
-        ValueError: A size is out of its range.
+        ConfigError: A size is out of its range.
 
     Example:
         >>> head = SlotMixtureHead(12, 16 * 16, num_mechanisms=4)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_dropout, require_positive
+from rimlit.checks import require_dropout, require_positive
 from rimlit.heads.base import Head
 from rimlit.nn import GroupedLinear
 
@@ -22,7 +22,7 @@ class SumHead(Head):
         dropout: Dropout on the features, 0 to 1.
 
     Raises:
-        ValueError: A size is below 1 or the dropout out of range.
+        ConfigError: A size is below 1 or the dropout out of range.
 
     Example:
         >>> head = SumHead(12, 3, num_mechanisms=4, hidden_size=8)

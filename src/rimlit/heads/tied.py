@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import require_dropout, require_positive
+from rimlit.checks import require_dropout, require_positive
 
 
 class TiedHead(nn.Module):

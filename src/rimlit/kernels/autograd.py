@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels import eager
-from rimlit.kernels.layer import Activity, Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, describe, steps_of
 from rimlit.kernels.projection import Projected
+from rimlit.mechanisms import Keep, LayerWeights, RIMLayer
 from rimlit.nn.surroundings import without_autocast
 from rimlit.types import GRUState, LSTMState, State
 
@@ -36,6 +37,7 @@ class Operands(NamedTuple):
     communication: MaybeTensor
     communication_output: MaybeTensor
     communication_bias: MaybeTensor
+    score_bias: MaybeTensor  # (M,)
 
 
 class Setting(NamedTuple):
@@ -45,14 +47,25 @@ class Setting(NamedTuple):
     tokens: MaybeTensor  # (T, B): rows of keys and values that the steps read
     resets: MaybeTensor  # (B, T) bool
     keep: Keep
+    offset: MaybeTensor  # (T or 1, M, B or 1)
     record: bool
     is_differentiated: bool
     checkpoint_every: int | None = None  # see LayerInputs
+    layer: RIMLayer | None = None  # for derivatives of derivatives
+
+    def offset_at(self, step: int) -> MaybeTensor:
+        """Return what is added to the relevance in a step, (M, B or 1)."""
+        return None if self.offset is None else self.offset[step if len(self.offset) > 1 else 0]
 
     @property
     def records_null(self) -> bool:
         """Whether a loop returns the attention to the null slot; across mechanisms there is none."""
         return self.record and self.options.selection == "least_null"
+
+    @property
+    def has_totals(self) -> bool:
+        """Whether the derivative of the gates reads the heads' scores one by one."""
+        return self.options.is_gated and self.options.input_heads > 1
 
     def steps(self, steps: slice) -> "Setting":
         """Return the setting of these steps."""
@@ -60,6 +73,7 @@ class Setting(NamedTuple):
             tokens=None if self.tokens is None else self.tokens[steps],
             resets=None if self.resets is None else self.resets[:, steps],
             keep=self.keep.steps(steps),
+            offset=steps_of(self.offset, steps),
         )
 
 
@@ -73,6 +87,9 @@ class Outputs(NamedTuple):
     attention: Tensor  # (B, T, M, I, N)
     null_attention: MaybeTensor  # (B, T, M): mean over heads, only where Setting.records_null
     communication: MaybeTensor  # (B, T, M, M), only where it is recorded
+    gate: MaybeTensor  # (B, T, M), only where LayerOptions.is_gated; 0 where inactive
+    relevance: MaybeTensor  # the same
+    total: MaybeTensor  # (B, T, M, I): logsumexp of each head's scores, only where Setting.has_totals
 
 
 Gradients = tuple[Tensor, Tensor, MaybeTensor]
@@ -97,12 +114,14 @@ class Loop(Protocol):
 
 
 def differentiate(
-    loop: Loop, projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs
+    loop: Loop, projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs
 ) -> LayerResult:
     """Run ``loop`` over all steps, under autograd where a gradient is asked for."""
-    dtype = weights.cell_hidden.dtype
-    state, initial = inputs.state, inputs.initial
+    dtype = weights.cell_input.dtype
+    state, initial, options = inputs.state, inputs.initial, describe(layer)
     has_memory = options.cell == "lstm"
+    cell_hidden, cell_bias = weights.dynamics
+    communication, communication_output, communication_bias = weights.communication or (None, None, None)
     operands = Operands(
         keys=projected.keys.to(dtype),
         values=projected.values.to(dtype),
@@ -112,11 +131,12 @@ def differentiate(
         initial_memory=initial.memory if has_memory else None,
         input_query=None if projected.keys_hold_query else weights.input_query,
         cell_input=None if projected.values_hold_cell else weights.cell_input,
-        cell_hidden=weights.cell_hidden,
-        cell_bias=weights.cell_bias,
-        communication=weights.communication,
-        communication_output=weights.communication_output,
-        communication_bias=weights.communication_bias,
+        cell_hidden=cell_hidden,
+        cell_bias=cell_bias,
+        communication=communication,
+        communication_output=communication_output,
+        communication_bias=communication_bias,
+        score_bias=weights.score_bias,
     )
     is_differentiated = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in operands
@@ -126,9 +146,11 @@ def differentiate(
         projected.tokens,
         inputs.resets,
         inputs.keep,
+        None if inputs.offset is None else inputs.offset.detach().to(dtype),
         inputs.record,
         is_differentiated,
         inputs.checkpoint_every,
+        layer,
     )
     with without_autocast(state.hidden.device.type):
         if is_differentiated:
@@ -141,8 +163,8 @@ def differentiate(
 
 def _activity(outputs: Outputs) -> Activity:
     slots = outputs.attention.mean(dim=3)  # (B, T, M, N)
-    null = 1 - slots.sum(dim=-1) if outputs.null_attention is None else outputs.null_attention
-    return Activity(outputs.active, null, slots, outputs.communication)
+    null = 1 - slots.mean(dim=-1) if outputs.null_attention is None else outputs.null_attention
+    return Activity(outputs.active, null, slots, outputs.communication, outputs.gate)
 
 
 class _Scan(torch.autograd.Function):
@@ -203,24 +225,27 @@ def _differentiable_gradients(
         values_hold_cell=operands.cell_input is None,
         tokens=setting.tokens,
     )
+    communicates = operands.communication is not None
     weights = LayerWeights(
         input_query=operands.input_query,
         input_key=operands.keys,  # has done its work: the keys and values are there
         input_value=operands.values,
-        cell_input=operands.cell_input,
-        cell_hidden=operands.cell_hidden,
-        cell_bias=operands.cell_bias,
-        communication=operands.communication,
-        communication_output=operands.communication_output,
-        communication_bias=operands.communication_bias,
+        # where the values hold it, nothing but its type is read
+        cell_input=operands.cell_hidden if operands.cell_input is None else operands.cell_input,
+        score_bias=operands.score_bias,
+        dynamics=(operands.cell_hidden, operands.cell_bias),
+        communication=tuple(operands[10:13]) if communicates else (),
     )
     state: State = GRUState(operands.hidden)
     initial: State = GRUState(operands.initial_hidden)
     if operands.memory is not None:
         state = LSTMState(operands.hidden, operands.memory)
         initial = LSTMState(operands.initial_hidden, operands.initial_memory)
-    inputs = LayerInputs(operands.keys, None, state, initial, setting.resets, setting.keep, record=False)
-    result = eager.scan(projected, weights, setting.options, inputs)
+    inputs = LayerInputs(
+        operands.keys, None, state, initial, setting.resets, setting.keep, setting.offset, record=False
+    )
+    assert setting.layer is not None
+    result = eager.scan(projected, setting.layer, weights, inputs)
     found = iter(
         torch.autograd.grad(
             (result.features, *result.state),

@@ -11,15 +11,23 @@ from torch import Tensor
 
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.graphs import Recorded
-from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult
 from rimlit.kernels.projection import Projected, expand_tokens
 from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
-from rimlit.nn import attend_slots, select_active
+from rimlit.mechanisms import Choice, LayerWeights, RIMLayer
+from rimlit.mechanisms.selection import (
+    attend_across,
+    attend_against_null,
+    compete,
+    gate_gradient,
+    log_odds,
+    log_odds_gradient,
+)
 
 
-def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
-    """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
-    return differentiate(_LOOP, expand_tokens(projected), weights, options, inputs)
+def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
+    """Run the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
+    return differentiate(_LOOP, expand_tokens(projected), layer, weights, inputs)
 
 
 class ATenLoop:
@@ -32,7 +40,9 @@ class ATenLoop:
         num_steps = operands.keys.shape[1]
         tape = empty_tape(setting, operands, num_steps if setting.is_differentiated else 1)
         features = operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, size)
-        active, attention, null_attention, communication = [], [], [], []
+        active, attention, relevances, communication = [], [], [], []
+        gates: list[Tensor] = []
+        totals: list[Tensor] = []
         hidden = operands.hidden.transpose(0, 1)
         memory: MaybeTensor = None if operands.memory is None else operands.memory.transpose(0, 1)
         for step in range(num_steps):
@@ -40,30 +50,43 @@ class ATenLoop:
             hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, setting.resets, step)
             if memory is not None:
                 memory = _start(tape.memory[:, at], memory, operands.initial_memory, setting.resets, step)
-            attended, null, relevance = _attend(setting, operands, tape, hidden, step, at)
-            chosen = select_active(relevance, options.num_active)
-            is_active = chosen[..., None]  # (M, B, 1)
+            attended, relevance, total = _attend(setting, operands, tape, hidden, step, at)
+            if setting.has_totals:
+                totals.append(total)
+            choice = _choose(options, relevance, setting.offset_at(step))
+            is_active = choice.active[..., None]  # (M, B, 1)
+            gate = None if choice.gate is None else choice.gate[..., None]
             if options.cell == "lstm":
-                candidate, memory = _lstm(tape, memory, is_active, at)
+                candidate, new = _lstm(tape, memory, at)
+                memory = torch.where(is_active, new if gate is None else memory + gate * (new - memory), memory)
             else:
                 candidate = _gru(tape, hidden, at)
             if options.communication_heads:
                 candidate = _communicate(setting, operands, tape, hidden, candidate, is_active, step, at)
                 if setting.record:
                     communication.append(tape.weights[:, at].mean(dim=1) * is_active.transpose(0, 1))
+            if gate is not None:
+                moved = torch.sub(candidate, hidden, out=tape.moved[:, at])
+                candidate = torch.addcmul(hidden, gate, moved)
+                assert choice.gate is not None
+                gates.append(choice.gate)
             hidden = torch.where(is_active, candidate, hidden, out=features[:, step])
-            active.append(chosen)
+            active.append(choice.active)
             attention.append(attended)
-            if setting.records_null:
-                null_attention.append(null.mean(dim=-1))
+            if setting.records_null or gate is not None:
+                relevances.append(relevance)
+        relevance = _stacked(relevances)
         outputs = Outputs(
             features.permute(2, 1, 0, 3),
             hidden.transpose(0, 1).clone(),
             None if memory is None else memory.transpose(0, 1).clone(),
-            torch.stack(active).permute(2, 0, 1),
+            _stacked(active),
             torch.stack(attention).permute(2, 0, 1, 3, 4),
-            torch.stack(null_attention).permute(2, 0, 1) if null_attention else None,
+            (-relevance).sigmoid() if setting.records_null else None,
             torch.stack(communication, dim=1) if communication else None,
+            _stacked(gates),
+            relevance if gates else None,
+            torch.stack(totals).permute(2, 0, 1, 3) if totals else None,
         )
         return outputs, tape if setting.is_differentiated else ()
 
@@ -82,6 +105,23 @@ class ATenLoop:
 _LOOP = Recorded(ATenLoop())
 
 
+def _choose(options: LayerOptions, relevance: Tensor, offset: MaybeTensor) -> Choice:
+    return compete(
+        relevance,
+        offset,
+        options.num_active,
+        margin=options.margin,
+        width=options.width,
+        graded=options.graded,
+        dynamic=options.dynamic,
+    )
+
+
+def _stacked(steps: list[Tensor]) -> MaybeTensor:
+    """Return the (M, B) of all steps as (B, T, M), or None where there are none."""
+    return torch.stack(steps).permute(2, 0, 1) if steps else None
+
+
 def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, step: int) -> Tensor:
     """Write the state (M, B, d) that a step starts from into the tape."""
     if resets is None:
@@ -91,11 +131,11 @@ def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, st
 
 def _attend(
     setting: Setting, operands: Operands, tape: Tape, hidden: Tensor, step: int, at: int
-) -> tuple[Tensor, MaybeTensor, Tensor]:
+) -> tuple[Tensor, Tensor, MaybeTensor]:
     """Write what the gates get from state and input.
 
     Returns:
-        Attention to the slots (M, B, I, N), to the null slot (M, B, I) where something reads it, relevance (M, B).
+        Attention (M, B, I, N), relevance (M, B) and, against null, the logsumexp of each head's scores (M, B, I).
     """
     options = setting.options
     key, value = operands.keys[:, step], operands.values[:, step]
@@ -106,19 +146,15 @@ def _attend(
         query = torch.bmm(hidden, operands.input_query, out=tape.query[:, at].flatten(2))
         query = query.view(*query.shape[:2], options.input_heads, -1) / math.sqrt(key.shape[-1])
         scores = (query[:, :, None] * key).sum(dim=-1).transpose(2, 3)  # (M, B, I, N)
-    null: MaybeTensor = None
+    if tape.capped is not None:
+        scores = options.soft_cap * torch.tanh(scores / options.soft_cap, out=tape.capped[:, at])
+    if operands.score_bias is not None:
+        scores = scores + operands.score_bias[:, None, None, None]
     if options.selection == "across_mechanisms":
-        attention = scores.softmax(dim=0)
-        relevance = attention.sum(dim=-1).mean(dim=-1)
-    elif scores.shape[-1] == 1:
-        attention = scores.sigmoid()
-        if options.input_heads > 1 or setting.records_null:
-            null = (-scores[..., 0]).sigmoid()
-        # one head: the score ranks as the null probability does, without its rounding near 0 and 1
-        relevance = scores[..., 0, 0] if options.input_heads == 1 else -null.mean(dim=-1)
+        (attention, relevance), total = attend_across(scores), None
     else:
-        attention, null = attend_slots(scores)
-        relevance = scores[:, :, 0].logsumexp(-1) if options.input_heads == 1 else -null.mean(dim=-1)
+        attention, total = attend_against_null(scores)
+        relevance = log_odds(total)
     read = attention if keep is None else attention * keep
     gates = tape.gates[:, at]
     if tape.inside is None:
@@ -128,12 +164,12 @@ def _attend(
     if operands.cell_input is None:
         for head in range(options.input_heads):
             gates.addcmul_(read[:, :, head], value[:, :, head])
-        return attention, null, relevance
+        return attention, relevance, total
     # (M, B, I, N) times (·, B, N, I, value)
     attended = (read.transpose(2, 3)[..., None] * value).sum(dim=2)  # (M, B, I, value)
     tape.attended[:, at].copy_(attended.flatten(2))
     gates.baddbmm_(tape.attended[:, at], operands.cell_input)
-    return attention, null, relevance
+    return attention, relevance, total
 
 
 def _start_gru(operands: Operands, tape: Tape, hidden: Tensor, at: int) -> None:
@@ -146,15 +182,15 @@ def _start_gru(operands: Operands, tape: Tape, hidden: Tensor, at: int) -> None:
     torch.add(recurrent, bias[..., : 3 * size], out=tape.gates[:, at])
 
 
-def _lstm(tape: Tape, memory: Tensor, is_active: Tensor, at: int) -> tuple[Tensor, Tensor]:
-    """Return the candidate (M, B, d) and the memory after the step."""
+def _lstm(tape: Tape, memory: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    """Return the candidate's hidden state and memory (M, B, d)."""
     gates, size = tape.gates[:, at], memory.shape[-1]
     gates[..., : 3 * size].sigmoid_()
     gates[..., 3 * size :].tanh_()
     i, f, o, g = gates.chunk(4, dim=-1)  # input, forget, output, new
     new = torch.addcmul(i * g, f, memory)
     squashed = torch.tanh(new, out=tape.squashed[:, at])
-    return o * squashed, torch.where(is_active, new, memory)
+    return o * squashed, new
 
 
 def _gru(tape: Tape, hidden: Tensor, at: int) -> Tensor:
@@ -192,13 +228,21 @@ def _communicate(
     if options.communication_output == "linear":
         return torch.baddbmm(candidate, read, operands.communication_output)
     output: Tensor = tape.output[:, at]
-    if options.communication_output == "tanh":
+    if options.communication_output in ("tanh", "cell_gate"):
         torch.bmm(read, operands.communication_output, out=output)
-        return candidate + output.tanh_()
+        output.tanh_()
+        return candidate + (output if options.communication_output == "tanh" else _cell_gate(tape, at) * output)
     torch.matmul(read, operands.communication_output, out=output)
     output += operands.communication_bias[:, None]
     gate, content = output.chunk(2, dim=-1)
     return torch.addcmul(candidate, gate.sigmoid_(), content.tanh_())
+
+
+def _cell_gate(tape: Tape, at: int) -> Tensor:
+    """Return how far the cells let new content in, (M, B, d)."""
+    if tape.inside is None:
+        return tape.gates[:, at].chunk(4, dim=-1)[2]  # the LSTM's output gate
+    return 1 - tape.gates[:, at].chunk(3, dim=-1)[1]  # 1 less the GRU's update gate
 
 
 def _split(projected: Tensor, options: LayerOptions) -> tuple[Tensor, ...]:
@@ -216,11 +260,17 @@ class _Backward:
     ) -> None:
         self.setting, self.options, self.operands, self.tape = setting, setting.options, operands, tape
         self.gradients = gradients
+        self.gate: MaybeTensor = None
+        if outputs.gate is not None:
+            self.gate = outputs.gate.permute(2, 1, 0)  # (M, T, B)
+            self.relevance = outputs.relevance.permute(2, 1, 0)
+            self.total = None if outputs.total is None else outputs.total.permute(2, 1, 0, 3)  # (M, T, B, I)
         self.attention = outputs.attention.permute(2, 1, 0, 3, 4)  # (M, T, B, I, N)
         self.active = outputs.active.permute(2, 1, 0)[..., None]  # (M, T, B, 1)
         self.num_steps = operands.keys.shape[1]
         new = torch.empty_like
         self.gates = new(tape.gates)
+        self.cell_gate: MaybeTensor = None  # gradient of what the communication was multiplied by
         self.recurrent = self.gates if self.options.cell == "lstm" else new(tape.gates)
         self.scores = torch.empty(self.attention.shape, dtype=tape.hidden.dtype, device=tape.hidden.device)
         # a new tensor of this size in every step would be mapped and unmapped each time
@@ -243,6 +293,9 @@ class _Backward:
         memory = None if last_memory is None else last_memory.transpose(0, 1)
         initial_hidden = torch.zeros_like(hidden)
         initial_memory = None if memory is None else torch.zeros_like(memory)
+        self.score_bias: MaybeTensor = None
+        if self.operands.score_bias is not None:
+            self.score_bias = torch.zeros_like(self.operands.score_bias)
         for step in reversed(range(self.num_steps)):
             hidden, memory = self._step(step, hidden + features[:, step], memory)
             if resets is not None:
@@ -256,6 +309,7 @@ class _Backward:
             gates=self.gates,
             recurrent=self.recurrent,
             scores=self.scores,
+            score_bias=self.score_bias,
             attended=self.attended,
             query=self.query,
             projected=self.projected,
@@ -269,22 +323,35 @@ class _Backward:
 
     def _step(self, step: int, hidden: Tensor, memory: MaybeTensor) -> tuple[Tensor, MaybeTensor]:
         """Return the gradients of the state before ``step``, given those of the state after it."""
-        is_active = self.active[:, step]
-        kept = hidden.masked_fill(is_active, 0)
-        candidate = hidden.masked_fill(~is_active, 0)
+        is_active, tape = self.active[:, step], self.tape
+        from_gate = None
+        if self.gate is None:
+            kept, candidate = hidden.masked_fill(is_active, 0), hidden.masked_fill(~is_active, 0)
+            if memory is not None:
+                kept_memory, memory = memory.masked_fill(is_active, 0), memory.masked_fill(~is_active, 0)
+        else:
+            gate = self.gate[:, step, :, None]
+            from_gate = (hidden * tape.moved[:, step]).sum(dim=-1)
+            candidate = hidden * gate
+            kept = hidden - candidate
+            if memory is not None:
+                i, f, _, g = tape.gates[:, step].chunk(4, dim=-1)
+                old = tape.memory[:, step]
+                from_gate += (memory * (torch.addcmul(i * g, f, old) - old)).sum(dim=-1)
+                kept_memory, memory = memory - memory * gate, memory * gate
         if self.options.communication_heads:
             visible = self._communicate(step, candidate)
             candidate = candidate + visible.masked_fill(~is_active, 0)
             if self.options.inactive == "preserved":
                 kept = kept + visible.masked_fill(is_active, 0)
         if self.options.cell == "lstm":
-            memory = self._lstm(step, candidate, memory, is_active)
+            memory = torch.add(kept_memory, self._lstm(step, candidate, memory))
             through_cell = self.gates[:, step]
         else:
             kept = kept + self._gru(step, candidate)
             through_cell = self.recurrent[:, step]
         hidden = torch.baddbmm(kept, through_cell, self.operands.cell_hidden.mT)
-        return hidden + self._attend(step), memory
+        return hidden + self._attend(step, from_gate), memory
 
     def _communicate(self, step: int, candidate: Tensor) -> Tensor:
         """Return the gradient of the visible states (M, B, d)."""
@@ -293,8 +360,13 @@ class _Backward:
         output = self.output[:, step]
         if options.communication_output == "linear":
             output.copy_(candidate)
-        elif options.communication_output == "tanh":
-            torch.addcmul(candidate, tape.output[:, step].square(), candidate, value=-1, out=output)
+        elif options.communication_output != "gated":
+            added = tape.output[:, step]
+            through = candidate
+            if options.communication_output == "cell_gate":
+                self.cell_gate = candidate * added
+                through = candidate * _cell_gate(tape, step)
+            torch.addcmul(through, added.square(), through, value=-1, out=output)
         else:
             gate, content = tape.output[:, step].chunk(2, dim=-1)
             gate_gradient, content_gradient = output.chunk(2, dim=-1)
@@ -316,22 +388,22 @@ class _Backward:
         into_value.copy_(kept.mT @ read)
         return torch.bmm(self.projected[:, step], operands.communication.mT)
 
-    def _lstm(self, step: int, candidate: Tensor, memory: Tensor, is_active: Tensor) -> Tensor:
-        """Write the gates' gradient; return that of the memory before the step."""
+    def _lstm(self, step: int, candidate: Tensor, memory: Tensor) -> Tensor:
+        """Write the gates' gradient; return that of the memory before the step, through the candidate's."""
         tape = self.tape
         i, f, o, g = tape.gates[:, step].chunk(4, dim=-1)  # input, forget, output, new
         squashed = tape.squashed[:, step]
-        new = torch.addcmul(
-            memory.masked_fill(~is_active, 0), candidate * o, torch.addcmul(_one(o), squashed, squashed, value=-1)
-        )
+        new = torch.addcmul(memory, candidate * o, torch.addcmul(_one(o), squashed, squashed, value=-1))
         into_i, into_f, into_o, into_g = self.gates[:, step].chunk(4, dim=-1)
         torch.mul(new, g, out=into_i)
         torch.mul(new, tape.memory[:, step], out=into_f)
         torch.mul(candidate, squashed, out=into_o)
+        if self.cell_gate is not None:
+            into_o += self.cell_gate
         sigmoids = tape.gates[:, step, :, : 3 * i.shape[-1]]
         self.gates[:, step, :, : 3 * i.shape[-1]].mul_(torch.addcmul(sigmoids, sigmoids, sigmoids, value=-1))
         torch.mul(new * i, torch.addcmul(_one(g), g, g, value=-1), out=into_g)
-        return torch.addcmul(memory.masked_fill(is_active, 0), new, f)
+        return new * f
 
     def _gru(self, step: int, candidate: Tensor) -> Tensor:
         """Write the gates' gradient; return the part of the hidden state's that does not pass through them."""
@@ -339,14 +411,17 @@ class _Backward:
         r, z, n = tape.gates[:, step].chunk(3, dim=-1)  # reset, update, new
         into_r, into_z, into_n = self.gates[:, step].chunk(3, dim=-1)
         torch.mul(candidate * (1 - z), 1 - n.square(), out=into_n)
-        torch.mul(candidate * (tape.hidden[:, step] - n), z * (1 - z), out=into_z)
+        through_z = candidate * (tape.hidden[:, step] - n)
+        if self.cell_gate is not None:
+            through_z = through_z - self.cell_gate
+        torch.mul(through_z, z * (1 - z), out=into_z)
         torch.mul(into_n * tape.inside[:, step], r * (1 - r), out=into_r)
         self.recurrent[:, step].copy_(self.gates[:, step])
         self.recurrent[:, step].chunk(3, dim=-1)[2].mul_(r)
         return candidate * z
 
-    def _attend(self, step: int) -> Tensor:
-        """Return the gradient that the scores send to the hidden state (M, B, d)."""
+    def _attend(self, step: int, from_gate: MaybeTensor) -> Tensor:
+        """Return the gradient (M, B, d) that the scores send to the hidden state, given that of the gates."""
         options, operands = self.options, self.operands
         keep, value = self.setting.keep.input, operands.values[:, step]
         if operands.cell_input is None:
@@ -363,6 +438,12 @@ class _Backward:
             scores = attention * (read - (attention * read).sum(dim=0))
         else:
             scores = attention * (read - (attention * read).sum(dim=-1, keepdim=True))
+        if from_gate is not None:
+            scores = scores + self._relevance(step, from_gate)
+        if self.score_bias is not None:
+            self.score_bias += scores.sum(dim=(1, 2, 3))
+        if self.tape.capped is not None:
+            scores = scores - scores * self.tape.capped[:, step].square()
         self.scores[:, step].copy_(scores)
         key: Tensor = operands.keys[:, step]
         if operands.input_query is None:
@@ -371,6 +452,28 @@ class _Backward:
         query = (scores.transpose(2, 3)[..., None] * key).sum(dim=2) / math.sqrt(key.shape[-1])
         self.query[:, step].copy_(query)
         return torch.bmm(query.flatten(2), operands.input_query.mT)
+
+    def _relevance(self, step: int, from_gate: Tensor) -> Tensor:
+        """Return the gradient that the gates send to the scores (M, B, I, N)."""
+        options = self.options
+        through = gate_gradient(
+            from_gate,
+            self.relevance[:, step],
+            self.setting.offset_at(step),
+            self.active[:, step, :, 0],
+            options.num_active,
+            margin=options.margin,
+            width=options.width,
+            graded=options.graded,
+            dynamic=options.dynamic,
+        )[:, :, None, None]
+        attention = self.attention[:, step]
+        if attention.shape[3] > 1:
+            least = torch.finfo(attention.dtype).tiny  # no slot is read at all: then 0
+            through = through * attention / attention.sum(dim=-1, keepdim=True).clamp(min=least)
+        if self.total is not None:
+            through = through * log_odds_gradient(self.total[:, step])[..., None]
+        return through
 
 
 def _one(like: Tensor) -> Tensor:

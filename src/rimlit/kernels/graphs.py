@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from rimlit.kernels.autograd import Gradients, Loop, MaybeTensor, Operands, Outputs, Setting
-from rimlit.kernels.layer import Keep, LayerOptions
+from rimlit.kernels.layer import LayerOptions
+from rimlit.mechanisms import Keep
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ class Recorded:
 
     Args:
         loop: Depends on its arguments only and waits for nothing on the host. Of the outputs its derivative reads
-            who was active and the attention. The same object for every call: graphs are found by it.
+            who was active and how far, the attention and the relevance. The same object for every call: graphs
+            are found by it.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -58,12 +60,20 @@ class Recorded:
         setting = setting._replace(
             record=False
         )  # was for the forward pass: one graph of the backward pass serves both
-        more = (*gradients, outputs.active, outputs.attention, *tape)
+        more = (
+            *gradients,
+            outputs.active,
+            outputs.attention,
+            outputs.gate,
+            outputs.relevance,
+            outputs.total,
+            *tape,
+        )
         return Operands(*run(_backward, *self._pack(setting, operands, *more)))
 
     def _pack(self, setting: Setting, operands: Operands, *more: MaybeTensor) -> tuple["_Plan", Tensors]:
         plan = _Plan(self.loop, setting.options, setting.record, setting.is_differentiated)
-        return plan, (*operands, setting.tokens, setting.resets, *setting.keep, *more)
+        return plan, (*operands, setting.tokens, setting.resets, *setting.keep, setting.offset, *more)
 
 
 class _Plan(NamedTuple):
@@ -77,9 +87,9 @@ class _Plan(NamedTuple):
 
 def _unpack(plan: _Plan, tensors: Tensors) -> tuple[Setting, Operands, Tensors]:
     count = len(Operands._fields)
-    tokens, resets, *keep = tensors[count : count + 4]
-    setting = Setting(plan.options, tokens, resets, Keep(*keep), plan.record, plan.is_differentiated)
-    return setting, Operands(*tensors[:count]), tensors[count + 4 :]
+    tokens, resets, *keep, offset = tensors[count : count + 5]
+    setting = Setting(plan.options, tokens, resets, Keep(*keep), offset, plan.record, plan.is_differentiated)
+    return setting, Operands(*tensors[:count]), tensors[count + 5 :]
 
 
 def _forward(plan: _Plan, tensors: Tensors) -> Tensors:
@@ -90,9 +100,9 @@ def _forward(plan: _Plan, tensors: Tensors) -> Tensors:
 
 def _backward(plan: _Plan, tensors: Tensors) -> Tensors:
     setting, operands, more = _unpack(plan, tensors)
-    from_features, from_hidden, from_memory, active, attention, *tape = more
+    from_features, from_hidden, from_memory, active, attention, gate, relevance, total, *tape = more
     nothing: MaybeTensor = None
-    outputs = Outputs(nothing, nothing, nothing, active, attention, nothing, nothing)
+    outputs = Outputs(nothing, nothing, nothing, active, attention, nothing, nothing, gate, relevance, total)
     return plan.loop.backward(setting, operands, outputs, tuple(tape), (from_features, from_hidden, from_memory))
 
 

@@ -1,80 +1,95 @@
-"""Inputs and outputs of a RIM layer's time loop: the interface between backbone and loops."""
+"""What a RIM layer's time loop gets and returns, and what a compiled loop has to know about the layer's parts."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rimlit.nn.choices import require_known
+from rimlit.mechanisms import (
+    AcrossMechanisms,
+    AttentionCommunication,
+    GRUDynamics,
+    Keep,
+    LeastNull,
+    LSTMDynamics,
+    NoCommunication,
+    RIMLayer,
+)
 from rimlit.types import State, loads_as_data
-
-Cell = Literal["lstm", "gru"]
-Selection = Literal["least_null", "across_mechanisms"]
-Inactive = Literal["preserved", "candidate"]
-CommunicationOutput = Literal["linear", "tanh", "gated"]
 
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """The choices that change what a layer computes (meanings: :class:`rimlit.backbones.RIM`).
+    """What loops that do not call the parts know of them: the parts' arguments (meanings: there)."""
 
-    Loops need not check the values: an unknown one is refused here.
-
-    Raises:
-        ValueError: A choice is unknown or ``num_active`` out of its range.
-    """
-
-    cell: Cell
+    cell: str  # lstm, gru
     num_mechanisms: int
     num_active: int
     input_heads: int
-    selection: Selection
+    selection: str  # least_null, across_mechanisms
+    margin: str  # none, scores, probabilities
+    width: float
+    graded: bool
+    dynamic: bool
+    soft_cap: float  # 0: none
     communication_heads: int  # 0: mechanisms do not communicate
     communication_key_size: int
-    inactive: Inactive
-    communication_output: CommunicationOutput
+    inactive: str  # preserved, candidate
+    communication_output: str  # linear, tanh, gated, cell_gate
     project_in_bf16: bool
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_active <= self.num_mechanisms:
-            raise ValueError(
-                f"num_active must be between 1 and num_mechanisms; got num_active={self.num_active}, "
-                f"num_mechanisms={self.num_mechanisms}."
-            )
-        require_known(
-            cell=(self.cell, get_args(Cell)),
-            selection=(self.selection, get_args(Selection)),
-            inactive=(self.inactive, get_args(Inactive)),
-            communication_output=(self.communication_output, get_args(CommunicationOutput)),
-        )
+    @property
+    def has_margin(self) -> bool:
+        """Whether the gates of winners depend on their lead."""
+        return self.margin != "none" and (self.num_active < self.num_mechanisms or self.dynamic)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether active mechanisms may move a part of the way."""
+        return self.graded or self.has_margin
 
 
-class LayerWeights(NamedTuple):
-    """Parameters of one layer. A leading 1 where M could stand means: shared by all mechanisms."""
+class UnknownPartError(ValueError):
+    """A layer has a part that only the loops which call parts can run."""
 
-    input_query: Tensor  # (M, d, I·key)
-    input_key: Tensor  # (1 or M, D, I·key)
-    input_value: Tensor  # (1 or M, D, I·value)
-    cell_input: (
-        Tensor  # (M, I·value, gates): gates are input, forget, output, new (LSTM); reset, update, new (GRU)
+
+def describe(layer: RIMLayer) -> LayerOptions:
+    """Return what a compiled loop has to know of ``layer``.
+
+    Parts are matched by their exact type: a subclass with a rule of its own never runs as its parent.
+
+    Raises:
+        UnknownPartError: A part is none of those that compiled loops know; the message names it.
+    """
+    selection, dynamics, talk = layer.selection, layer.dynamics, layer.communication
+    if type(selection) not in (LeastNull, AcrossMechanisms):
+        raise UnknownPartError(f"does not know {type(selection).__name__}")
+    if type(dynamics) not in (LSTMDynamics, GRUDynamics):
+        raise UnknownPartError(f"does not know {type(dynamics).__name__}")
+    if type(talk) not in (AttentionCommunication, NoCommunication):
+        raise UnknownPartError(f"does not know {type(talk).__name__}")
+    if layer.normalize_scores:
+        raise UnknownPartError("does not normalise queries and keys")
+    own = selection if isinstance(selection, LeastNull) else None
+    attention = talk if isinstance(talk, AttentionCommunication) else None
+    return LayerOptions(
+        cell="lstm" if isinstance(dynamics, LSTMDynamics) else "gru",
+        num_mechanisms=layer.num_mechanisms,
+        num_active=layer.num_active,
+        input_heads=layer.input_heads,
+        selection="least_null" if own else "across_mechanisms",
+        margin=own.margin if own else "none",
+        width=float(own.width) if own else 1.0,
+        graded=own.graded if own else False,
+        dynamic=own.dynamic if own else False,
+        soft_cap=float(layer.soft_cap or 0),
+        communication_heads=attention.heads if attention else 0,
+        communication_key_size=attention.key_size if attention else 1,
+        inactive=attention.inactive if attention else "preserved",
+        communication_output=attention.output_kind if attention else "linear",
+        project_in_bf16=layer.project_in_bf16,
     )
-    cell_hidden: Tensor  # (M, d, gates)
-    cell_bias: Tensor  # (M, 4·d): the GRU's last quarter is the bias inside the reset
-    communication: Tensor | None  # (M, d, C·(key + key + value)): per head query, key, value
-    communication_output: Tensor | None  # (M, C·value, d), or gated and shared (1, C·value, 2·d)
-    communication_bias: Tensor | None  # (1, 2·d), gated only
-
-
-class Keep(NamedTuple):
-    """Dropout factors, 0 or 1/(1 − p), drawn before the loop so that all loops share them."""
-
-    input: Tensor | None  # (T, M, B, I, N)
-    communication: Tensor | None  # (T, B, C, M, M)
-
-    def steps(self, steps: slice) -> "Keep":
-        """Return the factors of these steps."""
-        return Keep(*(None if factors is None else factors[steps] for factors in self))
 
 
 class LayerInputs(NamedTuple):
@@ -86,6 +101,7 @@ class LayerInputs(NamedTuple):
     initial: State  # the same shape: what a reset puts in place of the state
     resets: Tensor | None  # (B, T) bool
     keep: Keep
+    offset: Tensor | None  # (T or 1, M, B or 1): added to the relevance for the ranking
     record: bool  # whether to return the activity
     checkpoint_every: int | None = None  # steps of a part whose tape the loop does not keep, fewer than all
 
@@ -96,10 +112,19 @@ class LayerInputs(NamedTuple):
 
     def steps(self, steps: slice) -> "LayerInputs":
         """Return these steps, from the same state."""
-        keep, resets = self.keep.steps(steps), None if self.resets is None else self.resets[:, steps]
+        part = self._replace(
+            keep=self.keep.steps(steps),
+            resets=None if self.resets is None else self.resets[:, steps],
+            offset=steps_of(self.offset, steps),
+        )
         if self.tokens is not None:
-            return self._replace(tokens=self.tokens[:, steps], resets=resets, keep=keep)
-        return self._replace(sequence=self.sequence[:, steps], resets=resets, keep=keep)
+            return part._replace(tokens=self.tokens[:, steps])
+        return part._replace(sequence=self.sequence[:, steps])
+
+
+def steps_of(offset: Tensor | None, steps: slice) -> Tensor | None:
+    """Return the offset of these steps; one step may stand for all."""
+    return offset if offset is None or len(offset) == 1 else offset[steps]
 
 
 @loads_as_data
@@ -110,6 +135,7 @@ class Activity(NamedTuple):
     null_attention: Tensor  # (B, T, M): 1 − attention to all slots, without cancellation where it is small
     slot_attention: Tensor  # (B, T, M, N)
     communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are zero
+    gate: Tensor | None = None  # (B, T, M): how far active mechanisms move, where that is not in full
 
 
 class LayerResult(NamedTuple):
@@ -134,11 +160,9 @@ def join_results(parts: list[LayerResult]) -> LayerResult:
     activities = [part.activity for part in parts if part.activity is not None]
     activity = None
     if activities:
-        communication = [part.communication for part in activities if part.communication is not None]
-        activity = Activity(
-            torch.cat([part.active for part in activities], dim=1),
-            torch.cat([part.null_attention for part in activities], dim=1),
-            torch.cat([part.slot_attention for part in activities], dim=1),
-            torch.cat(communication, dim=1) if communication else None,
-        )
+        activity = Activity(*map(_joined, zip(*activities, strict=True)))
     return LayerResult(torch.cat([part.features for part in parts], dim=1), parts[-1].state, activity)
+
+
+def _joined(parts: tuple[Any, ...]) -> Any:
+    return None if parts[0] is None else torch.cat(parts, dim=1)

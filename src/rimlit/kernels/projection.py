@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerWeights
+from rimlit.kernels.layer import LayerInputs
+from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.nn.surroundings import is_traced
 
 Multiply = Callable[[Tensor, Tensor], Tensor]
@@ -36,8 +37,8 @@ class Projected(NamedTuple):
 
 
 def project(
+    layer: RIMLayer,
     weights: LayerWeights,
-    options: LayerOptions,
     inputs: LayerInputs,
     *,
     values_hold_cell: bool = True,
@@ -47,8 +48,8 @@ def project(
     """Project the whole sequence.
 
     Args:
-        weights: The layer's parameters.
-        options: The layer's choices.
+        layer: The layer.
+        weights: Its parameters.
         inputs: What the layer runs on.
         values_hold_cell: Whether a single slot's values are multiplied by the cell's weights ahead, for all
             mechanisms, or in the loop, for the active ones. Tokens' always are, several slots' never.
@@ -57,19 +58,20 @@ def project(
     """
     sequence = inputs.sequence
     batch_size, num_steps, num_slots, input_size = sequence.shape
-    heads = options.input_heads
+    heads = layer.input_heads
     if by_samples:
         order = batch_size, num_steps
         rows = sequence.flatten(1, 2).unsqueeze(0)  # (1, B, T·N, D)
     else:
         order = num_steps, batch_size
         rows = sequence.transpose(0, 1).reshape(1, -1, input_size)  # (1, T·B·N, D)
-    if options.project_in_bf16:
+    if layer.project_in_bf16:
         rows, weights = rows.bfloat16(), _in_bf16(weights)
     slots = (-1, *order, num_slots, heads)
-    folded = (options.num_mechanisms, *order, heads, -1)
+    is_folded = num_slots == 1 and not layer.normalize_scores
+    folded = (layer.num_mechanisms, *order, heads, -1)
 
-    if num_slots > 1:
+    if not is_folded:
         keys = _times(rows, weights.input_key, multiply)
         keys = keys.reshape(*slots, keys.shape[-1] // heads)
     else:
@@ -82,7 +84,7 @@ def project(
             )
         ]
         keys = _join(chains).view(folded)
-    if num_slots > 1 or not (values_hold_cell or inputs.tokens is not None):
+    if not is_folded or not (values_hold_cell or inputs.tokens is not None):
         values = _times(rows, weights.input_value, multiply)
         values = values.reshape(*slots, values.shape[-1] // heads)
         values_hold_cell = False
@@ -99,11 +101,11 @@ def project(
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     if inputs.tokens is not None:
         return Projected(keys.squeeze(2), values.squeeze(2), True, True, inputs.tokens.t())
-    return Projected(keys, values, num_slots == 1, values_hold_cell)
+    return Projected(keys, values, is_folded, values_hold_cell)
 
 
 def project_halfway(
-    weights: LayerWeights, options: LayerOptions, inputs: LayerInputs, multiply: Multiply
+    layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs, multiply: Multiply
 ) -> tuple[Projected, LayerWeights]:
     """Project the whole sequence as far as is cheap to keep, sample by sample.
 
@@ -112,13 +114,13 @@ def project_halfway(
         cheaper to multiply weights with one another, keys or values are the input itself, and their weights are
         in the query's or the cell's.
     """
-    sequence, heads = inputs.sequence, options.input_heads
+    sequence, heads = inputs.sequence, layer.input_heads
     batch_size, num_steps, num_slots, _ = sequence.shape
     rows = sequence.flatten(1, 2).unsqueeze(0)  # (1, B, T·N, D)
     order = (-1, batch_size, num_steps, num_slots, heads)
 
     def product(x: Tensor, y: Tensor) -> Tensor:
-        return _times(x.bfloat16(), y.bfloat16(), multiply) if options.project_in_bf16 else _times(x, y, multiply)
+        return _times(x.bfloat16(), y.bfloat16(), multiply) if layer.project_in_bf16 else _times(x, y, multiply)
 
     def halfway(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows and the weight (M, I·width, output) that they meet."""

@@ -9,26 +9,30 @@ import math
 import torch
 from torch import Tensor
 
-from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, describe
+from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.nn.surroundings import without_autocast
 from rimlit.types import GRUState, LSTMState
 
 
-def run(weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
+def run(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
     """Run a layer sample by sample; see :func:`rimlit.kernels.run_layer`."""
+    options = describe(layer)
     if inputs.tokens is not None:
         inputs = inputs._replace(sequence=inputs.sequence[0, inputs.tokens], tokens=None)
     with without_autocast(inputs.sequence.device.type):  # scores and state keep the precision of the weights
-        inputs = inputs._replace(sequence=inputs.sequence.to(weights.cell_hidden.dtype))
+        inputs = inputs._replace(sequence=inputs.sequence.to(weights.cell_input.dtype))
         samples = [_run_sample(weights, options, inputs, sample) for sample in range(inputs.sequence.shape[0])]
-    features, hidden, memory, active, null, slots, communication = (
+    features, hidden, memory, active, null, slots, communication, gates = (
         None if parts[0] is None else torch.stack(parts) for parts in zip(*samples, strict=True)
     )
     assert features is not None and hidden is not None
     activity = None
     if inputs.record:
         assert active is not None and null is not None and slots is not None
-        activity = Activity(active, null.detach(), slots.detach(), communication)
+        activity = Activity(
+            active, null.detach(), slots.detach(), communication, None if gates is None else gates.detach()
+        )
     state = GRUState(hidden) if memory is None else LSTMState(hidden, memory)
     return LayerResult(features, state, activity)
 
@@ -43,6 +47,7 @@ def _run_sample(
     memory = list(inputs.state.memory[sample] if has_memory else inputs.state.hidden[sample])
     features, actives, nulls, slot_attentions = [], [], [], []
     communications: list[Tensor] = []
+    all_gates: list[Tensor] = []
     for step in range(inputs.sequence.shape[1]):
         if inputs.resets is not None and inputs.resets[sample, step]:
             hidden = list(inputs.initial.hidden[sample])
@@ -57,20 +62,42 @@ def _run_sample(
                 for head in range(options.input_heads)
             ]
         )  # (I, M, N + 1)
+        if options.soft_cap:
+            scores = torch.cat(
+                [scores[..., :1], options.soft_cap * (scores[..., 1:] / options.soft_cap).tanh()], -1
+            )
+        if weights.score_bias is not None:
+            scores = torch.cat([scores[..., :1], scores[..., 1:] + weights.score_bias[:, None]], -1)
+        # relevance: the log-odds of reading against null, with the probabilities averaged over heads
         if options.selection == "across_mechanisms":
             attention = torch.cat([torch.zeros_like(scores[..., :1]), scores[..., 1:].softmax(dim=1)], -1)
-            relevance = attention.sum(dim=-1).mean(dim=0)
+            share = attention[..., 1:].mean(dim=(0, 2))
+            relevance = (share / (1 - share)).log()
         else:
             attention = scores.softmax(dim=-1)
-            relevance = -attention[..., 0].mean(dim=0)
-            if options.input_heads == 1:  # the same order, without rounding where the null probability is near 1
-                relevance = scores[0, :, 1:].logsumexp(dim=-1)
+            reads, skips = scores[..., 1:].logsumexp(dim=-1), scores[..., 0]  # (I, M)
+            every = torch.logaddexp(reads, skips)
+            relevance = (reads - every).logsumexp(dim=0) - (skips - every).logsumexp(dim=0)
+            if options.input_heads == 1:  # the same, without rounding where the null probability is near 1
+                relevance = reads[0]
+        ranked = relevance
+        if inputs.offset is not None:
+            offset = inputs.offset[step if len(inputs.offset) > 1 else 0]
+            ranked = ranked + offset[:, sample if offset.shape[1] > 1 else 0]
         # the most relevant first, of equals the lowest index; NaN counts as the least
-        order = relevance.masked_fill(relevance.isnan(), -math.inf).tolist()
-        active = sorted(mechanisms, key=lambda m: (-order[m], m))[: options.num_active]
+        numbers = ranked.masked_fill(ranked.isnan(), -math.inf).tolist()
+        places = sorted(mechanisms, key=lambda m: (-numbers[m], m))
+        active = [m for m in places[: options.num_active] if inputs.offset is None or numbers[m] > -math.inf]
+        if options.dynamic:
+            active = [m for m in active if numbers[m] > 0]
+        gates = _gates(options, relevance, ranked, places)
+        if gates is not None:
+            all_gates.append(
+                torch.stack([gates[m] if m in active else torch.zeros_like(gates[m]) for m in mechanisms])
+            )
 
         # dynamics of every mechanism
-        candidate, candidate_memory = [], []
+        candidate, candidate_memory, cell_gates = [], [], []
         for m in mechanisms:
             attended = []
             for head in range(options.input_heads):
@@ -80,23 +107,29 @@ def _run_sample(
                     kept = inputs.keep.input[step, m, sample, head]
                     factors = factors * torch.cat([torch.ones_like(kept[:1]), kept])
                 attended.append(factors @ value)
-            h, c = _cell(weights, options, torch.cat(attended), hidden[m], memory[m], m)
+            h, c, cell_gate = _cell(weights, options, torch.cat(attended), hidden[m], memory[m], m)
             candidate.append(h)
             candidate_memory.append(c)
+            cell_gates.append(cell_gate)
 
         # communication: active mechanisms read all
         updated, communication = list(candidate), None
-        if weights.communication is not None:
+        if weights.communication:
             if options.inactive == "preserved":
                 visible = [candidate[m] if m in active else hidden[m] for m in mechanisms]
             else:
                 visible = [candidate[m] if m in active else candidate[m].detach() for m in mechanisms]
             readings, heads_attention = _communication(weights, options, inputs, visible, sample, step)
+            if options.communication_output == "cell_gate":
+                readings = [cell_gates[m] * readings[m] for m in mechanisms]
             updated = [candidate[m] + readings[m] for m in mechanisms]
             is_active = torch.tensor([[m in active] for m in mechanisms])
             communication = heads_attention.mean(dim=0).detach() * is_active
 
         # the others keep their state
+        if gates is not None:
+            updated = [hidden[m] + gates[m] * (updated[m] - hidden[m]) for m in mechanisms]
+            candidate_memory = [memory[m] + gates[m] * (candidate_memory[m] - memory[m]) for m in mechanisms]
         hidden = [updated[m] if m in active else hidden[m] for m in mechanisms]
         memory = [candidate_memory[m] if m in active else memory[m] for m in mechanisms]
         features.append(torch.stack(hidden))
@@ -104,7 +137,7 @@ def _run_sample(
         slot_attention = attention[..., 1:].mean(dim=0)
         slot_attentions.append(slot_attention)
         if options.selection == "across_mechanisms":  # there is no null slot
-            nulls.append(1 - slot_attention.sum(dim=-1))
+            nulls.append(1 - slot_attention.mean(dim=-1))
         else:
             nulls.append(attention[..., 0].mean(dim=0))
         if communication is not None:
@@ -117,7 +150,29 @@ def _run_sample(
         torch.stack(nulls),
         torch.stack(slot_attentions),
         torch.stack(communications) if communications else None,
+        torch.stack(all_gates) if all_gates else None,
     )
+
+
+def _gates(options: LayerOptions, relevance: Tensor, ranked: Tensor, places: list[int]) -> list[Tensor] | None:
+    """Return how far each mechanism moves if it is active, or None where all move in full."""
+    if not options.is_gated:
+        return None
+    losers = places[options.num_active :]
+    gates = []
+    for own, r in zip(ranked, relevance, strict=True):
+        gate = torch.ones_like(own)
+        if options.has_margin:
+            bar = ranked[losers[0]] if losers else torch.zeros_like(own)
+            if options.dynamic and bar < 0:
+                bar = torch.zeros_like(own)
+            if options.margin == "probabilities":
+                own, bar = torch.sigmoid(own), torch.sigmoid(bar)
+            gate = ((own - bar) / options.width).clamp(0, 1)
+        if options.graded:
+            gate = gate * torch.sigmoid(r)
+        gates.append(gate)
+    return gates
 
 
 def _of(weight: Tensor, mechanism: int) -> Tensor:
@@ -140,18 +195,20 @@ def _cell(
     hidden: Tensor,
     memory: Tensor,
     mechanism: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the candidate's hidden state and memory, and how far the cell lets new content in."""
+    cell_hidden, cell_bias = weights.dynamics
     gates = 4 if options.cell == "lstm" else 3
     read = (attended @ weights.cell_input[mechanism]).chunk(gates)
-    recurrent = (hidden @ weights.cell_hidden[mechanism]).chunk(gates)
-    bias = weights.cell_bias[mechanism].chunk(4)
+    recurrent = (hidden @ cell_hidden[mechanism]).chunk(gates)
+    bias = cell_bias[mechanism].chunk(4)
     if options.cell == "lstm":
         i, f, o = (torch.sigmoid(read[k] + recurrent[k] + bias[k]) for k in range(3))
         new_memory = f * memory + i * torch.tanh(read[3] + recurrent[3] + bias[3])
-        return o * torch.tanh(new_memory), new_memory
+        return o * torch.tanh(new_memory), new_memory, o
     r, z = (torch.sigmoid(read[k] + recurrent[k] + bias[k]) for k in range(2))
     n = torch.tanh(read[2] + bias[2] + r * (recurrent[2] + bias[3]))
-    return (1 - z) * n + z * hidden, memory
+    return (1 - z) * n + z * hidden, memory, 1 - z
 
 
 def _communication(
@@ -162,15 +219,15 @@ def _communication(
     sample: int,
     step: int,
 ) -> tuple[list[Tensor], Tensor]:
-    assert weights.communication is not None and weights.communication_output is not None
+    projection, output, bias = weights.communication
+    assert projection is not None and output is not None
     key_size = options.communication_key_size
     mechanisms = range(options.num_mechanisms)
     read_heads: list[list[Tensor]] = [[] for _ in mechanisms]
     attentions = []
     for head in range(options.communication_heads):
         projected = [
-            visible[m] @ weights.communication[m].chunk(options.communication_heads, dim=-1)[head]
-            for m in mechanisms
+            visible[m] @ projection[m].chunk(options.communication_heads, dim=-1)[head] for m in mechanisms
         ]
         queries = [p[:key_size] for p in projected]
         keys = [p[key_size : 2 * key_size] for p in projected]
@@ -186,12 +243,12 @@ def _communication(
         attentions.append(torch.stack(rows))
     readings = []
     for m in mechanisms:
-        read = torch.cat(read_heads[m]) @ _of(weights.communication_output, m)
+        read = torch.cat(read_heads[m]) @ _of(output, m)
         if options.communication_output == "gated":
-            assert weights.communication_bias is not None
-            gate, content = (read + weights.communication_bias[0]).chunk(2)
+            assert bias is not None
+            gate, content = (read + bias[0]).chunk(2)
             read = torch.sigmoid(gate) * torch.tanh(content)
-        if options.communication_output == "tanh":
+        if options.communication_output in ("tanh", "cell_gate"):
             read = torch.tanh(read)
         readings.append(read)
     return readings, torch.stack(attentions)

@@ -28,6 +28,8 @@ class Tape(NamedTuple):
     weights: MaybeTensor  # (B, T, C, M, M): communication attention
     read: MaybeTensor  # (M, T, B, C·value)
     output: MaybeTensor  # (M, T, B, d or 2·d): tanh, or gate and content, after their activation
+    capped: MaybeTensor  # (M, T, B, I, N): tanh of the scores over their cap
+    moved: MaybeTensor  # (M, T, B, d): candidate and what it read, less the old state, where there are gates
 
 
 class WalkBack(NamedTuple):
@@ -35,7 +37,8 @@ class WalkBack(NamedTuple):
 
     gates: Tensor  # (M, T, B, gates), before their activation
     recurrent: Tensor  # (M, T, B, gates): of the products of state and weights; the LSTM's are ``gates``
-    scores: Tensor  # (M, T, B, I, N)
+    scores: Tensor  # (M, T, B, I, N), of the products of query and key
+    score_bias: MaybeTensor  # (M,)
     attended: MaybeTensor  # (M, T, B, I·value)
     query: MaybeTensor  # (M, T, B, I, key)
     projected: MaybeTensor  # (M, T, B, C·(key + key + value))
@@ -54,7 +57,8 @@ def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states:
     heads = options.communication_heads
     projected_size = operands.communication.shape[-1] if operands.communication is not None else 0
     read_size = projected_size - 2 * heads * options.communication_key_size
-    output_sizes = {"tanh": size, "gated": 2 * size}
+    output_sizes = {"tanh": size, "gated": 2 * size, "cell_gate": size}
+    num_slots = 1 if operands.input_query is None else operands.keys.shape[3]
 
     num_states = num_states or num_steps
 
@@ -78,6 +82,8 @@ def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states:
         output=rows(output_sizes[options.communication_output])
         if heads and options.communication_output != "linear"
         else None,
+        capped=rows(options.input_heads, num_slots) if options.soft_cap else None,
+        moved=rows(size) if options.is_gated else None,
     )
 
 
@@ -139,6 +145,7 @@ def operand_gradients(
         communication=communication,
         communication_output=communication_output,
         communication_bias=communication_bias,
+        score_bias=walk.score_bias,
     )
 
 

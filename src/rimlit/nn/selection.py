@@ -4,24 +4,21 @@ import torch
 from torch import Tensor
 
 
-def select_active(relevance: Tensor, num_active: int) -> Tensor:
-    """Mark the ``num_active`` mechanisms of greatest relevance in each sample.
+def rank(relevance: Tensor) -> Tensor:
+    """Return how many mechanisms rank before each one in a sample.
 
-    Ties go to the lowest index, on every device; NaN counts as the least relevance, so that exactly
-    ``num_active`` mechanisms are marked whatever the input holds. A mechanism is marked if fewer than
-    ``num_active`` others rank before it: M² comparisons per sample, by operations that every device, tracer and
-    exporter supports.
+    Ties go to the lowest index, on every device; NaN counts as the least relevance. M² comparisons per sample, by
+    operations that every device, tracer and exporter supports.
 
     Args:
         relevance: Scores (M, B), larger for a mechanism that is to be active.
-        num_active: Mechanisms to mark, 1 to M.
 
     Returns:
-        Mask (M, B), bool, with ``num_active`` true entries in each column.
+        Ranks (M, B), each from 0 to M − 1 once in every column.
 
     Example:
-        >>> select_active(torch.tensor([[0.1], [0.3], [0.3], [0.2]]), 2).flatten().tolist()
-        [False, True, True, False]
+        >>> rank(torch.tensor([[0.1], [0.3], [0.3], [0.2]])).flatten().tolist()
+        [3, 0, 1, 2]
     """
     order = relevance.detach()
     order = order.masked_fill(order.isnan(), -torch.inf)
@@ -29,4 +26,24 @@ def select_active(relevance: Tensor, num_active: int) -> Tensor:
     is_earlier = (index[:, None] < index)[..., None]  # (M, M, 1)
     rival, own = order[:, None], order[None]
     beats = (rival > own) | ((rival == own) & is_earlier)  # (M, M, B): whether the first ranks before the second
-    return beats.sum(dim=0) < num_active
+    return beats.sum(dim=0)
+
+
+def select_active(relevance: Tensor, num_active: int, offset: Tensor | None = None) -> Tensor:
+    """Mark the ``num_active`` mechanisms of greatest relevance in each sample; see :func:`rank`.
+
+    Args:
+        relevance: Scores (M, B), larger for a mechanism that is to be active.
+        num_active: Mechanisms to mark, 1 to M.
+        offset: Added to the relevance for the ranking, (M, B or 1). A mechanism with −∞ is never marked.
+
+    Returns:
+        Mask (M, B), bool, with ``num_active`` true entries in each column, or fewer where offsets are −∞.
+
+    Example:
+        >>> select_active(torch.tensor([[0.1], [0.3], [0.3], [0.2]]), 2).flatten().tolist()
+        [False, True, True, False]
+    """
+    if offset is None:
+        return rank(relevance) < num_active
+    return (rank(relevance + offset) < num_active) & (offset != -torch.inf)

@@ -10,12 +10,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rimlit.backbones import RIM
-from rimlit.kernels import Activity
 from rimlit.pictures.files import save_figure, write_and_track
 from rimlit.tasks import Task
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 from rimlit.tracking.optional import optional
+from rimlit.types import MechanismsActivity, Watched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +79,7 @@ class Sample(NamedTuple):
 
 
 class MechanismActivity(L.Callback):
-    """Log how the mechanisms of a task's RIM are used and draw when each was active.
+    """Log how the mechanisms of a task's backbone are used and draw when each was active.
 
     Logs ``mechanisms/usage_<m>``, ``mechanisms/usage_entropy`` (1: all alike, 0: only one),
     ``mechanisms/dead`` (used in under 1 % of steps) and ``mechanisms/switch_rate``, with the prefix ``layer_<l>/``
@@ -117,10 +116,10 @@ class MechanismActivity(L.Callback):
     def _start(self, module: L.LightningModule, groups: list[str]) -> None:
         self._watching.close()
         backbone = getattr(module, "backbone", None)
-        if isinstance(backbone, RIM):
+        if isinstance(backbone, Watched):
             self._watching.enter_context(backbone.watch(self._add))
             self._counters = {
-                group: [UsageCounter(backbone.num_mechanisms, module.device) for _ in backbone.layers]
+                group: [UsageCounter(backbone.num_mechanisms, module.device) for _ in range(backbone.num_layers)]
                 for group in groups
             }
             self._wants_sample = True
@@ -151,7 +150,7 @@ class MechanismActivity(L.Callback):
             inputs = getattr(batch, "inputs", None)
             self._inputs = inputs if isinstance(inputs, Tensor) and inputs.dim() >= 2 else None
 
-    def _add(self, activities: tuple[Activity, ...]) -> None:
+    def _add(self, activities: tuple[MechanismsActivity, ...]) -> None:
         for counter, activity in zip(self._counters[self._group], activities, strict=True):
             counter.add(activity.active, self._mask)
         if self._wants_sample:

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rimlit.backbones import RIM
 from rimlit.errors import DataError
 from rimlit.pictures.files import encode_gif, font, write_and_track
 from rimlit.pictures.rollouts import DARK, GAP, INK, LABEL, active_panel, gif_colours
@@ -20,6 +20,7 @@ from rimlit.rl import Experience, PPOTask
 from rimlit.rl.environments import Array, Environments
 from rimlit.rl.rollouts import Player
 from rimlit.tracking.optional import optional
+from rimlit.types import MechanismsActivity, Watched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,10 +82,10 @@ def play_episode(
     player = Player(environments, seed, greedy=task.evaluate_greedily)
     pictures: list[Array] = []
     scores: list[float] = []
-    num_layers = len(task.backbone.layers) if isinstance(task.backbone, RIM) else 0
+    num_layers = task.backbone.num_layers
     with ExitStack() as watching:
-        activities = []
-        if isinstance(task.backbone, RIM):
+        activities: Sequence[MechanismsActivity] = []
+        if isinstance(task.backbone, Watched):
             watching.enter_context(task.backbone.unwatched())  # these steps have been counted already
             activities = watching.enter_context(task.backbone.record_activity())
         while len(pictures) < most_steps and not player.ended:

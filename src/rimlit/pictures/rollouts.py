@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rimlit.backbones import RIM
 from rimlit.data import BouncingBalls
 from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import SlotMixtureHead
@@ -17,6 +16,7 @@ from rimlit.pictures.activity import COLOURS
 from rimlit.pictures.files import encode_gif, font, save_figure, write_and_track
 from rimlit.tasks import FramePredictionTask
 from rimlit.tracking.optional import optional
+from rimlit.types import Watched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,10 +105,10 @@ def predict_film(task: FramePredictionTask, batch: FrameBatch, name: str) -> Fil
     was_training = task.training
     task.eval()
     context, active = batch.frames[:1, : task.context_length], None
-    if isinstance(task.backbone, RIM):
+    if isinstance(task.backbone, Watched):
         with task.backbone.record_activity() as activities:
             rollout = task.rollout(context)
-        lowest = activities[:: len(task.backbone.layers)]
+        lowest = activities[:: task.backbone.num_layers]
         active = torch.cat([activity.active[0] for activity in lowest]).cpu()
     else:
         rollout = task.rollout(context)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from rimlit.backbones import RIM, BackboneFactory
+from rimlit.backbones import BackboneFactory
+from rimlit.checks import require_known
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder, EncoderFactory
 from rimlit.errors import ConfigError
@@ -18,7 +19,6 @@ from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
 from rimlit.metrics.mean import Mean
 from rimlit.nn import direct
-from rimlit.nn.choices import require_known
 from rimlit.rl.observations import (
     PREVIOUS,
     Normalization,
@@ -32,7 +32,7 @@ from rimlit.rl.rollouts import Evaluated, PlayedEpisode
 from rimlit.spec import build, to_spec
 from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task
 from rimlit.tasks.base import Stage
-from rimlit.types import State
+from rimlit.types import State, Watched
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Precisions a trainer may compute in, by Lightning's names."""
@@ -234,7 +234,7 @@ class ActingTask(Task):
             num_environments: Samples of every step inside the ``with`` block.
         """
         assert isinstance(self.encoder, PolicyEncoder)
-        unwatched = self.backbone.unwatched() if isinstance(self.backbone, RIM) else nullcontext()
+        unwatched = self.backbone.unwatched() if isinstance(self.backbone, Watched) else nullcontext()
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
         with torch.inference_mode(), unwatched, precision:
             step = self.backbone.stepping(num_environments)
@@ -261,7 +261,7 @@ class ActingTask(Task):
 
     def shared_step(self, batch: Evaluated, stage: Stage, group: int = 0) -> Tensor:
         """Count the episodes of an evaluation; where activity is recorded, run their steps again as sequences."""
-        if isinstance(self.backbone, RIM) and self.backbone.is_watched:
+        if isinstance(self.backbone, Watched) and self.backbone.is_watched:
             self(batch.inputs, batch.state)
         self._metrics[self.prefix(stage, group)].update(batch.scores, batch.lengths)
         return batch.scores

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rimlit.checks import require_positive
 from rimlit.errors import ConfigError, DataError, install_command
 
 Array: TypeAlias = NDArray[Any]
@@ -124,8 +125,7 @@ def make_environments(
             or its observations or actions are of an unsupported kind.
         DataError: It could not be made.
     """
-    if num_environments < 1:
-        raise ConfigError(f"num_environments must be at least 1; got num_environments={num_environments}.")
+    require_positive(num_environments=num_environments)
     path = BUILDERS.get(environment.partition("/")[0], "rimlit.rl.gym.GymEnvironments")
     module, _, name = path.rpartition(".")
     require_installed("gymnasium", "rl")

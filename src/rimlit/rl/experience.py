@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from rimlit.data.base import SPLITS, DataModule, Split, TrainingLoader, require_at_least
+from rimlit.checks import require_at_least
+from rimlit.data.base import SPLITS, DataModule, Split, TrainingLoader
 from rimlit.data.sampling import rank_and_world_size, share_of
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.rl.environments import Environments, make_environments

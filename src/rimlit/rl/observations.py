@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from rimlit.backbones.base import require_positive
+from rimlit.checks import require_positive
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder
 from rimlit.nn import direct

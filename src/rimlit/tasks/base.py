@@ -4,7 +4,6 @@ import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Literal, Self
@@ -16,7 +15,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-import rimlit
+from rimlit._version import __version__
 from rimlit.backbones import Backbone, BackboneFactory
 from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
@@ -24,8 +23,9 @@ from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Embedding, Encoder
 from rimlit.errors import CheckpointError, ConfigError
 from rimlit.heads import Head, HeadFactory, LinearHead
-from rimlit.spec import Rebuildable, Spec, build, find_class, non_default_arguments, to_plain, to_spec
-from rimlit.tasks.signatures import FACTORIES, OptimizerFactory, SchedulerFactory, complete
+from rimlit.spec import Rebuildable, Spec, build, find_class, non_default_arguments, to_spec
+from rimlit.tasks.saved import build_saved, load_weights
+from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory, complete, declared_sizes
 from rimlit.types import State
 
 Stage = Literal["train", "val", "test"]
@@ -349,7 +349,7 @@ class Task(Rebuildable, L.LightningModule, ABC):
         data = getattr(self.trainer, "datamodule", None)
         task = self.spec
         checkpoint["rimlit"] = {
-            "version": rimlit.__version__,
+            "version": __version__,
             "task": task,
             "data": data.spec if isinstance(data, DataModule) else None,
             "init_from": self.init_from,
@@ -388,10 +388,11 @@ class Task(Rebuildable, L.LightningModule, ABC):
         # not by Lightning's loader, which would read the file again and instantiate what it names
         spec = checkpoint["rimlit"]["task"]
         changed = {**spec, "init_args": {**spec["init_args"], **kwargs}}
-        task: Self = build(changed, Task) if kwargs else build_saved(spec, checkpoint_path)
+        task: Any = build(changed, Task) if kwargs else build_saved(spec, checkpoint_path, Task)
         task.on_load_checkpoint(checkpoint)
         load_weights(task, checkpoint["state_dict"], checkpoint_path, strict=strict)
-        return task.to(map_location).eval() if map_location is not None else task.eval()
+        loaded: Self = task.eval() if map_location is None else task.to(map_location).eval()
+        return loaded
 
 
 def _outermost_frame() -> FrameType:
@@ -414,55 +415,6 @@ def _replace_encoder(encoder: nn.Module, factory: Any, task: str) -> nn.Module:
     return replaced
 
 
-def declared_sizes(data: DataModule, names: Iterable[str]) -> dict[str, Any]:
-    """Return what a data module declares of ``names``, arguments of a task: its plain attributes.
-
-    The factories, and what every data module has (``batch_size``, ``seed``, …), are no sizes.
-    """
-    everywhere = {*FACTORIES, *inspect.signature(DataModule.__init__).parameters}
-    values = {
-        name: getattr(data, name, None)
-        for name in names
-        if name not in everywhere and not hasattr(DataModule, name)
-    }
-    return {name: to_plain(value, name) for name, value in values.items() if _is_plain(value)}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, bool | int | float | str)
-
-
-def build_saved(spec: Spec, path: str | Path) -> Any:
-    """Build the task that a file describes.
-
-    Raises:
-        CheckpointError: It cannot be built.
-        ConfigError: It names a class outside the trusted packages.
-    """
-    try:
-        return build(spec, Task)
-    except Exception as error:
-        if isinstance(error, ConfigError) and "outside the trusted" in str(error):
-            raise
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise CheckpointError(f"{path} describes a task that cannot be built: {reason}.") from error
-
-
-def load_weights(task: Task, state: dict[str, Tensor], path: str | Path, *, strict: bool = True) -> None:
-    """Put the weights of a file into a task.
-
-    Raises:
-        CheckpointError: They are not those of the task.
-    """
-    try:
-        task.load_state_dict(state, strict=strict)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} does not hold the weights of its task: {first}") from error
-
-
 def over_processes(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Make the loss of this process's share one of the whole batch.
 
@@ -481,20 +433,3 @@ def over_processes(loss: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     distributed.all_reduce(sums)
     total = sums[1].clamp(min=1)
     return loss * (weight * world_size / total).to(loss.dtype), (sums[0] / total).to(loss.dtype)
-
-
-def load_checkpoint(path: str | Path, **kwargs: Any) -> Task:
-    """Load the task that a checkpoint names, in evaluation mode.
-
-    Args:
-        path: A checkpoint, a folder that ``rimlit export`` wrote, or a run's folder, of which the best checkpoint
-            is taken, or the last where nothing was validated.
-        **kwargs: For a checkpoint; see :meth:`Task.load_from_checkpoint`.
-    """
-    if Path(path).is_dir():
-        from rimlit.tasks.exporting import checkpoint_in, load_exported
-
-        if not (Path(path) / "checkpoints").is_dir():
-            return load_exported(path)
-        path = checkpoint_in(Path(path))
-    return Task.load_from_checkpoint(path, **kwargs)

@@ -9,11 +9,12 @@ import lightning as L
 import torch
 from safetensors.torch import load, save
 
-import rimlit
+from rimlit._version import __version__
 from rimlit.checkpoints import check_specs, kept_checkpoint, read_checkpoint
 from rimlit.errors import CheckpointError
 from rimlit.files import write_file
-from rimlit.tasks.base import Task, build_saved, load_weights
+from rimlit.tasks.base import Task
+from rimlit.tasks.saved import build_saved, load_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -51,7 +52,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
         "data_state": _data_state(checkpoint),
         "step": checkpoint.get("global_step"),
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "versions": {"rimlit": rimlit.__version__, "torch": str(torch.__version__), "lightning": L.__version__},
+        "versions": {"rimlit": __version__, "torch": str(torch.__version__), "lightning": L.__version__},
     }
     try:
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -85,7 +86,7 @@ def load_exported(folder: str | Path) -> Task:
     if hashlib.sha256(weights).hexdigest() != config["sha256"]:
         raise CheckpointError(f"{Path(folder) / WEIGHTS} is damaged: its SHA-256 is not the one in {CONFIG}.")
     check_specs({"rimlit": config}, path)
-    task: Task = build_saved(config["task"], path)
+    task = build_saved(config["task"], path, Task)
     try:
         state = load(weights)
     except Exception as error:  # safetensors has an error of its own

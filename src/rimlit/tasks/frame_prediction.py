@@ -8,12 +8,12 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
+from rimlit.checks import require_known
 from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.encoders import ConvolutionalEncoder, Encoder, EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.heads import FrameHead, HeadFactory
 from rimlit.metrics.frames import FrameScores, locate_balls
-from rimlit.nn.choices import require_known
 from rimlit.nn.motion import CELL, TAPS, move_cells
 from rimlit.spec import build, to_spec
 from rimlit.tasks.base import Task

@@ -13,6 +13,7 @@ from rimlit.data import DataModule
 from rimlit.errors import CheckpointError
 from rimlit.files import sha256_of
 from rimlit.tasks.base import Task
+from rimlit.tasks.exporting import CONFIG, WEIGHTS, load_exported
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,6 @@ def initialize(task: Task, source: str | Path, data: DataModule | None = None) -
 
 def _read(source: Path) -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
     """Return the file that is read, its weights, and all of it where it is a checkpoint."""
-    from rimlit.tasks.exporting import CONFIG, WEIGHTS, load_exported
-
     if (source / CONFIG).is_file():
         return source / WEIGHTS, load_exported(source).state_dict(), {}
     if source.is_dir():

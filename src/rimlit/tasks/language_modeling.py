@@ -11,6 +11,7 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
+from rimlit.checks import require_positive
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.data.text import Prompt, Text
 from rimlit.encoders import Embedding, EncoderFactory
@@ -55,7 +56,7 @@ class LanguageModelingTask(Task):
 
     Raises:
         ConfigError: A value is out of its range, or a factory of a kind that a checkpoint could not hold.
-        ValueError: A size is below 1.
+        ConfigError: A size is below 1.
 
     Example:
         >>> from functools import partial
@@ -88,8 +89,7 @@ class LanguageModelingTask(Task):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        if num_tokens < 1:
-            raise ConfigError(f"num_tokens must be at least 1; got num_tokens={num_tokens}.")
+        require_positive(num_tokens=num_tokens)
         if temperature < 0:
             raise ConfigError(f"temperature must be at least 0; got temperature={temperature}.")
         if top_k is not None and top_k < 1:

@@ -15,9 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rimlit.backbones import BackboneFactory
+from rimlit.data import DataModule
 from rimlit.encoders import EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.heads import HeadFactory
+from rimlit.spec import to_plain
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Builds an optimiser from the parameters. In YAML: ``class_path`` and ``init_args`` without them."""
@@ -117,3 +119,23 @@ def _published(parameter: inspect.Parameter, hints: dict[str, Any], follows_defa
     if hint is not _EMPTY:
         hint = f"{hint} | None" if isinstance(hint, str) else hint | None
     return parameter.replace(default=None, annotation=hint)
+
+
+def declared_sizes(data: DataModule, names: Iterable[str]) -> dict[str, Any]:
+    """Return what a data module declares of ``names``, arguments of a task: its plain attributes.
+
+    The factories, and what every data module has (``batch_size``, ``seed``, …), are no sizes.
+    """
+    everywhere = {*FACTORIES, *inspect.signature(DataModule.__init__).parameters}
+    values = {
+        name: getattr(data, name, None)
+        for name in names
+        if name not in everywhere and not hasattr(DataModule, name)
+    }
+    return {name: to_plain(value, name) for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str)

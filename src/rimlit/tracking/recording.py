@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-import rimlit
-from rimlit.backbones import RIM, Backbone
+from rimlit._version import __version__
+from rimlit.backbones import Backbone
 from rimlit.backbones.base import count_flops
 from rimlit.data import DataModule
 from rimlit.errors import DataError, StoppedError, StorageError
@@ -25,6 +25,7 @@ from rimlit.tracking.mlflow_tracker import MLflowTracker
 from rimlit.tracking.optional import Gate
 from rimlit.tracking.process_names import process_name
 from rimlit.tracking.run_folder import RunFolder
+from rimlit.types import Looped
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class RunRecorder(L.Callback):
         write_file(path, self.config)
         parameters = describe(trainer, task)
         self._sizes = sizes_of(task)
-        backend = {"backend": task.backbone.resolve_backend()[0]} if isinstance(task.backbone, RIM) else {}
+        backend = {"backend": task.backbone.resolve_backend()[0]} if isinstance(task.backbone, Looped) else {}
         for logger in trainer.loggers:
             logger.log_hyperparams({**parameters, **self._sizes, **backend})
             if isinstance(logger, MLflowTracker):
@@ -164,7 +165,7 @@ class RunRecorder(L.Callback):
                 commit=self._commit,
                 seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 machine=machine(),
-                versions={"rimlit": rimlit.__version__, "torch": torch.__version__, "lightning": L.__version__},
+                versions={"rimlit": __version__, "torch": torch.__version__, "lightning": L.__version__},
                 **self._sizes,
                 steps=trainer.global_step,
                 train_seconds=round(self._seconds(), 1),

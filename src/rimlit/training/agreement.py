@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import distributed
 
-import rimlit
+from rimlit._version import __version__
 from rimlit.data import DataModule
 from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
@@ -62,7 +62,7 @@ def facts_of(settings: Mapping[str, Any], data: Any) -> dict[str, str]:
     facts = {key: value for key, value in flat_settings(dict(settings)).items() if key not in OWN_TO_A_PROCESS}
     if isinstance(data, DataModule):
         facts["digest of the data"] = getattr(data, "digest", None)
-    facts["version of rimlit"] = rimlit.__version__
+    facts["version of rimlit"] = __version__
     facts["version of torch"] = torch.__version__
     facts["version of lightning"] = L.__version__
     facts["version of Python"] = platform.python_version()

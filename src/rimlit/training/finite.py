@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from rimlit.checks import require_at_least
 from rimlit.errors import NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,11 @@ class FiniteGuard(L.Callback):
 
     Raises:
         NonFiniteError: It happened once more than ``skip`` allows.
-        ValueError: ``skip`` is below 0.
+        ConfigError: ``skip`` is below 0.
     """
 
     def __init__(self, *, skip: int = 0) -> None:
-        if skip < 0:
-            raise ValueError(f"skip must be at least 0; got skip={skip}.")
+        require_at_least(0, skip=skip)
         self.skip = skip
         self.skipped = 0
         self._losses: list[Tensor] = []

@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rimlit.checks import require_at_least
+from rimlit.errors import ConfigError
+
 
 class _ToTheEnd(LRScheduler):
     """A schedule that ends with the run.
@@ -19,9 +22,9 @@ class _ToTheEnd(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, final_ratio: float, total_steps: int | None) -> None:
         if not 0 <= final_ratio <= 1:
-            raise ValueError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
+            raise ConfigError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
         if total_steps is None or total_steps < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__} needs a run of known length; got total_steps={total_steps}. "
                 "Set trainer.max_steps or trainer.max_epochs."
             )
@@ -48,7 +51,7 @@ class LinearDecay(_ToTheEnd):
         total_steps: How often it advances in all; the task fills in the run's own number.
 
     Raises:
-        ValueError: A value is out of its range.
+        ConfigError: A value is out of its range.
 
     Example:
         >>> import torch
@@ -76,7 +79,7 @@ class WarmupCosine(_ToTheEnd):
         total_steps: Optimiser steps in all; the task fills in the run's own number.
 
     Raises:
-        ValueError: A value is out of its range.
+        ConfigError: A value is out of its range.
 
     Example:
         >>> import torch
@@ -94,8 +97,7 @@ class WarmupCosine(_ToTheEnd):
         final_ratio: float = 0.0,
         total_steps: int | None = None,
     ) -> None:
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be at least 0; got warmup_steps={warmup_steps}.")
+        require_at_least(0, warmup_steps=warmup_steps)
         self.warmup_steps = warmup_steps
         super().__init__(optimizer, final_ratio, total_steps)
 

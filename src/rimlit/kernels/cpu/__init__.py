@@ -5,28 +5,29 @@ import torch
 from rimlit.kernels.autograd import differentiate
 from rimlit.kernels.cpu.call import DTYPES as DTYPES
 from rimlit.kernels.cpu.loop import CPULoop
-from rimlit.kernels.cpu.stepper import Stepper as Stepper
+from rimlit.kernels.cpu.stepper import LayerStep as LayerStep
 from rimlit.kernels.cpu.tiles import multiply as multiply
-from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.layer import LayerInputs, LayerResult
 from rimlit.kernels.projection import Projected
+from rimlit.mechanisms import LayerWeights, RIMLayer
 
 
-def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
-    """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
-    return differentiate(CPULoop(), projected, weights, options, inputs)
+def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
+    """Run the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
+    return differentiate(CPULoop(), projected, layer, weights, inputs)
 
 
-def values_hold_cell(weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> bool:
+def values_hold_cell(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> bool:
     """Return whether it is cheaper to multiply values by the cell's weights ahead than in the loop.
 
     Ahead all mechanisms are computed, in one large product; in the loop the active ones, in products of few rows.
     """
-    if options.project_in_bf16 or torch.is_autocast_enabled("cpu"):
+    if layer.project_in_bf16 or torch.is_autocast_enabled("cpu"):
         return True
     batch_size, _, _, input_size = inputs.sequence.shape
     groups, _, value_size = weights.input_value.shape
     num_mechanisms, _, num_gates = weights.cell_input.shape
-    computed = num_mechanisms if options.inactive == "candidate" else options.num_active
+    computed = num_mechanisms if layer.computes_all else layer.num_active
     rows = batch_size * computed / num_mechanisms
     small_products = 1 + 4 / rows  # a product of 8 rows takes about 1.4 times as long per row as one of 64
     ahead = min(

@@ -17,7 +17,7 @@ from rimlit.files import cache_folder
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("loop.cpp")
-SOURCES = (SOURCE, SOURCE.with_name("product.h"), SOURCE.with_name("amx.h"))
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-pthread")
 BUILD_SECONDS = 300.0
 

@@ -14,9 +14,11 @@ from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, S
 from rimlit.kernels.cpu import memory, tiles
 from rimlit.kernels.cpu.build import load
 
-OUTPUT_KINDS = {"linear": 0, "tanh": 1, "gated": 2}
+OUTPUTS = ("linear", "tanh", "gated", "cell_gate")
+MARGINS = ("none", "scores", "probabilities")
 DTYPES = (torch.float32, torch.float64)
 
+_NUMBERS = {"Int": ctypes.c_int64, "double": ctypes.c_double}
 _TAPE_DTYPES = {"place": torch.int32, "start": torch.int32}
 
 
@@ -32,7 +34,7 @@ def structure(name: str) -> type[ctypes.Structure]:
     declarations.restype, size.restype = ctypes.c_char_p, ctypes.c_int64
     fields: list[tuple[str, Any]] = []
     for declaration in filter(None, map(str.strip, declarations().decode().split(";"))):
-        kind = ctypes.c_void_p if "*" in declaration else ctypes.c_int64
+        kind = ctypes.c_void_p if "*" in declaration else _NUMBERS[declaration.split()[0]]
         fields += [(field, kind) for field in re.findall(r"(\w+)\s*(?:,|$)", declaration)]
     # without a dict, so that a name which is no field is an AttributeError
     found = type(name, (ctypes.Structure,), {"_fields_": fields, "__slots__": ()})
@@ -67,7 +69,7 @@ def require_success(code: int) -> None:
     raise MemoryError("The C++ time loop found no memory for its workspace.")
 
 
-class Tape(NamedTuple):
+class RowTape(NamedTuple):
     """What the derivative reads. Rows are (mechanism, sample) pairs that were computed, by step and thread."""
 
     gates: Tensor  # (T, rows, 4·d), after their activation
@@ -78,6 +80,7 @@ class Tape(NamedTuple):
     weights: MaybeTensor  # (T, B, C, K, M)
     read: MaybeTensor  # (T, K·B, C·value)
     output: MaybeTensor  # (T, K·B, d or 2·d), after their activation
+    moved: MaybeTensor  # (T, K·B, d): candidate and what it read, less the old state, where there are gates
     place: MaybeTensor  # (T, B, M): the rows of ``projected`` that a step reads
     start: MaybeTensor  # (threads, T + 1): its first row that a step computed
     threads: Tensor  # (1,): how many wrote this
@@ -110,6 +113,7 @@ class Call:
         if operands.communication is not None:
             self.value = operands.communication.shape[-1] // self.heads - 2 * options.communication_key_size
         self.is_taped = is_taped
+        self.is_gated, self.has_totals = options.is_gated, setting.has_totals
         self.values_ahead = self._multiplies_ahead()
         self.integers = {
             "batch": self.batch,
@@ -138,7 +142,13 @@ class Call:
             "is_gru": options.cell == "gru",
             "across_mechanisms": options.selection == "across_mechanisms",
             "reads_candidates": options.inactive == "candidate",
-            "output_kind": OUTPUT_KINDS[options.communication_output],
+            "output_kind": OUTPUTS.index(options.communication_output),
+            "margin": MARGINS.index(options.margin) if options.has_margin else 0,
+            "graded": options.graded,
+            "dynamic": options.dynamic,
+            "width": options.width,
+            "soft_cap": options.soft_cap,
+            **_offset_strides(setting.offset),
             "keys_hold_query": folded_keys,
             "values_hold_cell": folded_values,
             "values_ahead": self.values_ahead,
@@ -179,17 +189,20 @@ class Call:
             attention=new(batch_size, steps, mechanisms, self.input_heads, self.slots),
             null_attention=new(batch_size, steps, mechanisms) if self.setting.records_null else None,
             communication=new(batch_size, steps, mechanisms, mechanisms).zero_() if is_recorded else None,
+            gate=new(batch_size, steps, mechanisms) if self.is_gated else None,
+            relevance=new(batch_size, steps, mechanisms) if self.is_gated else None,
+            total=new(batch_size, steps, mechanisms, self.input_heads) if self.has_totals else None,
         )
 
-    def empty_tape(self) -> Tape:
+    def empty_tape(self) -> RowTape:
         """Return a tape of every step, or of one where nothing reads it afterwards."""
-        parts: dict[str, MaybeTensor] = dict.fromkeys(Tape._fields)
+        parts: dict[str, MaybeTensor] = dict.fromkeys(RowTape._fields)
         parts |= memory.empty_together(self._tape_shapes(), _TAPE_DTYPES, self.operands.hidden.dtype)
         if parts["start"] is not None:
             per_sample = len(parts["projected"]) // self.batch
             firsts = [self.batch * index // self.threads * per_sample for index in range(self.threads)]
             parts["start"][:, 0] = torch.tensor(firsts, dtype=torch.int32)
-        return Tape(**parts | {"threads": torch.tensor([self.threads])})
+        return RowTape(**parts | {"threads": torch.tensor([self.threads])})
 
     def _tape_shapes(self) -> dict[str, tuple[int, ...]]:
         options, setting = self.setting.options, self.setting
@@ -197,7 +210,7 @@ class Call:
         computed = self.batch * (self.mechanisms if options.inactive == "candidate" else options.num_active)
         active = self.batch * options.num_active
         is_lstm, heads, size = options.cell == "lstm", self.heads, self.size
-        output_size = {"linear": 0, "tanh": size, "gated": 2 * size}[options.communication_output]
+        output_size = {"linear": 0, "gated": 2 * size}.get(options.communication_output, size)
         shapes: dict[str, tuple[int, ...]] = {"gates": (steps, computed, 4 * size)}
         if is_lstm:
             shapes |= {"old_memory": (steps, computed, size), "squashed": (steps, computed, size)}
@@ -221,6 +234,8 @@ class Call:
             }
         if heads and output_size:
             shapes["output"] = steps, active, output_size
+        if self.is_gated:
+            shapes["moved"] = steps, active, size
         return shapes
 
     def _head_size(self) -> int:
@@ -233,7 +248,7 @@ class Call:
     def arguments(
         self,
         outputs: Outputs,
-        tape: Tape,
+        tape: RowTape,
         found: Operands | None = None,
         others: Mapping[str, Tensor] = MappingProxyType({}),
         gradients: Gradients | tuple[None, None, None] = (None, None, None),
@@ -253,6 +268,10 @@ class Call:
             "attention": outputs.attention,
             "null_attention": outputs.null_attention,
             "activity": outputs.communication,
+            "gate": outputs.gate,
+            "relevance": outputs.relevance,
+            "total": outputs.total,
+            "offset": setting.offset,
             **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
         }
         self.integers["features_stride"] = outputs.features.stride(0)
@@ -271,6 +290,17 @@ class Call:
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         self.alive = tensors
         return structure("arguments")(**self.integers, **pointers)
+
+
+def _offset_strides(offset: MaybeTensor) -> dict[str, int]:
+    """Return how far apart steps, mechanisms and samples of the ranking's offset lie; 0 where one serves all."""
+    steps = ("offset_step_stride", "offset_mechanism_stride", "offset_row_stride")
+    if offset is None:
+        return dict.fromkeys(steps, 0)
+    return {
+        name: 0 if size == 1 else stride
+        for name, size, stride in zip(steps, offset.shape, offset.stride(), strict=True)
+    }
 
 
 def _strides(name: str, tensor: Tensor, setting: Setting) -> dict[str, int]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting
 from rimlit.kernels.cpu import memory
-from rimlit.kernels.cpu.call import Call, Tape, arranged
+from rimlit.kernels.cpu.call import Call, RowTape, arranged
 from rimlit.kernels.layer import parts_of
 
 
@@ -48,7 +48,7 @@ class CPULoop:
         gradients: Gradients,
     ) -> Operands:
         """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
-        last_tape, memories = Tape(*tape[:-1]), tape[-1]
+        last_tape, memories = RowTape(*tape[:-1]), tape[-1]
         operands = arranged(operands, setting)
         parts = _parts(setting, operands)
         threads = int(last_tape.threads)  # the tape lies as the threads of the forward wrote it
@@ -111,6 +111,9 @@ def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
         attention=outputs.attention[:, steps].contiguous(),
         null_attention=None,
         communication=None,
+        gate=None if outputs.gate is None else outputs.gate[:, steps].contiguous(),
+        relevance=None if outputs.relevance is None else outputs.relevance[:, steps].contiguous(),
+        total=None if outputs.total is None else outputs.total[:, steps].contiguous(),
     )
 
 
@@ -128,7 +131,7 @@ def _join(parts: list[Outputs], features: Tensor) -> Outputs:
         features,
         last.hidden,
         last.memory,
-        *map(joined, ("active", "attention", "null_attention", "communication")),
+        *map(joined, ("active", "attention", "null_attention", "communication", "gate", "relevance", "total")),
     )
 
 

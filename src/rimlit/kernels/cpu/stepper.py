@@ -4,36 +4,38 @@ import ctypes
 import functools
 import math
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rimlit.kernels.autograd import Operands, Outputs, Setting
 from rimlit.kernels.cpu.call import Call, loaded, require_cpu, require_success, structure
-from rimlit.kernels.layer import Keep, LayerOptions, LayerWeights
+from rimlit.kernels.layer import describe
+from rimlit.mechanisms import Keep, LayerWeights, RIMLayer
 from rimlit.types import GRUState, LSTMState, State
 
 
-class Stepper:
+class LayerStep:
     """One layer, one step at a time, from an input (B, D), without a graph and with what can be folded ahead.
 
     Args:
-        weights: The layer's parameters.
-        options: The layer's choices.
+        layer: The layer.
         batch_size: Samples of every step.
         fold: Whether products of weights are formed now where that is cheaper: they do not follow the weights.
     """
 
-    def __init__(self, weights: LayerWeights, options: LayerOptions, batch_size: int, *, fold: bool) -> None:
+    def __init__(self, layer: RIMLayer, batch_size: int, *, fold: bool) -> None:
         # tensors that the library reads by address must live as long as this object, even if parameters change
-        held = [None if weight is None else weight.detach().contiguous() for weight in weights]
-        weights = LayerWeights(*held)  # type: ignore[arg-type]
+        weights, options = LayerWeights(*map(_held, layer.weights())), describe(layer)
+        cell_hidden, cell_bias = weights.dynamics
+        communication, communication_output, communication_bias = weights.communication or (None, None, None)
         self._step = loaded().rimlit_step
         self._step.argtypes = [ctypes.c_void_p] * 7
         heads, mechanisms = options.input_heads, options.num_mechanisms
         key_groups, input_size, keys_size = weights.input_key.shape
         value_groups, _, values_size = weights.input_value.shape
-        _, size, num_gates = weights.cell_hidden.shape
+        _, size, num_gates = cell_hidden.shape
         folded_key = folded_value = None
         two_products = (key_groups * input_size + mechanisms * size) * keys_size // heads
         if fold and mechanisms * input_size * size <= two_products:
@@ -41,7 +43,7 @@ class Stepper:
         in_loop = value_groups * input_size * values_size + options.num_active * values_size * num_gates
         if fold and mechanisms * input_size * heads * num_gates <= in_loop:
             folded_value = _fold(weights.input_value, weights.cell_input, heads)
-        new = weights.cell_hidden.new_empty
+        new = cell_hidden.new_empty
         state = new(batch_size, mechanisms, size)
         folded_values = folded_value is not None
         value_shape: tuple[int, ...] = (mechanisms, 1, batch_size, heads, num_gates)
@@ -56,13 +58,14 @@ class Stepper:
             initial_memory=None,
             input_query=None,
             cell_input=None if folded_values else weights.cell_input,
-            cell_hidden=weights.cell_hidden,
-            cell_bias=weights.cell_bias,
-            communication=weights.communication,
-            communication_output=weights.communication_output,
-            communication_bias=weights.communication_bias,
+            cell_hidden=cell_hidden,
+            cell_bias=cell_bias,
+            communication=communication,
+            communication_output=communication_output,
+            communication_bias=communication_bias,
+            score_bias=weights.score_bias,
         )
-        setting = Setting(options, None, None, Keep(None, None), record=False, is_differentiated=False)
+        setting = Setting(options, None, None, Keep(None, None), None, record=False, is_differentiated=False)
         call = Call(setting, operands, threads=1, is_taped=False)
         tape = call.empty_tape()
         outputs = Outputs(
@@ -72,6 +75,9 @@ class Stepper:
             new(batch_size, 1, mechanisms, dtype=torch.bool),
             new(batch_size, 1, mechanisms, heads, 1),
             None,
+            None,
+            new(batch_size, 1, mechanisms) if options.is_gated else None,
+            new(batch_size, 1, mechanisms) if options.is_gated else None,
             None,
         )
         self._arguments = call.arguments(outputs, tape)
@@ -118,6 +124,13 @@ class Stepper:
             )
             require_success(code)
         return features, GRUState(new_hidden) if new_memory is None else LSTMState(new_hidden, new_memory)
+
+
+def _held(weights: Any) -> Any:
+    """Return weights that a later change of the parameters does not move."""
+    if isinstance(weights, tuple):
+        return tuple(map(_held, weights))
+    return None if weights is None else weights.detach().contiguous()
 
 
 def _fold(first: Tensor, second: Tensor, heads: int) -> Tensor:

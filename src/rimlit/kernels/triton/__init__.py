@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from rimlit.errors import install_command
-from rimlit.kernels import function
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.graphs import Recorded
-from rimlit.kernels.layer import Keep, LayerInputs, LayerOptions, LayerResult, LayerWeights
+from rimlit.kernels.layer import LayerInputs, LayerResult, describe
 from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
 from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
+from rimlit.mechanisms import Balance, Keep, LayerWeights, RIMLayer
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -43,15 +43,24 @@ def load() -> tuple[ModuleType | None, str]:
     return steps, "kernels in Triton"
 
 
-def scan(projected: Projected, weights: LayerWeights, options: LayerOptions, inputs: LayerInputs) -> LayerResult:
-    """Walk the recurrence over all steps; see :func:`rimlit.kernels.run_layer`.
+def cannot(layer: RIMLayer) -> str | None:
+    """Return which choice of the layer's parts the kernels do not know, or None."""
+    options = describe(layer)
+    if options.is_gated or options.dynamic:
+        return "does not know margins, graded updates and dynamic counts"
+    if options.soft_cap or layer.score_bias is not None or type(layer.balance).offset is not Balance.offset:
+        return "does not know a cap, a bias or an offset of scores"
+    return (
+        "does not know communication through the cell's gate"
+        if options.communication_output == "cell_gate"
+        else None
+    )
 
-    The kernels know one slot, whose keys hold the query. Several slots take the ``function`` loop.
-    """
-    if not projected.keys_hold_query:
-        return function.scan(projected, weights, options, inputs)
-    projected = hold_cell(expand_tokens(projected), weights.cell_input, options.input_heads)
-    return differentiate(_LOOP, projected, weights, options, inputs)
+
+def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
+    """Run the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
+    projected = hold_cell(expand_tokens(projected), weights.cell_input, layer.input_heads)
+    return differentiate(_LOOP, projected, layer, weights, inputs)
 
 
 class _Launch:
@@ -222,6 +231,9 @@ class TritonLoop:
             attention=attention.permute(2, 1, 0, 3)[..., None],
             null_attention=None if null_attention is None else null_attention.permute(2, 1, 0),
             communication=communication,
+            gate=None,
+            relevance=None,
+            total=None,
         )
         return outputs, tape if setting.is_differentiated else ()
 
@@ -356,6 +368,7 @@ class TritonLoop:
             gates=into_gates,
             recurrent=into_recurrent,
             scores=into_scores,
+            score_bias=None,
             attended=None,
             query=None,
             projected=into_projected,

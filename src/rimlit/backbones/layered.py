@@ -1,0 +1,192 @@
+"""What every backbone of RIM layers has: a time loop, costs, and single steps without a graph."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rimlit.backbones.base import Backbone
+from rimlit.backbones.watching import WatchedBackbone
+from rimlit.checks import require_positive
+from rimlit.kernels import Where, choose_loop, cpu
+from rimlit.mechanisms import NoBalance, RIMLayer
+from rimlit.nn.surroundings import is_plain
+from rimlit.types import State, conform_state, map_state
+
+
+class LayeredBackbone(WatchedBackbone):
+    """A backbone whose ``layers`` are :class:`rimlit.mechanisms.RIMLayer`.
+
+    A subclass sets ``layers``, ``backend``, ``state_type``, ``num_active``, ``dropout`` and ``input_attention``.
+    """
+
+    layers: nn.ModuleList
+    backend: str
+    state_type: Any
+    num_active: int
+    dropout: float
+    input_attention: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stepper: tuple[Any, Stepper] | None = None
+
+    @property
+    def _layers(self) -> list[RIMLayer]:
+        return cast(list[RIMLayer], list(self.layers))
+
+    @property
+    def _first(self) -> RIMLayer:
+        return self._layers[0]
+
+    def resolve_backend(self, num_slots: int = 1, device: torch.device | None = None) -> tuple[str, str]:
+        """Return the time loop that a forward over ``num_slots`` input slots takes now, and why.
+
+        Args:
+            num_slots: Input slots N.
+            device: Where the weights will be, by default where they are.
+
+        Raises:
+            ConfigError: The loop that was asked for cannot run this RIM there.
+        """
+        weight = self._first.like
+        where = Where.of(weight, num_slots)
+        return choose_loop(self.backend, self._first, where._replace(device=device or weight.device))
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step; see :meth:`Backbone.step`. Without a graph it takes the C++ loop's fast path."""
+        weights = list(self.parameters())
+        is_short = inputs.dim() == 2 and inputs.device.type == "cpu" and can_step_fast(self, weights)
+        if not is_short:
+            return super().step(inputs, state)
+        # nothing is folded: it reads the weights where they are, until they are moved
+        key = (len(inputs), *(weight.data_ptr() for weight in weights))
+        if self._stepper is None or self._stepper[0] != key:
+            self._stepper = key, Stepper(self, len(inputs), fold=False)
+        return self._stepper[1](inputs, state)
+
+    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """Return :meth:`step` without its look at every weight, for as long as the weights stay where they are.
+
+        It gives what :meth:`step` gives; mode, gradients and autocast are those of now.
+
+        Args:
+            batch_size: Samples of every step, at least 1.
+        """
+        is_fast = can_step_fast(self, list(self.parameters()))
+        return Stepper(self, batch_size, fold=False) if is_fast else self.step
+
+    def stepper(self, batch_size: int = 1) -> "Stepper":
+        """Return what runs single steps fastest, without a graph, on the weights as they are now.
+
+        Args:
+            batch_size: Samples of every step, at least 1.
+        """
+        require_positive(batch_size=batch_size)
+        return Stepper(self, batch_size, fold=True)
+
+    def active_parameters(self) -> int:
+        """Return how many parameters take part in one step of one sequence.
+
+        Dynamics and communication belong to a mechanism and count for the K active ones; where others read the
+        candidates of inactive ones, all mechanisms compute them. Everything else counts in full.
+        """
+        idle_share = 1 - self.num_active / self.num_mechanisms
+        own = sum(layer.parameters_of_mechanisms() for layer in self._layers if not layer.computes_all)
+        return super().active_parameters() - round(idle_share * own)
+
+    def flops_per_step(self) -> int:
+        """Return the multiplications and additions of one step of one sequence with one input slot, forward.
+
+        Counted are the products of matrices that a step needs, which are those that the C++ loop runs: queries,
+        input keys and values and the scores of all mechanisms; dynamics and communication of the K active ones
+        (of all where others read candidates), since what others read of an inactive one stays as it was.
+        """
+        return sum(layer.flops_per_step() for layer in self._layers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what holds addresses: a copy builds its own."""
+        return {**self.__dict__, "_stepper": None}
+
+
+def can_step_fast(rim: "LayeredBackbone", weights: list[nn.Parameter]) -> bool:
+    """Return whether single steps may run in the C++ loop on these weights, whatever the inputs are."""
+    first = rim._first
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not rim.is_watched
+        and not (rim.training and (rim.dropout > 0 or first.drops))
+        and not first.project_in_bf16
+        and rim.input_attention  # without, the values' weights are doubled: a copy, which would grow old
+        and _is_in_loop(rim)
+        and all(is_plain(weight) and weight.is_contiguous() for weight in weights)
+    )
+
+
+def _is_in_loop(rim: "LayeredBackbone") -> bool:
+    return type(rim._first.balance) is NoBalance and rim.resolve_backend()[0] == "cpu"
+
+
+class Stepper:
+    """Single steps of a RIM: no graph, no dropout, no activity, and what can be folded is folded ahead.
+
+    It belongs to the weights as they were when it was built: build another after a step of the optimiser. Where
+    the C++ loop does not run, it steps the RIM itself.
+
+    Args:
+        rim: The RIM to step.
+        batch_size: Samples of every step.
+        fold: Whether products of weights are formed when it is built, where that makes a step cheaper.
+
+    Example:
+        >>> from rimlit import RIM
+        >>> rim = RIM(10, 60).eval()
+        >>> step, state = rim.stepper(), rim.initial_state(1)
+        >>> features, state = step(torch.ones(1, 10), state)
+        >>> features.shape
+        torch.Size([1, 60])
+    """
+
+    def __init__(self, rim: "LayeredBackbone", batch_size: int, *, fold: bool = True) -> None:
+        self.rim = rim
+        self.batch_size = batch_size
+        first = rim._first
+        self._dtype = first.like.dtype
+        self._state_shape = batch_size, rim.num_layers, rim.num_mechanisms, first.size
+        self._state_parts = len(rim.state_type._fields)
+        self._steps = []
+        if _is_in_loop(rim) and all(map(is_plain, rim.parameters())):
+            self._steps = [cpu.LayerStep(layer, batch_size, fold=fold) for layer in rim._layers]
+
+    def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one step on ``inputs`` (B, input_size); see :meth:`Backbone.step`.
+
+        Raises:
+            ValueError: ``inputs`` or ``state`` do not have the shape that the stepper was built for.
+        """
+        rim = self.rim
+        if inputs.shape != (self.batch_size, rim.input_size):
+            raise ValueError(
+                f"inputs must be (batch_size, input_size) = ({self.batch_size}, {rim.input_size}); "
+                f"got shape {tuple(inputs.shape)}."
+            )
+        if not self._steps:
+            with torch.no_grad():
+                return Backbone.step(rim, inputs, state)
+        fits = isinstance(state, tuple | list) and len(state) == self._state_parts
+        for part in state:
+            fits = fits and getattr(part, "shape", None) == self._state_shape and part.dtype is self._dtype
+        if not fits:
+            state = conform_state(state, rim.initial_state(self.batch_size))
+        if inputs.dtype is not self._dtype:
+            inputs = inputs.to(self._dtype)
+        if len(self._steps) == 1:
+            return self._steps[0](inputs, state)
+        states = []
+        for index, step in enumerate(self._steps):
+            inputs, new = step(inputs, map_state(lambda tensor, at=index: tensor[:, at : at + 1], state))
+            states.append(new)
+        return inputs, map_state(lambda *tensors: torch.cat(tensors, dim=1), *states)

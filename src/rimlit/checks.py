@@ -1,0 +1,36 @@
+"""Checks of arguments: each raises a ConfigError that names the argument, its value and what is allowed."""
+
+from rimlit.errors import ConfigError
+
+
+def require_at_least(least: int, **values: int) -> None:
+    """Raise a ConfigError that names the first of ``values`` below ``least``.
+
+    Example:
+        >>> require_at_least(1, batch_size=64, num_layers=0)
+        Traceback (most recent call last):
+        ...
+        rimlit.errors.ConfigError: num_layers must be at least 1; got num_layers=0.
+    """
+    for name, value in values.items():
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}; got {name}={value}.")
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise a ConfigError that names the first of ``sizes`` below 1."""
+    require_at_least(1, **sizes)
+
+
+def require_dropout(**dropouts: float) -> None:
+    """Raise a ConfigError that names the first of ``dropouts`` outside [0, 1)."""
+    for name, dropout in dropouts.items():
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"{name} must be at least 0 and below 1; got {name}={dropout}.")
+
+
+def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
+    """Raise a ConfigError that names the first of ``choices`` (value, known values) that is not known."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}.")

@@ -1,0 +1,221 @@
+"""One layer of a RIM: its parts, their parameters and dropout; :mod:`rimlit.kernels` runs it over time."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rimlit.mechanisms.balance import Balance
+from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication
+from rimlit.mechanisms.dynamics import Dynamics
+from rimlit.mechanisms.selection import Selection
+from rimlit.mechanisms.sharing import Sharing
+
+
+class LayerWeights(NamedTuple):
+    """Parameters of one layer, formed once per sequence. A leading 1 in place of M: shared by all mechanisms."""
+
+    input_query: Tensor  # (M, d, I·key)
+    input_key: Tensor  # (1 or M, D, I·key)
+    input_value: Tensor  # (1 or M, D, I·value)
+    cell_input: Tensor  # (M, I·value, gates): input, forget, output, new (LSTM); reset, update, new (GRU)
+    score_bias: Tensor | None  # (M,)
+    dynamics: tuple[Tensor, ...]  # (M, d, gates) and (M, 4·d): the GRU's last quarter is the bias inside the reset
+    communication: tuple[Tensor | None, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """Return all weights that there are."""
+        everything = (*self[:5], *self.dynamics, *self.communication)
+        return [weight for weight in everything if weight is not None]
+
+
+class Keep(NamedTuple):
+    """Dropout factors, 0 or 1/(1 − p), drawn before the loop so that all loops share them."""
+
+    input: Tensor | None  # (T, M, B, I, N)
+    communication: Tensor | None  # (T, …), by attention (T, B, C, M, M)
+
+    def steps(self, steps: slice) -> "Keep":
+        """Return the factors of these steps."""
+        return Keep(*(None if factors is None else factors[steps] for factors in self))
+
+
+class RIMLayer(nn.Module):
+    """The parts of one layer.
+
+    The time loops read the weights of the modules inside and call none of them: hooks belong on the layer.
+
+    Args:
+        input_size: Features D of each input slot.
+        size: Features d of each mechanism.
+        selection: The competition.
+        dynamics: Builds the cells from M, the size of what they read, d and ``sharing``.
+        communication: Builds the communication from M, d and ``sharing``.
+        sharing: Builds a weight of all mechanisms from (M, inner, outer, init_scale).
+        input_sharing: The same for the input's keys and values.
+        balance: Influence on who wins.
+        input_heads: Heads I of the input attention.
+        input_key_size: Key size of each input head.
+        input_value_size: Value size of each input head.
+        input_attention: Whether mechanisms attend to the input; without, each reads all of it.
+        soft_cap: Bound c of the scores, c·tanh(score / c), or None.
+        score_bias: Start of a learned bias per mechanism, added to its scores, or None.
+        normalize_scores: Whether queries and keys are scaled to length ⁴√key_size, so that a score is the cosine
+            of their angle.
+        input_dropout: Dropout on the input attention; it never touches the selection.
+        communication_dropout: Dropout of the communication.
+        project_in_bf16: Whether the products before the loop are computed in bfloat16.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        size: int,
+        *,
+        selection: Selection,
+        dynamics: Callable[..., Dynamics],
+        communication: Callable[..., Communication],
+        sharing: Callable[..., Sharing],
+        input_sharing: Callable[..., Sharing],
+        balance: Balance,
+        input_heads: int,
+        input_key_size: int,
+        input_value_size: int,
+        input_attention: bool,
+        soft_cap: float | None,
+        score_bias: float | None,
+        normalize_scores: bool,
+        input_dropout: float,
+        communication_dropout: float,
+        project_in_bf16: bool,
+    ) -> None:
+        super().__init__()
+        num_mechanisms = selection.num_mechanisms
+        self.size = size
+        self.num_mechanisms = num_mechanisms
+        self.num_active = selection.num_active
+        self.input_heads = input_heads
+        self.input_attention = input_attention
+        self.soft_cap = soft_cap
+        self.normalize_scores = normalize_scores
+        self.input_dropout = input_dropout
+        self.communication_dropout = communication_dropout
+        self.project_in_bf16 = project_in_bf16
+        self.selection = selection
+        self.balance = balance
+        if input_attention:
+            self.input_query = sharing(num_mechanisms, size, input_heads * input_key_size)
+            self.input_key = input_sharing(num_mechanisms, input_size, input_heads * input_key_size)
+        else:  # all scores are 0, whatever the state
+            self.no_query: Tensor
+            self.no_key: Tensor
+            self.register_buffer("no_query", torch.zeros(num_mechanisms, size, input_heads), persistent=False)
+            self.register_buffer("no_key", torch.zeros(1, input_size, input_heads), persistent=False)
+        self.score_bias = (
+            nn.Parameter(torch.full((num_mechanisms,), score_bias)) if score_bias is not None else None
+        )
+        self.input_value = input_sharing(num_mechanisms, input_size, input_heads * input_value_size)
+        self.dynamics = dynamics(num_mechanisms, input_heads * input_value_size, size, sharing)
+        self.communication = communication(num_mechanisms, size, sharing)
+        self._has_warned = False
+
+    def forward(self, run: Callable[..., Any], inputs: Any) -> Any:
+        """Return ``run(self, self.weights(), inputs)``: a time loop over a sequence."""
+        if not torch.compiler.is_compiling() and not self._has_warned:
+            self._warn_of_hooks()
+        return run(self, self.weights(), inputs)
+
+    def _warn_of_hooks(self) -> None:
+        for name, module in self.named_modules():
+            if name and (
+                module._forward_hooks
+                or module._forward_pre_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+            ):
+                self._has_warned = True
+                warnings.warn(
+                    f"Hooks on {name} of a RIM's layer are never called, since the time loop reads its weight "
+                    "alone: register them on the RIM or its layers, or change weights by "
+                    "torch.nn.utils.parametrize.",
+                    stacklevel=2,
+                )
+                return
+
+    def weights(self) -> LayerWeights:
+        """Return the parameters as the time loops read them."""
+        value = self.input_value.groups()
+        return LayerWeights(
+            input_query=self.input_query.expand() if self.input_attention else self.no_query,
+            input_key=self.input_key.groups() if self.input_attention else self.no_key,
+            input_value=value if self.input_attention else 2 * value,  # a score of 0 halves what is read
+            cell_input=self.dynamics.input.expand(),
+            score_bias=self.score_bias,
+            dynamics=self.dynamics.weights(),
+            communication=self.communication.weights(),
+        )
+
+    @property
+    def like(self) -> Tensor:
+        """A parameter whose device and type are the layer's."""
+        return next(self.dynamics.parameters())
+
+    @property
+    def communicates(self) -> bool:
+        """Whether mechanisms read each other."""
+        return type(self.communication) is not NoCommunication
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether inactive mechanisms are computed too, since others read what they would have become."""
+        talk = self.communication
+        return isinstance(talk, AttentionCommunication) and talk.inactive == "candidate"
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the balance adds to the loss."""
+        return type(self.balance).penalty is not Balance.penalty
+
+    def parameters_of_mechanisms(self) -> int:
+        """Return the number of parameters of the dynamics and communication that belong to one mechanism each."""
+        weights = (self.dynamics.input.groups(), *self.dynamics.weights(), *self.communication.weights())
+        return sum(w.numel() for w in weights if w is not None and w.shape[0] == self.num_mechanisms > 1)
+
+    def flops_per_step(self) -> int:
+        """Return the multiplications and additions of a step; see :meth:`rimlit.RIM.flops_per_step`."""
+        weights = self.weights()
+        computed = self.num_mechanisms if self.computes_all else self.num_active
+        products = 0  # multiplications, each with an addition
+        if self.input_attention:
+            keys = weights.input_key.shape[-1]  # of all heads
+            products += weights.input_key.numel() + weights.input_query.numel() + self.num_mechanisms * keys
+        groups = weights.input_value.shape[0]
+        products += weights.input_value[0].numel() * (1 if groups == 1 else computed)
+        products += computed * weights.cell_input[0].numel()
+        products += computed * sum(weight[0].numel() for weight in weights.dynamics if weight.dim() == 3)
+        products += self.communication.products(computed, self.num_active)
+        return 2 * products
+
+    def draw_keep(self, batch_size: int, num_steps: int, num_slots: int) -> Keep:
+        """Draw the dropout factors of a sequence."""
+        input_keep = communication_keep = None
+        like = self.like
+        if self.training and self.input_dropout:
+            shape = (num_steps, self.num_mechanisms, batch_size, self.input_heads, num_slots)
+            # not like.new_ones: FSDP may have sharded it
+            ones = functools.partial(torch.ones, dtype=like.dtype, device=like.device)
+            input_keep = functional.dropout(ones(shape), self.input_dropout)
+        if self.training and self.communication_dropout:
+            communication_keep = self.communication.draw_dropout(
+                num_steps, batch_size, self.communication_dropout, like
+            )
+        return Keep(input_keep, communication_keep)
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is drawn in training."""
+        return self.input_dropout > 0 or (self.communication_dropout > 0 and self.communicates)

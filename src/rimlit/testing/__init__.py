@@ -1,0 +1,23 @@
+"""Laws of every part, backbone, head, encoder, task and data module; see ``docs/extending.md``."""
+
+from rimlit.testing.backbones import check_backbone
+from rimlit.testing.data import check_data_module
+from rimlit.testing.laws import Law, check_laws, classes_in, law, laws_of
+from rimlit.testing.maps import check_encoder, check_head
+from rimlit.testing.parts import check_part, rim_with
+from rimlit.testing.tasks import check_task
+
+__all__ = [
+    "Law",
+    "check_backbone",
+    "check_data_module",
+    "check_encoder",
+    "check_head",
+    "check_laws",
+    "check_part",
+    "check_task",
+    "classes_in",
+    "law",
+    "laws_of",
+    "rim_with",
+]

@@ -1,0 +1,103 @@
+"""The laws of tasks and data modules, tried on every one there is."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rimlit.data import Adding, BouncingBalls, Copying, DataModule, Sequences, SequentialImages, Text
+from rimlit.encoders import DenseEncoder
+from rimlit.heads import DenseHead
+from rimlit.tasks import (
+    ClassificationTask,
+    CopyingTask,
+    FramePredictionTask,
+    LanguageModelingTask,
+    RegressionTask,
+    Task,
+)
+from rimlit.testing import Law, classes_in
+from tests.laws.cases import law_cases
+from tests.tasks.running import SMALL_RIM
+
+FRAMES = {"frame_size": 16, "context_length": 3, "rollout_length": 10}
+SMALL = {"batch_size": 4, "val_size": 8, "test_size": 8, "seed": 1}
+PROSE = "".join(f"{number} bottles stand on the wall, {number + 1} in the hall.\n" for number in range(60))
+
+DATA: dict[str, Callable[[Path], DataModule]] = {
+    "Adding": lambda _: Adding(train_length=6, test_lengths=[6, 9], **SMALL),
+    "BouncingBalls": lambda _: BouncingBalls(
+        train_balls=2, test_balls=[2, "curtain"], num_frames=14, train_size=16, **FRAMES, **SMALL
+    ),
+    "Copying": lambda _: Copying(
+        train_span=5, min_train_span=2, samples_per_span=2, test_spans=[3, 6], train_size=24, **SMALL
+    ),
+    "Copying-endless": lambda _: Copying(train_span=5, test_spans=[3], **SMALL),
+    "Sequences": lambda folder: Sequences(
+        str(write_sequences(folder)), target="value", target_per_step=True, batch_size=4, seed=1
+    ),
+    "SequentialImages": lambda _: SequentialImages(image_size=8, test_sizes=[8], batch_size=4, seed=1),
+    "Text": lambda folder: Text(
+        path=str(write_text(folder)), level="byte", chunk_length=7, batch_size=3, eval_batch_size=2
+    ),
+}
+
+TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
+    "ClassificationTask": (
+        "SequentialImages",
+        partial(ClassificationTask, SMALL_RIM, output_size=10, vocabulary_size=2, embedding_size=6),
+    ),
+    "CopyingTask": (
+        "Copying",
+        partial(CopyingTask, SMALL_RIM, vocabulary_size=10, recall_length=10, embedding_size=6),
+    ),
+    "FramePredictionTask": (
+        "BouncingBalls",
+        partial(
+            FramePredictionTask,
+            SMALL_RIM,
+            encoder=partial(DenseEncoder, output_size=8, hidden_sizes=[12]),
+            head=partial(DenseHead, hidden_size=12),
+            **FRAMES,
+        ),
+    ),
+    "LanguageModelingTask": (
+        "Text",
+        partial(
+            LanguageModelingTask, SMALL_RIM, vocabulary_size=256, level="byte", embedding_size=6, num_tokens=5
+        ),
+    ),
+    "RegressionTask": ("Sequences", partial(RegressionTask, SMALL_RIM, output_size=2, input_size=3)),
+}
+
+
+def write_sequences(folder: Path) -> Path:
+    generator, lengths = np.random.default_rng(3), np.arange(40) % 5 + 3
+    inputs, targets = generator.normal(size=(40, 7, 3)), generator.normal(size=(40, 7, 2))
+    np.savez(folder / "waves.npz", inputs=inputs, targets=targets, lengths=lengths)
+    return folder / "waves.npz"
+
+
+def write_text(folder: Path) -> Path:
+    (folder / "prose.txt").write_text(PROSE)
+    return folder / "prose.txt"
+
+
+def test_every_data_module_and_task_is_tried() -> None:
+    assert {cls.__name__ for cls in classes_in("rimlit.data", DataModule)} == {name.split("-")[0] for name in DATA}
+    assert {cls.__name__ for cls in classes_in("rimlit.tasks", Task)} == set(TASKS)
+
+
+@pytest.mark.parametrize("law", law_cases("data_module"))
+@pytest.mark.parametrize("name", DATA)
+def test_a_data_module_keeps_the_law(tmp_path: Path, name: str, law: Law) -> None:
+    law(lambda: DATA[name](tmp_path))
+
+
+@pytest.mark.parametrize("law", law_cases("task"))
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_keeps_the_law(tmp_path: Path, name: str, law: Law) -> None:
+    data, build = TASKS[name]
+    law(build, lambda: DATA[data](tmp_path))

@@ -1,0 +1,52 @@
+"""Argument checks: one message, one class of error, wherever the argument is given."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rimlit.backbones import LSTM, RNN, Transformer
+from rimlit.checks import require_at_least, require_dropout, require_known, require_positive
+from rimlit.data import Adding
+from rimlit.encoders import DenseEncoder
+from rimlit.errors import ConfigError
+from rimlit.heads import LinearHead
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: require_at_least(3, few=2, fewer=1), "few must be at least 3; got few=2."),
+        (lambda: require_positive(size=1, width=0), "width must be at least 1; got width=0."),
+        (lambda: require_dropout(dropout=1.0), "dropout must be at least 0 and below 1; got dropout=1.0."),
+        (lambda: require_known(cell=("gur", ("lstm", "gru"))), "cell must be one of lstm, gru; got cell='gur'."),
+    ],
+)
+def test_a_check_names_argument_value_and_range(check: Callable[[], None], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check()
+    assert str(raised.value) == message
+    assert isinstance(raised.value, ValueError)
+
+
+def test_what_is_allowed_passes() -> None:
+    require_at_least(0, skip=0)
+    require_positive(size=1)
+    require_dropout(dropout=0.0)
+    require_known(cell=("gru", ("lstm", "gru")))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LSTM(3, 0),
+        lambda: RNN(3, 4, nonlinearity="sine"),  # type: ignore[arg-type]
+        lambda: Transformer(3, 4, context=1),
+        lambda: DenseEncoder(3, 0),
+        lambda: LinearHead(4, 2, dropout=1.0),
+        lambda: Adding(batch_size=0),
+    ],
+)
+def test_every_part_raises_the_same_class_of_error(make: Callable[[], Any]) -> None:
+    with pytest.raises(ConfigError):
+        make()
