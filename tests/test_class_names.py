@@ -10,8 +10,7 @@ ROOT = Path(rimlit.__file__).parent
 
 # still to be renamed: each name with the modules that have it
 KNOWN = {
-    "Stepper": {"backbones/rim.py", "kernels/cpu/stepper.py"},
-    "Tape": {"kernels/cpu/call.py", "kernels/tape.py"},
+    "Loop": {"kernels/autograd.py", "kernels/loops.py"},
 }
 
 

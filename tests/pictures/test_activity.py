@@ -311,7 +311,7 @@ def test_any_backbone_that_can_be_watched_is(tmp_path: Path) -> None:
     assert (tmp_path / "figures/activity.png").is_file()
 
 
-def test_what_is_counted_is_what_the_backbone_did(tmp_path: Path) -> None:
+def test_the_counts_are_those_of_the_backbone_s_activity(tmp_path: Path) -> None:
     """The callback's shares are those of the activity that ordinary forwards report."""
     task = make_copying_task(backbone=SMALL_RIM)
     data = make_copying()

@@ -1,4 +1,4 @@
-"""The GIF of an episode: what it shows, and which environments have none."""
+"""The GIF of an episode: its contents, and the environments that have none."""
 
 import io
 import re

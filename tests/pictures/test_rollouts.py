@@ -1,4 +1,4 @@
-"""What is written of rollouts: the GIF, the curves, the numbers."""
+"""The pictures of rollouts: the GIF, the curves, the numbers."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def test_other_tasks_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_film_shows_what_the_task_and_its_mechanisms_did(layers: int) -> None:
+def test_a_film_has_the_predictions_and_the_activity_of_the_task(layers: int) -> None:
     backbone = {**SMALL_RIM, "init_args": {**SMALL_RIM["init_args"], "num_layers": layers}}
     task, data = make_task(backbone=backbone), make_data()
     batch = next(iter(data.test_dataloader()[0]))

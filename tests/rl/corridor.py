@@ -1,4 +1,4 @@
-"""An environment whose every number is known, and tasks to walk through it."""
+"""An environment of which every number is known, and tasks for it."""
 
 from typing import Any
 

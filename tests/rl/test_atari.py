@@ -38,7 +38,7 @@ def test_screens_are_bytes_and_actions_those_of_the_game() -> None:
         assert environments.observation_shape == (4, 84, 84)
 
 
-def test_a_lost_life_terminates_and_the_game_goes_on() -> None:
+def test_a_lost_life_terminates_and_the_game_continues() -> None:
     steps = play(make(), 130)
     terminated, ended = (np.stack([getattr(step, name) for step in steps]) for name in ("terminated", "ended"))
     # five lives: four are lost before the one with which the game ends
@@ -91,7 +91,7 @@ def test_replaying_a_rollout_over_a_lost_life_gives_the_same_log_probabilities_a
     assert (outputs[..., -1] - rollout.values).abs().max() < 1e-5
 
 
-def test_a_game_that_is_cut_off_shows_its_last_screen_and_begins_anew_in_the_same_step() -> None:
+def test_a_truncated_game_returns_its_last_screen_and_restarts_in_the_same_step() -> None:
     whole, cut = play(make(), 12), play(make(max_episode_steps=10), 12)
     ended = np.stack([step.ended for step in cut])
     assert np.array_equal(ended, np.stack([step.truncated for step in cut]))

@@ -1,4 +1,4 @@
-"""The data module: budgets, quotas of episodes, floors, what is kept."""
+"""The data module: budgets, quotas of episodes, floors, checkpoints."""
 
 import itertools
 import time
@@ -57,7 +57,7 @@ def test_an_epoch_is_a_rollout_and_training_ends_with_the_budget(tmp_path: Path)
     assert data.progress == (120, 120)
 
 
-def test_every_environment_is_learnt_from_once_in_a_pass(tmp_path: Path) -> None:
+def test_every_environment_is_trained_on_once_in_a_pass(tmp_path: Path) -> None:
     data = make_experience("CartPole-v1", total_steps=40, num_passes=3)
     _, seeing = fit(tmp_path, make_task(data), data)
     firsts = [tuple(row) for batch in seeing.batches for row in batch.inputs.observations[:, 0].tolist()]
@@ -66,14 +66,14 @@ def test_every_environment_is_learnt_from_once_in_a_pass(tmp_path: Path) -> None
     assert len(passes[0]) == 4
 
 
-def test_episodes_go_on_from_a_rollout_to_the_next(tmp_path: Path) -> None:
+def test_episodes_continue_from_a_rollout_to_the_next(tmp_path: Path) -> None:
     data = make_experience(options={"length": 7}, num_passes=1, batch_size=4)
     _, seeing = fit(tmp_path, make_task(data), data)
     shown = torch.cat([batch.inputs.observations[0, :, 0] for batch in seeing.batches])
     assert shown.tolist() == [step % 7 for step in range(20)]
 
 
-def test_what_a_rollout_brought_and_cost_is_logged(tmp_path: Path) -> None:
+def test_returns_and_times_of_a_rollout_are_logged(tmp_path: Path) -> None:
     data = make_experience(options={"length": 4}, total_steps=40)
     _, seeing = fit(tmp_path, make_task(data), data)
     logged = seeing.logged
@@ -130,7 +130,7 @@ def test_evaluation_plays_a_quota_of_each_environment_so_that_long_episodes_coun
     assert starts == 7
 
 
-def test_pieces_of_an_evaluation_replay_to_what_was_played() -> None:
+def test_replaying_the_steps_of_an_evaluation_gives_the_same_actions() -> None:
     data = make_experience("CartPole-v1")
     task = make_task(data)
     player = Player(data.make("CartPole-v1", 2), 3, greedy=True)
@@ -204,7 +204,7 @@ def test_several_environments_are_tested_by_name(tmp_path: Path) -> None:
     assert set(data.floors()) == {f"{name}/episode_return" for name in names}
 
 
-def test_the_floor_is_what_random_actions_score() -> None:
+def test_the_floor_is_the_return_of_random_actions() -> None:
     data = make_experience(options={"length": 4}, floor_episodes=2)
     assert data.floors() == {"episode_return": (10 + 26) / 2}
     assert make_experience(floor_episodes=0).floors() == {}
@@ -273,7 +273,7 @@ def test_a_value_out_of_its_range_is_named(arguments: dict[str, int], says: str)
         make_experience(**arguments)
 
 
-def test_environments_must_be_dealt_evenly_to_processes() -> None:
+def test_environments_must_be_shared_evenly_by_processes() -> None:
     make_experience(batch_size=2).check_shares(2)
     with pytest.raises(ConfigError, match="got batch_size=2 with 4 processes"):
         make_experience(batch_size=2).check_shares(4)

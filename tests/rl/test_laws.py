@@ -1,4 +1,4 @@
-"""The laws of recurrent reinforcement learning, on every backbone where they are about one."""
+"""The laws of recurrent reinforcement learning, on every backbone where a law concerns one."""
 
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ def rollout_of(task: PPOTask, environment: str = "CartPole-v1", seed: int = 3, *
     options.setdefault("options", {"max_episode_steps": 20})
     player = Player(make_environments(environment, 3, **options), seed)
     with task.playing(3):  # as training collects
-        player.collect(task, 5)  # so that the next one begins in the middle of episodes
+        player.collect(task, 5)  # so that the next rollout begins in the middle of episodes
         return player.collect(task, STEPS)
 
 
@@ -160,7 +160,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
-def test_states_start_anew_exactly_where_episodes_start(is_cut: bool) -> None:
+def test_states_are_reset_exactly_where_episodes_start(is_cut: bool) -> None:
     player = Player(make_experience(options={"length": 3, "is_cut": is_cut}).make(CORRIDOR, 2), 0)
     actor = Counter()
     rollouts = [player.collect(actor, steps) for steps in (4, 5)]
@@ -181,7 +181,7 @@ def test_a_rollout_stays_as_it_is_while_the_next_one_is_collected() -> None:
     assert all(torch.equal(a, b) for a, b in zip(flat_state(rollout), flat_state(before), strict=True))
 
 
-def test_what_environments_answer_may_be_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_environments_may_be_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     environments = make_experience(options={"length": 3, "is_cut": True}).make(CORRIDOR, 2)
     answer = environments.step
 
@@ -205,7 +205,7 @@ def test_scores_and_lengths_are_of_whole_episodes_however_short_the_rollouts() -
     assert player.ended == [Episode(index, score, 7) for score in scores for index in range(2)]
 
 
-def test_training_starts_states_anew_where_collecting_did() -> None:
+def test_training_resets_states_where_collecting_did() -> None:
     task = task_for("LSTM")
     rollout = rollout_of(task)
     first = rollout.breaks[0].nonzero()[0].item() + 1
@@ -269,7 +269,7 @@ def test_environments_do_not_share_their_episodes() -> None:
     assert len(np.unique(observations, axis=0)) == 3
 
 
-def test_a_rollout_s_rows_are_learnt_from_as_they_were_collected() -> None:
+def test_rows_of_a_rollout_are_trained_on_as_they_were_collected() -> None:
     task = task_for("RIM")
     rollout = rollout_of(task)
     batch = task.prepare(rollout)

@@ -1,4 +1,4 @@
-"""The task: what is read, what is lost, when learning from a rollout stops."""
+"""The PPO task: its inputs, its loss, and when training on a rollout stops."""
 
 import math
 from functools import partial
@@ -108,7 +108,7 @@ def test_actions_are_drawn_as_often_as_they_are_likely(policy: Any, outputs: lis
     assert policy.encode(drawn).mean(dim=0).tolist() == pytest.approx(expected.tolist(), abs=0.05)
 
 
-def test_a_scale_stays_while_a_rollout_is_learnt_from() -> None:
+def test_the_scale_is_constant_while_a_rollout_is_trained_on() -> None:
     scale = Normalization([2])
     observations = counting_tensor(3, 4, 2) * 10
     scale.add(observations)
@@ -161,7 +161,7 @@ def test_a_slot_needs_a_backbone_that_reads_slots() -> None:
 @pytest.mark.parametrize(
     "name", ["encoder", "encoder.observations", "encoder.observations.layers.0", "encoder.normalization", "head"]
 )
-def test_whoever_listens_to_a_module_hears_every_step_that_is_collected(name: str, previous: Any) -> None:
+def test_hooks_of_a_module_are_called_in_every_step_that_is_collected(name: str, previous: Any) -> None:
     data = make_experience("CartPole-v1")
     task = make_task(data, normalize_observations=True, previous=previous)
     heard: list[Any] = []
@@ -198,7 +198,7 @@ def test_a_value_out_of_its_range_is_named(arguments: dict[str, Any], says: str)
         make(**arguments)
 
 
-def test_an_unknown_way_with_the_previous_action_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_value_of_previous_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="previous must be one of hidden, concatenated, slot; got previous='x'"):
         make(previous="x")
 
@@ -217,7 +217,7 @@ def test_dropout_is_refused_because_a_rollout_could_not_be_replayed(backbone: An
         PPOTask(backbone, [2], num_actions=2)
 
 
-def test_learning_from_a_rollout_stops_where_the_policy_has_left_it(tmp_path: Path) -> None:
+def test_training_on_a_rollout_stops_where_the_policy_has_moved_too_far(tmp_path: Path) -> None:
     def updates_with(max_kl: float | None) -> list[int]:
         torch.manual_seed(0)
         data = make_experience("CartPole-v1", num_passes=5)
@@ -238,7 +238,7 @@ def test_learning_from_a_rollout_stops_where_the_policy_has_left_it(tmp_path: Pa
 
     assert updates_with(None) == [5 * 2, 5 * 2]
     assert updates_with(1e9) == [5 * 2, 5 * 2]
-    # the first minibatch is of the policy that collected, the second one tells that an update has moved it
+    # the first minibatch has no divergence; that of the second, after an update, is too large
     assert updates_with(1e-4) == [2, 2]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.stepped import InitialState, SteppedBackbone
+from rimlit.backbones.stepped import InitialState, MemoryBackbone
 from rimlit.checks import require_positive
 from rimlit.nn import LSTMController, address_content
 from rimlit.types import loads_as_data
@@ -27,7 +27,7 @@ class DNCState(NamedTuple):
     reads: Tensor  # (B, read heads · word size)
 
 
-class DNC(SteppedBackbone):
+class DNC(MemoryBackbone):
     """A differentiable neural computer (Graves et al. 2016) with an LSTM as its controller and one write head.
 
     In a step the controller reads the input and what was read before; the memory is written where content or
@@ -55,8 +55,6 @@ class DNC(SteppedBackbone):
         >>> features.shape, state.link.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 32, 32]))
     """
-
-    emitted = ("hidden", "reads")
 
     def __init__(
         self,
@@ -107,10 +105,6 @@ class DNC(SteppedBackbone):
         """Return the state a sequence starts from."""
         return DNCState(*self.initial(batch_size))
 
-    def project(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the input's share of the controller's gates (T, B, 4·hidden_size)."""
-        return (self.controller.project(inputs),)
-
     def advance(self, projected: tuple[Tensor, ...], state: DNCState) -> DNCState:
         """Control, write, link, read."""
         heads = self.num_read_heads
@@ -142,12 +136,6 @@ class DNC(SteppedBackbone):
         """Return the temporal links (B, N, N) after a write."""
         to, origin = write_weights.unsqueeze(2), write_weights.unsqueeze(1)
         return ((1 - to - origin) * link + to * precedence.unsqueeze(1)) * self.off_diagonal
-
-    def read_out(self, projected: tuple[Tensor, ...], *emitted: Tensor) -> Tensor:
-        """Return the controller's hidden state plus a linear map of what was read."""
-        hidden, reads = emitted
-        features: Tensor = hidden + self.read_output(reads)
-        return features
 
 
 def allocation(usage: Tensor) -> Tensor:

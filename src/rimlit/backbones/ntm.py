@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.stepped import InitialState, SteppedBackbone
+from rimlit.backbones.stepped import InitialState, MemoryBackbone
 from rimlit.checks import require_positive
 from rimlit.errors import ConfigError
 from rimlit.nn import LSTMController, address_content
@@ -24,7 +24,7 @@ class NTMState(NamedTuple):
     reads: Tensor  # (B, read heads · word size)
 
 
-class NTM(SteppedBackbone):
+class NTM(MemoryBackbone):
     """A Neural Turing Machine (Graves, Wayne and Danihelka 2014) with an LSTM as its controller.
 
     In a step the controller reads the input and what was read before, its heads find their locations by content,
@@ -55,8 +55,6 @@ class NTM(SteppedBackbone):
         >>> features.shape, state.memory.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 128, 20]))
     """
-
-    emitted = ("hidden", "reads")
 
     def __init__(
         self,
@@ -116,10 +114,6 @@ class NTM(SteppedBackbone):
         """Return the state a sequence starts from."""
         return NTMState(*self.initial(batch_size))
 
-    def project(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the input's share of the controller's gates (T, B, 4·hidden_size)."""
-        return (self.controller.project(inputs),)
-
     def advance(self, projected: tuple[Tensor, ...], state: NTMState) -> NTMState:
         """Control, address, write, read."""
         hidden, cell = self.controller(projected[0], state.reads, state.hidden, state.cell)
@@ -132,12 +126,6 @@ class NTM(SteppedBackbone):
         memory = write(state.memory, write_weights, erase.sigmoid(), add)
         reads = (read_weights @ memory).flatten(1)
         return NTMState(hidden, cell, memory, weights, reads)
-
-    def read_out(self, projected: tuple[Tensor, ...], *emitted: Tensor) -> Tensor:
-        """Return the controller's hidden state plus a linear map of what was read."""
-        hidden, reads = emitted
-        features: Tensor = hidden + self.read_output(reads)
-        return features
 
     def address(self, emitted: Tensor, memory: Tensor, previous: Tensor) -> Tensor:
         """Return each head's weights over locations (B, heads, N), sec. 3.3.

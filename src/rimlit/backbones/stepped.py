@@ -1,4 +1,4 @@
-"""Backbones with a time loop in Python: what does not depend on the state comes before it, the read-out after."""
+"""Backbones with a time loop in Python: projections of the input are computed before it, the read-out after."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from rimlit.backbones.base import Backbone, require_input
+from rimlit.nn import LSTMController
 from rimlit.types import State, replace_state
 
 
 class SteppedBackbone(Backbone):
-    """Base of backbones that a subclass gives in three parts, so that the loop holds what depends on the state.
+    """Base of backbones in three parts, so that only computations that depend on the state are in the loop.
 
-    Inside, time comes first: what a step reads then lies in one piece.
+    Inside, time is the first dimension: the input of a step is then contiguous.
     """
 
     emitted: ClassVar[tuple[str, ...]]
@@ -47,6 +48,29 @@ class SteppedBackbone(Backbone):
             emitted.append([getattr(state, name) for name in self.emitted])
         features = self.read_out(projected, *(torch.stack(parts) for parts in zip(*emitted, strict=True)))
         return features.transpose(0, 1), state
+
+
+class MemoryBackbone(SteppedBackbone):
+    """Base of backbones with a memory, whose LSTM controller reads the input and the previous reads.
+
+    A subclass sets ``controller`` and ``read_output``; its state has the fields ``hidden`` (of the controller) and
+    ``reads`` (all vectors read in a step). Features are the controller's hidden state plus a linear map of the
+    reads.
+    """
+
+    emitted = ("hidden", "reads")
+    controller: LSTMController
+    read_output: nn.Linear
+
+    def project(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the input's share of the controller's gates (T, B, 4·hidden_size)."""
+        return (self.controller.project(inputs),)
+
+    def read_out(self, projected: tuple[Tensor, ...], *emitted: Tensor) -> Tensor:
+        """Return the controller's hidden state plus a linear map of the reads."""
+        hidden, reads = emitted
+        features: Tensor = hidden + self.read_output(reads)
+        return features
 
 
 class InitialState(nn.Module):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rimlit.data.hub import load_hub_dataset
 from rimlit.data.reading import kind_of, names_in, one_line, open_file, read_bytes, require_fits, shown
-from rimlit.errors import DataError, install_command
+from rimlit.errors import DataError
 
 FILE_NAMES = {"train": "train", "test": "t10k"}
 UNSIGNED_BYTE = 0x08
@@ -137,14 +138,7 @@ def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImag
         DataError: The package ``datasets`` is missing, or the dataset cannot be read, lacks a column or a split,
             or has images of several sizes.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(f"dataset=… needs the package datasets: {install_command('data')}.") from error
-    try:
-        splits = load_dataset(dataset, name)
-    except Exception as error:  # the hub, the network and the readers raise their own kinds
-        raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {one_line(error)}") from error
+    splits = load_hub_dataset(dataset, name)
     if not set(FILE_NAMES) <= set(splits):
         raise DataError(f"dataset={dataset!r} must have train and test; it has {', '.join(splits)}.")
     read = {}

@@ -4,8 +4,9 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from rimlit.data.reading import kind_of, names_in, one_line, read_text, shown
-from rimlit.errors import DataError, install_command
+from rimlit.data.hub import load_hub_dataset
+from rimlit.data.reading import kind_of, names_in, read_text, shown
+from rimlit.errors import DataError
 
 FILE_NAMES = {
     "train": ("train",),
@@ -57,14 +58,7 @@ def read_dataset(dataset: str, name: str | None) -> Mapping[str, str]:
     Raises:
         DataError: The package ``datasets`` is missing, or the dataset cannot be read or has no such column.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(f"dataset=… needs the package datasets: {install_command('data')}.") from error
-    try:
-        splits = load_dataset(dataset, name)
-    except Exception as error:  # the hub, the network and the readers raise their own kinds
-        raise DataError(f"dataset={dataset!r} (name={name!r}) cannot be loaded: {one_line(error)}") from error
+    splits = load_hub_dataset(dataset, name)
     texts = {}
     for split, rows in splits.items():
         if "text" not in rows.column_names:

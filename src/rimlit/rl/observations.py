@@ -39,7 +39,7 @@ class Normalization(nn.Module):
         >>> normalization.add(torch.tensor([[[2.0], [4.0]]]))
         >>> normalization(torch.tensor([[[4.0]]])).item()
         4.0
-        >>> normalization.adopt()
+        >>> normalization.update_scale()
         >>> round(normalization(torch.tensor([[[4.0]]])).item(), 3)
         1.0
     """

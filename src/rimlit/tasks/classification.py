@@ -6,40 +6,22 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 
-from rimlit.backbones import BackboneFactory
-from rimlit.encoders import EncoderFactory
 from rimlit.errors import ConfigError
-from rimlit.heads import HeadFactory
 from rimlit.metrics import IGNORED, CrossEntropy, SymbolAccuracy
-from rimlit.tasks.base import Task
-from rimlit.tasks.inputs import input_encoder, last_step, own_sequences
-from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
+from rimlit.tasks.inputs import SequenceTask, last_step, own_sequences
 from rimlit.types import SequenceBatch
 
 
-class ClassificationTask(Task):
+class ClassificationTask(SequenceTask):
     """Say which class a sequence belongs to, from the outputs of its last unpadded step.
 
     Targets (B,) are one class per sequence; targets (B, T) are one per step, with ``IGNORED`` where a step is not
     scored, as when the next token is to be predicted.
 
     Args:
-        backbone: Factory of the backbone, called with the encoder's output size.
         output_size: Classes; from the data module.
-        vocabulary_size: Token ids, where the inputs are tokens; from the data module.
-        input_size: Features of each step, where the inputs are vectors; from the data module.
-        embedding_size: Features of each token's embedding, at least 1; not used for vectors, or with another
-            encoder.
-        encoder: Factory of the encoder, called with ``vocabulary_size`` or ``input_size``; by default an embedding
-            of tokens, and no encoding of vectors.
-        head: Factory of the head; by default a linear map of all features.
-        optimizer: Factory, called with the parameters; by default Adam at 7e-4.
-        scheduler: Factory, called with the optimiser; none by default.
 
-    Raises:
-        ConfigError: Neither or both of ``vocabulary_size`` and ``input_size`` are given, or a factory is of a kind
-            that a checkpoint could not hold.
-        ValueError: A size is below 1.
+    The other arguments are those of :class:`rimlit.tasks.inputs.SequenceTask`.
 
     Example:
         >>> import torch
@@ -53,28 +35,6 @@ class ClassificationTask(Task):
 
     monitor = "val/cross_entropy"
     headline = ("accuracy", "cross_entropy")
-
-    def __init__(
-        self,
-        backbone: BackboneFactory,
-        output_size: int,
-        vocabulary_size: int | None = None,
-        input_size: int | None = None,
-        *,
-        embedding_size: int = 64,
-        encoder: EncoderFactory | None = None,
-        head: HeadFactory | None = None,
-        optimizer: OptimizerFactory | None = None,
-        scheduler: SchedulerFactory | None = None,
-    ) -> None:
-        super().__init__(
-            input_encoder(vocabulary_size, input_size, embedding_size, encoder),
-            backbone,
-            output_size,
-            head=head,
-            optimizer=optimizer,
-            scheduler=scheduler,
-        )
 
     def scored(self, outputs: Tensor, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return logits (B, T, classes) and targets (B, T); T is 1 where a sequence has one label."""

@@ -1,13 +1,62 @@
-"""What the tasks of sequences share: an encoder for tokens or vectors, the last step that is no padding, units."""
+"""Shared by the tasks of sequences: an encoder for tokens or vectors, the last step before the padding, units."""
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from rimlit.backbones import BackboneFactory
 from rimlit.data.sequences import Sequences
 from rimlit.encoders import Embedding, Encoder, EncoderFactory, Identity
 from rimlit.errors import ConfigError
+from rimlit.heads import HeadFactory
 from rimlit.spec import build, to_spec
+from rimlit.tasks.base import Task
+from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
+
+
+class SequenceTask(Task):
+    """Base of the tasks that predict a target for each sequence, or for each of its steps.
+
+    Args:
+        backbone: Factory of the backbone, called with the encoder's output size.
+        output_size: Outputs of each step; from the data module.
+        vocabulary_size: Token ids, where the inputs are tokens; from the data module.
+        input_size: Features of each step, where the inputs are vectors; from the data module.
+        embedding_size: Features of each token's embedding, at least 1; not used for vectors, or with another
+            encoder.
+        encoder: Factory of the encoder, called with ``vocabulary_size`` or ``input_size``; by default an embedding
+            of tokens, and no encoding of vectors.
+        head: Factory of the head; by default a linear map of all features.
+        optimizer: Factory, called with the parameters; by default Adam at 7e-4.
+        scheduler: Factory, called with the optimiser; none by default.
+
+    Raises:
+        ConfigError: Neither or both of ``vocabulary_size`` and ``input_size`` are given, or a factory is of a kind
+            that a checkpoint could not hold.
+        ValueError: A size is below 1.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneFactory,
+        output_size: int,
+        vocabulary_size: int | None = None,
+        input_size: int | None = None,
+        *,
+        embedding_size: int = 64,
+        encoder: EncoderFactory | None = None,
+        head: HeadFactory | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        super().__init__(
+            input_encoder(vocabulary_size, input_size, embedding_size, encoder),
+            backbone,
+            output_size,
+            head=head,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
 
 
 def input_encoder(
@@ -16,7 +65,7 @@ def input_encoder(
     embedding_size: int,
     encoder: EncoderFactory | None = None,
 ) -> Encoder:
-    """Return what ``encoder`` builds; by default an embedding for tokens, and no encoding of vectors.
+    """Build an encoder; by default an embedding for tokens, and no encoding of vectors.
 
     Raises:
         ConfigError: Neither or both of the sizes are given, or the factory is wrong.
@@ -37,7 +86,7 @@ def input_encoder(
 
 
 def last_step(outputs: Tensor, lengths: Tensor) -> Tensor:
-    """Return the outputs (B, …) of each sequence's last step that is no padding.
+    """Return the outputs (B, …) of each sequence's last unpadded step.
 
     Example:
         >>> last_step(torch.arange(6).view(2, 3), torch.tensor([2, 3])).tolist()

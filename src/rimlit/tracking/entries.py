@@ -4,15 +4,15 @@ import json
 from typing import Any, TypeAlias
 
 Entry: TypeAlias = dict[str, Any]
-"""``kind``, and what is sent: for metrics, parameters and tags by name under ``values``."""
+"""``kind`` and the content: for metrics, parameters and tags by name under ``values``."""
 
 STATES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 WORDS = {"metrics": "metric", "params": "parameter", "tags": "tag", "file": "file", "status": "status"}
-"""What one item of each kind is called."""
+"""Name of one item of each kind, for messages."""
 
 
 def parse_entry(line: bytes) -> Entry:
-    """Return the entry in a line.
+    """Return the entry of a line.
 
     Raises:
         ValueError: The line is damaged: it holds no entry that a tracker could take.
@@ -27,7 +27,7 @@ def parse_entry(line: bytes) -> Entry:
 
 
 def is_entry(entry: Any) -> bool:
-    """Whether every field of an entry is there and of its type; the file may be another person's."""
+    """Return whether an entry has every field, of its type; the file may come from another person."""
     if not isinstance(entry, dict) or not _is_int(entry.get("time", 0)):
         return False
     kind, values = entry.get("kind"), entry.get("values")

@@ -13,7 +13,7 @@ import_lock = threading.RLock()
 
 
 def prepare_mlflow() -> None:
-    """Set MLflow's defaults, before it is imported; what the user has set stays."""
+    """Set MLflow's defaults, before it is imported; settings of the user are kept."""
     # since 3.2 MLflow sends usage data, in 3.17 the names of imported packages too, to its makers
     if "DO_NOT_TRACK" not in os.environ:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -22,12 +22,12 @@ def prepare_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("alembic", "mlflow.store"):
-        # what they log when a store is new or cannot be opened; our own warning gives the reason
+        # their messages about a store that is new or cannot be opened; our own warning gives the reason
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def import_mlflow() -> None:
-    """Import MLflow, and what it would import later by itself."""
+    """Import MLflow, and the modules that it would import later by itself."""
     with import_lock:
         import mlflow.tracking.context.registry  # noqa: F401
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Logged:
-    """What earlier parts of a run have logged; a part that resumes from a checkpoint trains some of it again.
+    """The metrics that earlier parts of a run have logged; after a resume some steps are trained again.
 
     Example:
         >>> logged = Logged()
@@ -19,13 +19,13 @@ class Logged:
         self._last: dict[str, tuple[int, float]] = {}
 
     def note(self, values: Mapping[str, float], step: int) -> None:
-        """Remember what was logged."""
+        """Add logged values."""
         for name, value in values.items():
             if step >= self._last.get(name, (step, 0.0))[0]:
                 self._last[name] = step, value
 
     def new(self, values: Mapping[str, float], step: int) -> dict[str, float]:
-        """Return what of ``values`` is not logged yet; a test may be repeated with another result."""
+        """Return those of ``values`` that are not logged yet; a repeated test may have another result."""
         return {name: value for name, value in values.items() if self._is_new(name, value, step)}
 
     def _is_new(self, name: str, value: float, step: int) -> bool:

@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 
 
 class MetricsTable(NamedTuple):
-    """What a ``metrics.csv`` holds."""
+    """The content of a ``metrics.csv``."""
 
     columns: list[str]
     rows: list[dict[str, str]]  # the text of each cell, by column; "" where nothing was logged
     is_cut: bool = False  # the last row is incomplete: its process was killed
-    is_damaged: bool = False  # there are rows, or a header, that cannot be read: they are left out
+    is_damaged: bool = False  # rows or a header cannot be read: they are skipped
 
 
 def read_metrics(path: Path, *, last_bytes: int | None = None) -> MetricsTable:
-    """Read a ``metrics.csv``; what is damaged is left out.
+    """Read a ``metrics.csv``, without damaged rows.
 
     Args:
         path: The file; one that is missing counts as empty.
@@ -45,7 +45,7 @@ def read_metrics(path: Path, *, last_bytes: int | None = None) -> MetricsTable:
         return MetricsTable([], [])
     with path.open("rb") as file:
         header = file.readline()
-        while header.count(b'"') % 2 and (line := file.readline()):  # a name may hold a line's end
+        while header.count(b'"') % 2 and (line := file.readline()):  # a name may contain a line break
             header += line
         start = path.stat().st_size - (last_bytes or 0)
         if last_bytes is not None and start > file.tell():
@@ -123,7 +123,7 @@ class LocalMetrics(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: ``config.yaml`` holds them."""
+        """Do nothing: they are in ``config.yaml``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -145,9 +145,9 @@ class LocalMetrics(Logger):
             raise storage_error(self.path, 0, error) from error
 
     def _open(self) -> list[str]:
-        """Remember what an earlier part of the run has written, without what is damaged; return the columns."""
+        """Load what an earlier part of the run has written, without damaged rows; return the columns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        open_to_append(self.path).close()  # a link becomes a file
+        open_to_append(self.path).close()  # replaces a link by a file
         table = read_metrics(self.path)
         if table.is_damaged:
             archive = _unused(self.path.with_name("metrics.damaged.csv"))
@@ -179,7 +179,7 @@ class LocalMetrics(Logger):
                     data = data[file.write(data) :]
             except OSError:
                 with contextlib.suppress(OSError):
-                    file.truncate(end)  # without the half row that a full disk has taken
+                    file.truncate(end)  # without the incomplete row that was written to a full disk
                 raise
 
     def _write(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:

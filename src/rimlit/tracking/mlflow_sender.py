@@ -1,4 +1,4 @@
-"""Sending to MLflow: a run's entries as MLflow's calls, and the MLflow run that they belong to."""
+"""Send a run's entries to MLflow, and find or create the MLflow run that they belong to."""
 
 import contextlib
 import logging
@@ -75,7 +75,7 @@ class MLflowSender:
         return MlflowClient(self.uri)
 
     def one_process(self) -> AbstractContextManager[Any]:
-        """Let one process at a time open a local store: a fresh one breaks if two create it at once."""
+        """Let one process at a time open a local store: it is damaged if two create it at once."""
         path = self._database()
         if path is None:
             return nullcontext()
@@ -128,7 +128,7 @@ class MLflowSender:
                 for name, value in entry["values"].items():
                     if known.setdefault(name, value) == value:
                         params.append(Param(name, value))
-                    else:  # MLflow takes no second value of a parameter
+                    else:  # MLflow accepts no second value of a parameter
                         tags.append(RunTag(f"changed.{name}", value))
                 yield partial(client.log_batch, run_id, params=params, tags=tags)
         elif kind == "tags":
@@ -147,7 +147,7 @@ class MLflowSender:
                 yield partial(client.set_terminated, run_id, last["status"], last.get("time"))
 
     def _file(self, name: str) -> Path:
-        """Return a file of the run's folder, which may be another person's and name any file of this machine.
+        """Return a file of the run's folder, which may come from another person and name any file of this machine.
 
         Raises:
             Refused: It is not in the folder, itself or by a link, or it is not there.
@@ -165,7 +165,7 @@ class MLflowSender:
         return path
 
     def _find_run(self) -> bool:
-        """Find or create the run; False where everything is sent once more, to a run that has nothing yet."""
+        """Find or create the run; return False where everything is to be sent again, to an empty run."""
         if self._client is not None:
             return True
         assert self.outbox is not None
@@ -199,7 +199,7 @@ class MLflowSender:
             return False  # of another store, deleted there for good, or no id
         key = run.data.tags.get(KEY_TAG)
         if self._given_id is None and key != self.outbox.notes.get("key"):
-            return False  # another run: the folder may be another person's, and name any
+            return False  # another run: the folder may come from another person, and name any
         self._require_active(client, run)
         if key is None:
             client.set_tag(self.run_id, KEY_TAG, self.outbox.notes["key"])
@@ -208,7 +208,7 @@ class MLflowSender:
         return True
 
     def _create(self, client: Any) -> str:
-        """Create the run, unless a process that was killed has done so just before it could note that."""
+        """Create the run, unless a process did so and was killed before it could record that."""
         from mlflow.exceptions import MlflowException
         from mlflow.tracking.context.registry import resolve_tags
 
@@ -216,7 +216,7 @@ class MLflowSender:
         experiment = client.get_experiment_by_name(self.experiment)
         try:
             experiment_id = experiment.experiment_id if experiment else client.create_experiment(self.experiment)
-        except MlflowException:  # another process was faster
+        except MlflowException:  # another process has created it
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
                 raise
@@ -266,5 +266,5 @@ def mark_killed(client: Any) -> None:
 
 
 def now() -> int:
-    """Return the time as MLflow has it, ms."""
+    """Return the time in MLflow's unit, ms."""
     return time.time_ns() // 1_000_000

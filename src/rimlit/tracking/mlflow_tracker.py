@@ -1,4 +1,4 @@
-"""MLflow as a logger that training never waits for."""
+"""MLflow as a logger that never delays training."""
 
 import contextlib
 import logging
@@ -30,21 +30,21 @@ log = logging.getLogger(__name__)
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 SERVER_PATIENCE = 10.0
-"""Seconds that the end of a process waits for a server to take what is left."""
+"""Seconds that a process waits at its end until a server has received all entries."""
 LOCAL_PATIENCE = 60.0
-"""The same for a local store: a new one takes seconds to make, and only one process at a time makes it."""
+"""The same for a local store: creating one takes seconds, and only one process at a time does it."""
 
 
 class Delivery(NamedTuple):
-    """What :meth:`MLflowTracker.send_rest` sent."""
+    """The result of :meth:`MLflowTracker.send_rest`."""
 
     sent: Counter[str]  # items by kind: metrics, params, tags, file, status
-    left_out: dict[tuple[str, str], str]  # what MLflow can never take: the reason, by kind and name
+    left_out: dict[tuple[str, str], str]  # entries that MLflow refuses: the reason, by kind and name
     failure: str | None  # why the rest waits; None where all is sent
 
 
 class MLflowTracker(Logger):
-    """MLflow, which training never waits for.
+    """An MLflow logger that never delays training.
 
     What is logged is written to ``tracking.jsonl`` in the run's folder, and sent from there by a thread (see
     :class:`~rimlit.tracking.outbox.Outbox`). A server that is down, slow or full costs a warning; what it did not
@@ -110,7 +110,7 @@ class MLflowTracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers; those that an earlier part of the run has logged are left out."""
+        """Log numbers, without those that an earlier part of the run has logged."""
         values = {re.sub(r"[^\w/. -]", "", name): value for name, value in numbers(metrics).items()}
         floors = {name: f"{value:.6g}" for name, value in values.items() if name.startswith("floor/")}
         if floors:  # constants
@@ -160,13 +160,13 @@ class MLflowTracker(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Do nothing: what was logged is written already."""
+        """Do nothing: all entries are already written."""
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Close the run, and wait for MLflow to take what is left, for some seconds in all."""
+        """Close the run, and wait some seconds at most until MLflow has received all entries."""
         if self._is_open:
-            end = sys.exception()  # Lightning calls this while it handles what ended the run
+            end = sys.exception()  # Lightning calls this while it handles the error that ended the run
             if isinstance(end, StoppedError | KeyboardInterrupt):
                 state = "KILLED"
             else:
@@ -190,7 +190,7 @@ class MLflowTracker(Logger):
                 )
 
     def flush(self) -> bool:
-        """Wait for MLflow to take what is left; return whether it did."""
+        """Wait until MLflow has received all entries; return whether it has."""
         if self._outbox is None:
             return True
         before = time.monotonic()
@@ -199,19 +199,19 @@ class MLflowTracker(Logger):
         return is_done
 
     def send_rest(self, timeout: float) -> Delivery:
-        """Send what an earlier process could not, ``timeout`` seconds at most, and report it without a warning."""
+        """Send the entries an earlier process could not send, within ``timeout`` seconds; report, do not warn."""
         outbox = self._start()
         outbox.report = log.debug
         outbox.start()
         is_done = outbox.flush(timeout)
         if is_done and outbox.sent:
             with contextlib.suppress(Exception):  # everything is sent
-                mark_killed(self._sender.connect())  # what the earlier process sent last may be that it runs
+                mark_killed(self._sender.connect())  # the status that the earlier process sent last may be RUNNING
         failure = None if is_done else outbox.failure or f"no answer within {timeout:.0f} seconds"
         return Delivery(outbox.sent, outbox.left_out, failure)
 
     def close(self) -> None:
-        """End the thread that sends; what it has not sent stays in the run's folder."""
+        """End the sending thread; entries that were not sent stay in the run's folder."""
         if self._outbox is not None:
             self._outbox.close()
 
@@ -247,7 +247,7 @@ class MLflowTracker(Logger):
 
     def _add_in_parts(self, kind: str, values: Mapping[str, str]) -> None:
         items = list(values.items())
-        for start in range(0, len(items), 100):  # the most that MLflow takes
+        for start in range(0, len(items), 100):  # MLflow's limit
             self._add(kind, values=dict(items[start : start + 100]))
 
     def require(self) -> None:

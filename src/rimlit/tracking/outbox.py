@@ -1,4 +1,4 @@
-"""Entries for a tracker: written to a file first, sent by a thread that training never waits for.
+"""Entries for a tracker: written to a file first, then sent by a thread, which never delays training.
 
 The file is the record of all that was logged, a line for each entry, in order. What was sent is known by a
 position in it, so that nothing is lost when the tracker is down or the process killed: the rest is sent when the
@@ -26,11 +26,11 @@ FILE_NAME = "tracking.jsonl"
 NOTES_NAME = "tracking.json"
 WAITING_LIMIT = 10_000
 BATCH_LIMITS = {"metrics": 1000}
-"""Values sent at once, 100 of other kinds: the most that MLflow takes."""
+"""Values sent at once, 100 of other kinds: MLflow's limits."""
 
 
 class Refused(Exception):  # noqa: N818, said of an entry
-    """The tracker answers, and will never take this entry."""
+    """The tracker answered that it does not accept this entry."""
 
 
 class Outbox:
@@ -77,9 +77,9 @@ class Outbox:
         self.report: Callable[..., None] = log.warning
         self._send, self._name, self._interval, self._retry = send, name, interval, retry
         with open_to_append(self.path) as file:
-            self._end = file.read().rfind(b"\n") + 1  # a process that was killed may have left half a line
+            self._end = file.read().rfind(b"\n") + 1  # a process that was killed may have left an incomplete line
         self._sent: int = max(0, min(self.notes.get("sent", 0), self._end))
-        self._waiting: deque[bytes] = deque(maxlen=WAITING_LIMIT)  # what the disk does not take
+        self._waiting: deque[bytes] = deque(maxlen=WAITING_LIMIT)  # lines that could not be written to the disk
         self._changed = threading.Condition()
         self._hurry = threading.Event()
         self._tries = self._failed_try = 0  # the last try that began, and the last that failed
@@ -106,7 +106,7 @@ class Outbox:
                 self._cannot_note = True
 
     def start_again(self) -> None:
-        """Send everything once more, from the first entry: for ``send`` to call, in place of sending."""
+        """Send everything again, from the first entry; called by ``send`` in place of sending."""
         self.note(sent=0)
         self._sent, self._starts_again = 0, True
 
@@ -116,7 +116,7 @@ class Outbox:
             yield entry
 
     def append(self, entry: Entry) -> None:
-        """Keep an entry and let it be sent."""
+        """Write an entry and wake the sending thread."""
         with self._changed:
             self._waiting.append(json.dumps(entry).encode() + b"\n")
             self._write()
@@ -128,7 +128,7 @@ class Outbox:
             with self._open() as file:
                 if file.seek(0, os.SEEK_END) < self._end:
                     raise OSError(errno.ENOENT, "it was removed")
-                file.truncate(self._end)  # without the half line that a full disk has taken
+                file.truncate(self._end)  # without the incomplete line that was written to a full disk
                 file.seek(self._end)
                 lines = memoryview(b"".join(self._waiting))
                 end = self._end + len(lines)
@@ -145,13 +145,13 @@ class Outbox:
         return open_to_append(self.path)
 
     def start(self) -> None:
-        """Start sending what was not sent, if that has not begun."""
+        """Start the sending thread, if it has not been started."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="rimlit-outbox", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Send nothing more; what was not sent stays in the file."""
+        """Stop sending; entries that were not sent stay in the file."""
         with self._changed:
             self._is_closed = True
             self._hurry.set()
@@ -221,7 +221,7 @@ class Outbox:
         if entries:
             self._deliver(entries)
         else:
-            position = end_now  # nothing but lines that are damaged
+            position = end_now  # damaged lines only
         if self._starts_again:
             self._starts_again = False
             return
@@ -231,7 +231,7 @@ class Outbox:
             self._changed.notify_all()
 
     def _deliver(self, entries: list[Entry]) -> None:
-        """Send entries; of what is refused, leave out as little as possible."""
+        """Send entries; where the tracker refuses some, skip as few as possible."""
         first = entries[0]
         try:
             self._send(entries)
@@ -255,7 +255,7 @@ class Outbox:
         self.left_out[what] = reason
 
     def _read(self, position: int) -> Iterator[tuple[Entry, int]]:
-        """Yield entries from a position on, each with the position behind it, but for lines that are damaged."""
+        """Yield entries from a position on, each with the position after it; skip damaged lines."""
         with self.path.open("rb") as file:
             file.seek(position)
             while position < self._end and (line := file.readline()):
@@ -274,7 +274,7 @@ NOTES = {"sent": int, "key": str, "experiment": str, "run": str, "mlflow_run_id"
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
-    """Return what ``tracking.json`` of a run's folder holds, without entries of a wrong type."""
+    """Return the content of ``tracking.json`` in a run's folder, without entries of a wrong type."""
     notes = read_json(folder / NOTES_NAME)
     return {name: notes[name] for name, kind in NOTES.items() if isinstance(notes.get(name), kind)}
 

@@ -9,12 +9,12 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the first of the run."""
+    """Return whether this process is the first of the run."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def process_name(pid: int | None = None) -> str:
-    """Return a unique name: machine, process space, number, time of its start.
+    """Return a unique name: machine, process namespace, process id, start time.
 
     Args:
         pid: A process of this machine, by default this one.
@@ -37,12 +37,12 @@ def process_name(pid: int | None = None) -> str:
 
 
 def is_of_this_machine(process: str) -> bool:
-    """Whether :func:`process_name` named a process of this machine, and of this container."""
+    """Return whether a :func:`process_name` is of this machine and container."""
     return process.split("/")[:2] == process_name().split("/")[:2]
 
 
 def is_gone(process: str) -> bool:
-    """Whether a process has ended that :func:`process_name` named; False for one of another machine."""
+    """Return whether the process of a :func:`process_name` has ended; False for another machine."""
     if not is_of_this_machine(process):
         return False
     try:

@@ -17,7 +17,7 @@ from rimlit.files import sha256_of
 from rimlit.spec import flat_settings
 
 OWN_TO_A_PROCESS = ("data.init_args.num_workers", *(f"data.init_args.{name}" for name in PLACES))
-"""Settings that say where a process runs, and not what it computes."""
+"""Settings that decide where a process runs, and not what it computes."""
 
 
 class RankAgreement(L.Callback):
@@ -43,7 +43,7 @@ class RankAgreement(L.Callback):
         self._has_agreed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare once, when the processes have found each other; the test that ends a fit need not ask again."""
+        """Compare once, when the processes are connected; the test at the end of a fit does not compare again."""
         if trainer.world_size == 1 or self._has_agreed:
             return
         # other stages need not have the files of training, whose digest it is
@@ -58,7 +58,7 @@ class RankAgreement(L.Callback):
 
 
 def facts_of(settings: Mapping[str, Any], data: Any) -> dict[str, str]:
-    """Return by name what all processes of a run must have in common, as text."""
+    """Return the settings and versions, as text by name, that must be equal in all processes of a run."""
     facts = {key: value for key, value in flat_settings(dict(settings)).items() if key not in OWN_TO_A_PROCESS}
     if isinstance(data, DataModule):
         facts["digest of the data"] = getattr(data, "digest", None)

@@ -28,7 +28,7 @@ _USED = (
 )
 _REBUILDS = ("model.init_args.optimizer.", "model.init_args.scheduler.")
 LENGTHS = ("trainer.max_steps", "trainer.max_epochs", "data.init_args.total_steps")
-"""Settings that say how long a run is."""
+"""Settings of the length of a run."""
 _FREE = ("data.init_args.num_workers",)  # how it runs, not what
 _PLACES = tuple(f"data.init_args.{name}" for name in PLACES)
 
@@ -46,12 +46,12 @@ class Change(NamedTuple):
         return self.key.startswith(_USED)
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return it as one line."""
         return f"{self.key} was {self.before!r} and is {self.now!r} from here on."
 
 
 def run_settings(trainer: L.Trainer, seed: int) -> dict[str, Any]:
-    """Return what a checkpoint holds of a run besides its task and data."""
+    """Return the settings in a checkpoint besides those of task and data."""
     data = getattr(trainer, "datamodule", None)
     return {
         "seed_everything": seed,
@@ -97,7 +97,7 @@ def find_changes(
 
 
 def refuse_changes(changes: list[Change], run: str, *, are_allowed: bool) -> None:
-    """Raise a ConfigError for the first change of what a run means, unless such changes are allowed."""
+    """Raise a ConfigError for the first change that a resumed run may not make, unless all are allowed."""
     for change in changes:
         if change.key == "model.init_args.optimizer.class_path":
             raise ConfigError(
@@ -155,7 +155,7 @@ def _take_settings(fresh: ReduceLROnPlateau, schedule: ReduceLROnPlateau) -> Non
 
 
 def _replay(fresh: LRScheduler, schedule: LRScheduler) -> None:
-    """Step ``fresh`` as far as ``schedule`` has come, and copy its state into ``schedule``."""
+    """Step ``fresh`` as often as ``schedule`` has been stepped, and copy its state into ``schedule``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its optimizer has made no step
         while fresh.last_epoch < schedule.last_epoch:

@@ -1,4 +1,4 @@
-"""When a run is saved, and how it is resumed as if it had never stopped.
+"""Checkpoints and exact resume: a resumed run is bit-identical to an uninterrupted one.
 
 Lightning saves in the middle of its bookkeeping: a run resumed from such a file trains some steps twice, in
 another order and with other random numbers. Here a checkpoint is written at one instant only, when everything
@@ -197,7 +197,7 @@ class Checkpointer(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save what is due, then draw this batch's random numbers from its number."""
+        """Save a checkpoint that is due, then seed this batch's random numbers from its number."""
         loop = trainer.fit_loop.epoch_loop
         if self._restored is not None:
             resume_counting(trainer, self._restored["batches_that_stepped"])
@@ -219,11 +219,11 @@ class Checkpointer(Checkpoint):
         seed_batch(self.seed, trainer.global_rank, number, trainer.strategy.root_device)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the sums of an epoch that the number of steps cuts short: Lightning forgets them now."""
+        """Keep the sums of an epoch that ``max_steps`` cuts short: Lightning discards them now."""
         self._sums_at_end = collect(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note what is to be saved; it is at the start of the next batch, or at the end of the training."""
+        """Note that a checkpoint is due; it is saved at the start of the next batch, or at the end of training."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._due.add("last")
@@ -290,7 +290,7 @@ class Checkpointer(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write the loop's counters as a run that never stopped would hold them here."""
+        """Write the loop's counters as an uninterrupted run would have them here."""
         loops = checkpoint["loops"]["fit_loop"]
         progress, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         for counts in (progress["total"], progress["current"]):

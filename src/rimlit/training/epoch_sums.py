@@ -1,4 +1,4 @@
-"""What has been summed up in an epoch so far, as plain data, so that its means survive a stop in the middle.
+"""The sums of an epoch so far as plain data, so that its means are exact after a stop in the middle.
 
 Lightning keeps the sums behind ``self.log(..., on_epoch=True)`` and the states of metrics in memory only: a run
 that goes on in the middle of an epoch would report the mean of the rest of it.
@@ -35,7 +35,7 @@ _VALUES = ("value", "cumulated_batch_size", CACHE)
 
 
 def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
-    """Return copies of what this process has logged in the epoch so far and of the states of its metrics."""
+    """Return copies of the values that this process has logged in the epoch and of its metrics' states."""
     logged = {
         key: {
             "settings": {name: getattr(result.meta, name) for name in _SETTINGS},
@@ -61,7 +61,7 @@ def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
 
 
 def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epoch: bool) -> None:
-    """Go on from what :func:`collect` returned, before the first batch.
+    """Restore what :func:`collect` returned, before the first batch.
 
     Args:
         trainer: Trainer that is about to train.
@@ -73,7 +73,7 @@ def restore(trainer: L.Trainer, task: nn.Module, sums: dict[str, Any], *, in_epo
         KeyError, TypeError, ValueError, AttributeError: ``sums`` is not what :func:`collect` returns.
     """
     device = trainer.strategy.root_device
-    for name, value in sums["shown"].items():  # what schedules and callbacks may look at before it comes anew
+    for name, value in sums["shown"].items():  # schedules and callbacks may read these early
         shown_metrics(trainer)[name] = value.to(device)
     results = logged_results(trainer)
     for key, entry in sums["logged"].items():

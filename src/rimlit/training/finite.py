@@ -48,7 +48,7 @@ class FiniteGuard(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at losses, gradients and weights; Lightning has unscaled the gradients and not yet clipped them."""
+        """Check losses, gradients and weights; Lightning has unscaled the gradients and not yet clipped them."""
         losses, self._losses = self._losses, []
         weights: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -61,7 +61,7 @@ class FiniteGuard(L.Callback):
             agreed = is_good.to(torch.int32)
             distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
             is_good = agreed.bool()
-        if is_good:  # one look at the device a step
+        if is_good:  # one synchronisation with the device per step
             return
         # a sum of finite numbers may overflow
         are_finite = torch.tensor([all(bool(tensor.isfinite().all()) for tensor in group) for group in looked_at])
@@ -75,14 +75,14 @@ class FiniteGuard(L.Callback):
         self.skipped += 1
         log.warning("%s The update is left out, %d of %d that may be.", message, self.skipped, self.skip)
         for weight in weights:
-            weight.grad = None  # the optimiser passes over it: nothing changes
+            weight.grad = None  # the optimiser skips it: nothing changes
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many updates were left out."""
+        """Return the number of skipped updates."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the number of skipped updates."""
         self.skipped = state_dict["skipped"]
 
     @staticmethod

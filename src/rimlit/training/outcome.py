@@ -42,7 +42,7 @@ class OutcomeCheck(L.Callback):
             self._last.append(loss)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down the warnings; an empty list replaces those of an earlier part of the run."""
+        """Write the warnings; an empty list replaces those of an earlier part of the run."""
         if trainer.is_global_zero and isinstance(pl_module, Task):
             self.folder.write_results(warnings=self._warnings(trainer, pl_module))
 

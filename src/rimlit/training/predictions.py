@@ -56,7 +56,7 @@ class PredictionFile(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Note a batch's records."""
+        """Add a batch's records."""
         assert self._lines is not None and self.path is not None
         if not isinstance(outputs, list) or not all(isinstance(record, Mapping) for record in outputs):
             raise ConfigError(
@@ -82,7 +82,7 @@ class PredictionFile(L.Callback):
             raise storage_error(Path(tempfile.gettempdir()), None, error) from error
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Drop what was noted; an earlier file stays."""
+        """Drop the records; an earlier file stays."""
         if self._lines is not None:
             self._lines.close()
             self._lines = None

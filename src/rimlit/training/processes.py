@@ -1,4 +1,4 @@
-"""Several processes that end together: who failed first is named, and no process waits for ever.
+"""Several processes end together: the one that failed first is named, and no process waits for ever.
 
 torch notices a dead process by a broken connection and a frozen one after half an hour, and says neither which nor
 why. Here every process has a companion (:mod:`rimlit.training.watcher`) and a thread, which ends the process also
@@ -40,10 +40,10 @@ SLOW_MODULES = (
     "rimlit.kernels.cpu.build",
     "rimlit.checkpoints",
 )
-"""Where a process may be for as long as it may take to start: compiling, and reading or writing a checkpoint."""
+"""Modules that may take as long as a start: compiling, reading and writing a checkpoint."""
 
 WAITING_MODULES = ("torch.distributed", "torch.autograd.graph")
-"""Where a process waits for others: in a collective operation, or in a backward pass, which has them in DDP."""
+"""Modules in which a process waits for others: collective operations, and with DDP the backward pass."""
 
 
 class ProcessWatch(L.Callback):
@@ -88,7 +88,7 @@ class ProcessWatch(L.Callback):
             self._guard.open_store()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Watch the processes, which have found each other."""
+        """Watch the processes, which are connected now."""
         self.begin(trainer)
         if self._guard is not None:
             self._guard.start_companion()
@@ -169,7 +169,7 @@ class ProcessWatch(L.Callback):
 
 
 class Guard:
-    """What watches a process: its companion and a thread.
+    """The watch of a process: its companion and a thread.
 
     Args:
         trainer: The trainer, before it runs.
@@ -251,7 +251,7 @@ class Guard:
         spare_this_process()
         atexit.register(self._leave)
 
-    # What the process says of itself
+    # Reports of the process
 
     def move(self, *, is_slow: bool | None = None, together: bool = False) -> None:
         """Note a step.
@@ -326,7 +326,7 @@ class Guard:
             self._end("The process that started this one has ended.")
 
     def _conclude(self, verdict: dict[str, Any]) -> None:
-        """End this process: by its main thread where that gets to it, or at once."""
+        """End this process: by its main thread where that is not blocked, or at once."""
         self.verdict = verdict
         self._has_verdict.set()
         rank, message = self.trainer.global_rank, verdict["message"]
@@ -353,7 +353,7 @@ class Guard:
         os._exit(ProcessError.exit_code)
 
     def _report(self, message: str) -> None:
-        """Say why the process ends, and write it into the run's state."""
+        """Print why the process ends, and write it into the run's state."""
         say(f"rimlit: error: {message}", sys.stderr)
         for recorder in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(recorder, RunRecorder):

@@ -27,12 +27,12 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def _progress(self) -> tuple[int, int] | None:
-        """What the data module counts by itself."""
+        """Progress as counted by the data module."""
         data = getattr(self.trainer, "datamodule", None)
         return data.progress if isinstance(data, DataModule) else None
 
     def on_train_epoch_start(self, trainer, *_):  # type: ignore[no-untyped-def]
-        """Start the epoch's bar, or go on with the one of the whole run."""
+        """Start the epoch's bar, or continue the one of the whole run."""
         if self._progress is None:
             super().on_train_epoch_start(trainer, *_)
         else:
@@ -47,13 +47,13 @@ class ProgressBar(TQDMProgressBar):
             super().on_train_batch_end(trainer, pl_module, *_)
 
     def on_train_epoch_end(self, trainer, pl_module):  # type: ignore[no-untyped-def]
-        """Show what the epoch brought."""
+        """Show the epoch's metrics."""
         if self._progress is not None:
             self.train_progress_bar.n = self._progress[0]
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer, pl_module):  # type: ignore[no-untyped-def]
-        """Return what the bar shows, without the run's version."""
+        """Return the metrics in the bar, without the run's version."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics

@@ -1,4 +1,4 @@
-"""Learning-rate schedules whose length is the run's own."""
+"""Learning-rate schedules that end with the run."""
 
 import math
 from typing import Any
@@ -33,7 +33,7 @@ class _ToTheEnd(LRScheduler):
         super().__init__(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state without the run's length: a run that is gone on with may be longer."""
+        """Return the state without the run's length: a resumed run may be longer."""
         return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
 
     @property
@@ -43,7 +43,7 @@ class _ToTheEnd(LRScheduler):
 
 
 class LinearDecay(_ToTheEnd):
-    """Let the rate fall on a straight line to the run's end.
+    """Lower the rate linearly to the end of the run.
 
     Args:
         optimizer: Optimiser whose rates are those of the start.
@@ -70,7 +70,7 @@ class LinearDecay(_ToTheEnd):
 
 
 class WarmupCosine(_ToTheEnd):
-    """Raise the rate linearly, then let it fall along half a cosine to the run's last step.
+    """Raise the rate linearly, then lower it along half a cosine to the last step of the run.
 
     Args:
         optimizer: Optimiser whose rates are the peak.

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted when they come, obeyed at the next step."""
+"""Signals that ask a run to stop: recorded by the handler, acted on at the next step."""
 
 import os
 import signal
@@ -13,21 +13,21 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rimlit.errors import StoppedError
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-if hasattr(signal, "SIGUSR1"):  # what SLURM sends before the time limit
+if hasattr(signal, "SIGUSR1"):  # sent by SLURM before the time limit
     EXIT_CODES[signal.SIGUSR1] = 143
-if hasattr(signal, "SIGHUP"):  # what a terminal that closes and a lost connection send
+if hasattr(signal, "SIGHUP"):  # sent when a terminal closes or a connection is lost
     EXIT_CODES[signal.SIGHUP] = 129
 
 
 class SignalFlag:
-    """Note the first signal that asks the run to stop; more of them do no harm."""
+    """Records the first signal that asks the run to stop; further ones are ignored."""
 
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
 
     def listen(self, *, at_once: bool = False) -> None:
-        """Take the signals, in the main thread, where Python delivers them.
+        """Install the handlers, in the main thread, where Python calls them.
 
         Args:
             at_once: Whether the first one ends what runs, by a :class:`StoppedError`: there is nothing to save.
@@ -57,7 +57,7 @@ class SignalFlag:
 
     @staticmethod
     def error(signum: int, step: int | None = None, saved: Path | None = None) -> StoppedError:
-        """Return what ends the run, whose SLURM job goes back into its queue if SLURM asked.
+        """Return the error that ends the run; requeue its SLURM job if SLURM sent the signal.
 
         Args:
             signum: The signal.
@@ -73,7 +73,7 @@ class SignalFlag:
 
 
 def requeue() -> str:
-    """Put this SLURM job, or this task of its array, back into the queue; returns what to tell the user."""
+    """Requeue this SLURM job, or this task of its array; return the message for the user."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # the first task's job id would stand for the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

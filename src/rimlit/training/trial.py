@@ -21,7 +21,7 @@ class TrialBatch(L.Callback):
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Try."""
+        """Run the trial."""
         data = getattr(trainer, "datamodule", None)
         is_whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
         if not (isinstance(pl_module, Task) and isinstance(data, DataModule) and is_whole):
