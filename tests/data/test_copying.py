@@ -119,31 +119,6 @@ def test_a_batch_of_mixed_spans_is_padded_at_the_end_and_marked() -> None:
         assert batch.mask[index].tolist() == [step < length for step in range(batch.inputs.shape[1])]
 
 
-def test_padding_changes_neither_loss_nor_metrics() -> None:
-    data = make_data(min_train_span=1, samples_per_span=1, batch_size=8)
-    samples = [dataset(data, "train")[index] for index in range(8)]
-    torch.manual_seed(0)
-    task = CopyingTask(LSTM_24, data.vocabulary_size, data.recall_length).eval()
-    padded, together = data.collate(samples), task.metrics()
-    outputs, _ = task(padded.inputs)
-    loss = task.loss(outputs, padded)
-    singles, weights, alone = [], [], task.metrics()
-    for metric in together.values():
-        metric.update(outputs, padded.targets)
-    for sample in samples:
-        batch = data.collate([sample])
-        outputs, _ = task(batch.inputs)
-        singles.append(task.loss(outputs, batch))
-        weights.append(len(sample[0]))
-        for metric in alone.values():
-            metric.update(outputs, batch.targets)
-    mean = sum(weight * single for weight, single in zip(weights, singles, strict=True)) / sum(weights)
-    torch.testing.assert_close(loss, mean)
-    for name, metric in together.items():
-        assert metric.compute().item() == pytest.approx(alone[name].compute().item(), rel=1e-6), name
-        assert metric.count == alone[name].count
-
-
 def test_floors_are_those_of_a_model_that_knows_the_format_only() -> None:
     floors = Copying().floors()
     assert floors["cross_entropy"] == pytest.approx(math.log(8))

@@ -32,7 +32,7 @@ DATA: dict[str, Callable[[Path], DataModule]] = {
         train_balls=2, test_balls=[2, "curtain"], num_frames=14, train_size=16, **FRAMES, **SMALL
     ),
     "Copying": lambda _: Copying(
-        train_span=5, min_train_span=2, samples_per_span=2, test_spans=[3, 6], train_size=24, **SMALL
+        train_span=5, min_train_span=1, samples_per_span=1, test_spans=[3, 6], train_size=24, **SMALL
     ),
     "Copying-endless": lambda _: Copying(train_span=5, test_spans=[3], **SMALL),
     "Sequences": lambda folder: Sequences(
@@ -44,6 +44,16 @@ DATA: dict[str, Callable[[Path], DataModule]] = {
     ),
 }
 
+DRAWN = partial(
+    FramePredictionTask,
+    SMALL_RIM,
+    encoder=partial(DenseEncoder, output_size=8, hidden_sizes=[12]),
+    head=partial(DenseHead, hidden_size=12),
+    **FRAMES,
+)
+MODEL = partial(
+    LanguageModelingTask, SMALL_RIM, vocabulary_size=256, level="byte", embedding_size=6, dropout=0.3, num_tokens=5
+)
 TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
     "ClassificationTask": (
         "SequentialImages",
@@ -53,22 +63,10 @@ TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
         "Copying",
         partial(CopyingTask, SMALL_RIM, vocabulary_size=10, recall_length=10, embedding_size=6),
     ),
-    "FramePredictionTask": (
-        "BouncingBalls",
-        partial(
-            FramePredictionTask,
-            SMALL_RIM,
-            encoder=partial(DenseEncoder, output_size=8, hidden_sizes=[12]),
-            head=partial(DenseHead, hidden_size=12),
-            **FRAMES,
-        ),
-    ),
-    "LanguageModelingTask": (
-        "Text",
-        partial(
-            LanguageModelingTask, SMALL_RIM, vocabulary_size=256, level="byte", embedding_size=6, num_tokens=5
-        ),
-    ),
+    "FramePredictionTask": ("BouncingBalls", DRAWN),
+    "FramePredictionTask-motion": ("BouncingBalls", partial(DRAWN, prediction="motion")),
+    "LanguageModelingTask": ("Text", MODEL),
+    "LanguageModelingTask-tied": ("Text", partial(MODEL, tie_embeddings=True)),
     "RegressionTask": ("Sequences", partial(RegressionTask, SMALL_RIM, output_size=2, input_size=3)),
 }
 
@@ -87,7 +85,13 @@ def write_text(folder: Path) -> Path:
 
 def test_every_data_module_and_task_is_tried() -> None:
     assert {cls.__name__ for cls in classes_in("rimlit.data", DataModule)} == {name.split("-")[0] for name in DATA}
-    assert {cls.__name__ for cls in classes_in("rimlit.tasks", Task)} == set(TASKS)
+    assert {cls.__name__ for cls in classes_in("rimlit.tasks", Task)} == {name.split("-")[0] for name in TASKS}
+
+
+@pytest.mark.parametrize("name", ["Copying", "Sequences"])
+def test_some_batches_are_padded(tmp_path: Path, name: str) -> None:
+    batch = next(iter(DATA[name](tmp_path).train_dataloader()))
+    assert len(set(batch.lengths.tolist())) > 1
 
 
 @pytest.mark.parametrize("law", law_cases("data_module"))

@@ -12,7 +12,7 @@ from torch.optim import Adam
 from rimlit.data import SequentialImages
 from rimlit.errors import ConfigError
 from rimlit.metrics import IGNORED
-from rimlit.tasks import ClassificationTask, Task
+from rimlit.tasks import ClassificationTask
 from rimlit.types import SequenceBatch
 from tests.conftest import random_tensor
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_trainer, quiet
@@ -92,16 +92,6 @@ def test_prediction_of_every_step_gives_lists_without_the_padding() -> None:
     assert (first["target"], second["target"]) == ([1, 2, 3, 4], [5, 6])
     assert (len(first["predicted"]), len(second["predicted"])) == (4, 2)
     assert [len(row) for row in second["probabilities"]] == [10, 10]
-
-
-def test_a_checkpoint_alone_gives_the_task_back(tmp_path: Path) -> None:
-    task, data = make_task(), make_digits()
-    trainer = make_trainer(tmp_path)
-    trainer.fit(task, data)
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    loaded = Task.load_from_checkpoint(tmp_path / "last.ckpt")
-    assert type(loaded) is ClassificationTask
-    assert torch.equal(loaded(LABELLED.inputs)[0], task.eval()(LABELLED.inputs)[0])
 
 
 def test_a_test_scores_every_size_and_every_image_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rimlit.data import BouncingBalls
 from rimlit.encoders import ConvolutionalEncoder, DenseEncoder
 from rimlit.errors import ConfigError
 from rimlit.heads import AttentionHead, DenseHead, FrameHead, LinearHead, SlotMixtureHead, SumHead
-from rimlit.tasks import FramePredictionTask, load_checkpoint
+from rimlit.tasks import FramePredictionTask
 from tests.tasks.running import SMALL_LSTM, SMALL_RIM, make_trainer, quiet
 
 pytestmark = quiet
@@ -136,7 +136,7 @@ def test_the_positions_of_a_feature_map_can_be_the_input_slots() -> None:
     assert task.rollout(frames.frames[:, :3]).logits.shape == (4, 6, 16, 16)
 
 
-def test_a_run_logs_rollouts_of_every_set_and_a_checkpoint_brings_the_task_back(tmp_path: Path) -> None:
+def test_a_run_logs_rollouts_of_every_set(tmp_path: Path) -> None:
     task, data = make_task(prediction="motion"), make_data()
     trainer = make_trainer(tmp_path)
     trainer.fit(task, data)
@@ -149,10 +149,6 @@ def test_a_run_logs_rollouts_of_every_set_and_a_checkpoint_brings_the_task_back(
             assert len(task.rollout_curves()[group][metric]) == 4
         assert f"test/{group}/loss" in scores
     assert task.floors().keys() >= {"balls_2/f1_at_1", "curtain/constant_velocity_position_error"}
-    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    loaded = load_checkpoint(tmp_path / "a.ckpt")
-    frames = batch().inputs
-    assert torch.equal(loaded(frames)[0], task.eval()(frames)[0])
 
 
 def test_prediction_tells_where_the_balls_were_found(tmp_path: Path) -> None:

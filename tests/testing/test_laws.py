@@ -33,8 +33,8 @@ def test_every_law_says_what_it_states() -> None:
 
 
 def test_an_unknown_kind_or_law_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"kind must be one of .*backbone.*; got kind='mechanism'\."):
-        laws_of("mechanism")
+    with pytest.raises(ValueError, match=r"kind must be one of .*backbone.*; got kind='colour'\."):
+        laws_of("colour")
     with pytest.raises(
         ValueError, match=r"backbone has no law 'check_colours'; it has .*check_step_equals_sequence"
     ):
