@@ -163,9 +163,9 @@ def _solve(
                 continue
             try:
                 return tried, size_of(make(tried), measure)
-            except ConfigError:  # not about the width
-                raise
             except ValueError as error:
+                if isinstance(error, ConfigError) and "hidden_size" not in str(error):  # not about the width
+                    raise
                 refused.add(tried)
                 refusal = refusal or error
         raise ConfigError(

@@ -1,7 +1,7 @@
 """A time loop under autograd: one Function over the whole sequence, with a derivative that the loop computes.
 
 Autograd would keep a graph of some fifty nodes per step and add up every weight's gradient step by step. A
-:class:`Loop` keeps only what its derivative needs, walks back over the steps, and forms each weight's gradient
+:class:`TapedLoop` keeps only what its derivative needs, walks back over the steps, and forms each weight's gradient
 in few large products.
 """
 
@@ -96,7 +96,7 @@ Gradients = tuple[Tensor, Tensor, MaybeTensor]
 """Gradients of features, hidden and memory."""
 
 
-class Loop(Protocol):
+class TapedLoop(Protocol):
     """A recurrence and its derivative."""
 
     def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
@@ -114,7 +114,7 @@ class Loop(Protocol):
 
 
 def differentiate(
-    loop: Loop, projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs
+    loop: TapedLoop, projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs
 ) -> LayerResult:
     """Run ``loop`` over all steps, under autograd where a gradient is asked for."""
     dtype = weights.cell_input.dtype
@@ -169,7 +169,7 @@ def _activity(outputs: Outputs) -> Activity:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loop: Loop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
+    def forward(ctx: Any, loop: TapedLoop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
         outputs, tape = loop.forward(setting, Operands(*tensors))
         outputs = outputs._replace(features=_without_base(outputs.features))
         ctx.loop, ctx.setting = loop, setting

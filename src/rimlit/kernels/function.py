@@ -34,7 +34,7 @@ class ATenLoop:
     """The recurrence and its derivative."""
 
     def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
+        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         options = setting.options
         batch_size, num_mechanisms, size = operands.hidden.shape
         num_steps = operands.keys.shape[1]
@@ -98,7 +98,7 @@ class ATenLoop:
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
+        """Walk back; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         return _Backward(setting, operands, outputs, Tape(*tape), gradients).run()
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rimlit.kernels.autograd import Gradients, Loop, MaybeTensor, Operands, Outputs, Setting
+from rimlit.kernels.autograd import Gradients, TapedLoop, MaybeTensor, Operands, Outputs, Setting
 from rimlit.kernels.layer import LayerOptions
 from rimlit.mechanisms import Keep
 
@@ -39,11 +39,11 @@ class Recorded:
             are found by it.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: TapedLoop) -> None:
         self.loop = loop
 
     def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
+        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         results = run(_forward, *self._pack(setting, operands))
         count = len(Outputs._fields)
         return Outputs(*results[:count]), results[count:]
@@ -56,7 +56,7 @@ class Recorded:
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Run the backward pass; see :class:`rimlit.kernels.autograd.Loop`."""
+        """Run the backward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         setting = setting._replace(
             record=False
         )  # was for the forward pass: one graph of the backward pass serves both
@@ -79,7 +79,7 @@ class Recorded:
 class _Plan(NamedTuple):
     """What of a pass is no tensor."""
 
-    loop: Loop
+    loop: TapedLoop
     options: LayerOptions
     record: bool
     is_differentiated: bool

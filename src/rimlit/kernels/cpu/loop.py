@@ -17,7 +17,7 @@ class CPULoop:
     """
 
     def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`."""
+        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         if setting.tokens is not None:
             _require_range(setting.tokens, operands.keys.shape[1])
         operands = arranged(operands, setting)
@@ -47,7 +47,7 @@ class CPULoop:
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
+        """Walk back; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         last_tape, memories = RowTape(*tape[:-1]), tape[-1]
         operands = arranged(operands, setting)
         parts = _parts(setting, operands)

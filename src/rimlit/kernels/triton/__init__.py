@@ -122,7 +122,7 @@ class TritonLoop:
     """The recurrence and its derivative, by way of ``steps.py``."""
 
     def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.Loop`. The tape has one state more than steps."""
+        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`. The tape has one state more than steps."""
         steps, _ = load()
         assert steps is not None
         setting, operands = _contiguous(setting, operands)
@@ -245,7 +245,7 @@ class TritonLoop:
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.Loop`."""
+        """Walk back; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         steps, _ = load()
         assert steps is not None
         setting, operands = _contiguous(setting, operands)
