@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rimlit.kernels.autograd import Gradients, TapedLoop, MaybeTensor, Operands, Outputs, Setting
+from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, TapedLoop
 from rimlit.kernels.layer import LayerOptions
 from rimlit.mechanisms import Keep
 
