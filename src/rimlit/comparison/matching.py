@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rimlit.backbones import Backbone, BackboneFactory
-from rimlit.errors import ConfigError
+from rimlit.errors import ConfigError, SpecError
 from rimlit.spec import Spec, build, find_class, to_spec
 from rimlit.tasks import Task
 from rimlit.training.recording import sizes_of
@@ -162,12 +162,14 @@ def _solve(
             if tried in refused:
                 continue
             try:
-                return tried, size_of(make(tried), measure)
-            except ConfigError:  # not about the width
+                made = make(tried)
+            except SpecError:  # not about the width
                 raise
             except ValueError as error:
                 refused.add(tried)
                 refusal = refusal or error
+                continue
+            return tried, size_of(made, measure)
         raise ConfigError(
             f"{name} cannot be built at any hidden_size from {width} to {width + TRIES - 1}: {refusal}"
         ) from refusal
