@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from rimlit.backbones import LSTM, RNN, Transformer
 from rimlit.checks import require_at_least, require_dropout, require_known, require_positive
 from rimlit.data import Adding
 from rimlit.encoders import DenseEncoder
-from rimlit.errors import ConfigError
+from rimlit.errors import ConfigError, SpecError
 from rimlit.heads import LinearHead
+from rimlit.tasks import Task
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,15 @@ def test_what_is_allowed_passes() -> None:
 def test_every_part_raises_the_same_class_of_error(make: Callable[[], Any]) -> None:
     with pytest.raises(ConfigError):
         make()
+
+
+def test_what_a_schedule_refuses_is_named_with_its_class() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    spec = {"class_path": "rimlit.training.WarmupCosine", "init_args": {"warmup_steps": -1}}
+    with pytest.raises(
+        ConfigError, match=r"^WarmupCosine: warmup_steps must be at least 0; got warmup_steps=-1\.$"
+    ):
+        Task._built(spec, torch.optim.lr_scheduler.LRScheduler, optimizer)
+    spec["init_args"] = {"warm": 1}
+    with pytest.raises(SpecError, match=r"^WarmupCosine has no argument 'warm'; it has"):
+        Task._built(spec, torch.optim.lr_scheduler.LRScheduler, optimizer)

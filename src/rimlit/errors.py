@@ -52,6 +52,10 @@ class ConfigError(RimlitError, ValueError):
     exit_code = 2
 
 
+class SpecError(ConfigError):
+    """A spec names a class or an argument that does not exist or cannot be used."""
+
+
 class DataError(RimlitError, ValueError):
     """The data cannot be found, read or used."""
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeAlias, TypeVar
 
-from rimlit.errors import ConfigError
+from rimlit.errors import ConfigError, SpecError
 
 Spec: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -45,9 +45,9 @@ def check_trusted(class_path: str) -> None:
     """Raise a ConfigError unless ``class_path`` lies in a trusted package. Nothing is imported."""
     package, *rest = class_path.split(".")
     if "__main__" in rest:  # its import is a program's start
-        raise ConfigError(f"class_path={class_path!r} is a program.")
+        raise SpecError(f"class_path={class_path!r} is a program.")
     if package not in trusted_packages():
-        raise ConfigError(
+        raise SpecError(
             f"class_path={class_path!r} is outside the trusted packages ({', '.join(trusted_packages())}). "
             f"If it is yours, pass --trust {package} or set RIMLIT_TRUST={package}; "
             f"from Python: rimlit.trust({package!r})."
@@ -72,9 +72,9 @@ def find_class(class_path: str, base: type[T]) -> type[T]:
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"class_path={class_path!r} cannot be imported: {error}.") from error
+        raise SpecError(f"class_path={class_path!r} cannot be imported: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"class_path={class_path!r} must be a subclass of {path_of(base)}.")
+        raise SpecError(f"class_path={class_path!r} must be a subclass of {path_of(base)}.")
     return found
 
 
@@ -175,7 +175,7 @@ def build(spec: Spec, base: type, *args: Any) -> Any:
     """Build what ``spec`` describes, with ``args`` before its keyword arguments.
 
     Raises:
-        ConfigError: The class cannot be used or an argument is not one of its own.
+        SpecError: The class cannot be used or an argument is not one of its own.
     """
     cls: type[Any] = find_class(spec["class_path"], base)
     init_args = spec["init_args"]
@@ -185,11 +185,11 @@ def build(spec: Spec, base: type, *args: Any) -> Any:
     known = list(parameters)
     unknown = [name for name in init_args if name not in known]
     if unknown and not takes_any:
-        raise ConfigError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(known)}.")
+        raise SpecError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(known)}.")
     try:
         signature.bind(*args, **init_args)
     except TypeError as error:
-        raise ConfigError(f"{cls.__name__}: {error}; it has {', '.join(known)}.") from error
+        raise SpecError(f"{cls.__name__}: {error}; it has {', '.join(known)}.") from error
     return cls(*args, **init_args)
 
 

@@ -1,9 +1,10 @@
 """What settings may import, and jsonargparse's private names: each is still there and does what is needed."""
 
 import argparse
+import copy
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,13 @@ import lightning
 import pytest
 import torch
 import torchmetrics
-from jsonargparse import ArgumentParser, Namespace, _paths, _typehints
+from jsonargparse import ArgumentParser, Namespace, _common, _paths, _typehints
 
 import rimlit
-from rimlit.cli._jsonargparse import DENIED, allow_trusted, parsing, refuse_functions, setting_names
+from rimlit.cli._jsonargparse import DENIED, parsing, refuse_functions, setting_names
 from rimlit.errors import ConfigError
 from rimlit.spec import trust
 from rimlit.tasks import SchedulerFactory
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Put back what is set for the process."""
-    yield
-    allow_trusted()
 
 
 def chosen(kind: Any, value: Any) -> Any:
@@ -66,6 +60,17 @@ def test_trust_is_given_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("rimlit.spec._trusted_here", set())
     with pytest.raises(jsonargparse.ArgumentError, match="is not allowed"):
         chosen(type, "decimal.Decimal")
+
+
+def test_another_parser_of_this_process_may_import_what_it_could_before() -> None:
+    """``parsing_settings`` is where jsonargparse keeps what is allowed."""
+    before = copy.deepcopy(_common.parsing_settings)
+    with parsing():
+        assert _common.parsing_settings["import_path_verdicts"]["*"] is False
+        with parsing():
+            pass
+        assert _common.parsing_settings["import_path_verdicts"]["*"] is False
+    assert _common.parsing_settings == before and "*" not in before["import_path_verdicts"]
 
 
 @pytest.mark.parametrize("package", [rimlit, torch, lightning, torchmetrics])

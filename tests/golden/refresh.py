@@ -23,10 +23,35 @@ SYMBOLS = ((3, 5, 1), (8, 8, 2), (4, 7, 6), (1, 2, 3))
 NUM_STEPS = 5
 
 
+# in which the parameters of a RIM layer are filled
+ORDER = (
+    "dynamics.bias.",
+    "input_query.",
+    "input_key.",
+    "input_value.",
+    "dynamics.input.",
+    "dynamics.hidden.",
+    "communication.projection.",
+    "communication.output.",
+    "communication.output_bias",
+)
+
+
+def in_order(module: nn.Module) -> list[nn.Parameter]:
+    """Return all parameters, those of the RIM's layer in the place of its first by ``ORDER``."""
+    named = dict(module.named_parameters())
+    inside = [name for name in named if ".layers.0." in name]
+    by_part = [name for part in ORDER for name in inside if part in name]
+    assert sorted(by_part) == sorted(inside)
+    names = [name for name in named if name not in inside]
+    first = list(named).index(inside[0])
+    return [named[name] for name in (*names[:first], *by_part, *names[first:])]
+
+
 def fill(module: nn.Module) -> None:
     """Set all parameters without a random generator, whose numbers may change with torch."""
     with torch.no_grad():
-        for index, parameter in enumerate(module.parameters()):
+        for index, parameter in enumerate(in_order(module)):
             places = torch.arange(parameter.numel(), dtype=torch.float64).view_as(parameter)
             bound = 1 / math.sqrt(parameter.shape[-1])
             parameter.copy_(bound * torch.sin((places + 1) * (1.3 + index / 10)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import Namespace, _paths, _typehints, set_parsing_settings
+from jsonargparse import Namespace, _common, _paths, _typehints, set_parsing_settings
 
 from rimlit.errors import ConfigError
 from rimlit.spec import trusted_packages
@@ -28,19 +28,16 @@ DENIED = (
 )
 """What trusted packages hold that runs, compiles or unpickles what it is given, and programs."""
 
-_allowed: set[str] = set()
 
-
-def allow_trusted() -> None:
-    """Let class paths in settings name what is in trusted packages, and nothing else, from now on.
+def _allow_trusted() -> None:
+    """Let class paths in settings name what is in trusted packages, and nothing else.
 
     jsonargparse refuses other paths before it imports them, also what is reached through a trusted module and has
     its home elsewhere, such as ``torch.os.system``.
     """
     trusted = {package for package in trusted_packages() if package.isidentifier() and package != "jsonargparse"}
-    denied = {"*", *DENIED, *(f"{package}.__main__" for package in trusted), *(_allowed - trusted)}
+    denied = {"*", *DENIED, *(f"{package}.__main__" for package in trusted)}
     set_parsing_settings(import_path_denylist=sorted(denied), import_path_allowlist=sorted(trusted))
-    _allowed.update(trusted)
 
 
 def refuse_functions(settings: Any) -> None:
@@ -84,8 +81,12 @@ def _is_default(cls: type, name: str, value: Any) -> bool:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Set jsonargparse up for a command: trusted class paths, one class for each short name, configs in UTF-8."""
-    allow_trusted()
+    """Set jsonargparse up for a command: trusted class paths, one class for each short name, configs in UTF-8.
+
+    All is as before afterwards: another program of this process may parse settings too.
+    """
+    before = dict(_common.parsing_settings)
+    _allow_trusted()
     all_paths, opens = _typehints.get_all_subclass_paths, vars(_paths).get("open")
 
     def one_path_each(*args: Any, **kwargs: Any) -> list[str]:
@@ -102,6 +103,8 @@ def parsing() -> Iterator[None]:
     try:
         yield
     finally:
+        _common.parsing_settings.clear()
+        _common.parsing_settings.update(before)
         _typehints.get_all_subclass_paths = all_paths
         if opens is None:
             del _paths.open  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rimlit.backbones import Backbone, BackboneFactory
-from rimlit.errors import ConfigError
+from rimlit.errors import ConfigError, SpecError
 from rimlit.spec import Spec, build, find_class, to_spec
 from rimlit.tasks import Task
 from rimlit.tracking.recording import sizes_of
@@ -162,12 +162,14 @@ def _solve(
             if tried in refused:
                 continue
             try:
-                return tried, size_of(make(tried), measure)
+                made = make(tried)
+            except SpecError:  # not about the width
+                raise
             except ValueError as error:
-                if isinstance(error, ConfigError) and "hidden_size" not in str(error):  # not about the width
-                    raise
                 refused.add(tried)
                 refusal = refusal or error
+                continue
+            return tried, size_of(made, measure)
         raise ConfigError(
             f"{name} cannot be built at any hidden_size from {width} to {width + TRIES - 1}: {refusal}"
         ) from refusal

@@ -21,7 +21,7 @@ from rimlit.checkpoints import read_checkpoint
 from rimlit.data import DataModule
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Embedding, Encoder
-from rimlit.errors import CheckpointError, ConfigError
+from rimlit.errors import CheckpointError, ConfigError, SpecError
 from rimlit.heads import Head, HeadFactory, LinearHead
 from rimlit.spec import Rebuildable, Spec, build, find_class, non_default_arguments, to_spec
 from rimlit.tasks.saved import build_saved, load_weights
@@ -345,7 +345,7 @@ class Task(Rebuildable, L.LightningModule, ABC):
         """Build; what a constructor of torch refuses is a setting too."""
         try:
             return build(spec, base, *args)
-        except ConfigError:
+        except SpecError:
             raise
         except (ValueError, TypeError) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in non_default_arguments(spec).items())
