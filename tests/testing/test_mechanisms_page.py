@@ -73,6 +73,17 @@ def test_the_table_is_what_the_loops_say() -> None:
     assert mechanisms.loops(mechanisms.build()) == "all"
 
 
+def test_the_table_is_the_same_on_a_machine_without_a_compiler_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = mechanisms.build(), mechanisms.build(soft_cap=5.0)
+    expected = [mechanisms.loops(layer) for layer in layers]
+    monkeypatch.setattr("rimlit.kernels.loops._load_cpu", lambda: (False, "no compiler"))
+    monkeypatch.setattr("rimlit.kernels.triton.load", lambda: (None, "no Triton"))
+    where = mechanisms.Where(torch.device("cpu"), torch.float32)
+    assert mechanisms.LOOPS["cpu"].cannot(layers[0], where) == "is not built: no compiler"
+    assert [mechanisms.loops(layer) for layer in layers] == expected == ["all", expected[1]]
+    assert "not triton" in expected[1]
+
+
 def test_a_subclass_with_a_rule_of_its_own_runs_in_eager_alone() -> None:
     class MyRule(LeastNull):
         pass
