@@ -1,4 +1,4 @@
-"""Write the tables of README.md and of docs from the JSON files in benchmarks/results.
+"""Write the tables of README.md and of docs from the JSON files in benchmarks/results, and from the package.
 
 python -m benchmarks.tables            rewrites the text between the table markers
 python -m benchmarks.tables --check    only checks whether anything would change; exit 1 if so
@@ -8,12 +8,21 @@ import argparse
 import re
 import sys
 
-from benchmarks.tables import bouncing_balls, comparing, games, performance, readme, reinforcement_learning
+from benchmarks.tables import (
+    bouncing_balls,
+    comparing,
+    games,
+    mechanisms,
+    performance,
+    readme,
+    reinforcement_learning,
+)
 from benchmarks.tables.shared import ROOT, Tables
 
 PAGES = {
     "README.md": readme,
     "docs/bouncing_balls.md": bouncing_balls,
+    "docs/mechanisms.md": mechanisms,
     "docs/performance.md": performance,
     "docs/comparing.md": comparing,
     "docs/reinforcement_learning.md": reinforcement_learning,

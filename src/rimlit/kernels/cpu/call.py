@@ -24,7 +24,7 @@ _TAPE_DTYPES = {"place": torch.int32, "start": torch.int32}
 
 @functools.cache
 def structure(name: str) -> type[ctypes.Structure]:
-    """Return the library's struct ``name``, built from the text of its declarations in ``loop.cpp``.
+    """Return the library's struct ``name``, built from the text of its declarations in ``arguments.h``.
 
     Raises:
         RuntimeError: The C++ loop is not available, or its struct has another size than this one.

@@ -1,0 +1,167 @@
+"""The table of docs/mechanisms.md: what each part of a RIM layer does, its source, the loops that run it."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.tables.shared import ROOT, Tables, table
+
+from rimlit import RIM
+from rimlit.kernels import LOOPS, Where, triton
+from rimlit.mechanisms import (
+    AttentionCommunication,
+    Balance,
+    Communication,
+    Dynamics,
+    LeastNull,
+    Part,
+    RIMLayer,
+    Selection,
+    Sharing,
+    known_parts,
+)
+
+KINDS: dict[str, type[Part]] = {
+    "selection": Selection,
+    "cell": Dynamics,
+    "communication": Communication,
+    "sharing": Sharing,
+    "input_sharing": Sharing,
+    "balance": Balance,
+}
+"""Arguments of the RIM that take a part, and the base class of each."""
+DECISION_22 = "[decision 22](decisions/0022-mechanisms-are-parts.md)"
+DECISION_8 = "[decision 8](decisions/0008-bounded-communication-in-the-copying-config.md)"
+AUTHORS = "the authors' code"
+ARGUMENTS: list[tuple[str, Any, type, str, str]] = [
+    (
+        "selection",
+        {"margin": "scores"},
+        LeastNull,
+        "A winner's update fades in with its lead in scores",
+        DECISION_22,
+    ),
+    (
+        "selection",
+        {"margin": "probabilities"},
+        LeastNull,
+        "The same with the lead in attention, 1 − P_null",
+        DECISION_22,
+    ),
+    ("selection", {"graded": True}, LeastNull, "An active mechanism moves as far as it attends", DECISION_22),
+    ("selection", {"dynamic": True}, LeastNull, "Active only where P_null < ½: fewer than K may be", DECISION_22),
+    ("soft_cap", 5.0, RIMLayer, "Scores are bounded: c·tanh(score / c)", DECISION_22),
+    ("score_bias", 1.0, RIMLayer, "A learned bias of each mechanism's scores", DECISION_22),
+    ("normalize_scores", True, RIMLayer, "Queries and keys are scaled to one length", DECISION_22),
+    (
+        "communication",
+        {"output": "tanh"},
+        AttentionCommunication,
+        "What is read is bounded before it is added",
+        DECISION_8,
+    ),
+    ("communication", {"output": "gated"}, AttentionCommunication, "σ(gate)·tanh(content) is added", AUTHORS),
+    (
+        "communication",
+        {"output": "cell_gate"},
+        AttentionCommunication,
+        "What is read passes the cell's own gate for new content",
+        DECISION_22,
+    ),
+    (
+        "communication",
+        {"inactive": "candidate"},
+        AttentionCommunication,
+        "Others read the state that an inactive mechanism would have had",
+        AUTHORS,
+    ),
+]
+"""Notable arguments of parts and of the layer: argument of the RIM, value, class, what it does, source."""
+
+
+def build(**arguments: Any) -> RIMLayer:
+    """Return the layer of a small RIM with the given arguments."""
+    rim = RIM(3, 20, num_mechanisms=5, num_active=2, learn_initial_state=True, **arguments)
+    layer = rim.layers[0]
+    assert isinstance(layer, RIMLayer)
+    return layer
+
+
+def reason(name: str, layer: RIMLayer) -> str | None:
+    """Return why the loop ``name`` cannot run ``layer`` where it runs at all, or None."""
+    device = torch.device("cuda" if name == "triton" else "cpu")
+    found = LOOPS[name].cannot(layer, Where(device, torch.float32))
+    if found is not None and found.startswith(
+        ("is not there", "is not built")
+    ):  # on this machine: no table's matter
+        found = triton.cannot(layer) if name == "triton" else None
+    return found
+
+
+def loops(layer: RIMLayer) -> str:
+    """Return the loops that run ``layer``, then the others with their reasons."""
+    reasons = {name: reason(name, layer) for name in LOOPS}
+    able = ", ".join(name for name, why in reasons.items() if why is None)
+    whys: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        if why is not None:
+            whys.setdefault(why, []).append(name)
+    cannot = "; ".join(f"{', '.join(names)}: {why}" for why, names in whys.items())
+    return f"{able}; not {cannot}" if cannot else "all"
+
+
+def source_of(cls: type) -> str:
+    """Return the source in brackets that the docstring of a class has, or that of its module."""
+    module = inspect.getmodule(cls)
+    for text in (inspect.getdoc(cls) or "", (module and module.__doc__) or ""):
+        if found := re.search(r"\(([^()]*(?:\d{4}|the paper|the authors)[^()]*)\)", text.split("\n\nArgs:")[0]):
+            return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", found[1])
+    return "this package"
+
+
+def first_line(cls: type) -> str:
+    """Return what a class does: the first sentence of its docstring, without its source."""
+    text = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    text = re.sub(r" \([^()]*(?:\d{4}|the paper|the authors)[^()]*\)", "", text)
+    return re.sub(r":\w+:`\.?(\w+)`", r"`\1`", text).split(". ")[0].removesuffix(".")
+
+
+def link(cls: type) -> str:
+    """Return a link to the file of a class, as docs/mechanisms.md reads it."""
+    path = Path(inspect.getfile(cls)).relative_to(ROOT)
+    return f"[`{cls.__name__}`](../{path})"
+
+
+def in_yaml(name: str, value: Any) -> str:
+    """Return an argument of the RIM as YAML has it."""
+    if isinstance(value, dict):
+        value = "{" + ", ".join(in_yaml(key, inner).strip("`") for key, inner in value.items()) + "}"
+    elif isinstance(value, bool):
+        value = str(value).lower()
+    return f"`{name}: {value}`"
+
+
+def parts() -> str:
+    """A row per part that the package has, and per notable argument."""
+    rows = []
+    for name, base in KINDS.items():
+        found = {short: cls for short, cls in known_parts(base).items() if cls.__module__.startswith("rimlit.")}
+        for short, cls in found.items():
+            if name == "input_sharing":
+                what, source = f"{first_line(cls)} (keys and values of the input)", input_source(short)
+            else:
+                what, source = first_line(cls), source_of(cls)
+            rows.append([in_yaml(name, short), what, source, link(cls), loops(build(**{name: short}))])
+    for name, value, cls, what, source in ARGUMENTS:
+        rows.append([in_yaml(name, value), what, source, link(cls), loops(build(**{name: value}))])
+    return table(["in YAML", "what it does", "source", "file", "time loops that run it"], rows)
+
+
+def input_source(short: str) -> str:
+    """Return where the paper has this sharing of the input's keys and values."""
+    return {"shared": "Goyal et al. 2021, sec. 2.1", "independent": "Goyal et al. 2021, app. C.1"}[short]
+
+
+TABLES: Tables = {"parts": parts}
