@@ -269,7 +269,7 @@ def test_gradients_are_those_of_finite_differences(backend: str, cell: str, slot
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_what_is_kept_for_the_backward_serves_twice(preset: str, slots: int, backend: str) -> None:
-    rim = RIM(D, M * SIZE, num_mechanisms=M, num_active=2, preset=preset, backend=backend, **SMALL)
+    rim = RIM(D, M * SIZE, num_mechanisms=M, num_active=2, preset=preset, backend=backend, **nested(SMALL))
     features, _ = rim(random_tensor(2, 4, slots, D))
     first = torch.autograd.grad(features.sum(), list(rim.parameters()), retain_graph=True)
     second = torch.autograd.grad(features.sum(), list(rim.parameters()))
@@ -292,7 +292,7 @@ def test_a_derivative_can_be_differentiated_again(every: int | None, backend: st
             learn_initial_state=True,
             backend=name,
             checkpoint_every=checkpoint_every,
-            **SMALL,
+            **nested(SMALL),
         )
         rim = rim.double().eval()
         inputs = random_tensor(2, 3, slots, D, dtype=torch.float64).requires_grad_()
@@ -336,7 +336,9 @@ def test_steps_that_are_computed_again_are_not_kept(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["function", "cpu"])
 def test_a_derivative_under_autocast_is_that_of_the_recurrence_in_full(backend: str) -> None:
-    rim = RIM(D, M * SIZE, num_mechanisms=M, num_active=2, backend=backend, learn_initial_state=True, **SMALL)
+    rim = RIM(
+        D, M * SIZE, num_mechanisms=M, num_active=2, backend=backend, learn_initial_state=True, **nested(SMALL)
+    )
     inputs = random_tensor(2, 4, D)
 
     def gradients(is_mixed: bool) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from rimlit.kernels import graphs
 from tests.conftest import counting_tensor, random_tensor
 from tests.kernels.test_backends import CASES, assert_agree, run
 from tests.kernels.test_triton import ONE_SLOT, TILES, TOLERANCE, compiled
-from tests.laws.backbone_cases import SMALL
+from tests.laws.backbone_cases import SMALL, nested
 
 LIMIT = 10**9
 TELLING = ("resets", "paper_tanh_gru", "dropout_everywhere", "tokens_two_heads")
@@ -158,7 +158,7 @@ def test_who_watches_has_a_graph_forward_and_shares_the_one_back(
 
 def make_rim(**arguments: Any) -> RIM:
     torch.manual_seed(0)
-    arguments = {"num_mechanisms": 4, "num_active": 2, "learn_initial_state": True, **SMALL, **arguments}
+    arguments = {"num_mechanisms": 4, "num_active": 2, "learn_initial_state": True, **nested(SMALL), **arguments}
     return RIM(3, 12, backend="function", **arguments).double().eval()
 
 
@@ -411,7 +411,7 @@ def test_autocast_and_inference_mode_take_the_same_way_on_a_gpu(backend: str, re
     rims = {}
     for name in ("eager", backend):
         torch.manual_seed(0)
-        rims[name] = RIM(3, 12, num_mechanisms=4, num_active=2, backend=name, **SMALL).cuda().eval()
+        rims[name] = RIM(3, 12, num_mechanisms=4, num_active=2, backend=name, **nested(SMALL)).cuda().eval()
     for seed in range(3):
         inputs = random_tensor(2, 5, 3, seed=seed).cuda()
         results = {}

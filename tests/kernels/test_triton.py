@@ -107,13 +107,6 @@ def test_the_kernels_agree_in_single_precision(case: str) -> None:
 
 
 @interpreted
-@pytest.mark.slow
-def test_several_slots_take_the_other_loop() -> None:
-    case = CASES["official_gru_3_slots_2_heads"]
-    assert_agree(run("triton", case, torch.float64), run("function", case, torch.float64), rtol=0, atol=0)
-
-
-@interpreted
 @pytest.mark.parametrize("record", [False, True])
 def test_nothing_changes_where_nothing_is_differentiated(record: bool) -> None:
     rim = make_rim().eval()
@@ -162,7 +155,7 @@ def test_what_is_kept_for_the_backward_serves_twice() -> None:
 
 def make_rim(backend: str = "triton", **arguments: Any) -> RIM:
     torch.manual_seed(0)
-    arguments = {"num_mechanisms": 4, "num_active": 2, "learn_initial_state": True, **SMALL, **arguments}
+    arguments = {"num_mechanisms": 4, "num_active": 2, "learn_initial_state": True, **nested(SMALL), **arguments}
     return RIM(3, 12, backend=backend, **arguments).double()
 
 

@@ -1,8 +1,8 @@
 """A time loop under autograd: one Function over the whole sequence, with a derivative that the loop computes.
 
 Autograd would keep a graph of some fifty nodes per step and add up every weight's gradient step by step. A
-:class:`TapedLoop` keeps only what its derivative needs, walks back over the steps, and forms each weight's gradient
-in few large products.
+:class:`TapedLoop` keeps only what its derivative needs, runs back over the steps, and forms the gradient of each
+weight in few large products.
 """
 
 from typing import Any, NamedTuple, Protocol, TypeAlias
