@@ -20,7 +20,7 @@ from rimlit.errors import ConfigError
 from rimlit.kernels import triton
 from tests.conftest import random_tensor
 from tests.kernels.test_backends import CASES, assert_agree, loop_of, run
-from tests.laws.backbone_cases import SMALL
+from tests.laws.backbone_cases import SMALL, nested
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None

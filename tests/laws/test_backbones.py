@@ -48,11 +48,7 @@ def test_a_backbone_keeps_the_law(law: Law, cls: type[Backbone], arguments: dict
     law(partial(make_backbone, cls, arguments), **options)
 
 
-# RIM.stepping, which these two call without gradients, refuses slots
-STEPPED = ("step_equals_sequence", "plain_states_are_read")
-
-
-@pytest.mark.parametrize("law", [case for case in law_cases("backbone") if case.id not in STEPPED])
+@pytest.mark.parametrize("law", law_cases("backbone"))
 def test_a_rim_that_reads_slots_keeps_the_law(law: Law) -> None:
     arguments: dict[str, Any] = {"learn_initial_state": True, **SMALL}
     if name_of(law) == "autocast_stays_near":

@@ -298,6 +298,7 @@ def test_a_part_describes_itself_without_what_the_layer_passes() -> None:
             r"selection must be made for num_mechanisms=5 .* got one for num_mechanisms=4",
         ),
         ({"communication": LeastNull(5, 2)}, r"communication must be a Communication; got a LeastNull\."),
+        ({"communication": False}, r"communication must be one of .*none.*; got communication=False\."),
         ({"communication": {"heads": 0}}, r"^communication: heads must be at least 1; got heads=0\."),
         ({"soft_cap": 0.0}, r"soft_cap must be above 0 and finite, or None; got soft_cap=0\.0\."),
         (

@@ -162,12 +162,15 @@ class Stepper:
             self._steps = [cpu.LayerStep(layer, batch_size, fold=fold) for layer in rim._layers]
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """Run one step on ``inputs`` (B, input_size); see :meth:`Backbone.step`.
+        """Run one step on ``inputs`` (B, input_size) or, without the C++ loop, (B, N, input_size).
 
         Raises:
             ValueError: ``inputs`` or ``state`` do not have the shape that the stepper was built for.
         """
         rim = self.rim
+        if inputs.dim() == 3:  # slots
+            with torch.no_grad():
+                return Backbone.step(rim, inputs, state)
         if inputs.shape != (self.batch_size, rim.input_size):
             raise ValueError(
                 f"inputs must be (batch_size, input_size) = ({self.batch_size}, {rim.input_size}); "

@@ -89,6 +89,8 @@ def part_factory(
         if not isinstance(given, base):
             raise ConfigError(f"{name} must be a {base.__name__}; got a {type(given).__name__}.")
         return lambda *_: copy.deepcopy(given)
+    if given is None or isinstance(given, bool):
+        raise ConfigError(f"{name} must be one of {', '.join(sorted(known_parts(base)))}; got {name}={given!r}.")
     if isinstance(given, str):
         given = {"class_path": given}
     if isinstance(given, Mapping) and default is not None and not {"class_path", "init_args"} & set(given):
