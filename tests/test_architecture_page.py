@@ -17,7 +17,7 @@ SOURCES = {
 
 def test_rooms_stand_in_the_order_in_which_they_may_import() -> None:
     (table,) = re.findall(r"^\| Level .*?\n\n", PAGE, re.DOTALL | re.MULTILINE)
-    rows = [re.findall(r"\[`(\w+)`\]\(\.\./src", row) for row in table.strip().splitlines()[2:]]
+    rows = [re.findall(r"\[`([\w.]+)`\]\(\.\./src", row) for row in table.strip().splitlines()[2:]]
     assert len(rows) == len(LEVELS)
     for level, rooms in enumerate(rows):
         assert {LEVEL_OF[room] for room in rooms} == {level}

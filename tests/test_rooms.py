@@ -12,9 +12,6 @@ ROOT = Path(rimlit.__file__).parent
 MOST_LINES = 450
 FILES = sorted(path for suffix in ("py", "cpp", "h") for path in ROOT.rglob(f"*.{suffix}"))
 
-TOO_LONG = {"backbones/rim.py", "kernels/cpu/loop.cpp", "kernels/triton/steps.py", "rl/ppo.py"}
-"""Files that are still to be cut; a file that has been is to be removed from here."""
-
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -41,13 +38,8 @@ def gives_a_reason(top: str) -> bool:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_is_short_or_says_why_not(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    if lines_of(text) > MOST_LINES and name_of(path) not in TOO_LONG:
+    if lines_of(text) > MOST_LINES:
         assert gives_a_reason(top_of(path, text)), f"{name_of(path)} has {lines_of(text)} lines"
-
-
-def test_files_that_are_still_to_be_cut_are_there_and_too_long() -> None:
-    found = {name_of(path) for path in FILES if lines_of(path.read_text(encoding="utf-8")) > MOST_LINES}
-    assert found >= TOO_LONG
 
 
 @pytest.mark.parametrize(

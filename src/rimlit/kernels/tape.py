@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels.autograd import MaybeTensor, Operands, Setting
+from rimlit.kernels.layer import LayerOptions
 
 
-class Tape(NamedTuple):
+class StepTape(NamedTuple):
     """What the derivative reads, for every step."""
 
     hidden: Tensor  # (M, T, B, d): the state before each step, after resets
@@ -33,7 +34,7 @@ class Tape(NamedTuple):
 
 
 class WalkBack(NamedTuple):
-    """Gradients that the walk back over the steps leaves, of what :class:`Tape` names alike; it owns them."""
+    """Gradients that the walk back over the steps leaves, of what :class:`StepTape` names alike; it owns them."""
 
     gates: Tensor  # (M, T, B, gates), before their activation
     recurrent: Tensor  # (M, T, B, gates): of the products of state and weights; the LSTM's are ``gates``
@@ -49,7 +50,7 @@ class WalkBack(NamedTuple):
     initial_memory: MaybeTensor
 
 
-def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states: int | None = None) -> Tape:
+def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states: int | None = None) -> StepTape:
     """Return a tape of ``num_steps`` steps that holds nothing yet, with as many states or ``num_states``."""
     options = setting.options
     batch_size, num_mechanisms, size = operands.hidden.shape
@@ -65,7 +66,7 @@ def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states:
     def rows(*sizes: int, steps: int = num_steps) -> Tensor:
         return operands.hidden.new_empty(num_mechanisms, steps, batch_size, *sizes)
 
-    return Tape(
+    return StepTape(
         hidden=rows(size, steps=num_states),
         memory=rows(size, steps=num_states) if is_lstm else None,
         query=None if operands.input_query is None else rows(options.input_heads, operands.keys.shape[-1]),
@@ -88,7 +89,7 @@ def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states:
 
 
 def operand_gradients(
-    setting: Setting, operands: Operands, tape: Tape, attention: Tensor, walk: WalkBack
+    setting: Setting, operands: Operands, tape: StepTape, attention: Tensor, walk: WalkBack
 ) -> Operands:
     """Return the gradient of every operand.
 
@@ -147,6 +148,20 @@ def operand_gradients(
         communication_bias=communication_bias,
         score_bias=walk.score_bias,
     )
+
+
+def cell_gate(tape: StepTape, at: int) -> Tensor:
+    """Return how far the cells let new content in, (M, B, d)."""
+    if tape.inside is None:
+        return tape.gates[:, at].chunk(4, dim=-1)[2]  # the LSTM's output gate
+    return 1 - tape.gates[:, at].chunk(3, dim=-1)[1]  # 1 less the GRU's update gate
+
+
+def split_heads(projected: Tensor, options: LayerOptions) -> tuple[Tensor, ...]:
+    """Split (M, B, C·(key + key + value)) into query, key and value (B, C, M, ·)."""
+    size = options.communication_key_size
+    heads = projected.view(*projected.shape[:2], options.communication_heads, -1).permute(1, 2, 0, 3)
+    return heads.tensor_split((size, 2 * size), dim=-1)
 
 
 def _product(rows: Tensor, gradients: Tensor) -> Tensor:

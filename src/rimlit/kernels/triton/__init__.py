@@ -23,7 +23,7 @@ from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, S
 from rimlit.kernels.graphs import Recorded
 from rimlit.kernels.layer import LayerInputs, LayerResult, describe
 from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
-from rimlit.kernels.tape import Tape, WalkBack, empty_tape, operand_gradients
+from rimlit.kernels.tape import StepTape, WalkBack, empty_tape, operand_gradients
 from rimlit.mechanisms import Balance, Keep, LayerWeights, RIMLayer
 
 DTYPES = (torch.float32, torch.float64)
@@ -249,7 +249,7 @@ class TritonLoop:
         steps, _ = load()
         assert steps is not None
         setting, operands = _contiguous(setting, operands)
-        taped = Tape(*tape)
+        taped = StepTape(*tape)
         features, hidden, memory = gradients
         from_features = features.permute(2, 1, 0, 3).contiguous()
         from_hidden = hidden.transpose(0, 1).contiguous()
