@@ -111,7 +111,7 @@ def test_help_of_a_command_lists_its_settings(command: str) -> None:
     [
         (["--model.help=CopyingTask"], ["embedding_size", "recall_length"]),
         (["--data.help=Copying"], ["train_span", "samples_per_span"]),
-        (["--model.init_args.backbone.help=RIM"], ["num_active", "communication_heads"]),
+        (["--model.init_args.backbone.help=RIM"], ["num_active", "communication"]),
     ],
 )
 def test_help_of_a_class_lists_its_arguments(arguments: list[str], words: list[str]) -> None:

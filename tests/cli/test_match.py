@@ -49,7 +49,7 @@ def test_the_solved_width_is_in_the_run_s_config_and_the_run_goes_on_and_is_test
     [
         ([], "hidden_size=296: 432,810 parameters, 0.01 % more than 432,778."),
         (  # an embedding of 8 is the target's too, a forget bias is not
-            ["--model.embedding_size=8", "--model.backbone.cell.forget_bias=0.5"],
+            ["--model.embedding_size=8", "--model.backbone.forget_bias=0.5"],
             "hidden_size=320: 426,330 parameters, 0.30 % more than 425,050.",
         ),
     ],

@@ -1,6 +1,8 @@
 """A selection rule of a package of one's own: trained from a YAML, run by the laws, named in the log."""
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -85,8 +87,8 @@ def test_it_is_trained_by_yaml_named_in_the_log_and_recorded_with_the_run(packag
     assert text.count("RIM time loop: eager (cpu: does not know Rotating; function: does not know Rotating).") == 1
     (saved,) = package.glob("runs/*/own/config.yaml")
     assert "rules.rotating.Rotating" in saved.read_text()
-    found = [path for path in package.glob("runs/*/own/*.json") if '"backend": "eager"' in path.read_text()]
-    assert found
+    with contextlib.closing(sqlite3.connect(package / "mlflow.db")) as store:
+        assert store.execute("select value from params where key = 'backend'").fetchall() == [("eager",)]
 
 
 def test_a_rule_that_is_not_trusted_is_refused(package: Path) -> None:

@@ -17,7 +17,7 @@ from rimlit.rl.rollouts import Episode, Player, Rollout
 from rimlit.spec import path_of
 from rimlit.types import GRUState, State, flat_state, map_state
 from tests.conftest import random_tensor
-from tests.laws.backbone_cases import HIDDEN_SIZE, VARIANTS, backbone_classes
+from tests.laws.backbone_cases import HIDDEN_SIZE, VARIANTS, backbone_classes, nested
 from tests.rl.corridor import CORRIDOR, make_experience, make_task
 
 STEPS = 24
@@ -27,7 +27,7 @@ def without_dropout(cls: type[Backbone], arguments: dict[str, Any]) -> dict[str,
     names = {"RIM": ("input_dropout", "communication_dropout", "dropout")}.get(cls.__name__, ("dropout",))
     taken = cls.__init__.__kwdefaults__ or {}
     dropouts = {name: 0.0 for name in names if name in taken}
-    return {"class_path": path_of(cls), "init_args": {"hidden_size": HIDDEN_SIZE, **arguments, **dropouts}}
+    return {"class_path": path_of(cls), "init_args": {"hidden_size": HIDDEN_SIZE, **nested(arguments), **dropouts}}
 
 
 CASES = [

@@ -174,11 +174,6 @@ class Task(Rebuildable, L.LightningModule, ABC):
         self._metrics[prefix].update(*self.scored(outputs, batch))
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the optimiser, then let the backbone follow."""
-        super().optimizer_step(*args, **kwargs)
-        self.backbone.after_step()
-
     def trial(self, batch: Any) -> None:
         """Compute loss and metrics of a batch and keep nothing; raises where the batch does not fit the task."""
         if any(
@@ -292,6 +287,7 @@ class Task(Rebuildable, L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Build optimiser and scheduler from their factories."""
         optimizer = self._built(self._optimizer, Optimizer, self.parameters())
+        optimizer.register_step_post_hook(lambda *_: self.backbone.after_step())
         if self._scheduler is None:
             return optimizer
         spec = self._scheduler

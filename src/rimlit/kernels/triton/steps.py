@@ -4,7 +4,7 @@ Tensors lie in rows (M, steps, B, ·). Where nothing is taped they hold one step
 the sequence, ``at`` the steps on tape, ``old`` and ``new`` the states before and after. Row numbers are 64-bit:
 the tape of a long sequence has more than 2³¹ numbers. Masks pad every tile, so that sizes are free.
 
-Long because the kernels of both passes share the device functions that read tiles, and name every pointer they take.
+Long because the kernels of both passes share device functions that read tiles, and name every pointer.
 """
 
 import triton
