@@ -255,7 +255,9 @@ def test_validation_of_a_checkpoint_prints_its_scores(copying: Path) -> None:
 # Going on
 
 
-def test_fit_goes_on_from_the_last_step_in_the_same_folder_and_mlflow_run(copying: Path, store: str) -> None:
+def test_fit_goes_on_from_the_last_step_in_the_same_folder_and_mlflow_run(folder: Path, store: str) -> None:
+    succeed("fit", *COPYING)  # a run of its own: the MLflow run changes
+    copying = folder / "runs/copying/rim-seed0"
     rows = rows_of(copying / "metrics.csv")
     state = read_json(copying / "run_state.json")
     answer = rimlit("fit", *COPYING, "--ckpt_path=last", "--trainer.max_steps=6", FIGURELESS)

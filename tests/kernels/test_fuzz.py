@@ -7,9 +7,7 @@ import pytest
 from tests.kernels.fuzz import able, difference, draw
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(40), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(40, 90))]
-)
+@pytest.mark.parametrize("seed", range(40))
 def test_every_loop_that_can_equals_eager(seed: int, threads: Any) -> None:
     case = draw(seed)
     threads(case.threads)
