@@ -72,12 +72,9 @@ def test_a_rim_with_a_part_keeps_the_law(kind: str, part: Any, others: dict[str,
 
 
 @pytest.mark.parametrize("law", laws_of("selection"), ids=lambda law: law.__name__)
-@pytest.mark.parametrize(
-    "case", [case for case in cases() if case.values[0] == "selection"], ids=lambda case: case.id
-)
-def test_a_selection_keeps_the_law(case: Any, law: Any) -> None:
-    _, part, others = case.values
-    law(lambda: rim_with(selection=part, **others)().layers[0].selection)
+@pytest.mark.parametrize(("kind", "part", "others"), [case for case in cases() if case.values[0] == "selection"])
+def test_a_selection_keeps_the_law(kind: str, part: Any, others: dict[str, Any], law: Any) -> None:
+    law(lambda: rim_with(**{kind: part}, **others)().layers[0].selection)
 
 
 @pytest.mark.parametrize("case", ["continuous_gru", "dynamic_continuous", "cell_gate", "normalized"])
