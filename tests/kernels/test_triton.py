@@ -182,7 +182,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(
     steps, _ = triton.load()
     launched = CompiledSteps(steps)
     monkeypatch.setattr(triton, "load", lambda: (launched, "compiled"))
-    monkeypatch.setattr("rimlit.backbones.rim.choose_loop", lambda *_: ("triton", "for this test"))
+    monkeypatch.setattr("rimlit.backbones.layered.choose_loop", lambda *_: ("triton", "for this test"))
     run("triton", {"steps": 2, **case}, dtype)
     number = 3 if case.get("communication") == "none" else 7
     assert len(launched.names) == number
