@@ -70,7 +70,7 @@ class FirstObservations(L.Callback):
             path = Path(trainer.default_root_dir, f"first-{trainer.global_rank}.txt")
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
-                for observation in batch.seen.observations[:, 0].tolist():
+                for observation in batch.inputs.observations[:, 0].tolist():
                     file.write(f"{observation[0].hex()}\n")
 
 

@@ -456,7 +456,7 @@ def test_without_a_working_compiler_another_loop_runs_and_one_line_says_why(tmp_
     process = start(RUN, RIMLIT_CACHE=str(tmp_path), RIMLIT_CXXFLAGS="--no-such-flag")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert output.startswith("function|C++ cannot be used")
+    assert output.startswith("function|cpu: is not built: C++ cannot be used")
     assert errors.count("the slower 'function' runs instead") == 1
     assert "Traceback" not in errors
 
@@ -486,6 +486,9 @@ def test_it_touches_no_memory_that_is_not_its_own(tmp_path: Path) -> None:
     ).stdout.strip()
     if not os.path.isabs(library):
         pytest.skip("the compiler has no AddressSanitizer")
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libstdc++.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     code = """
 import torch
 from rimlit.kernels import cpu
@@ -513,7 +516,7 @@ print(load()[1])
         code,
         RIMLIT_CACHE=str(tmp_path),
         RIMLIT_CXXFLAGS="-fsanitize=address -fno-omit-frame-pointer -O1",
-        LD_PRELOAD=library,
+        LD_PRELOAD=f"{library} {runtime}",  # with the library of C++, whose exceptions it watches
         ASAN_OPTIONS="detect_leaks=0",
         PYTHONPATH=os.pathsep.join([os.getcwd(), *sys.path]),
     )
