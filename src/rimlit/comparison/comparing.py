@@ -46,7 +46,7 @@ def compare(
         configs: Files or names of shipped configs, one or more, all about the same data.
         seeds: How many (0, 1, …), at least 1, or which.
         match: Give every other model the smallest width with no fewer parameters (``params``), FLOPs a step
-            (``flops``) or numbers of state (``state``) than that of ``match_to``.
+            (``flops``) or state size (``state``) than that of ``match_to``.
         match_to: Config that is matched; by default the first of the configs whose backbone is a RIM, or else the
             ``rim.yaml`` beside the first config.
         match_tolerance: How much larger a matched model may be, as a share.

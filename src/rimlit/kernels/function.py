@@ -12,10 +12,10 @@ from torch import Tensor
 from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
 from rimlit.kernels.function_backward import BackwardPass
 from rimlit.kernels.graphs import Recorded
-from rimlit.kernels.layer import LayerInputs, LayerOptions, LayerResult
+from rimlit.kernels.layer import LayerInputs, LayerResult
 from rimlit.kernels.projection import Projected, expand_tokens
 from rimlit.kernels.tape import StepTape, cell_gate, empty_tape, split_heads
-from rimlit.mechanisms import Choice, LayerWeights, RIMLayer
+from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.mechanisms.selection import (
     attend_across,
     attend_against_null,
@@ -52,7 +52,7 @@ class ATenLoop:
             attended, relevance, total = _attend(setting, operands, tape, hidden, step, at)
             if setting.has_totals:
                 totals.append(total)
-            choice = _choose(options, relevance, setting.offset_at(step))
+            choice = compete(relevance, setting.offset_at(step), options.rule)
             is_active = choice.active[..., None]  # (M, B, 1)
             gate = None if choice.gate is None else choice.gate[..., None]
             if options.cell == "lstm":
@@ -102,18 +102,6 @@ class ATenLoop:
 
 
 _LOOP = Recorded(ATenLoop())
-
-
-def _choose(options: LayerOptions, relevance: Tensor, offset: MaybeTensor) -> Choice:
-    return compete(
-        relevance,
-        offset,
-        options.num_active,
-        margin=options.margin,
-        width=options.width,
-        graded=options.graded,
-        dynamic=options.dynamic,
-    )
 
 
 def _stacked(steps: list[Tensor]) -> MaybeTensor:

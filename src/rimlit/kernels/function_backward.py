@@ -213,17 +213,12 @@ class BackwardPass:
 
     def _relevance(self, step: int, from_gate: Tensor) -> Tensor:
         """Return the gradient that the gates send to the scores (M, B, I, N)."""
-        options = self.options
         through = gate_gradient(
             from_gate,
             self.relevance[:, step],
             self.setting.offset_at(step),
             self.active[:, step, :, 0],
-            options.num_active,
-            margin=options.margin,
-            width=options.width,
-            graded=options.graded,
-            dynamic=options.dynamic,
+            self.options.rule,
         )[:, :, None, None]
         attention = self.attention[:, step]
         if attention.shape[3] > 1:

@@ -16,6 +16,7 @@ from rimlit.mechanisms import (
     NoCommunication,
     RIMLayer,
 )
+from rimlit.mechanisms.selection import Rule
 from rimlit.types import State, loads_as_data
 
 
@@ -40,9 +41,14 @@ class LayerOptions:
     project_in_bf16: bool
 
     @property
+    def rule(self) -> Rule:
+        """The arguments of the competition against null."""
+        return Rule(self.num_mechanisms, self.num_active, self.margin, self.width, self.graded, self.dynamic)
+
+    @property
     def has_margin(self) -> bool:
         """Whether the gates of winners depend on their lead."""
-        return self.margin != "none" and (self.num_active < self.num_mechanisms or self.dynamic)
+        return self.rule.has_margin
 
     @property
     def is_gated(self) -> bool:
@@ -54,23 +60,31 @@ class UnknownPartError(ValueError):
     """A layer has a part that only the loops which call parts can run."""
 
 
-def describe(layer: RIMLayer) -> LayerOptions:
-    """Return what a compiled loop has to know of ``layer``.
+def unknown_part(layer: RIMLayer) -> str | None:
+    """Return which part of ``layer`` no compiled loop knows, in words that follow "it …", or None.
 
     Parts are matched by their exact type: a subclass with a rule of its own never runs as its parent.
+    """
+    known = (
+        (layer.selection, (LeastNull, AcrossMechanisms)),
+        (layer.dynamics, (LSTMDynamics, GRUDynamics)),
+        (layer.communication, (AttentionCommunication, NoCommunication)),
+    )
+    for part, types in known:
+        if type(part) not in types:
+            return f"does not know {type(part).__name__}"
+    return "does not normalise queries and keys" if layer.normalize_scores else None
+
+
+def describe(layer: RIMLayer) -> LayerOptions:
+    """Return what a compiled loop has to know of ``layer``.
 
     Raises:
         UnknownPartError: A part is none of those that compiled loops know; the message names it.
     """
+    if reason := unknown_part(layer):
+        raise UnknownPartError(reason)
     selection, dynamics, talk = layer.selection, layer.dynamics, layer.communication
-    if type(selection) not in (LeastNull, AcrossMechanisms):
-        raise UnknownPartError(f"does not know {type(selection).__name__}")
-    if type(dynamics) not in (LSTMDynamics, GRUDynamics):
-        raise UnknownPartError(f"does not know {type(dynamics).__name__}")
-    if type(talk) not in (AttentionCommunication, NoCommunication):
-        raise UnknownPartError(f"does not know {type(talk).__name__}")
-    if layer.normalize_scores:
-        raise UnknownPartError("does not normalise queries and keys")
     own = selection if isinstance(selection, LeastNull) else None
     attention = talk if isinstance(talk, AttentionCommunication) else None
     return LayerOptions(

@@ -14,7 +14,7 @@ from rimlit.checks import require_known
 from rimlit.errors import ConfigError
 from rimlit.kernels import cpu, eager, function, reference, triton
 from rimlit.kernels.cpu.build import load as load_cpu
-from rimlit.kernels.layer import LayerInputs, LayerResult, UnknownPartError, describe
+from rimlit.kernels.layer import LayerInputs, LayerResult, unknown_part
 from rimlit.kernels.projection import project, project_halfway
 from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.nn.surroundings import find_tracer, is_plain
@@ -63,11 +63,7 @@ class Compiled:
         """See :class:`Loop`."""
         if where.tracer is not None:
             return f"does not run under {where.tracer}"
-        try:
-            describe(layer)
-        except UnknownPartError as error:
-            return str(error)
-        return None
+        return unknown_part(layer)
 
 
 class Function(Compiled):

@@ -34,7 +34,7 @@ class StepTape(NamedTuple):
 
 
 class WalkBack(NamedTuple):
-    """Gradients that the walk back over the steps leaves, of what :class:`StepTape` names alike; it owns them."""
+    """Gradients that the backward pass leaves, of what :class:`StepTape` names alike; it owns them."""
 
     gates: Tensor  # (M, T, B, gates), before their activation
     recurrent: Tensor  # (M, T, B, gates): of the products of state and weights; the LSTM's are ``gates``

@@ -70,9 +70,7 @@ def known_parts(base: type[PartT]) -> dict[str, type[PartT]]:
     return parts
 
 
-def part_factory(
-    given: Any, base: type[PartT], name: str, default: Mapping[str, Any] | None = None
-) -> Callable[..., PartT]:
+def part_factory(given: Any, base: type[PartT], name: str, default: Mapping[str, Any]) -> Callable[..., PartT]:
     """Return what builds a part from the sizes that a layer passes.
 
     Args:
@@ -93,19 +91,15 @@ def part_factory(
         raise ConfigError(f"{name} must be one of {', '.join(sorted(known_parts(base)))}; got {name}={given!r}.")
     if isinstance(given, str):
         given = {"class_path": given}
-    if isinstance(given, Mapping) and default is not None and not {"class_path", "init_args"} & set(given):
-        given = {"class_path": default["class_path"], "init_args": given}
-    if isinstance(given, Mapping) and "class_path" not in given and default is not None:
+    if isinstance(given, Mapping):
         given = {"class_path": default["class_path"], **given}
-    if isinstance(given, Mapping) and "class_path" in given and "init_args" not in given:
-        given = {
-            "class_path": given["class_path"],
-            "init_args": {k: v for k, v in given.items() if k != "class_path"},
-        }
+        if "init_args" not in given:
+            path = given.pop("class_path")
+            given = {"class_path": path, "init_args": given}
     spec = to_spec(given, name)
     if "." not in str(spec["class_path"]):
         spec["class_path"] = path_of(_find(spec["class_path"], base, name))
-    if default is not None and spec["class_path"] == path_of(_find(default["class_path"], base, name)):
+    if spec["class_path"] == path_of(_find(default["class_path"], base, name)):
         spec["init_args"] = {**default.get("init_args", {}), **spec["init_args"]}
     cls: Any = find_class(spec["class_path"], base)
     parameters = inspect.signature(cls).parameters

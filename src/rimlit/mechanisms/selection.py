@@ -1,6 +1,6 @@
 """How mechanisms compete for the input (Goyal et al. 2021, sec. 2.1 and app. C.1, arXiv:1909.10893)."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,6 +141,11 @@ class LeastNull(Selection):
         self.dynamic = dynamic
 
     @property
+    def rule(self) -> "Rule":
+        """The arguments as functions take them that are no parts."""
+        return Rule(self.num_mechanisms, self.num_active, self.margin, self.width, self.graded, self.dynamic)
+
+    @property
     def is_exact(self) -> bool:
         """See :attr:`Selection.is_exact`."""
         return not self.dynamic
@@ -152,15 +157,7 @@ class LeastNull(Selection):
 
     def choose(self, relevance: Tensor, offset: Tensor | None = None) -> Choice:
         """See :meth:`Selection.choose`."""
-        return compete(
-            relevance,
-            offset,
-            self.num_active,
-            margin=self.margin,
-            width=self.width,
-            graded=self.graded,
-            dynamic=self.dynamic,
-        )
+        return compete(relevance, offset, self.rule)
 
 
 class AcrossMechanisms(Selection):
@@ -180,6 +177,22 @@ class AcrossMechanisms(Selection):
     def attend(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Selection.attend`; shares are averaged over heads and slots."""
         return attend_across(scores)
+
+
+class Rule(NamedTuple):
+    """The arguments of :class:`LeastNull`."""
+
+    num_mechanisms: int
+    num_active: int
+    margin: str
+    width: float
+    graded: bool
+    dynamic: bool
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether the gates of winners depend on their lead."""
+        return self.margin != "none" and (self.num_active < self.num_mechanisms or self.dynamic)
 
 
 def attend_against_null(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,84 +222,64 @@ def log_odds_gradient(total: Tensor) -> Tensor:
     return reads * (-total).sigmoid() + skips * total.sigmoid()
 
 
-def compete(
-    relevance: Tensor,
-    offset: Tensor | None,
-    num_active: int,
-    *,
-    margin: str,
-    width: float,
-    graded: bool,
-    dynamic: bool,
-) -> Choice:
-    """Return the choice of :class:`LeastNull`; arguments as there and in :meth:`Selection.choose`."""
+def compete(relevance: Tensor, offset: Tensor | None, rule: Rule) -> Choice:
+    """Return the choice of :class:`LeastNull`; arguments as in :meth:`Selection.choose`."""
     ranked = relevance if offset is None else relevance + offset.detach()
     place = rank(ranked)
-    active = place < num_active
+    active = place < rule.num_active
     if offset is not None:
         active = active & (offset != -torch.inf)
-    if dynamic:
+    if rule.dynamic:
         active = active & (ranked > 0)
     gate = None
-    if margin != "none" and (num_active < len(relevance) or dynamic):
-        own, bar, _ = _own_and_bar(ranked, place, num_active, margin, dynamic)
-        gate = ((own - bar) / width).clamp(0, 1)
-    if graded:
+    if rule.has_margin:
+        own, bar, _ = _own_and_bar(ranked, place, rule)
+        gate = ((own - bar) / rule.width).clamp(0, 1)
+    if rule.graded:
         attended = relevance.sigmoid()
         gate = attended if gate is None else attended * gate
     return Choice(active, None if gate is None else torch.where(active, gate, 0))
 
 
 def gate_gradient(
-    gradient: Tensor,
-    relevance: Tensor,
-    offset: Tensor | None,
-    active: Tensor,
-    num_active: int,
-    *,
-    margin: str,
-    width: float,
-    graded: bool,
-    dynamic: bool,
+    gradient: Tensor, relevance: Tensor, offset: Tensor | None, active: Tensor, rule: Rule
 ) -> Tensor:
     """Return the gradient (M, B) of the relevance from that of the gates of :func:`compete`."""
     gradient = torch.where(active, gradient, 0)
     attended = relevance.sigmoid()
     into = torch.zeros_like(gradient)
     lead = None
-    if margin != "none" and (num_active < len(relevance) or dynamic):
+    if rule.has_margin:
         ranked = relevance if offset is None else relevance + offset
         place = rank(ranked)
-        own, bar, bar_moves = _own_and_bar(ranked, place, num_active, margin, dynamic)
-        lead = (own - bar) / width
-        through = gradient * attended if graded else gradient
-        through = torch.where((lead >= 0) & (lead <= 1), through, 0) / width
+        own, bar, bar_moves = _own_and_bar(ranked, place, rule)
+        lead = (own - bar) / rule.width
+        through = gradient * attended if rule.graded else gradient
+        through = torch.where((lead >= 0) & (lead <= 1), through, 0) / rule.width
         to_bar = torch.where(bar_moves, -through.sum(dim=0), 0)
-        if margin == "probabilities":
+        if rule.margin == "probabilities":
             through, to_bar = through * own * (1 - own), to_bar * bar * (1 - bar)
         into = through
-        if num_active < len(relevance):
-            into = into + torch.where(place == num_active, to_bar, 0)
-    if graded:
+        if rule.num_active < len(relevance):
+            into = into + torch.where(place == rule.num_active, to_bar, 0)
+    if rule.graded:
         of_attention = gradient if lead is None else gradient * lead.clamp(0, 1)
         into = into + of_attention * attended * (1 - attended)
     return into
 
 
-def _own_and_bar(
-    ranked: Tensor, place: Tensor, num_active: int, margin: str, dynamic: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _own_and_bar(ranked: Tensor, place: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the lead is measured in, of mechanisms (M, B) and the bar (B), and where a loser is the bar."""
-    if num_active < len(ranked):
+    if rule.num_active < len(ranked):
         # a sum that skips what is not the best loser, so that no −∞ of another meets a zero
-        bar = torch.where(place == num_active, ranked, 0).sum(dim=0)
+        bar = torch.where(place == rule.num_active, ranked, 0).sum(dim=0)
         bar_moves = torch.ones_like(bar, dtype=torch.bool)
-        if dynamic:
+        if rule.dynamic:
             bar_moves = bar >= 0
             bar = bar.clamp(min=0)
     else:
         bar = ranked.new_zeros(ranked.shape[1:])
         bar_moves = torch.zeros_like(bar, dtype=torch.bool)
-    if margin == "probabilities":
+    if rule.margin == "probabilities":
         return ranked.sigmoid(), bar.sigmoid(), bar_moves
     return ranked, bar, bar_moves

@@ -6,7 +6,7 @@ load, and so on (:mod:`rimlit.testing.backbones`).
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from unittest import SkipTest
 
 import torch
@@ -207,8 +207,16 @@ def check_gate_has_the_gradient_of_its_differences(build: SelectionSubject) -> N
     require(held, "the gradient of the gates is not that of finite differences")
 
 
-def _run(build: RIMSubject, loop: str | None = None, *, train: bool = False) -> tuple[RIM, Any, list[Activity]]:
-    """Return the RIM, its features and state with gradients, and its activity, in float64."""
+class _Ran(NamedTuple):
+    rim: RIM
+    features: Tensor
+    state: State
+    activities: list[Activity]
+    resets: Tensor
+
+
+def _run(build: RIMSubject, loop: str | None = None, *, train: bool = False) -> "_Ran":
+    """Run a RIM in float64 over random inputs from a random state, with resets."""
     rim = make(build)
     if loop is not None:
         rim.backend = loop
@@ -226,7 +234,7 @@ def _run(build: RIMSubject, loop: str | None = None, *, train: bool = False) -> 
     torch.manual_seed(2)
     with rim.record_activity() as activities:
         features, last = rim(numbers(4, 6, rim.input_size), state, resets)
-    return rim, (features, last), activities
+    return _Ran(rim, features, last, activities, resets)
 
 
 def _of_same_weights(build: RIMSubject) -> Callable[[], RIM]:
@@ -238,30 +246,22 @@ def _of_same_weights(build: RIMSubject) -> Callable[[], RIM]:
 @law("rim")
 def check_inactive_mechanisms_keep_their_state(build: RIMSubject) -> None:
     """The hidden state of an inactive mechanism is bit for bit what it was."""
-    rim, (features, _), activities = _run(build)
-    states = features.unflatten(-1, (rim.num_mechanisms, -1))
+    rim, features, _, activities, resets = _run(build)
+    states = features.view(*features.shape[:2], rim.num_mechanisms, -1)
     for step in range(1, states.shape[1]):
         kept = ~activities[-1].active[:, step]
         before, after = states[:, step - 1], states[:, step]
         is_moved = (before != after).any(dim=-1) & kept
         # a reset replaces the state before the step
-        is_moved &= ~_was_reset(rim)[:, step, None]
+        is_moved &= ~resets[:, step, None]
         require(not bool(is_moved.any()), f"an inactive mechanism moved in step {step}")
-
-
-def _was_reset(rim: RIM) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    for part in rim.initial_state(4):
-        torch.randn(part.shape, generator=generator, dtype=torch.float64)
-    return torch.randn((4, 6), generator=generator, dtype=torch.float64) > 1
 
 
 @law("rim")
 def check_dropout_never_changes_the_first_choice(build: RIMSubject) -> None:
     """Dropout does not reach the scores of a step, so that the first step has the same active mechanisms."""
     same = _of_same_weights(build)
-    _, _, evaluated = _run(same)
-    _, _, trained = _run(same, train=True)
+    evaluated, trained = _run(same).activities, _run(same, train=True).activities
     require_close("active", trained[0].active[:, 0], evaluated[0].active[:, 0])
 
 
@@ -276,7 +276,7 @@ def check_loops_that_can_equal_eager(build: RIMSubject) -> None:
         where = Where(torch.device("cpu"), torch.float64)
         if LOOPS[name].cannot(_first(rim), where) is not None:
             continue
-        rim, (features, last), activities = _run(same, name, train=True)
+        rim, features, last, activities, _ = _run(same, name, train=True)
         torch.autograd.backward(weighted_sum(features))
         gradients = {key: parameter.grad for key, parameter in rim.named_parameters()}
         found = features.detach(), tuple(last), [activity.active for activity in activities], gradients
