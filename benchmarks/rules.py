@@ -48,11 +48,11 @@ def rules(rounds: int) -> dict[str, Any]:
 
 
 def sleep(rounds: int) -> dict[str, Any]:
-    """Time a dynamic count over top-K with all mechanisms active, by how many are awake in the mean."""
+    """Time a dynamic count and top-K over top-K with all mechanisms active, by how many are awake in the mean."""
     torch.manual_seed(0)
     inputs = torch.randn(BATCH, STEPS, SIZE)
-    layers = {"top-K, 6 of 6": rim(backend="cpu", num_active=6)}
-    awake = {"top-K, 6 of 6": 6.0}
+    layers = {f"top-K, {active} of 6": rim(backend="cpu", num_active=active) for active in (6, 5, 4, 3, 2, 1)}
+    awake = {f"top-K, {active} of 6": float(active) for active in (6, 5, 4, 3, 2, 1)}
     for bias in (6.0, 0.5, 0.0, -0.5, -1.0):
         layer = rim(
             backend="cpu", num_active=6, selection={"dynamic": True}, score_bias=bias, learn_initial_state=True

@@ -7,7 +7,7 @@ from rimlit.kernels.cpu.call import DTYPES as DTYPES
 from rimlit.kernels.cpu.loop import CPULoop
 from rimlit.kernels.cpu.stepper import LayerStep as LayerStep
 from rimlit.kernels.cpu.tiles import multiply as multiply
-from rimlit.kernels.layer import LayerInputs, LayerResult
+from rimlit.kernels.layer import LayerInputs, LayerResult, describe
 from rimlit.kernels.projection import Projected
 from rimlit.mechanisms import LayerWeights, RIMLayer
 
@@ -27,7 +27,9 @@ def values_hold_cell(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs
     batch_size, _, _, input_size = inputs.sequence.shape
     groups, _, value_size = weights.input_value.shape
     num_mechanisms, _, num_gates = weights.cell_input.shape
-    computed = num_mechanisms if layer.computes_all else layer.num_active
+    computed: float = num_mechanisms if layer.computes_all else layer.num_active
+    if describe(layer).dynamic and not layer.computes_all:
+        computed /= 2  # not known ahead; it is there to let mechanisms sleep
     rows = batch_size * computed / num_mechanisms
     small_products = 1 + 4 / rows  # a product of 8 rows takes about 1.4 times as long per row as one of 64
     ahead = min(
