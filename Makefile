@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs golden notebooks bench wheel wheel-check clean
+.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs golden notebooks screen bench wheel wheel-check clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='…']"
@@ -75,6 +75,9 @@ notebooks: setup ## Execute every notebook in a temporary folder
 	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	bin=$$(pwd)/$(BIN); cp notebooks/*.ipynb "$$folder"; cd "$$folder"; \
 	for notebook in *.ipynb; do "$$bin/jupyter-execute" --timeout=600 "$$notebook"; done
+
+screen: setup ## Train what the screen of rules lacks, two runs at a time at low priority, and print its table
+	$(BIN)/python -m benchmarks.screen $(ARGS)
 
 bench: setup ## Measure layers and whole training steps on an idle machine; run 'make docs' afterwards
 	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json

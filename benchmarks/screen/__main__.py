@@ -1,0 +1,83 @@
+"""Train what the screen lacks, one run per process at low priority, and print its table.
+
+A run that is cut off begins again; finished ones are in benchmarks/results/screen, a file per variant. Several
+commands may run beside each other: each run belongs to one of them.
+"""
+
+import argparse
+import multiprocessing
+import os
+import queue
+
+from benchmarks.screen.runs import Run, locked, tasks, variants, wanted, write_run
+from benchmarks.screen.table import as_text
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def work(
+    names: list[str], of_tasks: list[str], seeds: int, niceness: int, done: "multiprocessing.Queue[str]"
+) -> None:
+    """Train until nothing is missing that no other process trains."""
+    os.nice(niceness)
+    from benchmarks.screen.training import train  # in the child: torch's threads do not outlive a fork
+
+    def step() -> bool:
+        for run in wanted(names, of_tasks, seeds):
+            with locked(_name(run), wait=False) as is_ours:
+                if not is_ours or run not in wanted(names, of_tasks, seeds):
+                    continue
+                size, result = train(run)
+                write_run(run, size, result)
+                done.put(f"{run}: validation {result['val']}, {result['seconds']:.0f} s")
+                return True
+        return False
+
+    while step():
+        pass
+
+
+def _name(run: Run) -> str:
+    return f"{run.task}-{run.variant}-{run.rate:g}-{run.seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(variants()), default=list(variants()), metavar="VARIANT")
+    parser.add_argument("--tasks", nargs="+", choices=list(tasks()), default=list(tasks()))
+    parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="of each model at its best rate")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--nice", type=int, default=19, help="how far others go first, 0 to 19")
+    parser.add_argument("--show", action="store_true", help="train nothing; print the table")
+    given = parser.parse_args()
+    if not given.show:
+        run_all(given)
+    print(as_text(given.only, given.tasks))
+
+
+def run_all(given: argparse.Namespace) -> None:
+    """Run the workers, with a bar over the runs that are missing."""
+    context = multiprocessing.get_context("spawn")
+    done: multiprocessing.Queue[str] = context.Queue()
+    arguments = (given.only, given.tasks, given.seeds, given.nice, done)
+    workers = [context.Process(target=work, args=arguments, daemon=True) for _ in range(given.jobs)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console()
+    for worker in workers:
+        worker.start()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("runs", total=len(wanted(given.only, given.tasks, given.seeds)))
+        while any(worker.is_alive() for worker in workers) or not done.empty():
+            try:
+                progress.console.print(done.get(timeout=1), highlight=False)
+            except queue.Empty:
+                continue
+            progress.advance(bar)
+            missing = len(wanted(given.only, given.tasks, given.seeds))
+            progress.update(bar, total=progress.tasks[bar].completed + missing)
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit("A run failed; see above.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What the screen runs: tasks, variants, and the order in which their runs are wanted; where results are kept."""
+
+import fcntl
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "screen"
+LOCKS = HERE.parents[1] / "runs" / "screen"
+SEEDS = (0, 1, 2)
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    task: str
+    variant: str
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.variant}, learning rate {self.rate:g}, seed {self.seed}"
+
+
+def tasks() -> dict[str, dict[str, Any]]:
+    """Return the tasks by name, as ``tasks.yaml`` has them."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "tasks.yaml").read_text())
+    return found
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Return the backbones by name: ``is`` (a line of words), ``class_path`` and ``init_args``."""
+    models: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "variants.yaml").read_text())["models"]
+    return {name: {"class_path": "RIM", **model} for name, model in models.items()}
+
+
+def results_of(variant: str) -> dict[str, Any]:
+    """Return what is known of a variant: its arguments, and by task the width, parameters and runs.
+
+    Raises:
+        SystemExit: It was recorded with other arguments.
+    """
+    path = RESULTS / f"{variant}.json"
+    now = {key: value for key, value in variants()[variant].items() if key != "is"}
+    if not path.exists():
+        return {"variant": now, "tasks": {}}
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["variant"] != now:
+        raise SystemExit(f"{variant} was recorded with other arguments: give the new one another name.")
+    return found
+
+
+def write_run(run: Run, size: dict[str, int], result: dict[str, Any]) -> None:
+    """Add a finished run to its variant's file; processes take turns."""
+    with locked(run.variant):
+        found = results_of(run.variant)
+        task = found["tasks"].setdefault(run.task, {**size, "runs": []})
+        task["runs"].append({"rate": run.rate, "seed": run.seed, **result})
+        task["runs"].sort(key=lambda each: (each["rate"], each["seed"]))
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path = RESULTS / f"{run.variant}.json"
+        path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
+        path.with_suffix(".new").replace(path)
+
+
+@contextmanager
+def locked(name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock ``name`` inside the ``with`` block; the system frees it when a process dies."""
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    with (LOCKS / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def best_rate(task: dict[str, Any], runs: Sequence[dict[str, Any]]) -> float | None:
+    """Return the learning rate whose first seed is best in validation, None until all have been tried.
+
+    Args:
+        task: The task.
+        runs: The variant's runs of it.
+    """
+    by_rate = {run["rate"]: run["val"] for run in runs if run["seed"] == SEEDS[0]}
+    if set(by_rate) < set(task["rates"]):
+        return None
+    sign = 1 if task["is_better"] == "less" else -1
+    return min(task["rates"], key=lambda rate: math.inf if by_rate[rate] is None else sign * by_rate[rate])
+
+
+def wanted(names: Sequence[str], of_tasks: Sequence[str], seeds: int = len(SEEDS)) -> list[Run]:
+    """Return the runs that are missing, the first seed of every rate before the other seeds of the best."""
+    missing = []
+    for name in names:
+        found = results_of(name)
+        for task_name in of_tasks:
+            task, runs = tasks()[task_name], found["tasks"].get(task_name, {}).get("runs", [])
+            done = {(run["rate"], run["seed"]) for run in runs}
+            best = best_rate(task, runs)
+            if best is None:
+                of_first = [(rate, SEEDS[0]) for rate in task["rates"]]
+            else:
+                of_first = [(best, seed) for seed in SEEDS[:seeds]]
+            missing += [Run(task_name, name, *each) for each in of_first if each not in done]
+    return missing

@@ -1,0 +1,84 @@
+"""The table of the screen: scores in and out of distribution at the best rate, and mean ranks over the tasks."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.screen.runs import best_rate, results_of, tasks
+
+PLACES = ("inside", "outside")
+
+
+class Score(NamedTuple):
+    """Of one model on one task, in or out of distribution."""
+
+    mean: float
+    by_seed: tuple[float, ...]
+
+
+def score_of(name: str, task_name: str, place: str) -> Score | None:
+    """Return the scores at the best rate, None before the first seed of each rate is done."""
+    task = tasks()[task_name]
+    runs = results_of(name)["tasks"].get(task_name, {}).get("runs", [])
+    rate = best_rate(task, runs)
+    if rate is None:
+        return None
+    worst = math.inf if is_less_better(task) else -math.inf
+    found = []
+    for run in runs:
+        if run["rate"] == rate:
+            values = [run["scores"].get(key) for key in task[place]]
+            found.append(worst if None in values else statistics.mean(values))
+    return Score(statistics.mean(found), tuple(found))
+
+
+def is_less_better(task: dict[str, Any]) -> bool:
+    """Return whether a smaller score is a better one."""
+    better: str = task.get("scores_are_better", task["is_better"])
+    return better == "less"
+
+
+def ranks(names: Sequence[str], task_name: str, place: str) -> dict[str, float]:
+    """Return the rank of each model that has a score, 1 for the best; equal means share a rank."""
+    sign = 1 if is_less_better(tasks()[task_name]) else -1
+    found = {name: score_of(name, task_name, place) for name in names}
+    means = {name: sign * score.mean for name, score in found.items() if score is not None}
+    return {
+        name: 1 + sum(other < mean for other in means.values()) + (list(means.values()).count(mean) - 1) / 2
+        for name, mean in means.items()
+    }
+
+
+def rows(names: Sequence[str], of_tasks: Sequence[str]) -> list[list[str]]:
+    """Return head and rows of the table: scores in and out of distribution by task, then both mean ranks."""
+    head = ["model"]
+    for place in PLACES:
+        head += [f"{task} {'in' if place == 'inside' else 'out'}" for task in of_tasks]
+    table = [[*head, "mean rank in", "mean rank out"]]
+    ranked = {(task, place): ranks(names, task, place) for task in of_tasks for place in PLACES}
+    for name in names:
+        row, means = [name], []
+        for place in PLACES:
+            row += [_cell(score_of(name, task, place)) for task in of_tasks]
+            own = [ranked[task, place].get(name) for task in of_tasks]
+            means.append("" if None in own else f"{statistics.mean(own):.1f}")  # type: ignore[type-var]
+        if any(row[1:]):
+            table.append([*row, *means])
+    return table
+
+
+def as_text(names: Sequence[str], of_tasks: Sequence[str]) -> str:
+    """Return the table for a terminal."""
+    table = rows(names, of_tasks)
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table
+    )
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    seeds = "" if len(score.by_seed) == 3 else f" ({len(score.by_seed)})"
+    return f"{score.mean:.3g}{seeds}"

@@ -1,0 +1,111 @@
+"""One run of the screen."""
+
+import logging
+import math
+import os
+import time
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from benchmarks.screen.runs import Run, tasks, variants
+
+from rimlit.cli.settings import build_data, with_sizes
+from rimlit.comparison import match_parameters
+from rimlit.spec import build, find_class
+from rimlit.tasks import Task
+from rimlit.tracking.recording import git_commit, machine
+
+BACKBONES = "rimlit.backbones"
+TOLERANCE = 0.08
+"""How many more parameters than the LSTM's a model may have: a RIM's width goes in steps of its mechanisms."""
+
+
+def train(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
+    """Train and test on one thread.
+
+    Returns:
+        Width and parameters; and the validation, the scores (None where the training diverged), seconds, commit
+        and machine.
+    """
+    _be_quiet()
+    torch.set_num_threads(1)
+    task = tasks()[run.task]
+    L.seed_everything(run.seed, verbose=False)
+    data = build_data({"data": task["data"]})
+    size, model = _model(task, run, data)
+    trainer = L.Trainer(
+        **{"max_epochs": -1, **task["trainer"]},
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+    began = time.process_time()
+    trainer.fit(model, data)
+    seconds = time.process_time() - began
+    tester = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    val = _merged(tester.validate(model, data, verbose=False))
+    scores = _merged(tester.test(model, data, verbose=False))
+    return size, {
+        "val": val[task["chosen_by"]],
+        "scores": {key: score for key, score in scores.items() if _is_kept(key)},
+        "seconds": round(seconds, 1),
+        "commit": git_commit(),
+        "machine": machine(),
+    }
+
+
+def _model(task: dict[str, Any], run: Run, data: Any) -> tuple[dict[str, int], Task]:
+    """Return sizes and the model whose whole task has as many parameters as the task's LSTM."""
+    cls = find_class(task["model"]["class_path"], Task)
+    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": run.rate}}
+    given = task["model"]["init_args"]
+    optimizer["init_args"] |= given.get("optimizer", {}).get("init_args", {})
+
+    def spec(backbone: dict[str, Any]) -> dict[str, Any]:
+        arguments = with_sizes(cls, {**given, "optimizer": optimizer}, data)
+        return {"class_path": task["model"]["class_path"], "init_args": {**arguments, "backbone": backbone}}
+
+    lstm = variants()["lstm"]
+    aim = build(spec(_backbone(lstm, task["width"])), Task)
+    target = sum(weight.numel() for weight in aim.parameters())
+    shared = target - sum(weight.numel() for weight in aim.backbone.parameters())
+    found = match_parameters(spec(_backbone(variants()[run.variant], 60)), target, tolerance=TOLERANCE)
+    L.seed_everything(run.seed, verbose=False)
+    model = build(spec(_backbone(variants()[run.variant], found.width)), Task)
+    return {"width": found.width, "parameters": found.size, "lstm_parameters": target, "shared": shared}, model
+
+
+def _backbone(variant: dict[str, Any], width: int) -> dict[str, Any]:
+    arguments = {"hidden_size": width, **variant["init_args"]}
+    if variant["class_path"] == "RIM":
+        arguments = {"num_mechanisms": 6, "num_active": 4, **arguments}
+    return {"class_path": f"{BACKBONES}.{variant['class_path']}", "init_args": arguments}
+
+
+def _merged(results: list[Any]) -> dict[str, float | None]:
+    """Return the numbers of all groups; None for what is not finite."""
+    numbers = {key: float(value) for result in results for key, value in result.items()}
+    return {key: round(value, 6) if math.isfinite(value) else None for key, value in numbers.items()}
+
+
+def _is_kept(key: str) -> bool:
+    return not key.endswith(("/loss", "_all", "/mae", "/episode_length", "_at_20"))
+
+
+def _be_quiet() -> None:
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "rimlit"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ["TQDM_DISABLE"] = "1"
