@@ -6,39 +6,13 @@ commands may run beside each other: each run belongs to one of them.
 
 import argparse
 import multiprocessing
-import os
 import queue
 
-from benchmarks.screen.runs import Run, locked, tasks, variants, wanted, write_run
+from benchmarks.screen.runs import tasks, variants, wanted
 from benchmarks.screen.table import as_text
+from benchmarks.screen.training import work
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-
-def work(
-    names: list[str], of_tasks: list[str], seeds: int, niceness: int, done: "multiprocessing.Queue[str]"
-) -> None:
-    """Train until nothing is missing that no other process trains."""
-    os.nice(niceness)
-    from benchmarks.screen.training import train  # in the child: torch's threads do not outlive a fork
-
-    def step() -> bool:
-        for run in wanted(names, of_tasks, seeds):
-            with locked(_name(run), wait=False) as is_ours:
-                if not is_ours or run not in wanted(names, of_tasks, seeds):
-                    continue
-                size, result = train(run)
-                write_run(run, size, result)
-                done.put(f"{run}: validation {result['val']}, {result['seconds']:.0f} s")
-                return True
-        return False
-
-    while step():
-        pass
-
-
-def _name(run: Run) -> str:
-    return f"{run.task}-{run.variant}-{run.rate:g}-{run.seed}"
 
 
 def main() -> None:

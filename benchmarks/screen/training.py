@@ -1,15 +1,16 @@
-"""One run of the screen."""
+"""One run of the screen, and the process that does one after another."""
 
 import logging
 import math
 import os
 import time
 import warnings
+from multiprocessing import Queue
 from typing import Any
 
 import lightning as L
 import torch
-from benchmarks.screen.runs import Run, tasks, variants
+from benchmarks.screen.runs import Run, locked, tasks, variants, wanted, write_run
 
 from rimlit.cli.settings import build_data, with_sizes
 from rimlit.comparison import match_parameters
@@ -20,6 +21,29 @@ from rimlit.tracking.recording import git_commit, machine
 BACKBONES = "rimlit.backbones"
 TOLERANCE = 0.08
 """How many more parameters than the LSTM's a model may have: a RIM's width goes in steps of its mechanisms."""
+
+
+def work(names: list[str], of_tasks: list[str], seeds: int, niceness: int, done: "Queue[str]") -> None:
+    """Train until nothing is missing that no other process trains."""
+    os.nice(niceness)
+
+    def step() -> bool:
+        for run in wanted(names, of_tasks, seeds):
+            with locked(_name(run), wait=False) as is_ours:
+                if not is_ours or run not in wanted(names, of_tasks, seeds):
+                    continue
+                size, result = train(run)
+                write_run(run, size, result)
+                done.put(f"{run}: validation {result['val']}, {result['seconds']:.0f} s")
+                return True
+        return False
+
+    while step():
+        pass
+
+
+def _name(run: Run) -> str:
+    return f"{run.task}-{run.variant}-{run.rate:g}-{run.seed}"
 
 
 def train(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
