@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from benchmarks.screen.environments import register
 from benchmarks.screen.runs import Run, locked, tasks, variants, wanted, write_run
 
 from rimlit.cli.settings import build_data, with_sizes
@@ -54,6 +55,7 @@ def train(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
         and machine.
     """
     _be_quiet()
+    register()
     torch.set_num_threads(1)
     task = tasks()[run.task]
     L.seed_everything(run.seed, verbose=False)
