@@ -7,6 +7,8 @@ commands may run beside each other: each run belongs to one of them.
 import argparse
 import multiprocessing
 import queue
+import signal
+import sys
 
 from benchmarks.screen.runs import tasks, variants, wanted
 from benchmarks.screen.table import as_text
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=19, help="how far others go first, 0 to 19")
     parser.add_argument("--show", action="store_true", help="train nothing; print the table")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the workers end with this process
     if not given.show:
         run_all(given)
     print(as_text(given.only, given.tasks))

@@ -5,7 +5,7 @@ import math
 import os
 import time
 import warnings
-from multiprocessing import Queue
+from multiprocessing import Queue, parent_process
 from typing import Any
 
 import lightning as L
@@ -39,8 +39,9 @@ def work(names: list[str], of_tasks: list[str], seeds: int, niceness: int, done:
                 return True
         return False
 
-    while step():
-        pass
+    while (parent := parent_process()) is None or parent.is_alive():
+        if not step():
+            return
 
 
 def _name(run: Run) -> str:
