@@ -71,7 +71,10 @@ def nothing_is_left(folder: Path) -> bool:
         ("--seed_everything=abc", ["seed_everything must be", "int; got abc."]),
         # values that are none of a few
         (f"{RIM}.cell=gruu", ["cell must be one of gru", "or a class path; got cell='gruu'."]),
-        (f"{RIM}.preset=papr", ["model.backbone.preset must be one of 'paper', 'official'; got papr."]),
+        (
+            f"{RIM}.preset=papr",
+            ["model.backbone.preset must be one of 'paper', 'official', 'continuous'; got papr."],
+        ),
         ("--trainer.precision=7", ["trainer.precision must be one of", "'bf16-mixed'", "got 7."]),
         ("--trainer.accelerator=tpuu", ["trainer: ", "accelerator='tpuu'", "cpu"]),
         ("--trainer.accelerator=gpu", ["trainer.accelerator='gpu' needs a GPU", "allowed are auto and cpu"]),

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
 from rimlit.backbones.layered import LayeredBackbone
-from rimlit.backbones.rim_parts import make_layer, preset_parts, refuse_frozen_states, size_of
+from rimlit.backbones.rim_parts import make_layer, parts_of, recipe_of, refuse_frozen_states, size_of
 from rimlit.backbones.rim_resizing import with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
@@ -30,10 +30,9 @@ class RIM(LayeredBackbone):
     mechanisms that attend least to the null slot update their state from what they read and then read each other
     through attention. The others keep their state bit for bit.
 
-    The rules are parts (:mod:`rimlit.mechanisms`). ``selection="across_mechanisms"`` names one,
-    ``selection={"margin": "scores"}`` gives the default part other arguments, and a class, a
-    ``functools.partial``, an instance or ``{"class_path": "my_package.MySelection", "init_args": {…}}`` brings
-    one of your own.
+    The rules are parts (:mod:`rimlit.mechanisms`): ``selection="across_mechanisms"`` names one, ``{"margin":
+    "scores"}`` gives the default part other arguments, and a class, a ``functools.partial``, an instance or
+    ``{"class_path": "my_package.MySelection", "init_args": {…}}`` brings one of your own.
 
     Args:
         input_size: Features of each step, or of each input slot, at least 1.
@@ -41,11 +40,13 @@ class RIM(LayeredBackbone):
         num_mechanisms: Mechanisms M, at least 1.
         num_active: Mechanisms updated per step, 1 to ``num_mechanisms``.
         num_layers: Layers, at least 1; each reads the concatenated features of the one below as one slot.
-        preset: Which published variant fills what is not given: ``paper``, or ``official`` (the authors' code:
+        preset: The recipe that fills what is not given (None): ``paper``; ``official`` (the authors' code:
             inactive mechanisms are read through their candidate state, without gradient; gated communication
-            output shared over mechanisms; communication keys and values of 16).
-        selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` by default.
-        cell: Dynamics of each mechanism: ``lstm`` or ``gru``, or a :class:`rimlit.mechanisms.Dynamics`.
+            output shared over mechanisms; communication keys and values of 16); or ``continuous``, which we
+            recommend (a winner's update fades in with its lead, GRU cells, communication through the update
+            gate, attention in proportion to d, learned initial states, no dropout).
+        selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
+        cell: Dynamics of each mechanism: ``lstm`` (paper) or ``gru``, or a :class:`rimlit.mechanisms.Dynamics`.
         communication: How active mechanisms read the others: ``attention`` or ``none``, or the arguments of
             :class:`rimlit.mechanisms.AttentionCommunication`, such as ``{"output": "tanh"}``.
         sharing: How mechanisms share their weights: ``independent`` (paper) or ``shared``.
@@ -54,7 +55,7 @@ class RIM(LayeredBackbone):
         balance: Influence on who wins, none by default.
         input_heads: Heads of the input attention; what they read is concatenated.
         input_key_size: Key size of each input head (paper, table 3: 64).
-        input_value_size: Value size of each input head; by default 4·d (paper, table 3).
+        input_value_size: Value size of each input head (paper, table 3: 4·d).
         input_attention: Whether mechanisms attend to the input. Without (the paper's ablation) each reads all of
             it in every step: one vector as input and ``num_active`` equal to ``num_mechanisms``.
         soft_cap: Bound c of the scores of the input, c·tanh(score / c), above 0; None: no bound.
@@ -65,9 +66,8 @@ class RIM(LayeredBackbone):
         input_dropout: Dropout on the input attention, 0 to 1 (paper: .1). It never touches the selection.
         communication_dropout: Dropout on the communication attention, 0 to 1 (paper: .1).
         dropout: Dropout on the features between layers, 0 to 1.
-        learn_initial_state: Whether initial states are learned. Zeros tie all scores in the first step, so
-            the first mechanisms always win it and the others may never wake up: learn them unless you
-            reproduce the paper.
+        learn_initial_state: Whether initial states are learned. Zeros (paper) tie all scores in the first step:
+            the first mechanisms always win it, and the others may never wake up.
         backend: Time loop: ``auto`` (the fastest that can run this RIM where the weights are), ``cpu`` (C++,
             built on first use), ``function`` (one autograd.Function; on CUDA devices captured in CUDA graphs),
             ``eager`` (autograd; runs every part, and alone under ``torch.export``, ``torch.jit.trace``,
@@ -75,8 +75,7 @@ class RIM(LayeredBackbone):
             Triton's interpreter only). A loop that cannot run the RIM is an error with the reason.
             ``RIMLIT_BACKEND`` in the environment overrides it.
         checkpoint_every: Steps of a part whose intermediate results are computed again in the backward pass
-            instead of kept, at least 1. Long sequences then take a fraction of the memory; results are the same
-            up to the order of sums.
+            instead of kept, at least 1: a fraction of the memory, the same results up to the order of sums.
         project_in_bf16: Whether the products before the loop are computed in bfloat16, as under autocast;
             the recurrence, scores and selection stay in the weights' type.
 
@@ -102,24 +101,24 @@ class RIM(LayeredBackbone):
         num_mechanisms: int = 6,
         num_active: int = 4,
         num_layers: int = 1,
-        preset: Literal["paper", "official"] = "paper",
-        selection: PartLike = "least_null",
-        cell: PartLike = "lstm",
-        communication: PartLike = "attention",
+        preset: Literal["paper", "official", "continuous"] = "paper",
+        selection: PartLike | None = None,
+        cell: PartLike | None = None,
+        communication: PartLike | None = None,
         sharing: PartLike = "independent",
         input_sharing: PartLike = "shared",
         balance: PartLike = "none",
         input_heads: int = 1,
-        input_key_size: int = 64,
+        input_key_size: int | None = None,
         input_value_size: int | None = None,
         input_attention: bool = True,
         soft_cap: float | None = None,
         score_bias: float | None = None,
         normalize_scores: bool = False,
-        input_dropout: float = 0.1,
-        communication_dropout: float = 0.1,
+        input_dropout: float | None = None,
+        communication_dropout: float | None = None,
         dropout: float = 0.0,
-        learn_initial_state: bool = False,
+        learn_initial_state: bool | None = None,
         backend: str = "auto",
         checkpoint_every: int | None = None,
         project_in_bf16: bool = False,
@@ -131,22 +130,24 @@ class RIM(LayeredBackbone):
             num_mechanisms=num_mechanisms,
             num_layers=num_layers,
             input_heads=input_heads,
-            input_key_size=input_key_size,
+            checkpoint_every=1 if checkpoint_every is None else checkpoint_every,
         )
-        given = {"input_value_size": input_value_size, "checkpoint_every": checkpoint_every}
-        require_positive(**{name: value for name, value in given.items() if value is not None})
-        require_dropout(input_dropout=input_dropout, communication_dropout=communication_dropout, dropout=dropout)
+        require_dropout(dropout=dropout)
         require_known(backend=(backend, BACKENDS))
         size = size_of(hidden_size, num_mechanisms)
-        parts = preset_parts(
+        recipe = recipe_of(
             preset,
+            size,
             selection=selection,
             cell=cell,
             communication=communication,
-            sharing=sharing,
-            input_sharing=input_sharing,
-            balance=balance,
+            input_key_size=input_key_size,
+            input_value_size=input_value_size,
+            input_dropout=input_dropout,
+            communication_dropout=communication_dropout,
+            learn_initial_state=learn_initial_state,
         )
+        parts = parts_of(preset, size, recipe, sharing=sharing, input_sharing=input_sharing, balance=balance)
         self.layers = nn.ModuleList(
             make_layer(
                 parts,
@@ -155,14 +156,14 @@ class RIM(LayeredBackbone):
                 num_mechanisms,
                 num_active,
                 input_heads=input_heads,
-                input_key_size=input_key_size,
-                input_value_size=4 * size if input_value_size is None else input_value_size,
+                input_key_size=recipe.input_key_size,
+                input_value_size=recipe.input_value_size,
                 input_attention=input_attention,
                 soft_cap=soft_cap,
                 score_bias=score_bias,
                 normalize_scores=normalize_scores,
-                input_dropout=input_dropout,
-                communication_dropout=communication_dropout,
+                input_dropout=recipe.input_dropout,
+                communication_dropout=recipe.communication_dropout,
                 project_in_bf16=project_in_bf16,
             )
             for layer in range(num_layers)
@@ -178,9 +179,9 @@ class RIM(LayeredBackbone):
         self.dropout = dropout
         self.state_type = self._first.dynamics.state_type
         self.initial = LearnedState(
-            (num_layers, num_mechanisms, size), self.state_type._fields, learn=learn_initial_state
+            (num_layers, num_mechanisms, size), self.state_type._fields, learn=recipe.learn_initial_state
         )
-        refuse_frozen_states(self._first, learn_initial_state)
+        refuse_frozen_states(self._first, recipe.learn_initial_state)
         self._announced: tuple[str, str] | None = None
         self._penalties: list[Tensor | None] = []
 

@@ -1,32 +1,81 @@
 """The parts of a RIM's layers, from what its constructor was given and a preset."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rimlit.checks import require_known
+from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.mechanisms import (
     Balance,
     Communication,
     Dynamics,
     LeastNull,
-    Part,
     RIMLayer,
     Selection,
     Sharing,
     part_factory,
 )
 from rimlit.mechanisms.selection import require_active
+from rimlit.spec import Spec
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {  # table 3
-        "communication": {"key_size": 32, "value_size": 32, "output": "linear", "inactive": "preserved"},
-    },
-    "official": {  # what the authors' released code does
-        "communication": {"key_size": 16, "value_size": 16, "output": "gated", "inactive": "candidate"},
-    },
-}
+
+class Recipe(NamedTuple):
+    """What a preset fills in for a RIM with mechanisms of a certain size."""
+
+    selection: Spec
+    cell: Spec
+    communication: Spec
+    input_key_size: int
+    input_value_size: int
+    input_dropout: float
+    communication_dropout: float
+    learn_initial_state: bool
+
+
+def paper(size: int) -> Recipe:
+    """Return the paper's recipe (Goyal et al. 2021, table 3)."""
+    talk = {"key_size": 32, "value_size": 32, "output": "linear", "inactive": "preserved"}
+    return Recipe(
+        selection={"class_path": "least_null", "init_args": {}},
+        cell={"class_path": "lstm", "init_args": {}},
+        communication={"class_path": "attention", "init_args": talk},
+        input_key_size=64,
+        input_value_size=4 * size,
+        input_dropout=0.1,
+        communication_dropout=0.1,
+        learn_initial_state=False,
+    )
+
+
+def official(size: int) -> Recipe:
+    """Return what the authors' released code does."""
+    talk = {"key_size": 16, "value_size": 16, "output": "gated", "inactive": "candidate"}
+    return paper(size)._replace(communication={"class_path": "attention", "init_args": talk})
+
+
+def continuous(size: int) -> Recipe:
+    """Return the recipe that learns best over our tasks (``docs/competition.md``).
+
+    A winner's update fades in with its lead over the best loser, the communication passes through the cell's gate,
+    and attention is as large as the mechanisms ask for.
+    """
+    attention = 16 * max(1, round(size / 16))
+    heads = 8 * max(1, round(size / 32))
+    talk = {"key_size": heads, "value_size": heads, "output": "cell_gate", "inactive": "preserved"}
+    return Recipe(
+        selection={"class_path": "least_null", "init_args": {"margin": "scores", "width": 0.5}},
+        cell={"class_path": "gru", "init_args": {}},
+        communication={"class_path": "attention", "init_args": talk},
+        input_key_size=attention,
+        input_value_size=attention,
+        input_dropout=0.0,
+        communication_dropout=0.0,
+        learn_initial_state=True,
+    )
+
+
+PRESETS: dict[str, Callable[[int], Recipe]] = {"paper": paper, "official": official, "continuous": continuous}
 
 
 class Parts(NamedTuple):
@@ -40,28 +89,45 @@ class Parts(NamedTuple):
     balance: Callable[..., Balance]
 
 
-_KINDS: dict[str, tuple[type[Part], str]] = {
-    "selection": (Selection, "least_null"),
-    "cell": (Dynamics, "lstm"),
-    "communication": (Communication, "attention"),
-    "sharing": (Sharing, "independent"),
-    "input_sharing": (Sharing, "shared"),
-    "balance": (Balance, "none"),
-}
+def recipe_of(preset: str, size: int, **given: Any) -> Recipe:
+    """Return the recipe of a preset for mechanisms of ``size`` features, with what was given in its place.
+
+    Raises:
+        ConfigError: The preset is unknown, or a size or a dropout is out of its range.
+    """
+    require_known(preset=(preset, tuple(PRESETS)))
+    recipe = PRESETS[preset](size)
+    recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
+    require_positive(input_key_size=recipe.input_key_size, input_value_size=recipe.input_value_size)
+    require_dropout(input_dropout=recipe.input_dropout, communication_dropout=recipe.communication_dropout)
+    return recipe
 
 
-def preset_parts(preset: str, **given: Any) -> Parts:
-    """Return what builds each part: what was given, filled up by the preset.
+def parts_of(preset: str, size: int, recipe: Recipe, **given: Any) -> Parts:
+    """Return what builds each part.
+
+    Args:
+        preset: Fills the arguments that a part of its own class leaves out.
+        size: Features d of a mechanism.
+        recipe: The selection, cell and communication.
+        **given: The sharings and the balance.
 
     Raises:
         ConfigError: A part is unknown.
     """
-    require_known(preset=(preset, tuple(PRESETS)))
-    factories: dict[str, Any] = {}
-    for name, (base, default) in _KINDS.items():
-        spec: Mapping[str, Any] = {"class_path": default, "init_args": PRESETS[preset].get(name, {})}
-        factories[name] = part_factory(given[name], base, name, spec)
-    return Parts(**factories)
+    own = PRESETS[preset](size)
+    return Parts(
+        selection=part_factory(recipe.selection, Selection, "selection", own.selection),
+        cell=part_factory(recipe.cell, Dynamics, "cell", own.cell),
+        communication=part_factory(recipe.communication, Communication, "communication", own.communication),
+        sharing=part_factory(given["sharing"], Sharing, "sharing", _plain("independent")),
+        input_sharing=part_factory(given["input_sharing"], Sharing, "input_sharing", _plain("shared")),
+        balance=part_factory(given["balance"], Balance, "balance", _plain("none")),
+    )
+
+
+def _plain(name: str) -> Spec:
+    return {"class_path": name, "init_args": {}}
 
 
 def size_of(hidden_size: int, num_mechanisms: int) -> int:
