@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.screen.runs import best_rate, results_of, tasks
 
-PLACES = ("inside", "outside")
+PLACES = {"inside": "In distribution", "outside": "Out of distribution"}
 
 
 class Score(NamedTuple):
@@ -50,31 +50,28 @@ def ranks(names: Sequence[str], task_name: str, place: str) -> dict[str, float]:
     }
 
 
-def rows(names: Sequence[str], of_tasks: Sequence[str]) -> list[list[str]]:
-    """Return head and rows of the table: scores in and out of distribution by task, then both mean ranks."""
-    head = ["model"]
-    for place in PLACES:
-        head += [f"{task} {'in' if place == 'inside' else 'out'}" for task in of_tasks]
-    table = [[*head, "mean rank in", "mean rank out"]]
-    ranked = {(task, place): ranks(names, task, place) for task in of_tasks for place in PLACES}
+def rows(names: Sequence[str], of_tasks: Sequence[str], place: str) -> list[list[str]]:
+    """Return head and rows of the table of a place: scores by task, and the mean rank where all tasks are done."""
+    table = [["model", *(task.replace("_", " ") for task in of_tasks), "mean rank"]]
+    ranked = {task: ranks(names, task, place) for task in of_tasks}
     for name in names:
-        row, means = [name], []
-        for place in PLACES:
-            row += [_cell(score_of(name, task, place)) for task in of_tasks]
-            own = [ranked[task, place].get(name) for task in of_tasks]
-            means.append("" if None in own else f"{statistics.mean(own):.1f}")  # type: ignore[type-var]
-        if any(row[1:]):
-            table.append([*row, *means])
+        cells = [_cell(score_of(name, task, place)) for task in of_tasks]
+        own = [ranked[task][name] for task in of_tasks if name in ranked[task]]
+        if own:
+            mean = f"{statistics.mean(own):.1f}" if len(own) == len(of_tasks) else ""
+            table.append([name, *cells, mean])
     return table
 
 
 def as_text(names: Sequence[str], of_tasks: Sequence[str]) -> str:
-    """Return the table for a terminal."""
-    table = rows(names, of_tasks)
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table
-    )
+    """Return the tables for a terminal."""
+    texts = []
+    for place, title in PLACES.items():
+        table = rows(names, of_tasks, place)
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+        texts.append("\n".join([title, *lines]))
+    return "\n\n".join(texts)
 
 
 def _cell(score: Score | None) -> str:

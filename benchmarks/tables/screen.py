@@ -1,0 +1,40 @@
+"""The tables of docs/research/screen.md."""
+
+from functools import partial
+
+from benchmarks.screen.runs import tasks, variants
+from benchmarks.screen.table import is_less_better, rows
+from benchmarks.tables.shared import Tables, table
+
+
+def screen(place: str) -> str:
+    """Return scores and mean ranks of all models that have any."""
+    head, *body = rows(list(variants()), list(tasks()), place)
+    return table(head, [[f"`{row[0]}`", *row[1:]] for row in body])
+
+
+def what_ran() -> str:
+    """Return what each model is."""
+    done = {row[0] for row in rows(list(variants()), list(tasks()), "inside")[1:]}
+    body = [[f"`{name}`", variant["is"]] for name, variant in variants().items() if name in done]
+    return table(["model", "what it is"], body)
+
+
+def what_tasks() -> str:
+    """Return the tasks: what is learned, for how long, at which rates, and how it is scored."""
+    body = []
+    for name, task in tasks().items():
+        length = f"{task['trainer']['max_steps']:,} steps" if "max_steps" in task["trainer"] else "250,000 moves"
+        scored = ", ".join(key.removeprefix("test/") for key in (*task["inside"], *task["outside"]))
+        better = "less" if is_less_better(task) else "more"
+        rates = " · ".join(f"{rate:g}" for rate in task["rates"])
+        body.append([name.replace("_", " "), task["about"], length, rates, f"{scored} ({better} is better)"])
+    return table(["task", "what is learned", "training", "learning rates", "scores in, out"], body)
+
+
+TABLES: Tables = {
+    "screen-inside": partial(screen, "inside"),
+    "screen-outside": partial(screen, "outside"),
+    "screen-models": what_ran,
+    "screen-tasks": what_tasks,
+}
