@@ -20,7 +20,7 @@ from rimlit.tasks import Task
 from rimlit.tracking.recording import git_commit, machine
 
 BACKBONES = "rimlit.backbones"
-TOLERANCE = 0.08
+TOLERANCE = 0.1
 """How many more parameters than the LSTM's a model may have: a RIM's width goes in steps of its mechanisms."""
 
 

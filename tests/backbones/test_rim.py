@@ -29,7 +29,6 @@ CHOICES: dict[str, dict[str, Any]] = {
     "paper_gru": {"cell": "gru"},
     "official_lstm": {"preset": "official"},
     "official_gru": {"preset": "official", "cell": "gru"},
-    "continuous": {"preset": "continuous"},
     "heads": {"input_heads": 2, "input_sharing": "independent"},
     "across_mechanisms": {"selection": "across_mechanisms"},
     "silent": {"communication": "none"},
@@ -291,32 +290,38 @@ def test_the_preset_fills_only_what_is_not_given() -> None:
     assert given.communication.projection.weight.shape == (6, 2, 4 * (5 + 5 + 7))
 
 
-def test_the_continuous_preset_fills_the_whole_recipe() -> None:
-    rim = RIM(3, 6 * 100, preset="continuous")
+def test_the_dynamic_preset_fills_the_whole_recipe() -> None:
+    rim = RIM(3, 6 * 100, preset="dynamic")
     layer = rim.layers[0]
-    assert repr(layer.selection) == "LeastNull(margin='scores', width=0.5, graded=False, dynamic=False)"
-    assert rim.state_type is GRUState
+    assert repr(layer.selection) == "LeastNull(margin='probabilities', width=0.25, graded=False, dynamic=True)"
+    assert (rim.num_active, rim.state_type) == (6, GRUState)
     assert layer.communication.output_kind == "cell_gate"
     assert layer.input_query.weight.shape == (6, 100, 96)  # keys, values and heads in proportion to 100
     assert layer.input_value.weight.shape == (1, 3, 96)
     assert layer.communication.projection.weight.shape == (6, 100, 4 * 3 * 24)
     assert rim.initial_state(1).hidden.requires_grad
+    assert layer.score_bias.tolist() == [2.0] * 6
     assert (layer.input_dropout, layer.communication_dropout) == (0, 0)
-    small = RIM(3, 6 * 16, preset="continuous").layers[0]
+    small = RIM(3, 6 * 16, preset="dynamic").layers[0]
     assert (small.input_value.weight.shape[2], small.communication.key_size) == (16, 8)
 
 
-def test_what_is_given_wins_over_the_continuous_preset() -> None:
-    rim = RIM(
-        3, 60, preset="continuous", cell="lstm", input_key_size=5, selection={"width": 2.0}, input_dropout=0.2
-    )
+def test_what_is_given_wins_over_the_dynamic_preset() -> None:
+    given = {
+        "num_active": 4,
+        "cell": "lstm",
+        "input_key_size": 5,
+        "selection": {"width": 2.0},
+        "input_dropout": 0.2,
+    }
+    rim = RIM(3, 60, preset="dynamic", **given)
     layer = rim.layers[0]
-    assert rim.state_type is LSTMState
-    assert repr(layer.selection) == "LeastNull(margin='scores', width=2.0, graded=False, dynamic=False)"
+    assert (rim.num_active, rim.state_type) == (4, LSTMState)
+    assert repr(layer.selection) == "LeastNull(margin='probabilities', width=2.0, graded=False, dynamic=True)"
     assert layer.input_query.weight.shape == (6, 10, 5)
     assert layer.input_dropout == 0.2
     with pytest.raises(ConfigError, match="learn_initial_state must be true"):
-        RIM(3, 60, preset="continuous", learn_initial_state=False)
+        RIM(3, 60, preset="dynamic", num_active=4, learn_initial_state=False)
 
 
 def test_a_layer_reads_the_features_of_the_one_below_as_one_slot() -> None:
@@ -361,7 +366,7 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"input_dropout": 1.0}, r"input_dropout must be at least 0 and below 1; got input_dropout=1\.0\."),
         ({"communication_dropout": -0.5}, r"communication_dropout must be .*; got communication_dropout=-0\.5\."),
         ({"dropout": 2.0}, r"dropout must be .*; got dropout=2\.0\."),
-        ({"preset": "papers"}, r"preset must be one of paper, official, continuous; got preset='papers'\."),
+        ({"preset": "papers"}, r"preset must be one of paper, official, dynamic; got preset='papers'\."),
         ({"cell": "rnn"}, r"cell must be one of .*gru, .*lstm, or a class path; got cell='rnn'\."),
         (
             {"selection": "top"},

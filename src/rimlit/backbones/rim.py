@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
 from rimlit.backbones.layered import LayeredBackbone
-from rimlit.backbones.rim_parts import make_layer, parts_of, recipe_of, refuse_frozen_states, size_of
+from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
 from rimlit.backbones.rim_resizing import with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
@@ -38,20 +38,21 @@ class RIM(LayeredBackbone):
         input_size: Features of each step, or of each input slot, at least 1.
         hidden_size: Total width H of a layer, divisible by ``num_mechanisms``; each has d = H / M features.
         num_mechanisms: Mechanisms M, at least 1.
-        num_active: Mechanisms updated per step, 1 to ``num_mechanisms``.
+        num_active: The most mechanisms updated per step, 1 to ``num_mechanisms`` (paper: 4; dynamic: all).
         num_layers: Layers, at least 1; each reads the concatenated features of the one below as one slot.
         preset: The recipe that fills what is not given (None): ``paper``; ``official`` (the authors' code:
             inactive mechanisms are read through their candidate state, without gradient; gated communication
-            output shared over mechanisms; communication keys and values of 16); or ``continuous``, which we
-            recommend (a winner's update fades in with its lead, GRU cells, communication through the update
-            gate, attention in proportion to d, learned initial states, no dropout).
+            output shared over mechanisms; communication keys and values of 16); or ``dynamic``, which we
+            recommend (a mechanism sleeps while it reads no more than null, and its update fades in above that;
+            GRU cells, communication through the update gate, attention in proportion to d, learned initial
+            states, no dropout).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
         cell: Dynamics of each mechanism: ``lstm`` (paper) or ``gru``, or a :class:`rimlit.mechanisms.Dynamics`.
         communication: How active mechanisms read the others: ``attention`` or ``none``, or the arguments of
             :class:`rimlit.mechanisms.AttentionCommunication`, such as ``{"output": "tanh"}``.
-        sharing: How mechanisms share their weights: ``independent`` (paper) or ``shared``.
-        input_sharing: The same for the input's keys and values: ``shared`` (main text) or ``independent``
-            (appendix C.1).
+        sharing: How mechanisms share their weights: ``independent`` (all presets) or ``shared``.
+        input_sharing: The same for the input's keys and values: ``shared`` (all presets; the paper's main text)
+            or ``independent`` (appendix C.1).
         balance: Influence on who wins, none by default.
         input_heads: Heads of the input attention; what they read is concatenated.
         input_key_size: Key size of each input head (paper, table 3: 64).
@@ -60,7 +61,7 @@ class RIM(LayeredBackbone):
             it in every step: one vector as input and ``num_active`` equal to ``num_mechanisms``.
         soft_cap: Bound c of the scores of the input, c·tanh(score / c), above 0; None: no bound.
         score_bias: Start of a learned bias per mechanism that is added to its scores, so that it reads the input
-            more often than null; None: no bias.
+            more often than null (paper: no bias; dynamic: 2).
         normalize_scores: Whether input queries and keys are normalised before they meet; runs in the ``eager``
             loop.
         input_dropout: Dropout on the input attention, 0 to 1 (paper: .1). It never touches the selection.
@@ -99,15 +100,15 @@ class RIM(LayeredBackbone):
         hidden_size: int,
         *,
         num_mechanisms: int = 6,
-        num_active: int = 4,
+        num_active: int | None = None,
         num_layers: int = 1,
-        preset: Literal["paper", "official", "continuous"] = "paper",
+        preset: Literal["paper", "official", "dynamic"] = "paper",
         selection: PartLike | None = None,
         cell: PartLike | None = None,
         communication: PartLike | None = None,
-        sharing: PartLike = "independent",
-        input_sharing: PartLike = "shared",
-        balance: PartLike = "none",
+        sharing: PartLike | None = None,
+        input_sharing: PartLike | None = None,
+        balance: PartLike | None = None,
         input_heads: int = 1,
         input_key_size: int | None = None,
         input_value_size: int | None = None,
@@ -135,35 +136,34 @@ class RIM(LayeredBackbone):
         require_dropout(dropout=dropout)
         require_known(backend=(backend, BACKENDS))
         size = size_of(hidden_size, num_mechanisms)
-        recipe = recipe_of(
+        recipe = fill(
             preset,
+            num_mechanisms,
             size,
+            num_active=num_active,
             selection=selection,
             cell=cell,
             communication=communication,
+            sharing=sharing,
+            input_sharing=input_sharing,
+            balance=balance,
             input_key_size=input_key_size,
             input_value_size=input_value_size,
+            score_bias=score_bias,
             input_dropout=input_dropout,
             communication_dropout=communication_dropout,
             learn_initial_state=learn_initial_state,
         )
-        parts = parts_of(preset, size, recipe, sharing=sharing, input_sharing=input_sharing, balance=balance)
         self.layers = nn.ModuleList(
             make_layer(
-                parts,
+                recipe,
                 input_size if layer == 0 else hidden_size,
                 size,
                 num_mechanisms,
-                num_active,
                 input_heads=input_heads,
-                input_key_size=recipe.input_key_size,
-                input_value_size=recipe.input_value_size,
                 input_attention=input_attention,
                 soft_cap=soft_cap,
-                score_bias=score_bias,
                 normalize_scores=normalize_scores,
-                input_dropout=recipe.input_dropout,
-                communication_dropout=recipe.communication_dropout,
                 project_in_bf16=project_in_bf16,
             )
             for layer in range(num_layers)
@@ -174,7 +174,7 @@ class RIM(LayeredBackbone):
         self.backend = backend
         self.checkpoint_every = checkpoint_every
         self.num_mechanisms = num_mechanisms
-        self.num_active = num_active
+        self.num_active = recipe.num_active
         self.input_attention = input_attention
         self.dropout = dropout
         self.state_type = self._first.dynamics.state_type

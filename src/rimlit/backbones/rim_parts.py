@@ -11,6 +11,7 @@ from rimlit.mechanisms import (
     Communication,
     Dynamics,
     LeastNull,
+    Part,
     RIMLayer,
     Selection,
     Sharing,
@@ -21,113 +22,111 @@ from rimlit.spec import Spec
 
 
 class Recipe(NamedTuple):
-    """What a preset fills in for a RIM with mechanisms of a certain size."""
+    """What a preset fills in for a RIM. Parts are specs, or whatever a user gave, until :func:`fill` has run."""
 
-    selection: Spec
-    cell: Spec
-    communication: Spec
+    num_active: int
+    selection: Any
+    cell: Any
+    communication: Any
     input_key_size: int
     input_value_size: int
+    score_bias: float | None
     input_dropout: float
     communication_dropout: float
     learn_initial_state: bool
+    sharing: Any
+    input_sharing: Any
+    balance: Any
 
 
-def paper(size: int) -> Recipe:
+def paper(num_mechanisms: int, size: int) -> Recipe:
     """Return the paper's recipe (Goyal et al. 2021, table 3)."""
     talk = {"key_size": 32, "value_size": 32, "output": "linear", "inactive": "preserved"}
     return Recipe(
-        selection={"class_path": "least_null", "init_args": {}},
-        cell={"class_path": "lstm", "init_args": {}},
-        communication={"class_path": "attention", "init_args": talk},
+        num_active=4,
+        selection=_spec("least_null"),
+        cell=_spec("lstm"),
+        communication=_spec("attention", **talk),
         input_key_size=64,
         input_value_size=4 * size,
+        score_bias=None,
         input_dropout=0.1,
         communication_dropout=0.1,
         learn_initial_state=False,
+        sharing=_spec("independent"),
+        input_sharing=_spec("shared"),
+        balance=_spec("none"),
     )
 
 
-def official(size: int) -> Recipe:
+def official(num_mechanisms: int, size: int) -> Recipe:
     """Return what the authors' released code does."""
     talk = {"key_size": 16, "value_size": 16, "output": "gated", "inactive": "candidate"}
-    return paper(size)._replace(communication={"class_path": "attention", "init_args": talk})
+    return paper(num_mechanisms, size)._replace(communication=_spec("attention", **talk))
 
 
-def continuous(size: int) -> Recipe:
-    """Return the recipe that learns best over our tasks (``docs/competition.md``).
+def dynamic(num_mechanisms: int, size: int) -> Recipe:
+    """Return the recipe that we recommend; ``docs/competition.md`` says why.
 
-    A winner's update fades in with its lead over the best loser, the communication passes through the cell's gate,
-    and attention is as large as the mechanisms ask for.
+    Each mechanism competes with null alone: it sleeps while it reads no more than null, and its update fades in
+    above that. Communication passes through the cell's gate, and attention is as large as mechanisms ask for.
     """
     attention = 16 * max(1, round(size / 16))
-    heads = 8 * max(1, round(size / 32))
-    talk = {"key_size": heads, "value_size": heads, "output": "cell_gate", "inactive": "preserved"}
-    return Recipe(
-        selection={"class_path": "least_null", "init_args": {"margin": "scores", "width": 0.5}},
-        cell={"class_path": "gru", "init_args": {}},
-        communication={"class_path": "attention", "init_args": talk},
+    head = 8 * max(1, round(size / 32))
+    talk = {"key_size": head, "value_size": head, "output": "cell_gate", "inactive": "preserved"}
+    return paper(num_mechanisms, size)._replace(
+        num_active=num_mechanisms,
+        selection=_spec("least_null", dynamic=True, margin="probabilities", width=0.25),
+        cell=_spec("gru"),
+        communication=_spec("attention", **talk),
         input_key_size=attention,
         input_value_size=attention,
+        score_bias=2.0,
         input_dropout=0.0,
         communication_dropout=0.0,
         learn_initial_state=True,
     )
 
 
-PRESETS: dict[str, Callable[[int], Recipe]] = {"paper": paper, "official": official, "continuous": continuous}
+def _spec(name: str, **arguments: Any) -> Spec:
+    return {"class_path": name, "init_args": arguments}
 
 
-class Parts(NamedTuple):
-    """What builds the parts of a layer."""
-
-    selection: Callable[..., Selection]
-    cell: Callable[..., Dynamics]
-    communication: Callable[..., Communication]
-    sharing: Callable[..., Sharing]
-    input_sharing: Callable[..., Sharing]
-    balance: Callable[..., Balance]
+PRESETS: dict[str, Callable[[int, int], Recipe]] = {"paper": paper, "official": official, "dynamic": dynamic}
 
 
-def recipe_of(preset: str, size: int, **given: Any) -> Recipe:
-    """Return the recipe of a preset for mechanisms of ``size`` features, with what was given in its place.
-
-    Raises:
-        ConfigError: The preset is unknown, or a size or a dropout is out of its range.
-    """
-    require_known(preset=(preset, tuple(PRESETS)))
-    recipe = PRESETS[preset](size)
-    recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
-    require_positive(input_key_size=recipe.input_key_size, input_value_size=recipe.input_value_size)
-    require_dropout(input_dropout=recipe.input_dropout, communication_dropout=recipe.communication_dropout)
-    return recipe
+KINDS: dict[str, type[Part]] = {
+    "selection": Selection,
+    "cell": Dynamics,
+    "communication": Communication,
+    "sharing": Sharing,
+    "input_sharing": Sharing,
+    "balance": Balance,
+}
 
 
-def parts_of(preset: str, size: int, recipe: Recipe, **given: Any) -> Parts:
-    """Return what builds each part.
+def fill(preset: str, num_mechanisms: int, size: int, **given: Any) -> Recipe:
+    """Return the recipe of a preset with what was given in its place, and with factories for parts.
 
     Args:
-        preset: Fills the arguments that a part of its own class leaves out.
-        size: Features d of a mechanism.
-        recipe: The selection, cell and communication.
-        **given: The sharings and the balance.
+        preset: Also fills the arguments that a part of its own class leaves out.
+        num_mechanisms: Mechanisms M.
+        size: Features d of each.
+        **given: What takes the place of the preset's; None for what was not given.
 
     Raises:
-        ConfigError: A part is unknown.
+        ConfigError: The preset or a part is unknown, or a size or a dropout is out of its range.
     """
-    own = PRESETS[preset](size)
-    return Parts(
-        selection=part_factory(recipe.selection, Selection, "selection", own.selection),
-        cell=part_factory(recipe.cell, Dynamics, "cell", own.cell),
-        communication=part_factory(recipe.communication, Communication, "communication", own.communication),
-        sharing=part_factory(given["sharing"], Sharing, "sharing", _plain("independent")),
-        input_sharing=part_factory(given["input_sharing"], Sharing, "input_sharing", _plain("shared")),
-        balance=part_factory(given["balance"], Balance, "balance", _plain("none")),
-    )
-
-
-def _plain(name: str) -> Spec:
-    return {"class_path": name, "init_args": {}}
+    require_known(preset=(preset, tuple(PRESETS)))
+    own = PRESETS[preset](num_mechanisms, size)
+    recipe = own._replace(**{name: value for name, value in given.items() if value is not None})
+    require_positive(input_key_size=recipe.input_key_size, input_value_size=recipe.input_value_size)
+    require_dropout(input_dropout=recipe.input_dropout, communication_dropout=recipe.communication_dropout)
+    require_active(recipe.num_active, num_mechanisms)
+    parts: dict[str, Any] = {
+        name: part_factory(getattr(recipe, name), base, name, getattr(own, name)) for name, base in KINDS.items()
+    }
+    return recipe._replace(**parts)
 
 
 def size_of(hidden_size: int, num_mechanisms: int) -> int:
@@ -166,11 +165,10 @@ def refuse_frozen_states(layer: RIMLayer, learns: bool) -> None:
 
 
 def make_layer(
-    parts: Parts,
+    recipe: Recipe,
     input_size: int,
     size: int,
     num_mechanisms: int,
-    num_active: int,
     *,
     input_attention: bool,
     soft_cap: float | None,
@@ -184,8 +182,8 @@ def make_layer(
     """
     if soft_cap is not None and not 0 < soft_cap < math.inf:
         raise ConfigError(f"soft_cap must be above 0 and finite, or None; got soft_cap={soft_cap}.")
-    require_active(num_active, num_mechanisms)
-    selection = parts.selection(num_mechanisms, num_active)
+    num_active = recipe.num_active
+    selection = recipe.selection(num_mechanisms, num_active)
     if (selection.num_mechanisms, selection.num_active) != (num_mechanisms, num_active):
         raise ConfigError(
             f"selection must be made for num_mechanisms={num_mechanisms} and num_active={num_active}; got one for "
@@ -205,11 +203,16 @@ def make_layer(
         input_size,
         size,
         selection=selection,
-        dynamics=parts.cell,
-        communication=parts.communication,
-        sharing=parts.sharing,
-        input_sharing=parts.input_sharing,
-        balance=parts.balance(num_mechanisms, num_active),
+        dynamics=recipe.cell,
+        communication=recipe.communication,
+        sharing=recipe.sharing,
+        input_sharing=recipe.input_sharing,
+        balance=recipe.balance(num_mechanisms, num_active),
+        input_key_size=recipe.input_key_size,
+        input_value_size=recipe.input_value_size,
+        input_dropout=recipe.input_dropout,
+        communication_dropout=recipe.communication_dropout,
+        score_bias=recipe.score_bias,
         input_attention=input_attention,
         soft_cap=soft_cap,
         normalize_scores=normalize_scores,
