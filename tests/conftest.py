@@ -5,10 +5,14 @@ import math
 import os
 import random
 import signal
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
+
+from rimlit import spec
+from rimlit.mechanisms import base as parts
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores is what some tests send
@@ -55,9 +59,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for name in names for item in files[name]]
 
 
+def list_shipped_classes(monkeypatch: pytest.MonkeyPatch, where: ModuleType, *modules: str) -> None:
+    """Let the messages of a module list the classes of packages, without those that other tests define.
+
+    Args:
+        monkeypatch: Puts the module's ``subclasses`` back.
+        where: The module.
+        modules: Modules whose classes are listed too.
+    """
+
+    def listed(base: type) -> list[type]:
+        shipped = {*spec.TRUSTED_PACKAGES, *modules}
+        return [
+            cls for cls in spec.subclasses(base) if {cls.__module__, cls.__module__.split(".")[0]} & {*shipped}
+        ]
+
+    monkeypatch.setattr(where, "subclasses", listed)
+
+
 @pytest.fixture(autouse=True)
-def fresh_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed torch, and forget settings of the caller's shell and what a command of another test logs."""
+def fresh_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed torch, forget settings of the caller's shell, what other tests logged and the parts they define."""
+    list_shipped_classes(monkeypatch, parts, request.module.__name__)
     logging.getLogger("rimlit").setLevel(logging.NOTSET)
     for name in ("RIMLIT_BACKEND", "RIMLIT_TRUST", "PL_GLOBAL_SEED"):
         monkeypatch.delenv(name, raising=False)

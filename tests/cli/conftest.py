@@ -13,6 +13,7 @@ import pytest
 from rimlit import spec
 from rimlit.cli import messages
 from tests.cli.running import COPYING, LANGUAGE, succeed, write_novel
+from tests.conftest import list_shipped_classes
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +22,7 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "argv", ["rimlit"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(spec, "_trusted_here", set())
-    # other tests' classes, defined in this process, are not among those that messages list
-    monkeypatch.setattr(
-        messages,
-        "subclasses",
-        lambda base: [
-            cls for cls in spec.subclasses(base) if cls.__module__.split(".")[0] in spec.TRUSTED_PACKAGES
-        ],
-    )
+    list_shipped_classes(monkeypatch, messages)
     environment, handlers = dict(os.environ), list(logging.getLogger("rimlit").handlers)
     # a run that a fixture of the session trained has left the one that writes into its own stderr
     logging.getLogger("rimlit").handlers.clear()

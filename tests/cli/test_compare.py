@@ -499,8 +499,8 @@ def test_an_interrupted_comparison_saves_its_runs_and_goes_on_with_them(
     options = (
         "--seeds=1",
         "--model.backbone.hidden_size=24",
-        "--trainer.max_steps=3000",
-        "--trainer.val_check_interval=1000",
+        "--trainer.max_steps=1000",
+        "--trainer.val_check_interval=500",
         "--trainer.logger=false",
     )
     process = subprocess.Popen(command(*options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -518,11 +518,11 @@ def test_an_interrupted_comparison_saves_its_runs_and_goes_on_with_them(
     assert process.returncode == 130, out
     stopped = read_json(state)
     assert stopped["status"] == "stopped"
-    assert 0 <= stopped["step"] < 3000
+    assert 0 <= stopped["step"] < 1000
     done = subprocess.run(command(*options), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
     assert "Resuming" in (COMPARISON / "logs/rim-seed0.log").read_text()
-    assert read_json(run / "results.json")["steps"] == 3000
+    assert read_json(run / "results.json")["steps"] == 1000
 
 
 def test_the_progress_bar_shows_what_is_done_and_the_step_of_each_run_at_work(

@@ -27,6 +27,7 @@ PAIRS = sorted(
     for dataset, _, stem in [name.rpartition("/")]
     if stem != "rim" and f"{dataset}/rim" in NAMES
 )
+BACKBONES = ("NTM", "DNC", "RMC", "EntNet", "Transformer")
 SMALL = {
     "BouncingBalls": (
         "--data.batch_size=2",
@@ -56,6 +57,15 @@ SMALL = {
     "Sequences": ("--data.batch_size=2",),
     "Text": ("--data.batch_size=2", "--data.eval_batch_size=2", "--data.chunk_length=8", "--data.size_limit=400"),
 }
+
+
+# all backbones where states are carried or reset; elsewhere each twice, and each kind of data at least twice
+BASELINES = [
+    *((backbone, dataset) for dataset in ("language", "cartpole") for backbone in BACKBONES),
+    *(("NTM", "adding"), ("DNC", "bouncing_balls"), ("RMC", "sequences"), ("EntNet", "sequential_mnist")),
+    *(("Transformer", "adding"), ("NTM", "bouncing_balls"), ("DNC", "sequences"), ("RMC", "sequential_mnist")),
+    *(("EntNet", "adding"), ("Transformer", "bouncing_balls")),
+]
 
 
 def content_of(name: str) -> dict[str, Any]:
@@ -166,10 +176,7 @@ def test_every_task_trains_in_mixed_precision(texts: Path, name: str, precision:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "dataset", ["adding", "bouncing_balls", "cartpole", "language", "sequences", "sequential_mnist"]
-)
-@pytest.mark.parametrize("backbone", ["NTM", "DNC", "RMC", "EntNet", "Transformer"])
+@pytest.mark.parametrize(("backbone", "dataset"), BASELINES)
 def test_a_baseline_stands_where_the_rim_stood(texts: Path, backbone: str, dataset: str) -> None:
     chosen = (f"--model.backbone={backbone}", "--model.backbone.hidden_size=12")
     if (backbone, dataset) == ("Transformer", "cartpole"):  # an agent takes no dropout
@@ -181,9 +188,36 @@ def test_a_baseline_stands_where_the_rim_stood(texts: Path, backbone: str, datas
     assert results["test"]
 
 
+def traits(name: str) -> set[Any]:
+    """Return what a config is an example of: its settings, and its data with each part of the model."""
+    content = content_of(name)
+    data, model = content["data"]["class_path"], content["model"]["init_args"]
+    parts = {key: value["class_path"] for key, value in model.items() if isinstance(value, dict)}
+    rules = model["backbone"].get("init_args", {})
+    return {
+        *((data, key, path) for key, path in parts.items()),
+        *((data, key) for key in content["data"].get("init_args", {})),
+        *(("model", key) for key in model),
+        *(("trainer", key) for key in content["trainer"]),
+        *((parts["backbone"], key) for key in rules),
+        (parts["backbone"], rules.get("communication") == "none"),
+    }
+
+
+def resumed_configs() -> list[str]:
+    """Return the configs that are needed to try every trait; environments begin new episodes when resumed."""
+    left = {name: traits(name) for name in NAMES if class_name(name) != "Experience"}
+    found = []
+    while any(left.values()):
+        best = max(left, key=lambda name: len(left[name]))
+        found.append(best)
+        covered = left[best]
+        left = {name: rest - covered for name, rest in left.items()}
+    return sorted(found)
+
+
 @pytest.mark.slow
-# environments begin new episodes: see tests/rl/test_runs.py
-@pytest.mark.parametrize("name", [name for name in NAMES if class_name(name) != "Experience"])
+@pytest.mark.parametrize("name", resumed_configs())
 def test_a_config_s_run_goes_on_exactly_where_it_was_stopped(texts: Path, name: str) -> None:
     command = ("fit", "--config", name, "--config=trainer/quick", "--trainer.max_steps=4", *small(name), *QUIET)
     options = (*UNTRACKED, "--trainer.log_every_n_steps=1", "--test_after_fit=false")

@@ -70,7 +70,7 @@ def nothing_is_left(folder: Path) -> bool:
         ("--trainer.max_steps=many", ["trainer.max_steps must be int; got many."]),
         ("--seed_everything=abc", ["seed_everything must be", "int; got abc."]),
         # values that are none of a few
-        (f"{RIM}.cell=gruu", ["cell must be one of gru", "or a class path; got cell='gruu'."]),
+        (f"{RIM}.cell=gruu", ["cell must be one of gru, lstm, or a class path; got cell='gruu'."]),
         (
             f"{RIM}.preset=papr",
             ["model.backbone.preset must be one of 'paper', 'official', 'dynamic'; got papr."],

@@ -17,35 +17,19 @@ FAST = ("eager", "function", "cpu")
 D, M, SIZE = 3, 4, 3
 CPU = torch.device("cpu")
 
+# by hand, for graphs, Triton, single precision and memory too; fuzz.py draws and compares many more
 CASES: dict[str, dict[str, Any]] = {
-    f"{preset}_{cell}_{slots or 'no'}_slots_{heads}_heads": {
-        "preset": preset,
-        "cell": cell,
-        "slots": slots,
-        "input_heads": heads,
-    }
-    for preset in ("paper", "official")
-    for cell in ("lstm", "gru")
-    for slots in (None, 3)
-    for heads in (1, 2)
-} | {
-    "one_slot_in_a_dimension_of_its_own": {"slots": 1},
+    "paper_lstm": {},
+    "paper_lstm_slots": {"slots": 3, "input_heads": 2},
+    "paper_tanh_gru": {"communication.output": "tanh", "cell": "gru", "dropped": True},
+    "official_lstm": {"preset": "official", "input_heads": 2},
+    "official_gru": {"preset": "official", "cell": "gru"},
+    "official_gru_slots": {"preset": "official", "cell": "gru", "slots": 3, "input_heads": 2},
     "resets": {"resets": True},
-    "resets_gru_official": {"resets": True, "cell": "gru", "preset": "official"},
-    "separate_projections": {"input_sharing": "independent"},
     "separate_projections_slots": {"input_sharing": "independent", "slots": 3, "input_heads": 2},
     "across_mechanisms": {"selection": "across_mechanisms"},
     "across_mechanisms_slots": {"selection": "across_mechanisms", "slots": 2, "input_heads": 2},
-    "silent": {"communication": "none"},
-    "silent_official": {"communication": "none", "preset": "official"},
     "silent_gru_slots": {"communication": "none", "cell": "gru", "slots": 2},
-    "paper_gated": {"communication.output": "gated"},
-    "paper_tanh": {"communication.output": "tanh"},
-    "paper_tanh_gru": {"communication.output": "tanh", "cell": "gru", "dropped": True},
-    "official_linear": {"preset": "official", "communication.output": "linear"},
-    "all_active": {"num_active": M},
-    "one_active": {"num_active": 1, "resets": True},
-    "without_input_attention": {"input_attention": False, "num_active": M, "resets": True},
     "without_input_attention_tokens": {
         "input_attention": False,
         "num_active": M,
@@ -54,15 +38,11 @@ CASES: dict[str, dict[str, Any]] = {
         "preset": "official",
         "num_layers": 2,
     },
-    "one_step": {"steps": 1},
-    "one_sample": {"batch": 1, "resets": True},
     "one_step_of_one_sample_slots": {"batch": 1, "steps": 1, "slots": 2},
     "two_layers": {"num_layers": 2, "resets": True},
     "dropout": {"dropped": True},
     "dropout_everywhere": {"dropped": True, "input_heads": 2, "slots": 3, "num_layers": 2, "resets": True},
     "dropout_official_gru": {"dropped": True, "preset": "official", "cell": "gru", "input_heads": 2},
-    "tokens": {"tokens": True},
-    "tokens_gru_official": {"tokens": True, "cell": "gru", "preset": "official", "resets": True},
     "tokens_two_heads": {"tokens": True, "input_heads": 2, "dropped": True, "num_layers": 2},
     "tokens_separate_projections": {"tokens": True, "input_sharing": "independent"},
     "wide_values": {"input_value_size": 40, "steps": 2, "batch": 1},  # the other order of the folded products
@@ -154,7 +134,7 @@ def test_a_fast_loop_agrees_with_the_reference_in_everything(case: dict[str, Any
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("case", ["paper_lstm_no_slots_1_heads", "official_gru_3_slots_2_heads", "dropout"])
+@pytest.mark.parametrize("case", ["paper_lstm", "official_gru_slots", "dropout"])
 def test_a_fast_loop_agrees_with_the_reference_in_single_precision(case: str, backend: str) -> None:
     expected = run("reference", CASES[case], torch.float32)
     assert_agree(run(backend, CASES[case], torch.float32), expected, rtol=1e-3, atol=1e-4)
@@ -305,9 +285,7 @@ def test_a_derivative_can_be_differentiated_again(every: int | None, backend: st
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize(
-    "case", ["resets", "tokens_two_heads", "dropout_everywhere", "official_gru_no_slots_1_heads"]
-)
+@pytest.mark.parametrize("case", ["resets", "tokens_two_heads", "dropout_everywhere", "official_gru"])
 def test_steps_that_are_computed_again_change_nothing(case: str, every: int, backend: str) -> None:
     kept = run(backend, CASES[case], torch.float64)
     assert_agree(

@@ -100,7 +100,7 @@ def test_sizes_need_not_fill_the_tiles(changes: dict[str, Any], dtype: torch.dty
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["paper_lstm_no_slots_1_heads", "official_gru_no_slots_2_heads", "dropout"])
+@pytest.mark.parametrize("case", ["paper_lstm", "official_gru", "dropout"])
 def test_the_kernels_agree_in_single_precision(case: str) -> None:
     expected = run("function", CASES[case], torch.float32)
     assert_agree(run("triton", CASES[case], torch.float32), expected, rtol=1e-3, atol=1e-4)

@@ -27,6 +27,26 @@ BATCH, STEPS = 3, 6
 
 every_backbone = pytest.mark.parametrize(("cls", "arguments"), backbone_cases())
 
+# what these have, others of their class have too: they are not compiled and exported as well, which takes seconds
+REPEATED = {
+    *("RIM-gru", "RIM-official", "RIM-across_mechanisms", "RIM-all_active", "LSTM-learned", "GRU-learned"),
+    *("DNC-one_head", "EntNet-one_slot", "NTM-still", "Transformer-uneven_heads"),
+}
+
+
+def laws_of_backbones() -> list[Any]:
+    """Return a pytest parameter (law, class, keyword arguments) for each, but no slow ones of the repeated."""
+    return [
+        pytest.param(*law.values, *case.values, id=f"{case.id}-{law.id}", marks=law.marks)
+        for case in backbone_cases()
+        for law in law_cases("backbone")
+        if case.id not in REPEATED or all(mark.name != "slow" for mark in law.marks)
+    ]
+
+
+def test_what_is_repeated_exists() -> None:
+    assert {case.id for case in backbone_cases()} > REPEATED
+
 
 def test_introspection_finds_the_backbones_that_are_public() -> None:
     public = {value for value in vars(rimlit.backbones).values() if isinstance(value, type)} - {Backbone}
@@ -37,8 +57,7 @@ def test_introspection_finds_the_backbones_that_are_public() -> None:
 # where torch breaks the graph at its own LSTM and GRU, it looks at .grad of tensors inside the graph
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.recurrent._flat_weights:UserWarning")  # torch's own
-@pytest.mark.parametrize("law", law_cases("backbone"))
-@every_backbone
+@pytest.mark.parametrize(("law", "cls", "arguments"), laws_of_backbones())
 def test_a_backbone_keeps_the_law(law: Law, cls: type[Backbone], arguments: dict[str, Any]) -> None:
     options: dict[str, Any] = {}
     if cls is RIM and name_of(law) == "autocast_stays_near":  # where no mechanism has to lose

@@ -22,13 +22,22 @@ class IsWider(LinearHead):
         return super().forward(features).repeat(1, 1, 2)
 
 
+class GuessesTheSize(LinearHead):
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features).reshape(*features.shape[:2], -1)
+
+
 class DropsTheTime(Identity):
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs.flatten(0, 1)
 
 
 def test_heads_and_encoders_share_their_laws() -> None:
-    own = {"check_outputs_have_the_declared_size", "check_steps_are_mapped_one_by_one"}
+    own = {
+        "check_outputs_have_the_declared_size",
+        "check_empty_inputs_give_empty_outputs",
+        "check_steps_are_mapped_one_by_one",
+    }
     every = {law.__name__ for law in laws_of("head")}
     assert own < every == {law.__name__ for law in laws_of("encoder")}
     assert every - own < {law.__name__ for law in laws_of("backbone")}  # tried there
@@ -47,6 +56,12 @@ def test_outputs_of_another_size_are_caught(given: Tensor | None) -> None:
         check_head(lambda: IsWider(4, 3), given)
     says = f"outputs have shape {steps}6); expected {steps}output_size=3)"
     assert str(caught.value) == f"IsWider breaks the law 'outputs have the declared size': {says}"
+
+
+def test_a_head_that_fails_on_an_empty_batch_is_caught() -> None:
+    message = "GuessesTheSize breaks the law 'empty inputs give empty outputs': RuntimeError: cannot reshape"
+    with pytest.raises(AssertionError, match=message):
+        check_head(lambda: GuessesTheSize(4, 3))
 
 
 def test_an_encoder_that_drops_the_time_is_caught() -> None:

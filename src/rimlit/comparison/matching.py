@@ -17,7 +17,7 @@ from rimlit.tracking.recording import sizes_of
 
 Measure: TypeAlias = Literal["params", "flops", "state"]
 MEASURES = {"params": "parameters", "flops": "flops_per_step", "state": "state_size"}
-WORDS = {"params": "parameters", "flops": "FLOPs a step", "state": "numbers of state"}
+WORDS = {"params": "parameters", "flops": "FLOPs a step", "state": "numbers in the state"}
 TOLERANCE = 0.05
 TRIES = 1024  # widths tried upwards until one can be built: a RIM takes multiples of its mechanisms only
 

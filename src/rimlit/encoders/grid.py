@@ -54,7 +54,7 @@ class GridEncoder(Encoder):
         Raises:
             DataError: An integer is 16 or greater.
         """
-        if views.max() >= VALUES:  # it would be read as a value of the next kind
+        if views.numel() and views.max() >= VALUES:  # it would be read as a value of the next kind
             raise DataError(f"GridEncoder reads integers from 0 to {VALUES - 1}; got {int(views.max())}.")
         cells: Tensor = self.table(views.long() + self.offsets).sum(dim=-2)  # (B, T, height, width, cell_size)
         encoded: Tensor = self.linear(cells.flatten(2))

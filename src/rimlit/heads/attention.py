@@ -82,4 +82,4 @@ class AttentionHead(Head):
         return scores.softmax(dim=-1)
 
     def _by_head(self, values: Tensor) -> Tensor:
-        return values.reshape(*values.shape[:-1], self.num_heads, -1)
+        return values.reshape(*values.shape[:-1], self.num_heads, values.shape[-1] // self.num_heads)

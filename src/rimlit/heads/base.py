@@ -41,7 +41,7 @@ class Head(nn.Module, ABC):
 
     def by_mechanism(self, features: Tensor) -> Tensor:
         """Return features (…, input_size) as (…, M, d)."""
-        return features.reshape(*features.shape[:-1], self.num_mechanisms, -1)
+        return features.reshape(*features.shape[:-1], self.num_mechanisms, self.input_size // self.num_mechanisms)
 
 
 HeadFactory: TypeAlias = Callable[[int, int, int], Head]

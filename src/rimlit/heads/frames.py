@@ -125,4 +125,4 @@ class FrameHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, T, input_size) to logits (B, T, pixels)."""
         frames: Tensor = self.decoder(features.flatten(0, 1))
-        return frames.reshape(*features.shape[:2], -1)
+        return frames.reshape(*features.shape[:2], self.output_size)

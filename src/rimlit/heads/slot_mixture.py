@@ -66,5 +66,5 @@ class SlotMixtureHead(Head):
         mechanisms = self.by_mechanism(features) + self.names
         drawn = self.decoder(mechanisms.flatten(0, -2))  # (B·T·M, 2, height, width)
         drawn = drawn.to(torch.promote_types(drawn.dtype, torch.float32))  # logarithms in bfloat16 are coarse
-        frames, masks = drawn.view(*mechanisms.shape[:-1], 2, -1).unbind(dim=-2)
+        frames, masks = drawn.view(*mechanisms.shape[:-1], 2, self.output_size).unbind(dim=-2)
         return frames, masks

@@ -62,4 +62,4 @@ class SumHead(Head):
         if self.hidden is not None:
             rows = self.hidden(rows).relu()
         added: Tensor = self.linear(rows)
-        return added.transpose(0, 1).reshape(*mechanisms.shape[:-1], -1)
+        return added.transpose(0, 1).reshape(*mechanisms.shape[:-1], self.output_size)

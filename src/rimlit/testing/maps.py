@@ -76,6 +76,17 @@ def check_outputs_have_the_declared_size(build: Any, inputs: Tensor | None = Non
 
 
 @law(*MAPS)
+def check_empty_inputs_give_empty_outputs(build: Any, inputs: Tensor | None = None) -> None:
+    """A batch of no samples, or of sequences of no steps, gives outputs of that shape and of the same size."""
+    module = exact(build)
+    inputs = inputs_for(module, inputs)
+    declared = tuple(module(inputs).shape[2:])
+    for empty in (inputs[:0], inputs[:, :0]):
+        shape, expected = tuple(module(empty).shape), (*empty.shape[:2], *declared)
+        require(shape == expected, f"outputs have shape {shape}; expected {expected}")
+
+
+@law(*MAPS)
 def check_steps_are_mapped_one_by_one(build: Any, inputs: Tensor | None = None) -> None:
     """A step alone gives what it gives inside its sequence."""
     module = exact(build)
