@@ -4,7 +4,7 @@ from rimlit.mechanisms.balance import Balance, NoBalance
 from rimlit.mechanisms.base import Choice, Part, PartLike, known_parts, part_factory, short_name
 from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication, Talk
 from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics
-from rimlit.mechanisms.layer import Keep, LayerWeights, RIMLayer
+from rimlit.mechanisms.layer import LayerWeights, RIMLayer
 from rimlit.mechanisms.selection import AcrossMechanisms, LeastNull, Selection
 from rimlit.mechanisms.sharing import IndependentSharing, SharedSharing, Sharing
 
@@ -17,7 +17,6 @@ __all__ = [
     "Dynamics",
     "GRUDynamics",
     "IndependentSharing",
-    "Keep",
     "LSTMDynamics",
     "LayerWeights",
     "LeastNull",

@@ -14,15 +14,19 @@ from rimlit.mechanisms.communication import AttentionCommunication, Communicatio
 from rimlit.mechanisms.dynamics import Dynamics
 from rimlit.mechanisms.selection import Selection
 from rimlit.mechanisms.sharing import Sharing
+from rimlit.types import MaybeTensor
 
 
 class LayerWeights(NamedTuple):
-    """Parameters of one layer, formed once per sequence. A leading 1 in place of M: shared by all mechanisms."""
+    """Parameters of one layer, formed once per sequence. A leading 1 in place of M: shared by all mechanisms.
 
-    input_query: Tensor  # (M, d, I·key)
-    input_key: Tensor  # (1 or M, D, I·key)
-    input_value: Tensor  # (1 or M, D, I·value)
-    cell_input: Tensor  # (M, I·value, gates): input, forget, output, new (LSTM); reset, update, new (GRU)
+    Once the input is projected, the weights that it was multiplied by are None.
+    """
+
+    input_query: MaybeTensor  # (M, d, I·key)
+    input_key: MaybeTensor  # (1 or M, D, I·key)
+    input_value: MaybeTensor  # (1 or M, D, I·value)
+    cell_input: MaybeTensor  # (M, I·value, gates): input, forget, output, new (LSTM); reset, update, new (GRU)
     score_bias: Tensor | None  # (M,)
     dynamics: tuple[Tensor, ...]  # (M, d, gates) and (M, 4·d): the GRU's last quarter is the bias inside the reset
     communication: tuple[Tensor | None, ...]
@@ -31,17 +35,6 @@ class LayerWeights(NamedTuple):
         """Return all weights that there are."""
         everything = (*self[:5], *self.dynamics, *self.communication)
         return [weight for weight in everything if weight is not None]
-
-
-class Keep(NamedTuple):
-    """Dropout factors, 0 or 1/(1 − p), drawn before the loop so that all loops share them."""
-
-    input: Tensor | None  # (T, M, B, I, N)
-    communication: Tensor | None  # (T, …), by attention (T, B, C, M, M)
-
-    def steps(self, steps: slice) -> "Keep":
-        """Return the factors of these steps."""
-        return Keep(*(None if factors is None else factors[steps] for factors in self))
 
 
 class RIMLayer(nn.Module):
@@ -189,7 +182,7 @@ class RIMLayer(nn.Module):
         """Return the multiplications and additions of a step; see :meth:`rimlit.RIM.flops_per_step`."""
         weights = self.weights()
         computed = self.num_mechanisms if self.computes_all else self.num_active
-        products = 0  # multiplications, each with an addition
+        products: int = 0  # multiplications, each with an addition
         if self.input_attention:
             keys = weights.input_key.shape[-1]  # of all heads
             products += weights.input_key.numel() + weights.input_query.numel() + self.num_mechanisms * keys
@@ -200,20 +193,20 @@ class RIMLayer(nn.Module):
         products += self.communication.products(computed, self.num_active)
         return 2 * products
 
-    def draw_keep(self, batch_size: int, num_steps: int, num_slots: int) -> Keep:
-        """Draw the dropout factors of a sequence."""
-        input_keep = communication_keep = None
+    def draw_dropout(self, batch_size: int, num_steps: int, num_slots: int) -> tuple[Tensor | None, Tensor | None]:
+        """Draw the dropout factors of a sequence: of the input attention and of the communication."""
+        keep_input = keep_communication = None
         like = self.like
         if self.training and self.input_dropout:
             shape = (num_steps, self.num_mechanisms, batch_size, self.input_heads, num_slots)
             # not like.new_ones: FSDP may have sharded it
             ones = functools.partial(torch.ones, dtype=like.dtype, device=like.device)
-            input_keep = functional.dropout(ones(shape), self.input_dropout)
+            keep_input = functional.dropout(ones(shape), self.input_dropout)
         if self.training and self.communication_dropout:
-            communication_keep = self.communication.draw_dropout(
+            keep_communication = self.communication.draw_dropout(
                 num_steps, batch_size, self.communication_dropout, like
             )
-        return Keep(input_keep, communication_keep)
+        return keep_input, keep_communication
 
     @property
     def drops(self) -> bool:
