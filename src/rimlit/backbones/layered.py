@@ -1,6 +1,5 @@
 """What every backbone of RIM layers has: a time loop, costs, and single steps without a graph."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -66,17 +65,6 @@ class LayeredBackbone(WatchedBackbone):
             self._stepper = key, Stepper(self, len(inputs), fold=False)
         return self._stepper[1](inputs, state)
 
-    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """Return :meth:`step` without its look at every weight, for as long as the weights stay where they are.
-
-        It gives what :meth:`step` gives; mode, gradients and autocast are those of now.
-
-        Args:
-            batch_size: Samples of every step, at least 1.
-        """
-        is_fast = can_step_fast(self, list(self.parameters()))
-        return Stepper(self, batch_size, fold=False) if is_fast else self.step
-
     def stepper(self, batch_size: int = 1) -> "Stepper":
         """Return what runs single steps fastest, without a graph, on the weights as they are now.
 
@@ -134,7 +122,7 @@ class Stepper:
     """Single steps of a RIM: no graph, no dropout, no activity, and what can be folded is folded ahead.
 
     It belongs to the weights as they were when it was built: build another after a step of the optimiser. Where
-    the C++ loop does not run, it steps the RIM itself.
+    the C++ loop does not run, or products are to be computed in bfloat16, it steps the RIM itself.
 
     Args:
         rim: The RIM to step.
@@ -158,7 +146,8 @@ class Stepper:
         self._state_shape = batch_size, rim.num_layers, rim.num_mechanisms, first.size
         self._state_parts = len(rim.state_type._fields)
         self._steps = []
-        if _is_in_loop(rim) and all(map(is_plain, rim.parameters())):
+        in_low_precision = first.project_in_bf16 or torch.is_autocast_enabled("cpu")
+        if _is_in_loop(rim) and not in_low_precision and all(map(is_plain, rim.parameters())):
             self._steps = [cpu.LayerStep(layer, batch_size, fold=fold) for layer in rim._layers]
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
