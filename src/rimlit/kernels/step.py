@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rimlit.mechanisms import Choice, LayerWeights, RIMLayer
+from rimlit.mechanisms import Choice, LayerWeights, RIMLayer, TalkInputs
 from rimlit.types import State, map_state
 
 
@@ -47,13 +47,15 @@ def step(
     hidden, talk = candidate.hidden, None
     if layer.communicates:
         talk = layer.communication(
-            hidden,
-            state.hidden,
-            choice.active,
-            cell_gate,
-            weights.communication,
-            inputs.keep_communication,
-            carried,
+            TalkInputs(
+                hidden,
+                state.hidden,
+                choice.active,
+                cell_gate,
+                weights.communication,
+                inputs.keep_communication,
+                carried,
+            )
         )
         hidden = hidden + talk.added
     return StepResult(

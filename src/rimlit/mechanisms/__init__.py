@@ -2,7 +2,13 @@
 
 from rimlit.mechanisms.balance import Balance, NoBalance
 from rimlit.mechanisms.base import Choice, Part, PartLike, known_parts, part_factory, short_name
-from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication, Talk
+from rimlit.mechanisms.communication import (
+    AttentionCommunication,
+    Communication,
+    NoCommunication,
+    Talk,
+    TalkInputs,
+)
 from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics
 from rimlit.mechanisms.layer import LayerWeights, RIMLayer
 from rimlit.mechanisms.selection import AcrossMechanisms, LeastNull, Selection
@@ -29,6 +35,7 @@ __all__ = [
     "SharedSharing",
     "Sharing",
     "Talk",
+    "TalkInputs",
     "known_parts",
     "part_factory",
     "short_name",
