@@ -274,8 +274,11 @@ def test_hooks_on_a_layer_are_called_by_every_loop(backend: str) -> None:
     assert called == [(2, 3, 4, 3)]
 
 
-def test_hooks_that_no_loop_calls_are_named_once() -> None:
+@pytest.mark.parametrize("has_run", [False, True])
+def test_hooks_that_no_loop_calls_are_named_once(has_run: bool) -> None:
     rim = make_rim()
+    if has_run:
+        rim(inputs_of())
     rim.layers[0].dynamics.hidden.register_forward_hook(lambda *_: None)
     with pytest.warns(UserWarning, match=r"Hooks on dynamics\.hidden of a RIM's layer are never called"):
         rim(inputs_of())

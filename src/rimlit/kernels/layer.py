@@ -69,19 +69,23 @@ class UnknownPartError(ValueError):
     """A layer has a part that only the loops which call parts can run."""
 
 
+KNOWN_PARTS: dict[str, tuple[type, ...]] = {
+    "selection": (LeastNull, AcrossMechanisms),
+    "dynamics": (LSTMDynamics, GRUDynamics),
+    "communication": (AttentionCommunication, NoCommunication),
+}
+"""Parts that compiled loops know, by their exact type."""
+
+
 def unknown_part(layer: RIMLayer) -> str | None:
     """Return which part of ``layer`` no compiled loop knows, in words that follow "it …", or None.
 
     Parts are matched by their exact type: a subclass with a rule of its own never runs as its parent.
     """
-    known = (
-        (layer.selection, (LeastNull, AcrossMechanisms)),
-        (layer.dynamics, (LSTMDynamics, GRUDynamics)),
-        (layer.communication, (AttentionCommunication, NoCommunication)),
-    )
-    for part, types in known:
-        if type(part) not in types:
-            return f"does not know {type(part).__name__}"
+    parts = layer._modules  # not by attribute: this is asked in every step, and Module.__getattr__ is slow
+    for name, types in KNOWN_PARTS.items():
+        if type(parts[name]) not in types:
+            return f"does not know {type(parts[name]).__name__}"
     return "does not normalise queries and keys" if layer.normalize_scores else None
 
 

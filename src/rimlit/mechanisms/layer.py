@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from rimlit.mechanisms.balance import Balance
 from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication
 from rimlit.mechanisms.dynamics import Dynamics
 from rimlit.mechanisms.selection import Selection
 from rimlit.mechanisms.sharing import Sharing
+from rimlit.nn.surroundings import weights_in
 from rimlit.types import MaybeTensor
 
 
@@ -115,11 +117,15 @@ class RIMLayer(nn.Module):
         self.dynamics = dynamics(num_mechanisms, input_heads * input_value_size, size, sharing)
         self.communication = communication(num_mechanisms, size, sharing)
         self._has_warned = False
+        self._handles_at_look: int | None = None
 
     def forward(self, run: Callable[..., Any], inputs: Any) -> Any:
         """Return ``run(self, self.weights(), inputs)``: a time loop over a sequence."""
-        if not torch.compiler.is_compiling() and not self._has_warned:
-            self._warn_of_hooks()
+        # a look at every module takes as long as a small step: only after some hook was registered somewhere
+        if not torch.compiler.is_compiling() and self._handles_at_look != RemovableHandle.next_id:
+            self._handles_at_look = RemovableHandle.next_id
+            if not self._has_warned:
+                self._warn_of_hooks()
         return run(self, self.weights(), inputs)
 
     def _warn_of_hooks(self) -> None:
@@ -155,7 +161,7 @@ class RIMLayer(nn.Module):
     @property
     def like(self) -> Tensor:
         """A parameter whose device and type are the layer's."""
-        return next(self.dynamics.parameters())
+        return weights_in(self.dynamics)[0]
 
     @property
     def communicates(self) -> bool:
