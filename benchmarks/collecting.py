@@ -59,7 +59,7 @@ def bare_loop(task: PPOTask, data: Experience, shortcuts: bool) -> Callable[[int
 
     def run(num_steps: int) -> tuple[float, float]:
         nonlocal state, observations
-        step = backbone.stepping(number)
+        step = backbone.stepper(number)
         network = environments = 0.0
         for _ in range(num_steps):
             begun = []

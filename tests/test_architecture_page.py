@@ -39,7 +39,7 @@ def test_every_file_in_a_drawing_exists_and_is_linked() -> None:
 
 def test_every_class_in_the_drawing_of_a_tensor_exists() -> None:
     names = set(re.findall(r"\b[A-Z]\w+[a-z]\w*\b", DRAWINGS[0])) - {"NamedTuple", "None", "Function"}
-    assert {"LayerInputs", "Projected", "Operands"} <= names
+    assert {"LayerInputs", "LayerWeights", "Operands", "Outputs"} <= names
     for name in names:
         pattern = rf"class {name}\b|STRUCT\({name}\b"
         assert any(re.search(pattern, text) for text in SOURCES.values()), name

@@ -28,6 +28,9 @@ from rimlit.errors import ConfigError
 State: TypeAlias = Any
 """A NamedTuple, or nested tuple, of tensors whose first dimension is B."""
 
+MaybeTensor: TypeAlias = Any
+"""A tensor, or None where there is none: what decides that is written beside the field, not asked at every use."""
+
 
 StateClass = TypeVar("StateClass", bound=type)
 

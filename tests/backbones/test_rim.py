@@ -604,6 +604,15 @@ def test_a_stepper_keeps_the_weights_it_was_built_from() -> None:
     assert torch.equal(stepper(inputs, state)[0], before)
 
 
+@pytest.mark.parametrize("is_cast", [True, False])
+def test_a_stepper_rounds_to_bfloat16_where_a_step_does(is_cast: bool) -> None:
+    rim, inputs = RIM(2, 12, num_mechanisms=3, num_active=2, project_in_bf16=is_cast).eval(), random_tensor(1, 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not is_cast):
+        expected, _ = rim.step(inputs, rim.initial_state(1))
+        features, _ = rim.stepper()(inputs, rim.initial_state(1))
+    assert torch.equal(features, expected)
+
+
 def test_threads_that_share_a_rim_step_it_without_harm() -> None:
     rim = RIM(2, 24, num_mechanisms=3, num_active=2).eval()
     inputs = random_tensor(4, 1, 2)

@@ -16,7 +16,7 @@ from rimlit import RIM
 from rimlit.kernels import cpu
 from rimlit.kernels.cpu import call, memory, tiles
 from rimlit.kernels.cpu.build import load
-from rimlit.kernels.layer import Keep, LayerInputs
+from rimlit.kernels.layer import LayerInputs
 from rimlit.kernels.projection import project, project_halfway
 from tests.conftest import random_tensor
 from tests.kernels.test_backends import CASES, assert_agree, run
@@ -41,12 +41,12 @@ AHEAD = {"input_size": 40, "size": 23, "num_mechanisms": 3, "num_active": 2, "ba
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("values_hold_cell", [True, False])
+@pytest.mark.parametrize("folds_values", [True, False])
 def test_threads_and_where_values_are_multiplied_change_nothing(
-    count: int, values_hold_cell: bool, threads: Any, monkeypatch: pytest.MonkeyPatch
+    count: int, folds_values: bool, threads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads(count)
-    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: values_hold_cell)
+    monkeypatch.setattr(cpu, "folds_values", lambda *_: folds_values)
     for case in CASES.values():
         assert_agree(run("cpu", case, torch.float64), run("eager", case, torch.float64), rtol=1e-9, atol=1e-11)
 
@@ -62,7 +62,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return decisions[-1]
 
     monkeypatch.setattr(call.Call, "_multiplies_ahead", note)
-    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: False)
+    monkeypatch.setattr(cpu, "folds_values", lambda *_: False)
     return decisions
 
 
@@ -102,12 +102,12 @@ def test_odd_sizes_one_after_the_other_agree(count: int, threads: Any) -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("values_hold_cell", [True, False])
+@pytest.mark.parametrize("folds_values", [True, False])
 @pytest.mark.parametrize("sizes", [{**ODD[3], "steps": 20}, TILED], ids=["few_rows", "many_rows"])
 def test_single_precision_is_as_near_to_double_as_the_eager_loop(
-    sizes: dict[str, Any], values_hold_cell: bool, cell: str, monkeypatch: pytest.MonkeyPatch
+    sizes: dict[str, Any], folds_values: bool, cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: values_hold_cell)
+    monkeypatch.setattr(cpu, "folds_values", lambda *_: folds_values)
     options = {**sizes, "cell": cell}
     _, exact = gradients_of("eager", torch.float64, options)
 
@@ -241,10 +241,10 @@ def test_what_is_kept_of_a_projection_comes_to_the_whole_of_it(input_size: int, 
     )
     layer, state = rim.layers[0], rim.initial_state(4)
     inputs = LayerInputs(
-        random_tensor(4, 6, 1, input_size), None, state, state, None, Keep(None, None), None, record=False
+        random_tensor(4, 6, 1, input_size), None, state, state, None, None, None, None, record=False
     )
-    whole = project(layer, layer.weights(), inputs)
-    kept, weights = project_halfway(layer, layer.weights(), inputs, tiles.multiply)
+    _, whole = project(layer, layer.weights(), inputs)
+    weights, kept = project_halfway(layer, layer.weights(), inputs, tiles.multiply)
     assert (kept.keys.shape[-1], kept.values.shape[-1]) == ((3, 3) if input_size == 3 else (5, 7))
     query = weights.input_query.unflatten(-1, (heads, -1)) / kept.keys.shape[-1] ** 0.5
     keys = torch.einsum("tbik,mdik->mtbid", kept.keys[0, :, :, 0], query)
@@ -294,7 +294,7 @@ def test_a_bad_number_spoils_its_own_sample_only(bad: float, slots: int) -> None
 def test_numbers_that_are_not_finite_spoil_the_same_gradients_as_in_the_eager_loop(
     bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "values_hold_cell", lambda *_: False)
+    monkeypatch.setattr(cpu, "folds_values", lambda *_: False)
     found = []
     for backend in ("cpu", "eager"):
         torch.manual_seed(0)
@@ -496,7 +496,7 @@ from rimlit.kernels.cpu import tiles
 from rimlit.kernels.cpu.build import load
 from tests.kernels.test_cpu import AHEAD, AHEAD_CASES, ODD, gradients_of
 from tests.kernels.test_backends import CASES, run
-cpu.values_hold_cell = lambda *_: False
+cpu.folds_values = lambda *_: False
 tiles._LEAST_ROWS = tiles._LEAST_SIZE = tiles._LEAST_WORK = 1
 for threads in (1, 2):
     torch.set_num_threads(threads)

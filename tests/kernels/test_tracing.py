@@ -269,13 +269,16 @@ def test_shards_inside_a_layer_are_refused_with_what_to_shard(one_process: None)
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_hooks_on_a_layer_are_called_by_every_loop(backend: str) -> None:
     rim, called = make_rim(backend=backend), []
-    rim.layers[0].register_forward_hook(lambda _, inputs, result: called.append(result.features.shape))
+    rim.layers[0].register_forward_hook(lambda _, inputs, result: called.append(result[0].shape))
     rim(inputs_of())
     assert called == [(2, 3, 4, 3)]
 
 
-def test_hooks_that_no_loop_calls_are_named_once() -> None:
+@pytest.mark.parametrize("has_run", [False, True])
+def test_hooks_that_no_loop_calls_are_named_once(has_run: bool) -> None:
     rim = make_rim()
+    if has_run:
+        rim(inputs_of())
     rim.layers[0].dynamics.hidden.register_forward_hook(lambda *_: None)
     with pytest.warns(UserWarning, match=r"Hooks on dynamics\.hidden of a RIM's layer are never called"):
         rim(inputs_of())

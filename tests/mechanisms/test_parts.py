@@ -23,6 +23,7 @@ from rimlit.mechanisms import (
     SharedSharing,
     Sharing,
     Talk,
+    TalkInputs,
     known_parts,
     short_name,
 )
@@ -138,8 +139,8 @@ def test_a_law_catches_a_rule_that_breaks_it(cls: type[Selection], broken: str) 
 class Forgetting(AttentionCommunication):
     """Changes what is visible under the name of a known part: no compiled loop may take it for its parent."""
 
-    def forward(self, candidate: Tensor, *others: Any) -> Talk:
-        return super().forward(2 * candidate, *others)
+    def forward(self, inputs: TalkInputs) -> Talk:
+        return super().forward(inputs._replace(candidate=2 * inputs.candidate))
 
 
 def test_a_subclass_with_a_rule_of_its_own_never_runs_as_its_parent() -> None:
@@ -170,9 +171,11 @@ class Whiteboard(Communication):
     def initial_carried(self, batch_size: int) -> Tensor:
         return torch.zeros(batch_size, self.size, dtype=torch.get_default_dtype())
 
-    def forward(self, candidate: Tensor, old: Tensor, active: Tensor, *others: Any) -> Talk:
-        carried = 0.9 * others[-1] + 0.1 * (candidate * active[..., None]).mean(dim=0)
-        return Talk(0.5 * carried.expand_as(candidate), None, carried)
+    def forward(self, inputs: TalkInputs) -> Talk:
+        assert inputs.carried is not None
+        proposed = (inputs.candidate * inputs.active[..., None]).mean(dim=0)
+        carried = 0.9 * inputs.carried + 0.1 * proposed
+        return Talk(0.5 * carried.expand_as(inputs.candidate), None, carried)
 
 
 def test_a_cell_of_ones_own_keeps_the_laws() -> None:

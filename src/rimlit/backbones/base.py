@@ -87,13 +87,17 @@ class Backbone(nn.Module, ABC):
         features, state = self(inputs.unsqueeze(1), state)
         return features.squeeze(1), state
 
-    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """Return what runs single steps of ``batch_size`` samples while weights and mode stay as they are.
+    def stepper(self, batch_size: int = 1) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """Return what runs single steps fastest, without a graph, while weights and mode stay as they are.
 
-        By default :meth:`step`; a backbone may have a shorter way, on which features may share memory with the
-        state: write to neither.
+        By default :meth:`step`. A backbone may have a faster one, whose features may share memory with the state:
+        write to neither.
+
+        Args:
+            batch_size: Samples of every step, at least 1.
         """
-        return self.step
+        without_graph: Callable[[Tensor, State], tuple[Tensor, State]] = torch.no_grad()(self.step)
+        return without_graph
 
     def penalty(self) -> Tensor | None:
         """Return what a backbone adds to the loss after its last training forward, a scalar, or None."""

@@ -1,6 +1,5 @@
 """What every backbone of RIM layers has: a time loop, costs, and single steps without a graph."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,7 @@ from rimlit.backbones.watching import WatchedBackbone
 from rimlit.checks import require_positive
 from rimlit.kernels import Where, choose_loop, cpu
 from rimlit.mechanisms import NoBalance, RIMLayer
-from rimlit.nn.surroundings import is_plain
+from rimlit.nn.surroundings import is_plain, weights_in
 from rimlit.types import State, conform_state, map_state
 
 
@@ -38,7 +37,7 @@ class LayeredBackbone(WatchedBackbone):
 
     @property
     def _first(self) -> RIMLayer:
-        return self._layers[0]
+        return cast(RIMLayer, next(iter(self.layers)))
 
     def resolve_backend(self, num_slots: int = 1, device: torch.device | None = None) -> tuple[str, str]:
         """Return the time loop that a forward over ``num_slots`` input slots takes now, and why.
@@ -50,13 +49,13 @@ class LayeredBackbone(WatchedBackbone):
         Raises:
             ConfigError: The loop that was asked for cannot run this RIM there.
         """
-        weight = self._first.like
-        where = Where.of(weight, num_slots)
-        return choose_loop(self.backend, self._first, where._replace(device=device or weight.device))
+        first = self._first
+        where = Where.of(first.like, num_slots)
+        return choose_loop(self.backend, first, where if device is None else where._replace(device=device))
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step; see :meth:`Backbone.step`. Without a graph it takes the C++ loop's fast path."""
-        weights = list(self.parameters())
+        weights = weights_in(self)
         is_short = inputs.dim() == 2 and inputs.device.type == "cpu" and can_step_fast(self, weights)
         if not is_short:
             return super().step(inputs, state)
@@ -65,17 +64,6 @@ class LayeredBackbone(WatchedBackbone):
         if self._stepper is None or self._stepper[0] != key:
             self._stepper = key, Stepper(self, len(inputs), fold=False)
         return self._stepper[1](inputs, state)
-
-    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """Return :meth:`step` without its look at every weight, for as long as the weights stay where they are.
-
-        It gives what :meth:`step` gives; mode, gradients and autocast are those of now.
-
-        Args:
-            batch_size: Samples of every step, at least 1.
-        """
-        is_fast = can_step_fast(self, list(self.parameters()))
-        return Stepper(self, batch_size, fold=False) if is_fast else self.step
 
     def stepper(self, batch_size: int = 1) -> "Stepper":
         """Return what runs single steps fastest, without a graph, on the weights as they are now.
@@ -110,7 +98,7 @@ class LayeredBackbone(WatchedBackbone):
         return {**self.__dict__, "_stepper": None}
 
 
-def can_step_fast(rim: "LayeredBackbone", weights: list[nn.Parameter]) -> bool:
+def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
     """Return whether single steps may run in the C++ loop on these weights, whatever the inputs are."""
     first = rim._first
     return (
@@ -121,20 +109,20 @@ def can_step_fast(rim: "LayeredBackbone", weights: list[nn.Parameter]) -> bool:
         and not (rim.training and (rim.dropout > 0 or first.drops))
         and not first.project_in_bf16
         and rim.input_attention  # without, the values' weights are doubled: a copy, which would grow old
-        and _is_in_loop(rim)
+        and _is_in_loop(rim, first)
         and all(is_plain(weight) and weight.is_contiguous() for weight in weights)
     )
 
 
-def _is_in_loop(rim: "LayeredBackbone") -> bool:
-    return type(rim._first.balance) is NoBalance and rim.resolve_backend()[0] == "cpu"
+def _is_in_loop(rim: "LayeredBackbone", first: RIMLayer) -> bool:
+    return type(first.balance) is NoBalance and rim.resolve_backend()[0] == "cpu"
 
 
 class Stepper:
     """Single steps of a RIM: no graph, no dropout, no activity, and what can be folded is folded ahead.
 
     It belongs to the weights as they were when it was built: build another after a step of the optimiser. Where
-    the C++ loop does not run, it steps the RIM itself.
+    the C++ loop does not run, or products are to be computed in bfloat16, it steps the RIM itself.
 
     Args:
         rim: The RIM to step.
@@ -158,7 +146,8 @@ class Stepper:
         self._state_shape = batch_size, rim.num_layers, rim.num_mechanisms, first.size
         self._state_parts = len(rim.state_type._fields)
         self._steps = []
-        if _is_in_loop(rim) and all(map(is_plain, rim.parameters())):
+        in_low_precision = first.project_in_bf16 or torch.is_autocast_enabled("cpu")
+        if _is_in_loop(rim, first) and not in_low_precision and all(map(is_plain, rim.parameters())):
             self._steps = [cpu.LayerStep(layer, batch_size, fold=fold) for layer in rim._layers]
 
     def __call__(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:

@@ -81,14 +81,15 @@ class TorchRecurrent(Backbone):
         features, state = self._run(inputs.unsqueeze(1), self._named(state, inputs))
         return features.squeeze(1), state
 
-    def stepping(self, batch_size: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """Return :meth:`step` without what ``torch.nn`` prepares for a sequence; see :meth:`Backbone.stepping`."""
+    def stepper(self, batch_size: int = 1) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """Return :meth:`step` without what ``torch.nn`` prepares for a sequence; see :meth:`Backbone.stepper`."""
         network, layers = self.recurrent, self.recurrent.all_weights
         is_dropping = self.training and network.dropout > 0
-        if torch.is_grad_enabled() or is_dropping or torch.is_autocast_enabled(layers[0][0].device.type):
-            return self.step
+        if is_dropping or torch.is_autocast_enabled(layers[0][0].device.type):
+            return super().stepper(batch_size)
         cell = CELLS[network.mode]
 
+        @torch.no_grad()
         def step(inputs: Tensor, state: State) -> tuple[Tensor, State]:
             require_input(self, inputs.unsqueeze(1))
             state = self._named(state, inputs)

@@ -242,24 +242,25 @@ class RIM(LayeredBackbone):
                 # contiguous: a mask is drawn in the order in which features lie in memory, which loops differ in
                 features = functional.dropout(features.contiguous(), self.dropout, self.training)
                 sequence, tokens = features.unsqueeze(2), None
+            is_penalised = self.training and layer.is_penalised
             inputs = LayerInputs(
                 sequence,
                 tokens,
                 map_state(lambda tensor, at=index: tensor[:, at], state),
                 map_state(lambda tensor, at=index: tensor[:, at], initial),
                 resets,
-                layer.draw_keep(batch_size, num_steps, sequence.shape[2]),
+                *layer.draw_dropout(batch_size, num_steps, sequence.shape[2]),
                 layer.balance.offset(num_steps, batch_size),
-                self.is_watched or (self.training and layer.is_penalised),
+                self.is_watched or is_penalised,
                 self.checkpoint_every,
             )
-            result = layer(run, inputs)
-            if self.training and layer.is_penalised:
-                penalties.append(penalty_of(layer, inputs, result))
-            features = result.features.flatten(2)
-            states.append(result.state)
-            if result.activity is not None:
-                activities.append(result.activity)
+            features, last, activity = layer(run, inputs)
+            if is_penalised:
+                penalties.append(penalty_of(layer, inputs, features, activity))
+            features = features.flatten(2)
+            states.append(last)
+            if activity is not None:
+                activities.append(activity)
         self._penalties = penalties
         self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)

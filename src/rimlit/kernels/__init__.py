@@ -66,6 +66,6 @@ def run_layer(name: str, layer: RIMLayer, weights: LayerWeights, inputs: LayerIn
             result = run(part)
         else:  # all randomness was drawn before: there is no generator to keep
             result = checkpoint(run, part, use_reentrant=False, preserve_rng_state=False)
-        inputs = inputs._replace(state=result.state)
+        inputs = inputs._replace(state=result[1])
         parts.append(result)
     return join_results(parts)

@@ -5,24 +5,20 @@ Autograd would keep a graph of some fifty nodes per step and add up every weight
 weight in few large products.
 """
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from rimlit.kernels import eager
-from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, describe, steps_of
-from rimlit.kernels.projection import Projected
-from rimlit.mechanisms import Keep, LayerWeights, RIMLayer
+from rimlit.kernels.layer import Activity, LayerInputs, LayerOptions, LayerResult, describe
+from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.nn.surroundings import without_autocast
-from rimlit.types import GRUState, LSTMState, State
-
-MaybeTensor: TypeAlias = Any
-"""A tensor, or None in layers without that part: the options say which, once, and not a type at every use."""
+from rimlit.types import GRUState, LSTMState, MaybeTensor, State
 
 
 class Operands(NamedTuple):
-    """Every tensor that a loop is differentiated by; shapes as in Projected, LayerWeights and LayerInputs."""
+    """Every tensor that a loop is differentiated by; shapes as in LayerInputs and LayerWeights."""
 
     keys: Tensor
     values: Tensor
@@ -30,51 +26,14 @@ class Operands(NamedTuple):
     memory: MaybeTensor  # None for a GRU
     initial_hidden: Tensor
     initial_memory: MaybeTensor
-    input_query: MaybeTensor  # None where the keys hold it
-    cell_input: MaybeTensor  # None where the values hold it
+    input_query: MaybeTensor  # None where keys are folded with it
+    cell_input: MaybeTensor  # None where values are folded with it
     cell_hidden: Tensor
     cell_bias: Tensor
     communication: MaybeTensor
     communication_output: MaybeTensor
     communication_bias: MaybeTensor
     score_bias: MaybeTensor  # (M,)
-
-
-class Setting(NamedTuple):
-    """All that a loop reads and is not differentiated by."""
-
-    options: LayerOptions
-    tokens: MaybeTensor  # (T, B): rows of keys and values that the steps read
-    resets: MaybeTensor  # (B, T) bool
-    keep: Keep
-    offset: MaybeTensor  # (T or 1, M, B or 1)
-    record: bool
-    is_differentiated: bool
-    checkpoint_every: int | None = None  # see LayerInputs
-    layer: RIMLayer | None = None  # for derivatives of derivatives
-
-    def offset_at(self, step: int) -> MaybeTensor:
-        """Return what is added to the relevance in a step, (M, B or 1)."""
-        return None if self.offset is None else self.offset[step if len(self.offset) > 1 else 0]
-
-    @property
-    def records_null(self) -> bool:
-        """Whether a loop returns the attention to the null slot; across mechanisms there is none."""
-        return self.record and self.options.selection == "least_null"
-
-    @property
-    def has_totals(self) -> bool:
-        """Whether the derivative of the gates reads the heads' scores one by one."""
-        return self.options.is_gated and self.options.input_heads > 1
-
-    def steps(self, steps: slice) -> "Setting":
-        """Return the setting of these steps."""
-        return self._replace(
-            tokens=None if self.tokens is None else self.tokens[steps],
-            resets=None if self.resets is None else self.resets[:, steps],
-            keep=self.keep.steps(steps),
-            offset=steps_of(self.offset, steps),
-        )
 
 
 class Outputs(NamedTuple):
@@ -85,11 +44,11 @@ class Outputs(NamedTuple):
     memory: MaybeTensor
     active: Tensor  # (B, T, M) bool
     attention: Tensor  # (B, T, M, I, N)
-    null_attention: MaybeTensor  # (B, T, M): mean over heads, only where Setting.records_null
+    null_attention: MaybeTensor  # (B, T, M): mean over heads, only where it is recorded and there is a null slot
     communication: MaybeTensor  # (B, T, M, M), only where it is recorded
     gate: MaybeTensor  # (B, T, M), only where LayerOptions.is_gated; 0 where inactive
     relevance: MaybeTensor  # the same
-    total: MaybeTensor  # (B, T, M, I): logsumexp of each head's scores, only where Setting.has_totals
+    total: MaybeTensor  # (B, T, M, I): logsumexp of each head's scores, only where LayerOptions.has_totals
 
 
 Gradients = tuple[Tensor, Tensor, MaybeTensor]
@@ -97,14 +56,17 @@ Gradients = tuple[Tensor, Tensor, MaybeTensor]
 
 
 class TapedLoop(Protocol):
-    """A recurrence and its derivative."""
+    """A recurrence and its derivative. Of ``inputs`` it reads what has no gradient; operands hold the rest."""
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Return the outputs and the tape that :meth:`backward` reads."""
+    def forward(
+        self, options: LayerOptions, inputs: LayerInputs, operands: Operands, is_taped: bool
+    ) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
+        """Return the outputs and, if ``is_taped``, the tape that :meth:`backward` reads."""
 
     def backward(
         self,
-        setting: Setting,
+        options: LayerOptions,
+        inputs: LayerInputs,
         operands: Operands,
         outputs: Outputs,
         tape: tuple[MaybeTensor, ...],
@@ -113,24 +75,21 @@ class TapedLoop(Protocol):
         """Return the gradient of every operand. Neither the tape nor ``gradients`` may be changed."""
 
 
-def differentiate(
-    loop: TapedLoop, projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs
-) -> LayerResult:
-    """Run ``loop`` over all steps, under autograd where a gradient is asked for."""
-    dtype = weights.cell_input.dtype
+def differentiate(loop: TapedLoop, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
+    """Run ``loop`` over all steps of inputs that are projected, under autograd where a gradient is asked for."""
     state, initial, options = inputs.state, inputs.initial, describe(layer)
     has_memory = options.cell == "lstm"
     cell_hidden, cell_bias = weights.dynamics
     communication, communication_output, communication_bias = weights.communication or (None, None, None)
     operands = Operands(
-        keys=projected.keys.to(dtype),
-        values=projected.values.to(dtype),
+        keys=inputs.keys,
+        values=inputs.values,
         hidden=state.hidden,
         memory=state.memory if has_memory else None,
         initial_hidden=initial.hidden,
         initial_memory=initial.memory if has_memory else None,
-        input_query=None if projected.keys_hold_query else weights.input_query,
-        cell_input=None if projected.values_hold_cell else weights.cell_input,
+        input_query=weights.input_query,
+        cell_input=weights.cell_input,
         cell_hidden=cell_hidden,
         cell_bias=cell_bias,
         communication=communication,
@@ -138,27 +97,17 @@ def differentiate(
         communication_bias=communication_bias,
         score_bias=weights.score_bias,
     )
-    is_differentiated = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in operands
-    )
-    setting = Setting(
-        options,
-        projected.tokens,
-        inputs.resets,
-        inputs.keep,
-        None if inputs.offset is None else inputs.offset.detach().to(dtype),
-        inputs.record,
-        is_differentiated,
-        inputs.checkpoint_every,
-        layer,
-    )
+    is_taped = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands)
+    offset = None if inputs.offset is None else inputs.offset.detach().to(cell_hidden.dtype)
+    # autograd frees the operands after the backward pass, and inputs are kept longer
+    inputs = inputs._replace(keys=None, values=None, state=None, initial=None, offset=offset)
     with without_autocast(state.hidden.device.type):
-        if is_differentiated:
-            outputs = Outputs(*_Scan.apply(loop, setting, *operands))  # type: ignore[no-untyped-call]
+        if is_taped:
+            outputs = Outputs(*_Scan.apply(loop, layer, options, inputs, *operands))  # type: ignore[no-untyped-call]
         else:
-            outputs, _ = loop.forward(setting, operands)
+            outputs, _ = loop.forward(options, inputs, operands, is_taped)
     last = GRUState(outputs.hidden) if outputs.memory is None else LSTMState(outputs.hidden, outputs.memory)
-    return LayerResult(outputs.features, last, _activity(outputs) if inputs.record else None)
+    return outputs.features, last, _activity(outputs) if inputs.record else None
 
 
 def _activity(outputs: Outputs) -> Activity:
@@ -169,10 +118,17 @@ def _activity(outputs: Outputs) -> Activity:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loop: TapedLoop, setting: Setting, *tensors: MaybeTensor) -> tuple[MaybeTensor, ...]:
-        outputs, tape = loop.forward(setting, Operands(*tensors))
+    def forward(
+        ctx: Any,
+        loop: TapedLoop,
+        layer: RIMLayer,
+        options: LayerOptions,
+        inputs: LayerInputs,
+        *tensors: MaybeTensor,
+    ) -> tuple[MaybeTensor, ...]:
+        outputs, tape = loop.forward(options, inputs, Operands(*tensors), True)
         outputs = outputs._replace(features=_without_base(outputs.features))
-        ctx.loop, ctx.setting = loop, setting
+        ctx.loop, ctx.layer, ctx.options, ctx.inputs = loop, layer, options, inputs
         ctx.save_for_backward(*tensors, *outputs, *tape)
         ctx.mark_non_differentiable(*(tensor for tensor in outputs[3:] if tensor is not None))
         return tuple(outputs)
@@ -198,12 +154,13 @@ class _Scan(torch.autograd.Function):
             ) from error
         first, second = len(Operands._fields), len(Operands._fields) + len(Outputs._fields)
         operands, outputs, tape = Operands(*saved[:first]), Outputs(*saved[first:second]), saved[second:]
-        wanted = ctx.needs_input_grad[2:]
+        nothing = (None,) * (len(ctx.needs_input_grad) - first)
+        wanted = ctx.needs_input_grad[len(nothing) :]
         if torch.is_grad_enabled():  # a derivative of the derivative is asked for: autograd knows it
-            return None, None, *_differentiable_gradients(ctx.setting, operands, gradients[:3], wanted)
+            return *nothing, *_differentiable_gradients(ctx.layer, ctx.inputs, operands, gradients[:3], wanted)
         with without_autocast(operands.hidden.device.type):  # as in the forward pass
-            found = ctx.loop.backward(ctx.setting, operands, outputs, tape, gradients[:3])
-        return None, None, *(tensor if want else None for tensor, want in zip(found, wanted, strict=True))
+            found = ctx.loop.backward(ctx.options, ctx.inputs, operands, outputs, tape, gradients[:3])
+        return *nothing, *(tensor if want else None for tensor, want in zip(found, wanted, strict=True))
 
 
 def _without_base(tensor: Tensor) -> Tensor:
@@ -215,42 +172,36 @@ def _without_base(tensor: Tensor) -> Tensor:
 
 
 def _differentiable_gradients(
-    setting: Setting, operands: Operands, gradients: tuple[MaybeTensor, ...], wanted: tuple[bool, ...]
+    layer: RIMLayer,
+    inputs: LayerInputs,
+    operands: Operands,
+    gradients: tuple[MaybeTensor, ...],
+    wanted: tuple[bool, ...],
 ) -> list[MaybeTensor]:
     """Return the gradients by way of the eager loop, so that they can be differentiated again."""
-    projected = Projected(
-        operands.keys,
-        operands.values,
-        keys_hold_query=operands.input_query is None,
-        values_hold_cell=operands.cell_input is None,
-        tokens=setting.tokens,
-    )
-    communicates = operands.communication is not None
     weights = LayerWeights(
         input_query=operands.input_query,
-        input_key=operands.keys,  # has done its work: the keys and values are there
-        input_value=operands.values,
-        # where the values hold it, nothing but its type is read
-        cell_input=operands.cell_hidden if operands.cell_input is None else operands.cell_input,
+        input_key=None,
+        input_value=None,
+        cell_input=operands.cell_input,
         score_bias=operands.score_bias,
         dynamics=(operands.cell_hidden, operands.cell_bias),
-        communication=tuple(operands[10:13]) if communicates else (),
+        communication=() if operands.communication is None else tuple(operands[10:13]),
     )
     state: State = GRUState(operands.hidden)
     initial: State = GRUState(operands.initial_hidden)
     if operands.memory is not None:
         state = LSTMState(operands.hidden, operands.memory)
         initial = LSTMState(operands.initial_hidden, operands.initial_memory)
-    inputs = LayerInputs(
-        operands.keys, None, state, initial, setting.resets, setting.keep, setting.offset, record=False
+    inputs = inputs._replace(
+        keys=operands.keys, values=operands.values, state=state, initial=initial, record=False
     )
-    assert setting.layer is not None
-    result = eager.scan(projected, setting.layer, weights, inputs)
+    features, last, _ = eager.scan(layer, weights, inputs)
     found = iter(
         torch.autograd.grad(
-            (result.features, *result.state),
+            (features, *last),
             [tensor for tensor, want in zip(operands, wanted, strict=True) if want],
-            gradients[: 1 + len(result.state)],
+            gradients[: 1 + len(last)],
             create_graph=True,
             materialize_grads=True,
         )

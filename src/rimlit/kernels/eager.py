@@ -7,20 +7,18 @@ import torch
 from torch import Tensor
 
 from rimlit.kernels.layer import Activity, LayerInputs, LayerResult
-from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
+from rimlit.kernels.projection import expand_tokens, fold_values
 from rimlit.kernels.step import StepInputs, StepResult, step
 from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.nn.surroundings import without_autocast
 from rimlit.types import State, carried_of, map_state, with_carried
 
 
-def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
-    """Run the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
-    dtype = weights.cell_input.dtype
-    projected = hold_cell(expand_tokens(projected), weights.cell_input, layer.input_heads)
+def scan(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
+    """Run the recurrence over all steps of inputs that are projected; see :func:`rimlit.kernels.run_layer`."""
+    weights, inputs = fold_values(weights, expand_tokens(inputs), layer.input_heads)
     # unbind, not indexing: its backward is one stack, where indexing adds up T full-sized gradients
-    keys = projected.keys.to(dtype).unbind(dim=1)
-    values = projected.values.to(dtype).unbind(dim=1)
+    keys, values = inputs.keys.unbind(dim=1), inputs.values.unbind(dim=1)
     resets = None if inputs.resets is None else inputs.resets.unbind(dim=1)
     initial, state = (_mechanisms_first_of(layer, given) for given in (inputs.initial, inputs.state))
     carried, first_carried = carried_of(inputs.state), carried_of(inputs.initial)
@@ -38,10 +36,9 @@ def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: L
                 StepInputs(
                     key,
                     value,
-                    projected.keys_hold_query,
-                    None if inputs.keep.input is None else inputs.keep.input[t],
-                    None if inputs.keep.communication is None else inputs.keep.communication[t],
-                    None if inputs.offset is None else inputs.offset[t if len(inputs.offset) > 1 else 0],
+                    None if inputs.keep_input is None else inputs.keep_input[t],
+                    None if inputs.keep_communication is None else inputs.keep_communication[t],
+                    inputs.offset_at(t),
                 ),
                 state,
                 carried,
@@ -50,11 +47,8 @@ def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: L
             features.append(state.hidden.transpose(0, 1))
             if inputs.record:
                 records.append(result)
-    return LayerResult(
-        torch.stack(features, dim=1),  # (B, T, M, d)
-        with_carried(map_state(_swap, state), carried),
-        _activity(records) if inputs.record else None,
-    )
+    last = with_carried(map_state(_swap, state), carried)
+    return torch.stack(features, dim=1), last, _activity(records) if inputs.record else None
 
 
 def _reset(state: State, initial: State, where: Tensor) -> State:

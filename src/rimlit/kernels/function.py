@@ -9,35 +9,26 @@ import math
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.autograd import Gradients, Operands, Outputs
 from rimlit.kernels.function_backward import BackwardPass
 from rimlit.kernels.graphs import Recorded
-from rimlit.kernels.layer import LayerInputs, LayerResult
-from rimlit.kernels.projection import Projected, expand_tokens
+from rimlit.kernels.layer import LayerInputs, LayerOptions
 from rimlit.kernels.tape import StepTape, cell_gate, empty_tape, split_heads
-from rimlit.mechanisms import LayerWeights, RIMLayer
-from rimlit.mechanisms.selection import (
-    attend_across,
-    attend_against_null,
-    compete,
-    log_odds,
-)
-
-
-def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
-    """Run the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
-    return differentiate(_LOOP, expand_tokens(projected), layer, weights, inputs)
+from rimlit.mechanisms.selection import attend_across, attend_against_null, compete, log_odds
+from rimlit.types import MaybeTensor
 
 
 class ATenLoop:
     """The recurrence and its derivative."""
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`."""
-        options = setting.options
+    def forward(
+        self, options: LayerOptions, inputs: LayerInputs, operands: Operands, is_taped: bool
+    ) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
+        """Run the forward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         batch_size, num_mechanisms, size = operands.hidden.shape
         num_steps = operands.keys.shape[1]
-        tape = empty_tape(setting, operands, num_steps if setting.is_differentiated else 1)
+        records_null = inputs.record and options.has_null
+        tape = empty_tape(options, operands, num_steps if is_taped else 1)
         features = operands.hidden.new_empty(num_mechanisms, num_steps, batch_size, size)
         active, attention, relevances, communication = [], [], [], []
         gates: list[Tensor] = []
@@ -45,14 +36,14 @@ class ATenLoop:
         hidden = operands.hidden.transpose(0, 1)
         memory: MaybeTensor = None if operands.memory is None else operands.memory.transpose(0, 1)
         for step in range(num_steps):
-            at = step if setting.is_differentiated else 0
-            hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, setting.resets, step)
+            at = step if is_taped else 0
+            hidden = _start(tape.hidden[:, at], hidden, operands.initial_hidden, inputs.resets, step)
             if memory is not None:
-                memory = _start(tape.memory[:, at], memory, operands.initial_memory, setting.resets, step)
-            attended, relevance, total = _attend(setting, operands, tape, hidden, step, at)
-            if setting.has_totals:
+                memory = _start(tape.memory[:, at], memory, operands.initial_memory, inputs.resets, step)
+            attended, relevance, total = _attend(options, inputs, operands, tape, hidden, step, at)
+            if options.has_totals:
                 totals.append(total)
-            choice = compete(relevance, setting.offset_at(step), options.rule)
+            choice = compete(relevance, inputs.offset_at(step), options.rule)
             is_active = choice.active[..., None]  # (M, B, 1)
             gate = None if choice.gate is None else choice.gate[..., None]
             if options.cell == "lstm":
@@ -61,8 +52,8 @@ class ATenLoop:
             else:
                 candidate = _gru(tape, hidden, at)
             if options.communication_heads:
-                candidate = _communicate(setting, operands, tape, hidden, candidate, is_active, step, at)
-                if setting.record:
+                candidate = _communicate(options, inputs, operands, tape, hidden, candidate, is_active, step, at)
+                if inputs.record:
                     communication.append(tape.weights[:, at].mean(dim=1) * is_active.transpose(0, 1))
             if gate is not None:
                 moved = torch.sub(candidate, hidden, out=tape.moved[:, at])
@@ -72,7 +63,7 @@ class ATenLoop:
             hidden = torch.where(is_active, candidate, hidden, out=features[:, step])
             active.append(choice.active)
             attention.append(attended)
-            if setting.records_null or gate is not None:
+            if records_null or gate is not None:
                 relevances.append(relevance)
         relevance = _stacked(relevances)
         outputs = Outputs(
@@ -81,27 +72,28 @@ class ATenLoop:
             None if memory is None else memory.transpose(0, 1).clone(),
             _stacked(active),
             torch.stack(attention).permute(2, 0, 1, 3, 4),
-            (-relevance).sigmoid() if setting.records_null else None,
+            (-relevance).sigmoid() if records_null else None,
             torch.stack(communication, dim=1) if communication else None,
             _stacked(gates),
             relevance if gates else None,
             torch.stack(totals).permute(2, 0, 1, 3) if totals else None,
         )
-        return outputs, tape if setting.is_differentiated else ()
+        return outputs, tape if is_taped else ()
 
     def backward(
         self,
-        setting: Setting,
+        options: LayerOptions,
+        inputs: LayerInputs,
         operands: Operands,
         outputs: Outputs,
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.TapedLoop`."""
-        return BackwardPass(setting, operands, outputs, StepTape(*tape), gradients).run()
+        """Run the backward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
+        return BackwardPass(options, inputs, operands, outputs, StepTape(*tape), gradients).run()
 
 
-_LOOP = Recorded(ATenLoop())
+LOOP = Recorded(ATenLoop())
 
 
 def _stacked(steps: list[Tensor]) -> MaybeTensor:
@@ -117,16 +109,21 @@ def _start(into: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor, st
 
 
 def _attend(
-    setting: Setting, operands: Operands, tape: StepTape, hidden: Tensor, step: int, at: int
+    options: LayerOptions,
+    inputs: LayerInputs,
+    operands: Operands,
+    tape: StepTape,
+    hidden: Tensor,
+    step: int,
+    at: int,
 ) -> tuple[Tensor, Tensor, MaybeTensor]:
     """Write what the gates get from state and input.
 
     Returns:
         Attention (M, B, I, N), relevance (M, B) and, against null, the logsumexp of each head's scores (M, B, I).
     """
-    options = setting.options
     key, value = operands.keys[:, step], operands.values[:, step]
-    keep = None if setting.keep.input is None else setting.keep.input[step]
+    keep = None if inputs.keep_input is None else inputs.keep_input[step]
     if operands.input_query is None:
         scores = (hidden[:, :, None] * key).sum(dim=-1, keepdim=True)  # (M, B, I, 1)
     else:
@@ -189,7 +186,8 @@ def _gru(tape: StepTape, hidden: Tensor, at: int) -> Tensor:
 
 
 def _communicate(
-    setting: Setting,
+    options: LayerOptions,
+    inputs: LayerInputs,
     operands: Operands,
     tape: StepTape,
     hidden: Tensor,
@@ -199,7 +197,6 @@ def _communicate(
     at: int,
 ) -> Tensor:
     """Return the candidate (M, B, d) with what it read from the others."""
-    options = setting.options
     if options.inactive == "preserved":
         visible = torch.where(is_active, candidate, hidden, out=tape.visible[:, at])
     else:
@@ -208,8 +205,8 @@ def _communicate(
     query, key, value = split_heads(projected, options)
     attention = (query @ key.mT).mul_(1 / math.sqrt(options.communication_key_size))
     attention = torch.softmax(attention, dim=-1, out=tape.weights[:, at])
-    if setting.keep.communication is not None:
-        attention = attention * setting.keep.communication[step]
+    if inputs.keep_communication is not None:
+        attention = attention * inputs.keep_communication[step]
     read = tape.read[:, at]  # (M, B, C·value)
     read.view(*read.shape[:2], options.communication_heads, -1).copy_((attention @ value).permute(2, 0, 1, 3))
     if options.communication_output == "linear":

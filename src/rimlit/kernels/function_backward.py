@@ -5,18 +5,26 @@ import math
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting
+from rimlit.kernels.autograd import Gradients, Operands, Outputs
+from rimlit.kernels.layer import LayerInputs, LayerOptions
 from rimlit.kernels.tape import StepTape, WalkBack, cell_gate, operand_gradients, split_heads
 from rimlit.mechanisms.selection import gate_gradient, log_odds_gradient
+from rimlit.types import MaybeTensor
 
 
 class BackwardPass:
     """The derivative: one pass back over the steps; the products after it are in :mod:`rimlit.kernels.tape`."""
 
     def __init__(
-        self, setting: Setting, operands: Operands, outputs: Outputs, tape: StepTape, gradients: Gradients
+        self,
+        options: LayerOptions,
+        inputs: LayerInputs,
+        operands: Operands,
+        outputs: Outputs,
+        tape: StepTape,
+        gradients: Gradients,
     ) -> None:
-        self.setting, self.options, self.operands, self.tape = setting, setting.options, operands, tape
+        self.options, self.inputs, self.operands, self.tape = options, inputs, operands, tape
         self.gradients = gradients
         self.gate: MaybeTensor = None
         if outputs.gate is not None:
@@ -44,7 +52,7 @@ class BackwardPass:
 
     def run(self) -> Operands:
         """Return the gradient of every operand."""
-        resets = self.setting.resets
+        resets = self.inputs.resets
         features, last_hidden, last_memory = self.gradients
         features = features.permute(2, 1, 0, 3)
         hidden = last_hidden.transpose(0, 1)
@@ -77,7 +85,7 @@ class BackwardPass:
             initial_hidden=initial_hidden,
             initial_memory=initial_memory,
         )
-        return operand_gradients(self.setting, self.operands, self.tape, self.attention, walk)
+        return operand_gradients(self.options, self.inputs, self.operands, self.tape, self.attention, walk)
 
     def _step(self, step: int, hidden: Tensor, memory: MaybeTensor) -> tuple[Tensor, MaybeTensor]:
         """Return the gradients of the state before ``step``, given those of the state after it."""
@@ -114,7 +122,7 @@ class BackwardPass:
     def _communicate(self, step: int, candidate: Tensor) -> Tensor:
         """Return the gradient of the visible states (M, B, d)."""
         options, operands, tape = self.options, self.operands, self.tape
-        keep = self.setting.keep.communication
+        keep = self.inputs.keep_communication
         output = self.output[:, step]
         if options.communication_output == "linear":
             output.copy_(candidate)
@@ -181,7 +189,7 @@ class BackwardPass:
     def _attend(self, step: int, from_gate: MaybeTensor) -> Tensor:
         """Return the gradient (M, B, d) that the scores send to the hidden state, given that of the gates."""
         options, operands = self.options, self.operands
-        keep, value = self.setting.keep.input, operands.values[:, step]
+        keep, value = self.inputs.keep_input, operands.values[:, step]
         if operands.cell_input is None:
             torch.mul(self.gates[:, step, :, None], value, out=self.scratch)
             read = self.scratch.sum(dim=-1, keepdim=True)  # (M, B, I, 1)
@@ -216,7 +224,7 @@ class BackwardPass:
         through = gate_gradient(
             from_gate,
             self.relevance[:, step],
-            self.setting.offset_at(step),
+            self.inputs.offset_at(step),
             self.active[:, step, :, 0],
             self.options.rule,
         )[:, :, None, None]

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, TapedLoop
-from rimlit.kernels.layer import LayerOptions
-from rimlit.mechanisms import Keep
+from rimlit.kernels.autograd import Gradients, Operands, Outputs, TapedLoop
+from rimlit.kernels.layer import LayerInputs, LayerOptions
+from rimlit.types import MaybeTensor
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +42,26 @@ class Recorded:
     def __init__(self, loop: TapedLoop) -> None:
         self.loop = loop
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`."""
-        results = run(_forward, *self._pack(setting, operands))
+    def forward(
+        self, options: LayerOptions, inputs: LayerInputs, operands: Operands, is_taped: bool
+    ) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
+        """Run the forward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
+        results = run(_forward, _Plan(self.loop, options, inputs.record, is_taped), _packed(inputs, operands))
         count = len(Outputs._fields)
         return Outputs(*results[:count]), results[count:]
 
     def backward(
         self,
-        setting: Setting,
+        options: LayerOptions,
+        inputs: LayerInputs,
         operands: Operands,
         outputs: Outputs,
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
         """Run the backward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
-        setting = setting._replace(
-            record=False
-        )  # was for the forward pass: one graph of the backward pass serves both
+        # what was recorded is of the forward pass: one graph of the backward pass serves both
+        plan = _Plan(self.loop, options, record=False, is_taped=True)
         more = (
             *gradients,
             outputs.active,
@@ -69,11 +71,7 @@ class Recorded:
             outputs.total,
             *tape,
         )
-        return Operands(*run(_backward, *self._pack(setting, operands, *more)))
-
-    def _pack(self, setting: Setting, operands: Operands, *more: MaybeTensor) -> tuple["_Plan", Tensors]:
-        plan = _Plan(self.loop, setting.options, setting.record, setting.is_differentiated)
-        return plan, (*operands, setting.tokens, setting.resets, *setting.keep, setting.offset, *more)
+        return Operands(*run(_backward, plan, (*_packed(inputs, operands), *more)))
 
 
 class _Plan(NamedTuple):
@@ -82,28 +80,38 @@ class _Plan(NamedTuple):
     loop: TapedLoop
     options: LayerOptions
     record: bool
-    is_differentiated: bool
+    is_taped: bool
 
 
-def _unpack(plan: _Plan, tensors: Tensors) -> tuple[Setting, Operands, Tensors]:
+def _packed(inputs: LayerInputs, operands: Operands) -> Tensors:
+    """Return all tensors that a loop reads, tokens looked up."""
+    return *operands, inputs.resets, inputs.keep_input, inputs.keep_communication, inputs.offset
+
+
+def _unpacked(plan: _Plan, tensors: Tensors) -> tuple[LayerInputs, Operands, Tensors]:
+    """Return what :func:`_packed` was given, and the tensors behind."""
     count = len(Operands._fields)
-    tokens, resets, *keep, offset = tensors[count : count + 5]
-    setting = Setting(plan.options, tokens, resets, Keep(*keep), offset, plan.record, plan.is_differentiated)
-    return setting, Operands(*tensors[:count]), tensors[count + 5 :]
+    resets, keep_input, keep_communication, offset = tensors[count : count + 4]
+    nothing: MaybeTensor = None
+    inputs = LayerInputs(
+        nothing, nothing, nothing, nothing, resets, keep_input, keep_communication, offset, plan.record
+    )
+    return inputs, Operands(*tensors[:count]), tensors[count + 4 :]
 
 
 def _forward(plan: _Plan, tensors: Tensors) -> Tensors:
-    setting, operands, _ = _unpack(plan, tensors)
-    outputs, tape = plan.loop.forward(setting, operands)
+    inputs, operands, _ = _unpacked(plan, tensors)
+    outputs, tape = plan.loop.forward(plan.options, inputs, operands, plan.is_taped)
     return (*outputs, *tape)
 
 
 def _backward(plan: _Plan, tensors: Tensors) -> Tensors:
-    setting, operands, more = _unpack(plan, tensors)
+    inputs, operands, more = _unpacked(plan, tensors)
     from_features, from_hidden, from_memory, active, attention, gate, relevance, total, *tape = more
     nothing: MaybeTensor = None
     outputs = Outputs(nothing, nothing, nothing, active, attention, nothing, nothing, gate, relevance, total)
-    return plan.loop.backward(setting, operands, outputs, tuple(tape), (from_features, from_hidden, from_memory))
+    gradients = from_features, from_hidden, from_memory
+    return plan.loop.backward(plan.options, inputs, operands, outputs, tuple(tape), gradients)
 
 
 def run(function: Function, plan: Hashable, tensors: Tensors) -> Tensors:

@@ -1,7 +1,7 @@
 """What a RIM layer's time loop gets and returns, and what a compiled loop has to know about the layer's parts."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,14 +10,13 @@ from rimlit.mechanisms import (
     AcrossMechanisms,
     AttentionCommunication,
     GRUDynamics,
-    Keep,
     LeastNull,
     LSTMDynamics,
     NoCommunication,
     RIMLayer,
 )
 from rimlit.mechanisms.selection import Rule
-from rimlit.types import State, loads_as_data
+from rimlit.types import MaybeTensor, State, loads_as_data
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,16 @@ class LayerOptions:
         return self.rule.has_margin
 
     @property
+    def has_null(self) -> bool:
+        """Whether mechanisms attend to a null slot beside the input's."""
+        return self.selection == "least_null"
+
+    @property
+    def has_totals(self) -> bool:
+        """Whether the derivative of the gates reads the heads' scores one by one."""
+        return self.is_gated and self.input_heads > 1
+
+    @property
     def is_gated(self) -> bool:
         """Whether active mechanisms may move a part of the way."""
         return self.graded or self.has_margin
@@ -60,19 +69,23 @@ class UnknownPartError(ValueError):
     """A layer has a part that only the loops which call parts can run."""
 
 
+KNOWN_PARTS: dict[str, tuple[type, ...]] = {
+    "selection": (LeastNull, AcrossMechanisms),
+    "dynamics": (LSTMDynamics, GRUDynamics),
+    "communication": (AttentionCommunication, NoCommunication),
+}
+"""Parts that compiled loops know, by their exact type."""
+
+
 def unknown_part(layer: RIMLayer) -> str | None:
     """Return which part of ``layer`` no compiled loop knows, in words that follow "it …", or None.
 
     Parts are matched by their exact type: a subclass with a rule of its own never runs as its parent.
     """
-    known = (
-        (layer.selection, (LeastNull, AcrossMechanisms)),
-        (layer.dynamics, (LSTMDynamics, GRUDynamics)),
-        (layer.communication, (AttentionCommunication, NoCommunication)),
-    )
-    for part, types in known:
-        if type(part) not in types:
-            return f"does not know {type(part).__name__}"
+    parts = layer._modules  # not by attribute: this is asked in every step, and Module.__getattr__ is slow
+    for name, types in KNOWN_PARTS.items():
+        if type(parts[name]) not in types:
+            return f"does not know {type(parts[name]).__name__}"
     return "does not normalise queries and keys" if layer.normalize_scores else None
 
 
@@ -107,38 +120,51 @@ def describe(layer: RIMLayer) -> LayerOptions:
 
 
 class LayerInputs(NamedTuple):
-    """What a layer runs on."""
+    """What a layer runs on, from the backbone down to the loop.
 
-    sequence: Tensor  # (B, T, N, D); with tokens the vocabulary (1, V, 1, D)
+    :mod:`rimlit.kernels.projection` puts keys and values in place of the sequence.
+    """
+
+    sequence: MaybeTensor  # (B, T, N, D); with tokens the vocabulary (1, V, 1, D)
     tokens: Tensor | None  # (B, T): rows of the vocabulary
     state: State  # tensors (B, M, d)
     initial: State  # the same shape: what a reset puts in place of the state
     resets: Tensor | None  # (B, T) bool
-    keep: Keep
+    keep_input: Tensor | None  # (T, M, B, I, N): dropout factors, 0 or 1/(1 − p), drawn ahead for all loops
+    keep_communication: Tensor | None  # the same (T, …), by attention (T, B, C, M, M)
     offset: Tensor | None  # (T or 1, M, B or 1): added to the relevance for the ranking
     record: bool  # whether to return the activity
     checkpoint_every: int | None = None  # steps of a part whose tape the loop does not keep, fewer than all
+    keys: MaybeTensor = None  # (1 or M, T, B, N, I, key); folded with the query (M, T, B, I, d)
+    values: MaybeTensor = None  # (1 or M, T, B, N, I, value); folded with the cell's weights (M, T, B, I, gates)
+    # with tokens, keys and values are folded and have the vocabulary's V rows in place of T, B
 
     @property
     def num_steps(self) -> int:
         """Steps of the sequence."""
-        return (self.sequence if self.tokens is None else self.tokens).shape[1]
+        if self.tokens is not None:
+            return self.tokens.shape[1]
+        steps: int = self.sequence.shape[1] if self.keys is None else self.keys.shape[1]
+        return steps
 
     def steps(self, steps: slice) -> "LayerInputs":
-        """Return these steps, from the same state."""
-        part = self._replace(
-            keep=self.keep.steps(steps),
-            resets=None if self.resets is None else self.resets[:, steps],
-            offset=steps_of(self.offset, steps),
+        """Return these steps of a sequence that is not projected, from the same state."""
+
+        def cut(tensor: MaybeTensor) -> MaybeTensor:
+            return None if tensor is None else tensor[:, steps]
+
+        return self._replace(
+            sequence=cut(self.sequence) if self.tokens is None else self.sequence,
+            tokens=cut(self.tokens),
+            resets=cut(self.resets),
+            keep_input=None if self.keep_input is None else self.keep_input[steps],
+            keep_communication=None if self.keep_communication is None else self.keep_communication[steps],
+            offset=self.offset if self.offset is None or len(self.offset) == 1 else self.offset[steps],
         )
-        if self.tokens is not None:
-            return part._replace(tokens=self.tokens[:, steps])
-        return part._replace(sequence=self.sequence[:, steps])
 
-
-def steps_of(offset: Tensor | None, steps: slice) -> Tensor | None:
-    """Return the offset of these steps; one step may stand for all."""
-    return offset if offset is None or len(offset) == 1 else offset[steps]
+    def offset_at(self, step: int) -> MaybeTensor:
+        """Return what is added to the relevance in a step, (M, B or 1); one may stand for all steps."""
+        return None if self.offset is None else self.offset[step if len(self.offset) > 1 else 0]
 
 
 @loads_as_data
@@ -152,12 +178,8 @@ class Activity(NamedTuple):
     gate: Tensor | None = None  # (B, T, M): how far active mechanisms move, where that is not in full
 
 
-class LayerResult(NamedTuple):
-    """What a layer returns."""
-
-    features: Tensor  # (B, T, M, d)
-    state: State  # tensors (B, M, d)
-    activity: Activity | None
+LayerResult: TypeAlias = tuple[Tensor, State, Activity | None]
+"""Features (B, T, M, d), the state after the last step, (B, M, d) each, and the activity where it is recorded."""
 
 
 def parts_of(num_steps: int, every: int) -> list[slice]:
@@ -171,11 +193,9 @@ def parts_of(num_steps: int, every: int) -> list[slice]:
 
 def join_results(parts: list[LayerResult]) -> LayerResult:
     """Join what consecutive steps returned."""
-    activities = [part.activity for part in parts if part.activity is not None]
-    activity = None
-    if activities:
-        activity = Activity(*map(_joined, zip(*activities, strict=True)))
-    return LayerResult(torch.cat([part.features for part in parts], dim=1), parts[-1].state, activity)
+    features, states, activities = zip(*parts, strict=True)
+    activity = None if activities[0] is None else Activity(*map(_joined, zip(*activities, strict=True)))
+    return torch.cat(features, dim=1), states[-1], activity
 
 
 def _joined(parts: tuple[Any, ...]) -> Any:

@@ -13,9 +13,10 @@ from torch import Tensor
 from rimlit.checks import require_known
 from rimlit.errors import ConfigError
 from rimlit.kernels import cpu, eager, function, reference, triton
+from rimlit.kernels.autograd import differentiate
 from rimlit.kernels.cpu.build import load as load_cpu
 from rimlit.kernels.layer import LayerInputs, LayerResult, unknown_part
-from rimlit.kernels.projection import project, project_halfway
+from rimlit.kernels.projection import expand_tokens, project, project_halfway
 from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.nn.surroundings import find_tracer, is_plain
 
@@ -53,7 +54,7 @@ class Eager:
 
     def run(self, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
         """See :class:`Loop`."""
-        return eager.scan(project(layer, weights, inputs), layer, weights, inputs)
+        return eager.scan(layer, *project(layer, weights, inputs))
 
 
 class Compiled:
@@ -71,7 +72,8 @@ class Function(Compiled):
 
     def run(self, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
         """See :class:`Loop`."""
-        return function.scan(project(layer, weights, inputs), layer, weights, inputs)
+        weights, inputs = project(layer, weights, inputs)
+        return differentiate(function.LOOP, layer, weights, expand_tokens(inputs))
 
 
 class CPU(Compiled):
@@ -88,17 +90,13 @@ class CPU(Compiled):
     def run(self, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
         """See :class:`Loop`."""
         if inputs.checkpoint_every is not None and inputs.tokens is None:
-            projected, weights = project_halfway(layer, weights, inputs, cpu.multiply)
-            return cpu.scan(projected, layer, weights, inputs)
-        projected = project(
-            layer,
-            weights,
-            inputs,
-            values_hold_cell=cpu.values_hold_cell(layer, weights, inputs),
-            multiply=cpu.multiply,
-            by_samples=True,
-        )
-        return cpu.scan(projected, layer, weights, inputs)
+            weights, inputs = project_halfway(layer, weights, inputs, cpu.multiply)
+        else:
+            folds_values = cpu.folds_values(layer, weights, inputs)
+            weights, inputs = project(
+                layer, weights, inputs, folds_values=folds_values, multiply=cpu.multiply, by_samples=True
+            )
+        return differentiate(cpu.CPULoop(), layer, weights, inputs)
 
 
 class Triton(Compiled):
@@ -122,7 +120,8 @@ class Triton(Compiled):
 
     def run(self, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
         """See :class:`Loop`."""
-        return triton.scan(project(layer, weights, inputs), layer, weights, inputs)
+        weights, inputs = project(layer, weights, inputs)
+        return differentiate(triton.LOOP, layer, weights, expand_tokens(inputs))
 
 
 class Reference(Compiled):

@@ -8,7 +8,6 @@ the cell reads them, so only keys and values are computed ahead.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,42 +20,30 @@ from rimlit.nn.surroundings import is_traced
 Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
-class Projected(NamedTuple):
-    """Inputs as the loop reads them.
-
-    Keys that hold the query (a single slot): (M, T, B, I, d); others: (1 or M, T, B, N, I, key).
-    Values that hold the cell's weights (a single slot): (M, T, B, I, gates); others: (1 or M, T, B, N, I, value).
-    With ``tokens`` the vocabulary's V rows stand in place of T, B, and both hold the weights.
-    """
-
-    keys: Tensor
-    values: Tensor
-    keys_hold_query: bool
-    values_hold_cell: bool
-    tokens: Tensor | None = None  # (T, B): the rows that the steps read
-
-
 def project(
     layer: RIMLayer,
     weights: LayerWeights,
     inputs: LayerInputs,
     *,
-    values_hold_cell: bool = True,
+    folds_values: bool = True,
     multiply: Multiply = torch.mm,
     by_samples: bool = False,
-) -> Projected:
-    """Project the whole sequence.
+) -> tuple[LayerWeights, LayerInputs]:
+    """Project the whole sequence. Keys of a single slot are folded with the query.
 
     Args:
         layer: The layer.
         weights: Its parameters.
         inputs: What the layer runs on.
-        values_hold_cell: Whether a single slot's values are multiplied by the cell's weights ahead, for all
+        folds_values: Whether a single slot's values are multiplied by the cell's weights ahead, for all
             mechanisms, or in the loop, for the active ones. Tokens' always are, several slots' never.
         multiply: Returns the product of rows (…, inner) and a matrix as a matrix, differentiable.
         by_samples: Whether rows lie in memory sample by sample, as the sequence does: it need not be copied.
+
+    Returns:
+        The weights that are left to multiply by, and the inputs with keys and values in place of the sequence.
     """
-    sequence = inputs.sequence
+    sequence, left, dtype = inputs.sequence, weights, weights.cell_input.dtype
     batch_size, num_steps, num_slots, input_size = sequence.shape
     heads = layer.input_heads
     if by_samples:
@@ -68,10 +55,11 @@ def project(
     if layer.project_in_bf16:
         rows, weights = rows.bfloat16(), _in_bf16(weights)
     slots = (-1, *order, num_slots, heads)
-    is_folded = num_slots == 1 and not layer.normalize_scores
+    folds_keys = num_slots == 1 and not layer.normalize_scores
+    folds_values = folds_keys and (folds_values or inputs.tokens is not None)
     folded = (layer.num_mechanisms, *order, heads, -1)
 
-    if not is_folded:
+    if not folds_keys:
         keys = _times(rows, weights.input_key, multiply)
         keys = keys.reshape(*slots, keys.shape[-1] // heads)
     else:
@@ -84,10 +72,9 @@ def project(
             )
         ]
         keys = _join(chains).view(folded)
-    if not is_folded or not (values_hold_cell or inputs.tokens is not None):
+    if not folds_values:
         values = _times(rows, weights.input_value, multiply)
         values = values.reshape(*slots, values.shape[-1] // heads)
-        values_hold_cell = False
     else:
         # one (D → value → gates) chain per head
         chains = [
@@ -100,19 +87,23 @@ def project(
     if by_samples:
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     if inputs.tokens is not None:
-        return Projected(keys.squeeze(2), values.squeeze(2), True, True, inputs.tokens.t())
-    return Projected(keys, values, is_folded, values_hold_cell)
+        keys, values = keys.squeeze(2), values.squeeze(2)
+    if folds_keys:
+        left = left._replace(input_query=None)
+    if folds_values:
+        left = left._replace(cell_input=None)
+    left = left._replace(input_key=None, input_value=None)
+    return left, inputs._replace(sequence=None, keys=keys.to(dtype), values=values.to(dtype))
 
 
 def project_halfway(
     layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs, multiply: Multiply
-) -> tuple[Projected, LayerWeights]:
+) -> tuple[LayerWeights, LayerInputs]:
     """Project the whole sequence as far as is cheap to keep, sample by sample.
 
     Returns:
-        Keys and values that hold neither the query nor the cell's weights, and the layer's weights. Where it is
-        cheaper to multiply weights with one another, keys or values are the input itself, and their weights are
-        in the query's or the cell's.
+        What :func:`project` returns, with nothing folded. Where it is cheaper to multiply weights with one
+        another, keys or values are the input itself, and the query's or the cell's weights are those products.
     """
     sequence, heads = inputs.sequence, layer.input_heads
     batch_size, num_steps, num_slots, _ = sequence.shape
@@ -135,35 +126,37 @@ def project_halfway(
     values, cell_input = halfway(weights.input_value, weights.cell_input)
     # scores are divided by the root of the keys' width, which may be another now
     scale = math.sqrt(keys.shape[-1] * heads / weights.input_key.shape[-1])
-    weights = weights._replace(input_query=query.mT * scale, cell_input=cell_input)
-    return Projected(keys.transpose(1, 2), values.transpose(1, 2), False, False), weights
+    left = weights._replace(input_query=query.mT * scale, cell_input=cell_input, input_key=None, input_value=None)
+    dtype = cell_input.dtype
+    keys, values = keys.transpose(1, 2).to(dtype), values.transpose(1, 2).to(dtype)
+    return left, inputs._replace(sequence=None, keys=keys, values=values)
 
 
-def expand_tokens(projected: Projected) -> Projected:
-    """Look the tokens up, for loops that read one row per step and sample."""
-    if projected.tokens is None:
-        return projected
-    tokens = projected.tokens
+def expand_tokens(inputs: LayerInputs) -> LayerInputs:
+    """Look the tokens of projected inputs up, for loops that read one row per step and sample."""
+    if inputs.tokens is None:
+        return inputs
+    tokens = inputs.tokens.t()  # (T, B)
 
     def look_up(rows: Tensor) -> Tensor:
         num_mechanisms, vocabulary_size, *sizes = rows.shape
         found = functional.embedding(tokens, rows.transpose(0, 1).reshape(vocabulary_size, -1))
         return found.view(*tokens.shape, num_mechanisms, *sizes).permute(2, 0, 1, 3, 4)  # (M, T, B, I, ·)
 
-    return Projected(look_up(projected.keys), look_up(projected.values), True, True)
+    return inputs._replace(tokens=None, keys=look_up(inputs.keys), values=look_up(inputs.values))
 
 
-def hold_cell(projected: Projected, cell_input: Tensor, heads: int) -> Projected:
-    """Multiply a single slot's values by the cell's weights, for loops that read them so."""
-    if projected.values_hold_cell or not projected.keys_hold_query:
-        return projected
-    num_steps, batch_size = projected.values.shape[1:3]
+def fold_values(weights: LayerWeights, inputs: LayerInputs, heads: int) -> tuple[LayerWeights, LayerInputs]:
+    """Multiply the values of projected inputs by the cell's weights where keys are folded and they are not."""
+    if weights.cell_input is None or weights.input_query is not None:
+        return weights, inputs
+    num_steps, batch_size = inputs.values.shape[1:3]
     chains = [
         _times(value.flatten(1, 3), cell)
-        for value, cell in zip(projected.values.unbind(dim=4), cell_input.chunk(heads, 1), strict=True)
+        for value, cell in zip(inputs.values.unbind(dim=4), weights.cell_input.chunk(heads, 1), strict=True)
     ]
-    values = _join(chains).view(cell_input.shape[0], num_steps, batch_size, heads, -1)
-    return projected._replace(values=values, values_hold_cell=True)
+    values = _join(chains).view(weights.cell_input.shape[0], num_steps, batch_size, heads, -1)
+    return weights._replace(cell_input=None), inputs._replace(values=values.to(inputs.keys.dtype))
 
 
 def _in_bf16(weights: LayerWeights) -> LayerWeights:

@@ -34,7 +34,7 @@ def run(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerRes
             active, null.detach(), slots.detach(), communication, None if gates is None else gates.detach()
         )
     state = GRUState(hidden) if memory is None else LSTMState(hidden, memory)
-    return LayerResult(features, state, activity)
+    return features, state, activity
 
 
 def _run_sample(
@@ -82,7 +82,7 @@ def _run_sample(
                 relevance = reads[0]
         ranked = relevance
         if inputs.offset is not None:
-            offset = inputs.offset[step if len(inputs.offset) > 1 else 0]
+            offset = inputs.offset_at(step)
             ranked = ranked + offset[:, sample if offset.shape[1] > 1 else 0]
         # the most relevant first, of equals the lowest index; NaN counts as the least
         numbers = ranked.masked_fill(ranked.isnan(), -math.inf).tolist()
@@ -103,8 +103,8 @@ def _run_sample(
             for head in range(options.input_heads):
                 value = rows @ _of(weights.input_value, m).chunk(options.input_heads, dim=-1)[head]
                 factors = attention[head, m]
-                if inputs.keep.input is not None:
-                    kept = inputs.keep.input[step, m, sample, head]
+                if inputs.keep_input is not None:
+                    kept = inputs.keep_input[step, m, sample, head]
                     factors = factors * torch.cat([torch.ones_like(kept[:1]), kept])
                 attended.append(factors @ value)
             h, c, cell_gate = _cell(weights, options, torch.cat(attended), hidden[m], memory[m], m)
@@ -183,8 +183,8 @@ def _of(weight: Tensor, mechanism: int) -> Tensor:
 def _input_scores(
     weights: LayerWeights, options: LayerOptions, hidden: Tensor, rows: Tensor, mechanism: int, head: int
 ) -> Tensor:
-    query = hidden @ weights.input_query[mechanism].chunk(options.input_heads, dim=-1)[head]
-    keys = rows @ _of(weights.input_key, mechanism).chunk(options.input_heads, dim=-1)[head]
+    query: Tensor = hidden @ weights.input_query[mechanism].chunk(options.input_heads, dim=-1)[head]
+    keys: Tensor = rows @ _of(weights.input_key, mechanism).chunk(options.input_heads, dim=-1)[head]
     return keys @ query / math.sqrt(query.shape[0])
 
 
@@ -237,8 +237,8 @@ def _communication(
             scores = torch.stack([queries[m] @ keys[n] / math.sqrt(key_size) for n in mechanisms])
             attention = scores.softmax(dim=0)
             rows.append(attention)
-            if inputs.keep.communication is not None:
-                attention = attention * inputs.keep.communication[step, sample, head, m]
+            if inputs.keep_communication is not None:
+                attention = attention * inputs.keep_communication[step, sample, head, m]
             read_heads[m].append(sum((attention[n] * values[n] for n in mechanisms), torch.zeros_like(values[0])))
         attentions.append(torch.stack(rows))
     readings = []

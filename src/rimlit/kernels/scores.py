@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from rimlit.kernels.layer import LayerInputs, LayerResult
+from rimlit.kernels.layer import Activity, LayerInputs
 from rimlit.kernels.projection import expand_tokens, project
-from rimlit.kernels.step import StepInputs, score
+from rimlit.kernels.step import score
 from rimlit.mechanisms import RIMLayer
 
 
@@ -21,17 +21,15 @@ def scores_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor) -> Tensor:
     before = torch.cat([inputs.state.hidden[:, None], features[:, :-1]], dim=1)  # (B, T, M, d)
     if inputs.resets is not None:
         before = torch.where(inputs.resets[:, :, None, None], inputs.initial.hidden[:, None], before)
-    projected = expand_tokens(project(layer, weights, inputs))
-    num_steps, batch_size = projected.keys.shape[1:3]
+    weights, inputs = project(layer, weights, inputs)
+    keys = expand_tokens(inputs).keys
+    num_steps, batch_size = keys.shape[1:3]
     hidden = before.permute(2, 1, 0, 3).flatten(1, 2)  # (M, T·B, d)
-    keys = projected.keys.to(hidden.dtype).flatten(1, 2)
-    flat = StepInputs(keys, keys, projected.keys_hold_query, None, None, None)
-    rows = score(layer, weights, hidden, flat)  # (M, T·B, I, N)
+    rows = score(layer, weights, hidden, keys.flatten(1, 2))  # (M, T·B, I, N)
     return rows.view(len(rows), num_steps, batch_size, *rows.shape[2:]).transpose(0, 1)
 
 
-def penalty_of(layer: RIMLayer, inputs: LayerInputs, result: LayerResult) -> Tensor | None:
-    """Return what the layer's balance adds to the loss."""
-    assert result.activity is not None
-    active = result.activity.active.permute(1, 2, 0)  # (T, M, B)
-    return layer.balance.penalty(scores_of(layer, inputs, result.features), active)
+def penalty_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor, activity: Activity) -> Tensor | None:
+    """Return what the layer's balance adds to the loss after it returned ``features`` and ``activity``."""
+    active = activity.active.permute(1, 2, 0)  # (T, M, B)
+    return layer.balance.penalty(scores_of(layer, inputs, features), active)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rimlit.mechanisms import Choice, LayerWeights, RIMLayer
+from rimlit.mechanisms import Choice, LayerWeights, RIMLayer, TalkInputs
 from rimlit.types import State, map_state
 
 
@@ -20,7 +20,6 @@ class StepInputs(NamedTuple):
 
     key: Tensor  # folded with the query (M, B, I, d), or (1 or M, B, N, I, key)
     value: Tensor  # folded with the cell's input weights (M, B, I, gates), or (1 or M, B, N, I, value)
-    is_folded: bool
     keep_input: Tensor | None  # (M, B, I, N)
     keep_communication: Tensor | None
     offset: Tensor | None  # (M, B or 1)
@@ -41,20 +40,22 @@ def step(
     layer: RIMLayer, weights: LayerWeights, inputs: StepInputs, state: State, carried: Tensor | None
 ) -> StepResult:
     """Attend, select, update, communicate, keep."""
-    scores = score(layer, weights, state.hidden, inputs)
+    scores = score(layer, weights, state.hidden, inputs.key)
     attention, relevance = layer.selection.attend(scores)
     choice = layer.selection.choose(relevance, inputs.offset)
     candidate, cell_gate = layer.dynamics.update(read(weights, inputs, attention), state, weights.dynamics)
     hidden, talk = candidate.hidden, None
     if layer.communicates:
         talk = layer.communication(
-            hidden,
-            state.hidden,
-            choice.active,
-            cell_gate,
-            weights.communication,
-            inputs.keep_communication,
-            carried,
+            TalkInputs(
+                hidden,
+                state.hidden,
+                choice.active,
+                cell_gate,
+                weights.communication,
+                inputs.keep_communication,
+                carried,
+            )
         )
         hidden = hidden + talk.added
     return StepResult(
@@ -67,10 +68,9 @@ def step(
     )
 
 
-def score(layer: RIMLayer, weights: LayerWeights, hidden: Tensor, inputs: StepInputs) -> Tensor:
+def score(layer: RIMLayer, weights: LayerWeights, hidden: Tensor, key: Tensor) -> Tensor:
     """Return how well the input slots fit what each mechanism asks for, (M, B, I, N)."""
-    key = inputs.key
-    if inputs.is_folded:
+    if weights.input_query is None:  # the key is folded with it
         scores = (hidden[:, :, None] * key).sum(dim=-1, keepdim=True)
     else:
         query = torch.bmm(hidden, weights.input_query)
@@ -92,10 +92,8 @@ def read(weights: LayerWeights, inputs: StepInputs, attention: Tensor) -> Tensor
     """Return what the cells get from the slots, (M, B, gates)."""
     attention = attention if inputs.keep_input is None else attention * inputs.keep_input
     value = inputs.value
-    if inputs.is_folded and attention.shape[2] == 1:
-        return attention[..., 0] * value[:, :, 0]
-    if inputs.is_folded:
-        return (attention * value).sum(dim=2)
+    if weights.cell_input is None:  # the value is folded with it
+        return attention[..., 0] * value[:, :, 0] if attention.shape[2] == 1 else (attention * value).sum(dim=2)
     num_mechanisms, batch_size = attention.shape[:2]
     attended = torch.einsum("mbin,mbniv->mbiv", attention, value.expand(num_mechanisms, -1, -1, -1, -1))
     return torch.bmm(attended.reshape(num_mechanisms, batch_size, -1), weights.cell_input)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import MaybeTensor, Operands, Setting
-from rimlit.kernels.layer import LayerOptions
+from rimlit.kernels.autograd import Operands
+from rimlit.kernels.layer import LayerInputs, LayerOptions
+from rimlit.types import MaybeTensor
 
 
 class StepTape(NamedTuple):
@@ -50,9 +51,10 @@ class WalkBack(NamedTuple):
     initial_memory: MaybeTensor
 
 
-def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states: int | None = None) -> StepTape:
+def empty_tape(
+    options: LayerOptions, operands: Operands, num_steps: int, num_states: int | None = None
+) -> StepTape:
     """Return a tape of ``num_steps`` steps that holds nothing yet, with as many states or ``num_states``."""
-    options = setting.options
     batch_size, num_mechanisms, size = operands.hidden.shape
     is_lstm = options.cell == "lstm"
     heads = options.communication_heads
@@ -89,21 +91,27 @@ def empty_tape(setting: Setting, operands: Operands, num_steps: int, num_states:
 
 
 def operand_gradients(
-    setting: Setting, operands: Operands, tape: StepTape, attention: Tensor, walk: WalkBack
+    options: LayerOptions,
+    inputs: LayerInputs,
+    operands: Operands,
+    tape: StepTape,
+    attention: Tensor,
+    walk: WalkBack,
 ) -> Operands:
     """Return the gradient of every operand.
 
     Args:
-        setting: What the loop ran on.
+        options: The layer's parts.
+        inputs: What the loop ran on.
         operands: What it is differentiated by.
         tape: What the walk forward left.
         attention: To the slots, (M, T, B, I, N).
         walk: What the walk back left; its ``gates`` are overwritten.
     """
-    heads = setting.options.input_heads
+    heads = options.input_heads
     read = attention
-    if setting.keep.input is not None:
-        read = read * setting.keep.input.transpose(0, 1)
+    if inputs.keep_input is not None:
+        read = read * inputs.keep_input.transpose(0, 1)
     input_query = cell_input = None
     if tape.query is not None and walk.query is not None:
         query = tape.query[:, :, :, None] / math.sqrt(operands.keys.shape[-1])
@@ -113,7 +121,7 @@ def operand_gradients(
         keys = walk.scores * tape.hidden[:, :, :, None]
     cell_hidden = _product(tape.hidden, walk.recurrent)
     bias = walk.gates.sum(dim=(1, 2))
-    if setting.options.cell == "gru":
+    if options.cell == "gru":
         size = tape.hidden.shape[-1]
         bias = torch.cat([bias, walk.recurrent[..., 2 * size :].sum(dim=(1, 2))], dim=-1)
     if tape.attended is not None and walk.attended is not None:

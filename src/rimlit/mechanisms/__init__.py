@@ -2,9 +2,15 @@
 
 from rimlit.mechanisms.balance import Balance, NoBalance
 from rimlit.mechanisms.base import Choice, Part, PartLike, known_parts, part_factory, short_name
-from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication, Talk
+from rimlit.mechanisms.communication import (
+    AttentionCommunication,
+    Communication,
+    NoCommunication,
+    Talk,
+    TalkInputs,
+)
 from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics
-from rimlit.mechanisms.layer import Keep, LayerWeights, RIMLayer
+from rimlit.mechanisms.layer import LayerWeights, RIMLayer
 from rimlit.mechanisms.selection import AcrossMechanisms, LeastNull, Selection
 from rimlit.mechanisms.sharing import IndependentSharing, SharedSharing, Sharing
 
@@ -17,7 +23,6 @@ __all__ = [
     "Dynamics",
     "GRUDynamics",
     "IndependentSharing",
-    "Keep",
     "LSTMDynamics",
     "LayerWeights",
     "LeastNull",
@@ -30,6 +35,7 @@ __all__ = [
     "SharedSharing",
     "Sharing",
     "Talk",
+    "TalkInputs",
     "known_parts",
     "part_factory",
     "short_name",

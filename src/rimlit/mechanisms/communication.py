@@ -18,6 +18,18 @@ OUTPUTS: tuple[Output, ...] = ("linear", "tanh", "gated", "cell_gate")
 INACTIVE: tuple[Inactive, ...] = ("preserved", "candidate")
 
 
+class TalkInputs(NamedTuple):
+    """What a communication reads in a step."""
+
+    candidate: Tensor  # (M, B, d): hidden states that the cells propose
+    old: Tensor  # (M, B, d): hidden states before the step
+    active: Tensor  # (M, B) bool
+    cell_gate: Tensor | None  # (M, B, d): how far each cell lets new content in, where it has such a gate
+    weights: tuple[Tensor | None, ...]  # what Communication.weights returned
+    dropout: Tensor | None  # this step's factors of Communication.draw_dropout
+    carried: Tensor | None  # what the step before returned as Talk.carried
+
+
 class Talk(NamedTuple):
     """What a communication gives in a step."""
 
@@ -68,44 +80,16 @@ class Communication(Part, ABC):
         )
 
     @abstractmethod
-    def forward(
-        self,
-        candidate: Tensor,
-        old: Tensor,
-        active: Tensor,
-        cell_gate: Tensor | None,
-        weights: tuple[Tensor | None, ...],
-        dropout: Tensor | None,
-        carried: Tensor | None,
-    ) -> Talk:
-        """Run one step.
-
-        Args:
-            candidate: Hidden states (M, B, d) that the cells propose.
-            old: Hidden states (M, B, d) before the step.
-            active: (M, B) bool.
-            cell_gate: (M, B, d): how far each cell lets new content in, where it has such a gate.
-            weights: What :meth:`weights` returned.
-            dropout: This step's factors of :meth:`draw_dropout`.
-            carried: What the step before returned as ``carried``.
-        """
+    def forward(self, inputs: TalkInputs) -> Talk:
+        """Run one step."""
 
 
 class NoCommunication(Communication):
     """Mechanisms do not read each other (the paper's ablation)."""
 
-    def forward(
-        self,
-        candidate: Tensor,
-        old: Tensor,
-        active: Tensor,
-        cell_gate: Tensor | None,
-        weights: tuple[Tensor | None, ...],
-        dropout: Tensor | None,
-        carried: Tensor | None,
-    ) -> Talk:
+    def forward(self, inputs: TalkInputs) -> Talk:
         """Add nothing."""
-        return Talk(torch.zeros_like(candidate))
+        return Talk(torch.zeros_like(inputs.candidate))
 
 
 class AttentionCommunication(Communication):
@@ -179,27 +163,18 @@ class AttentionCommunication(Communication):
         # not like.new_ones: FSDP may have sharded it
         return nn.functional.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), dropout)
 
-    def forward(
-        self,
-        candidate: Tensor,
-        old: Tensor,
-        active: Tensor,
-        cell_gate: Tensor | None,
-        weights: tuple[Tensor | None, ...],
-        dropout: Tensor | None,
-        carried: Tensor | None,
-    ) -> Talk:
+    def forward(self, inputs: TalkInputs) -> Talk:
         """See :meth:`Communication.forward`."""
-        projection, output, bias = weights
+        projection, output, bias = inputs.weights
         assert projection is not None and output is not None
         # the authors' code: what an inactive mechanism would have become, without gradient
-        others = old if self.inactive == "preserved" else candidate.detach()
-        visible = torch.where(active[..., None], candidate, others)
+        others = inputs.old if self.inactive == "preserved" else inputs.candidate.detach()
+        visible = torch.where(inputs.active[..., None], inputs.candidate, others)
         num_mechanisms, batch_size, _ = visible.shape
         projected = torch.bmm(visible, projection).view(num_mechanisms, batch_size, self.heads, -1)
         projected = projected.permute(1, 2, 0, 3)  # (B, C, M, ·)
         query, key, value = projected.tensor_split((self.key_size, 2 * self.key_size), dim=-1)
-        read, attention = communicate(query, key, value, dropout)
+        read, attention = communicate(query, key, value, inputs.dropout)
         read = read.permute(2, 0, 1, 3).reshape(num_mechanisms, batch_size, -1)  # (M, B, C·value)
         if bias is not None:
             gate, content = (read @ output + bias[:, None]).chunk(2, dim=-1)
@@ -209,6 +184,6 @@ class AttentionCommunication(Communication):
             if self.output_kind != "linear":
                 added = added.tanh()
             if self.output_kind == "cell_gate":
-                assert cell_gate is not None
-                added = cell_gate * added
+                assert inputs.cell_gate is not None
+                added = inputs.cell_gate * added
         return Talk(added, attention.detach().mean(dim=1))

@@ -8,21 +8,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from rimlit.mechanisms.balance import Balance
 from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication
 from rimlit.mechanisms.dynamics import Dynamics
 from rimlit.mechanisms.selection import Selection
 from rimlit.mechanisms.sharing import Sharing
+from rimlit.nn.surroundings import weights_in
+from rimlit.types import MaybeTensor
 
 
 class LayerWeights(NamedTuple):
-    """Parameters of one layer, formed once per sequence. A leading 1 in place of M: shared by all mechanisms."""
+    """Parameters of one layer, formed once per sequence. A leading 1 in place of M: shared by all mechanisms.
 
-    input_query: Tensor  # (M, d, I·key)
-    input_key: Tensor  # (1 or M, D, I·key)
-    input_value: Tensor  # (1 or M, D, I·value)
-    cell_input: Tensor  # (M, I·value, gates): input, forget, output, new (LSTM); reset, update, new (GRU)
+    Once the input is projected, the weights that it was multiplied by are None.
+    """
+
+    input_query: MaybeTensor  # (M, d, I·key)
+    input_key: MaybeTensor  # (1 or M, D, I·key)
+    input_value: MaybeTensor  # (1 or M, D, I·value)
+    cell_input: MaybeTensor  # (M, I·value, gates): input, forget, output, new (LSTM); reset, update, new (GRU)
     score_bias: Tensor | None  # (M,)
     dynamics: tuple[Tensor, ...]  # (M, d, gates) and (M, 4·d): the GRU's last quarter is the bias inside the reset
     communication: tuple[Tensor | None, ...]
@@ -31,17 +37,6 @@ class LayerWeights(NamedTuple):
         """Return all weights that there are."""
         everything = (*self[:5], *self.dynamics, *self.communication)
         return [weight for weight in everything if weight is not None]
-
-
-class Keep(NamedTuple):
-    """Dropout factors, 0 or 1/(1 − p), drawn before the loop so that all loops share them."""
-
-    input: Tensor | None  # (T, M, B, I, N)
-    communication: Tensor | None  # (T, …), by attention (T, B, C, M, M)
-
-    def steps(self, steps: slice) -> "Keep":
-        """Return the factors of these steps."""
-        return Keep(*(None if factors is None else factors[steps] for factors in self))
 
 
 class RIMLayer(nn.Module):
@@ -122,11 +117,15 @@ class RIMLayer(nn.Module):
         self.dynamics = dynamics(num_mechanisms, input_heads * input_value_size, size, sharing)
         self.communication = communication(num_mechanisms, size, sharing)
         self._has_warned = False
+        self._handles_at_look: int | None = None
 
     def forward(self, run: Callable[..., Any], inputs: Any) -> Any:
         """Return ``run(self, self.weights(), inputs)``: a time loop over a sequence."""
-        if not torch.compiler.is_compiling() and not self._has_warned:
-            self._warn_of_hooks()
+        # a look at every module takes as long as a small step: only after some hook was registered somewhere
+        if not torch.compiler.is_compiling() and self._handles_at_look != RemovableHandle.next_id:
+            self._handles_at_look = RemovableHandle.next_id
+            if not self._has_warned:
+                self._warn_of_hooks()
         return run(self, self.weights(), inputs)
 
     def _warn_of_hooks(self) -> None:
@@ -162,7 +161,7 @@ class RIMLayer(nn.Module):
     @property
     def like(self) -> Tensor:
         """A parameter whose device and type are the layer's."""
-        return next(self.dynamics.parameters())
+        return weights_in(self.dynamics)[0]
 
     @property
     def communicates(self) -> bool:
@@ -189,7 +188,7 @@ class RIMLayer(nn.Module):
         """Return the multiplications and additions of a step; see :meth:`rimlit.RIM.flops_per_step`."""
         weights = self.weights()
         computed = self.num_mechanisms if self.computes_all else self.num_active
-        products = 0  # multiplications, each with an addition
+        products: int = 0  # multiplications, each with an addition
         if self.input_attention:
             keys = weights.input_key.shape[-1]  # of all heads
             products += weights.input_key.numel() + weights.input_query.numel() + self.num_mechanisms * keys
@@ -200,20 +199,20 @@ class RIMLayer(nn.Module):
         products += self.communication.products(computed, self.num_active)
         return 2 * products
 
-    def draw_keep(self, batch_size: int, num_steps: int, num_slots: int) -> Keep:
-        """Draw the dropout factors of a sequence."""
-        input_keep = communication_keep = None
+    def draw_dropout(self, batch_size: int, num_steps: int, num_slots: int) -> tuple[Tensor | None, Tensor | None]:
+        """Draw the dropout factors of a sequence: of the input attention and of the communication."""
+        keep_input = keep_communication = None
         like = self.like
         if self.training and self.input_dropout:
             shape = (num_steps, self.num_mechanisms, batch_size, self.input_heads, num_slots)
             # not like.new_ones: FSDP may have sharded it
             ones = functools.partial(torch.ones, dtype=like.dtype, device=like.device)
-            input_keep = functional.dropout(ones(shape), self.input_dropout)
+            keep_input = functional.dropout(ones(shape), self.input_dropout)
         if self.training and self.communication_dropout:
-            communication_keep = self.communication.draw_dropout(
+            keep_communication = self.communication.draw_dropout(
                 num_steps, batch_size, self.communication_dropout, like
             )
-        return Keep(input_keep, communication_keep)
+        return keep_input, keep_communication
 
     @property
     def drops(self) -> bool:

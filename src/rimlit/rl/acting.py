@@ -237,9 +237,9 @@ class ActingTask(Task):
         unwatched = self.backbone.unwatched() if isinstance(self.backbone, Watched) else nullcontext()
         precision = _precision_of(self)
         with torch.inference_mode(), unwatched, precision:
-            step = self.backbone.stepping(num_environments)
+            step = self.backbone.stepper(num_environments)
             self._fast_step = _FastStep(
-                self._step_function(self.encoder.stepping(), step, direct(self.head)),
+                self._step_function(self.encoder.stepper(), step, direct(self.head)),
                 num_environments,
                 self.backbone.initial_state(num_environments),
             )

@@ -145,7 +145,7 @@ class PolicyEncoder(Encoder):
         self.output_size = encoder.output_size + (added if previous == "concatenated" else 0)
         self.slot = nn.Linear(added, encoder.output_size) if previous == "slot" else None
 
-    def stepping(self) -> Callable[[PolicyInput], Tensor]:
+    def stepper(self) -> Callable[[PolicyInput], Tensor]:
         """Return the fast path of :meth:`forward`, valid while the modules stay as they are."""
         whole = direct(self)
         if self.previous != "hidden" or whole is self:

@@ -95,7 +95,7 @@ def check_plain_states_are_read(build: Subject, inputs: Tensor | None = None) ->
         require_close(f"result of a {type(plain).__name__}", backbone(inputs, plain), expected)
         for with_gradients in (True, False):
             with torch.set_grad_enabled(with_gradients):
-                for run in (backbone.step, backbone.stepping(len(inputs))):
+                for run in (backbone.step, backbone.stepper(len(inputs))):
                     features, state = run(inputs[:, 0], plain)
                     require_close(f"features of a step from a {type(plain).__name__}", features, expected[0][:, 0])
                     require(type(state) is type(start), f"a step returns a {type(state).__name__} as state")
@@ -119,13 +119,15 @@ def check_step_equals_sequence(build: Subject, inputs: Tensor | None = None) -> 
     start = some_state(backbone, inputs)
     expected = backbone(inputs, start)
     # without gradients a backbone may take another way
-    for with_gradients, name in itertools.product((True, False), ("step", "stepping")):
+    for with_gradients, name in itertools.product((True, False), ("step", "stepper")):
         with torch.set_grad_enabled(with_gradients):
-            run = backbone.step if name == "step" else backbone.stepping(len(inputs))
+            run = backbone.step if name == "step" else backbone.stepper(len(inputs))
             state, pieces = start, []
             for step in range(inputs.shape[1]):
                 features, state = run(inputs[:, step], state)
-                require(features.requires_grad or not with_gradients, f"features of {name} carry no gradient")
+                has_graph = with_gradients and name == "step"
+                carry = "carry no gradient" if has_graph else "carry a gradient"
+                require(features.requires_grad == has_graph, f"features of {name} {carry}")
                 pieces.append(features)
         require_close(f"features of {name}", torch.stack(pieces, dim=1), expected[0])
         require_close(f"state of {name}", state, expected[1])

@@ -2,22 +2,15 @@
 
 import torch
 
-from rimlit.kernels.autograd import differentiate
 from rimlit.kernels.cpu.call import DTYPES as DTYPES
-from rimlit.kernels.cpu.loop import CPULoop
+from rimlit.kernels.cpu.loop import CPULoop as CPULoop
 from rimlit.kernels.cpu.stepper import LayerStep as LayerStep
 from rimlit.kernels.cpu.tiles import multiply as multiply
-from rimlit.kernels.layer import LayerInputs, LayerResult, describe
-from rimlit.kernels.projection import Projected
+from rimlit.kernels.layer import LayerInputs, describe
 from rimlit.mechanisms import LayerWeights, RIMLayer
 
 
-def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
-    """Run the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
-    return differentiate(CPULoop(), projected, layer, weights, inputs)
-
-
-def values_hold_cell(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> bool:
+def folds_values(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> bool:
     """Return whether it is cheaper to multiply values by the cell's weights ahead than in the loop.
 
     Ahead all mechanisms are computed, in one large product; in the loop the active ones, in products of few rows.
@@ -32,8 +25,8 @@ def values_hold_cell(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs
         computed /= 2  # not known ahead; it is there to let mechanisms sleep
     rows = batch_size * computed / num_mechanisms
     small_products = 1 + 4 / rows  # a product of 8 rows takes about 1.4 times as long per row as one of 64
-    ahead = min(
+    ahead: float = min(
         value_size * (groups * input_size + num_mechanisms * num_gates), num_mechanisms * input_size * num_gates
     )
-    in_loop = value_size * (groups * input_size + computed * num_gates * small_products)
+    in_loop: float = value_size * (groups * input_size + computed * num_gates * small_products)
     return ahead <= in_loop

@@ -40,7 +40,7 @@ STRUCT(Arguments,
     const void *input_query, *cell_input, *cell_hidden, *cell_bias;
     const void *communication, *communication_output, *communication_bias;
     const void* score_bias;  // (M)
-    // setting
+    // inputs without a gradient
     const Int* tokens;  // (T, B)
     const uint8_t* resets;  // (B, T)
     const void *keep_input, *keep_communication;

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting
+from rimlit.kernels.autograd import Gradients, Operands, Outputs
 from rimlit.kernels.cpu import memory, tiles
 from rimlit.kernels.cpu.build import load
+from rimlit.kernels.layer import LayerInputs, LayerOptions
+from rimlit.types import MaybeTensor
 
 OUTPUTS = ("linear", "tanh", "gated", "cell_gate")
 MARGINS = ("none", "scores", "probabilities")
@@ -91,7 +93,8 @@ class Call:
 
     def __init__(
         self,
-        setting: Setting,
+        options: LayerOptions,
+        inputs: LayerInputs,
         operands: Operands,
         threads: int | None = None,
         *,
@@ -99,12 +102,11 @@ class Call:
         later_are_done: bool = False,
         earlier_follow: bool = False,
     ) -> None:
-        options = setting.options
-        self.setting, self.operands = setting, operands
+        self.options, self.inputs, self.operands = options, inputs, operands
         keys, values = operands.keys, operands.values
         self.batch, self.mechanisms, self.size = operands.hidden.shape
         folded_keys, folded_values = operands.input_query is None, operands.cell_input is None
-        self.steps = keys.shape[1] if setting.tokens is None else setting.tokens.shape[0]
+        self.steps = keys.shape[1] if inputs.tokens is None else inputs.tokens.shape[1]
         self.input_heads = options.input_heads
         self.slots = 1 if folded_keys else keys.shape[3]
         self.heads = options.communication_heads
@@ -113,7 +115,6 @@ class Call:
         if operands.communication is not None:
             self.value = operands.communication.shape[-1] // self.heads - 2 * options.communication_key_size
         self.is_taped = is_taped
-        self.is_gated, self.has_totals = options.is_gated, setting.has_totals
         self.values_ahead = self._multiplies_ahead()
         self.integers = {
             "batch": self.batch,
@@ -133,10 +134,10 @@ class Call:
             "output_groups": 0
             if operands.communication_output is None
             else operands.communication_output.shape[0],
-            "vocabulary": 0 if setting.tokens is None else keys.shape[1],
+            "vocabulary": 0 if inputs.tokens is None else keys.shape[1],
             "threads": self.threads,
-            **_strides("key", keys, setting),
-            **_strides("value", values, setting),
+            **_strides("key", keys, inputs),
+            **_strides("value", values, inputs),
             "features_stride": 0,
             "from_features_stride": 0,
             "is_gru": options.cell == "gru",
@@ -148,7 +149,7 @@ class Call:
             "dynamic": options.dynamic,
             "width": options.width,
             "soft_cap": options.soft_cap,
-            **_offset_strides(setting.offset),
+            **_offset_strides(inputs.offset),
             "keys_hold_query": folded_keys,
             "values_hold_cell": folded_values,
             "values_ahead": self.values_ahead,
@@ -164,7 +165,7 @@ class Call:
         Forward this is done for all mechanisms, backward for the active ones; a row takes about half as long as
         in the loop.
         """
-        operands, options = self.operands, self.setting.options
+        operands, options = self.operands, self.options
         if operands.cell_input is None or self.slots > 1 or not tiles.are_available():
             return False
         active = options.num_active
@@ -179,7 +180,8 @@ class Call:
 
     def empty_outputs(self, features: Tensor) -> Outputs:
         """Return memory for the outputs beside ``features``."""
-        new, is_recorded = self.operands.hidden.new_empty, self.setting.record and self.heads > 0
+        options, new = self.options, self.operands.hidden.new_empty
+        is_recorded = self.inputs.record and self.heads > 0
         batch_size, steps, mechanisms, size = self.batch, self.steps, self.mechanisms, self.size
         return Outputs(
             features=features,
@@ -187,11 +189,11 @@ class Call:
             memory=None if self.operands.memory is None else new(batch_size, mechanisms, size),
             active=new(batch_size, steps, mechanisms, dtype=torch.bool),
             attention=new(batch_size, steps, mechanisms, self.input_heads, self.slots),
-            null_attention=new(batch_size, steps, mechanisms) if self.setting.records_null else None,
+            null_attention=new(batch_size, steps, mechanisms) if self.inputs.record and options.has_null else None,
             communication=new(batch_size, steps, mechanisms, mechanisms).zero_() if is_recorded else None,
-            gate=new(batch_size, steps, mechanisms) if self.is_gated else None,
-            relevance=new(batch_size, steps, mechanisms) if self.is_gated else None,
-            total=new(batch_size, steps, mechanisms, self.input_heads) if self.has_totals else None,
+            gate=new(batch_size, steps, mechanisms) if options.is_gated else None,
+            relevance=new(batch_size, steps, mechanisms) if options.is_gated else None,
+            total=new(batch_size, steps, mechanisms, self.input_heads) if options.has_totals else None,
         )
 
     def empty_tape(self) -> RowTape:
@@ -205,7 +207,7 @@ class Call:
         return RowTape(**parts | {"threads": torch.tensor([self.threads])})
 
     def _tape_shapes(self) -> dict[str, tuple[int, ...]]:
-        options, setting = self.setting.options, self.setting
+        options = self.options
         steps = self.steps if self.is_taped else 1
         computed = self.batch * (self.mechanisms if options.inactive == "candidate" else options.num_active)
         active = self.batch * options.num_active
@@ -219,7 +221,7 @@ class Call:
         if heads and self.is_taped:
             # an inactive mechanism is projected again only after a step in which it was active
             per_step = min(self.mechanisms, 2 * options.num_active)
-            if setting.resets is not None or options.inactive == "candidate":
+            if self.inputs.resets is not None or options.inactive == "candidate":
                 per_step = self.mechanisms
             per_sample = self.mechanisms + (steps - 1) * per_step
             shapes |= {
@@ -234,12 +236,12 @@ class Call:
             }
         if heads and output_size:
             shapes["output"] = steps, active, output_size
-        if self.is_gated:
+        if options.is_gated:
             shapes["moved"] = steps, active, size
         return shapes
 
     def _head_size(self) -> int:
-        return 2 * self.setting.options.communication_key_size + self.value
+        return 2 * self.options.communication_key_size + self.value
 
     def run(self, function: str, *arguments: Any) -> None:
         """Call a function of the library on :meth:`arguments`; raises as :func:`require_success`."""
@@ -254,13 +256,13 @@ class Call:
         gradients: Gradients | tuple[None, None, None] = (None, None, None),
     ) -> ctypes.Structure:
         """Return sizes and addresses as the library reads them; this object keeps its tensors alive."""
-        setting = self.setting
+        inputs = self.inputs
         tensors: dict[str, MaybeTensor] = {
             **self.operands._asdict(),
-            "tokens": _contiguous(setting.tokens, torch.int64),
-            "resets": None if setting.resets is None else setting.resets.contiguous(),
-            "keep_input": _contiguous(setting.keep.input, self.operands.hidden.dtype),
-            "keep_communication": _contiguous(setting.keep.communication, self.operands.hidden.dtype),
+            "tokens": None if inputs.tokens is None else _contiguous(inputs.tokens.t(), torch.int64),
+            "resets": None if inputs.resets is None else inputs.resets.contiguous(),
+            "keep_input": _contiguous(inputs.keep_input, self.operands.hidden.dtype),
+            "keep_communication": _contiguous(inputs.keep_communication, self.operands.hidden.dtype),
             "features": outputs.features,
             "last_hidden": outputs.hidden,
             "last_memory": outputs.memory,
@@ -271,7 +273,7 @@ class Call:
             "gate": outputs.gate,
             "relevance": outputs.relevance,
             "total": outputs.total,
-            "offset": setting.offset,
+            "offset": inputs.offset,
             **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
         }
         self.integers["features_stride"] = outputs.features.stride(0)
@@ -303,22 +305,22 @@ def _offset_strides(offset: MaybeTensor) -> dict[str, int]:
     }
 
 
-def _strides(name: str, tensor: Tensor, setting: Setting) -> dict[str, int]:
+def _strides(name: str, tensor: Tensor, inputs: LayerInputs) -> dict[str, int]:
     """Return how far apart groups, steps and samples of keys or values lie; or groups and tokens."""
     group, step, row = tensor.stride()[:3]
-    if setting.tokens is not None:
+    if inputs.tokens is not None:
         step, row = 0, step
     return {f"{name}_group_stride": group, f"{name}_step_stride": step, f"{name}_row_stride": row}
 
 
-def arranged(operands: Operands, setting: Setting) -> Operands:
+def arranged(operands: Operands, inputs: LayerInputs) -> Operands:
     """Return operands that are contiguous; of keys and values rows in any order do, without gaps between them."""
 
     def in_rows(tensor: Tensor) -> Tensor:
-        leading = 2 if setting.tokens is not None else 3
+        leading = 2 if inputs.tokens is not None else 3
         outer = sorted(range(leading), key=tensor.stride, reverse=True)
         in_order = tensor.permute(*outer, *range(leading, tensor.dim()))
-        return tensor if setting.tokens is None and in_order.is_contiguous() else tensor.contiguous()
+        return tensor if inputs.tokens is None and in_order.is_contiguous() else tensor.contiguous()
 
     contiguous: list[MaybeTensor] = [None if tensor is None else tensor.contiguous() for tensor in operands[2:]]
     return Operands(in_rows(operands.keys), in_rows(operands.values), *contiguous)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting
+from rimlit.kernels.autograd import Gradients, Operands, Outputs
 from rimlit.kernels.cpu import memory
 from rimlit.kernels.cpu.call import Call, RowTape, arranged
-from rimlit.kernels.layer import parts_of
+from rimlit.kernels.layer import LayerInputs, LayerOptions, parts_of
+from rimlit.types import MaybeTensor
 
 
 class CPULoop:
@@ -16,43 +17,46 @@ class CPULoop:
     second pass finds no output again: states are among the features, and attention and who was active are kept.
     """
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`."""
-        if setting.tokens is not None:
-            _require_range(setting.tokens, operands.keys.shape[1])
-        operands = arranged(operands, setting)
-        parts = _parts(setting, operands)
+    def forward(
+        self, options: LayerOptions, inputs: LayerInputs, operands: Operands, is_taped: bool
+    ) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
+        """Run the forward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
+        if inputs.tokens is not None:
+            _require_range(inputs.tokens, operands.keys.shape[1])
+        operands = arranged(operands, inputs)
+        parts = _parts(inputs, operands)
         batch_size, mechanisms, size = operands.hidden.shape
         features = memory.empty(batch_size, parts[-1].stop, mechanisms, size, dtype=operands.hidden.dtype)
         state = operands.hidden, operands.memory
         tape: MaybeTensor = None
         walked: list[Outputs] = []
         for steps in parts:
-            is_taped = setting.is_differentiated and steps is parts[-1]
-            call = Call(*_part_of(setting, operands, state, steps), is_taped=is_taped)
+            part = _part_of(inputs, operands, state, steps)
+            call = Call(options, *part, is_taped=is_taped and steps is parts[-1])
             outputs, tape = call.empty_outputs(features[:, steps]), call.empty_tape()
             call.run("rimlit_forward", outputs, tape)
             state = outputs.hidden, outputs.memory
             walked.append(outputs)
-        if not setting.is_differentiated:
+        if not is_taped:
             return _join(walked, features), ()
         memories = [part.memory for part in walked[:-1] if part.memory is not None]
         return _join(walked, features), (*tape, torch.stack(memories) if memories else None)
 
     def backward(
         self,
-        setting: Setting,
+        options: LayerOptions,
+        inputs: LayerInputs,
         operands: Operands,
         outputs: Outputs,
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.TapedLoop`."""
+        """Run the backward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         last_tape, memories = RowTape(*tape[:-1]), tape[-1]
-        operands = arranged(operands, setting)
-        parts = _parts(setting, operands)
+        operands = arranged(operands, inputs)
+        parts = _parts(inputs, operands)
         threads = int(last_tape.threads)  # the tape lies as the threads of the forward wrote it
-        found, others = _empty_gradients(setting, operands, threads)
+        found, others = _empty_gradients(inputs, operands, threads)
         from_features, *from_state = gradients
         for index, steps in reversed(list(enumerate(parts))):
             is_first, is_last = index == 0, steps is parts[-1]
@@ -61,7 +65,8 @@ class CPULoop:
                 hidden = outputs.features[:, steps.start - 1].contiguous()
                 state = hidden, None if memories is None else memories[index - 1]
             call = Call(
-                *_part_of(setting, operands, state, steps),
+                options,
+                *_part_of(inputs, operands, state, steps),
                 threads,
                 later_are_done=not is_last,
                 earlier_follow=not is_first,
@@ -70,25 +75,25 @@ class CPULoop:
             if not is_last:  # the tape before this one is gone by now
                 part_tape = call.empty_tape()
                 call.run("rimlit_forward", walked, part_tape)
-            into = _gradients_of(found, operands, setting, steps)
+            into = _gradients_of(found, operands, inputs, steps)
             call.run("rimlit_backward", walked, part_tape, into, others, (from_features[:, steps], *from_state))
             from_state = [into.hidden, into.memory]
         return found._replace(hidden=from_state[0], memory=from_state[1])
 
 
 def _part_of(
-    setting: Setting, operands: Operands, state: tuple[Tensor, MaybeTensor], steps: slice
-) -> tuple[Setting, Operands]:
+    inputs: LayerInputs, operands: Operands, state: tuple[Tensor, MaybeTensor], steps: slice
+) -> tuple[LayerInputs, Operands]:
     """Return what the library reads for ``steps``, from the state before them."""
     operands = operands._replace(hidden=state[0], memory=state[1])
-    if setting.tokens is None:
+    if inputs.tokens is None:
         operands = operands._replace(keys=operands.keys[:, steps], values=operands.values[:, steps])
-    return setting.steps(steps), operands
+    return inputs.steps(steps), operands
 
 
-def _gradients_of(found: Operands, operands: Operands, setting: Setting, steps: slice) -> Operands:
+def _gradients_of(found: Operands, operands: Operands, inputs: LayerInputs, steps: slice) -> Operands:
     """Return where the gradients of ``steps`` belong: in ``found``, but for that of the state before them."""
-    if setting.tokens is None:
+    if inputs.tokens is None:
         found = found._replace(keys=found.keys[:, steps], values=found.values[:, steps])
     return found._replace(
         hidden=torch.empty_like(operands.hidden),
@@ -96,9 +101,9 @@ def _gradients_of(found: Operands, operands: Operands, setting: Setting, steps: 
     )
 
 
-def _parts(setting: Setting, operands: Operands) -> list[slice]:
-    num_steps = operands.keys.shape[1] if setting.tokens is None else len(setting.tokens)
-    return parts_of(num_steps, setting.checkpoint_every or num_steps)
+def _parts(inputs: LayerInputs, operands: Operands) -> list[slice]:
+    num_steps = operands.keys.shape[1] if inputs.tokens is None else inputs.tokens.shape[1]
+    return parts_of(num_steps, inputs.checkpoint_every or num_steps)
 
 
 def _outputs_of(outputs: Outputs, steps: slice) -> Outputs:
@@ -135,14 +140,14 @@ def _join(parts: list[Outputs], features: Tensor) -> Outputs:
     )
 
 
-def _empty_gradients(setting: Setting, operands: Operands, threads: int) -> tuple[Operands, dict[str, Tensor]]:
+def _empty_gradients(inputs: LayerInputs, operands: Operands, threads: int) -> tuple[Operands, dict[str, Tensor]]:
     """Return memory for gradients, zero where they are added to it, and of what each thread adds up by itself.
 
     The state's are not among them: every part has its own.
     """
     # samples belong to one thread each; to the rest all threads add, all but the first in memory of their own
     apart = {"initial_hidden", "initial_memory"}
-    if setting.tokens is None:
+    if inputs.tokens is None:
         apart |= {"keys", "values"}
     added = apart - {"keys"} if operands.input_query is None else apart
     found: dict[str, MaybeTensor] = dict.fromkeys(Operands._fields)

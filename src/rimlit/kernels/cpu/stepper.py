@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rimlit.kernels.autograd import Operands, Outputs, Setting
+from rimlit.kernels.autograd import Operands, Outputs
 from rimlit.kernels.cpu.call import Call, loaded, require_cpu, require_success, structure
-from rimlit.kernels.layer import describe
-from rimlit.mechanisms import Keep, LayerWeights, RIMLayer
+from rimlit.kernels.layer import LayerInputs, describe
+from rimlit.mechanisms import LayerWeights, RIMLayer
 from rimlit.types import GRUState, LSTMState, State
 
 
@@ -65,8 +65,8 @@ class LayerStep:
             communication_bias=communication_bias,
             score_bias=weights.score_bias,
         )
-        setting = Setting(options, None, None, Keep(None, None), None, record=False, is_differentiated=False)
-        call = Call(setting, operands, threads=1, is_taped=False)
+        inputs = LayerInputs(None, None, None, None, None, None, None, None, record=False)
+        call = Call(options, inputs, operands, threads=1, is_taped=False)
         tape = call.empty_tape()
         outputs = Outputs(
             state,

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from rimlit.errors import install_command
-from rimlit.kernels.autograd import Gradients, MaybeTensor, Operands, Outputs, Setting, differentiate
+from rimlit.kernels.autograd import Gradients, Operands, Outputs
 from rimlit.kernels.graphs import Recorded
-from rimlit.kernels.layer import LayerInputs, LayerResult, describe
-from rimlit.kernels.projection import Projected, expand_tokens, hold_cell
+from rimlit.kernels.layer import LayerInputs, LayerOptions, describe
 from rimlit.kernels.tape import StepTape, WalkBack, empty_tape, operand_gradients
-from rimlit.mechanisms import Balance, Keep, LayerWeights, RIMLayer
+from rimlit.mechanisms import Balance, RIMLayer
+from rimlit.types import MaybeTensor
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -57,22 +57,15 @@ def cannot(layer: RIMLayer) -> str | None:
     )
 
 
-def scan(projected: Projected, layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerResult:
-    """Run the recurrence over all steps; see :func:`rimlit.kernels.run_layer`."""
-    projected = hold_cell(expand_tokens(projected), weights.cell_input, layer.input_heads)
-    return differentiate(_LOOP, projected, layer, weights, inputs)
-
-
 class _Launch:
     """Sizes, tiles and grids that the kernels of one pass share."""
 
-    def __init__(self, setting: Setting, operands: Operands) -> None:
-        options = setting.options
+    def __init__(self, options: LayerOptions, inputs: LayerInputs, operands: Operands) -> None:
         self.num_mechanisms, self.num_steps, self.batch_size, self.heads, self.size = operands.keys.shape
         self.num_gates = operands.cell_hidden.shape[-1]
         self.widest = WIDEST_TILE[operands.hidden.dtype]
         self.mechanism_tile = _power_of_two(self.num_mechanisms)
-        self.resets = None if setting.resets is None else setting.resets.t().contiguous().view(torch.uint8)
+        self.resets = None if inputs.resets is None else inputs.resets.t().contiguous().view(torch.uint8)
         self.across_mechanisms = options.selection == "across_mechanisms"
         self.reads_candidates = options.inactive == "candidate"
         self.communicates = operands.communication is not None
@@ -121,34 +114,38 @@ def _warps(block: int) -> int:
 class TritonLoop:
     """The recurrence and its derivative, by way of ``steps.py``."""
 
-    def forward(self, setting: Setting, operands: Operands) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
-        """Walk forward; see :class:`rimlit.kernels.autograd.TapedLoop`. The tape has one state more than steps."""
+    def forward(
+        self, options: LayerOptions, inputs: LayerInputs, operands: Operands, is_taped: bool
+    ) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
+        """See :class:`rimlit.kernels.autograd.TapedLoop`. The tape has one state more than steps."""
         steps, _ = load()
         assert steps is not None
-        setting, operands = _contiguous(setting, operands)
-        launch = _Launch(setting, operands)
+        inputs, operands = _contiguous(inputs, operands)
+        launch = _Launch(options, inputs, operands)
         num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
-        is_taped = setting.is_differentiated or setting.record
-        num_taped, num_states = (num_steps, num_steps + 1) if is_taped else (1, 2)
-        tape = empty_tape(setting, operands, num_taped, num_states)
+        keeps_steps = is_taped or inputs.record
+        num_taped, num_states = (num_steps, num_steps + 1) if keeps_steps else (1, 2)
+        tape = empty_tape(options, operands, num_taped, num_states)
         new = operands.hidden.new_empty
         features = new(launch.num_mechanisms, num_steps, batch_size, size)
         active = new(launch.num_mechanisms, num_steps, batch_size, dtype=torch.uint8)
         attention = new(launch.num_mechanisms, num_steps, batch_size, launch.heads)
-        null_attention = new(launch.num_mechanisms, num_steps, batch_size) if setting.records_null else None
-        initial_hidden = _start(tape.hidden, operands.hidden, operands.initial_hidden, setting.resets)
+        null_attention = (
+            new(launch.num_mechanisms, num_steps, batch_size) if inputs.record and options.has_null else None
+        )
+        initial_hidden = _start(tape.hidden, operands.hidden, operands.initial_hidden, inputs.resets)
         initial_memory = None
         if tape.memory is not None:
-            initial_memory = _start(tape.memory, operands.memory, operands.initial_memory, setting.resets)
+            initial_memory = _start(tape.memory, operands.memory, operands.initial_memory, inputs.resets)
         score_tile = min(_power_of_two(size), max(8, LARGEST_BLOCK // (launch.mechanism_tile * BATCH_TILE)))
         for step in range(num_steps):
-            at = step if is_taped else 0
-            old, after = (step, step + 1) if is_taped else (step % 2, (step + 1) % 2)
+            at = step if keeps_steps else 0
+            old, after = (step, step + 1) if keeps_steps else (step % 2, (step + 1) % 2)
             counts = (step, at, old, after, num_steps, num_states, num_taped, batch_size)
             steps.update[launch.grid(size)](
                 operands.keys,
                 operands.values,
-                setting.keep.input,
+                inputs.keep_input,
                 operands.cell_hidden,
                 operands.cell_bias,
                 initial_hidden,
@@ -166,7 +163,7 @@ class TritonLoop:
                 null_attention,
                 *counts,
                 num_mechanisms=launch.num_mechanisms,
-                num_active=setting.options.num_active,
+                num_active=options.num_active,
                 size=size,
                 num_gates=launch.num_gates,
                 heads=launch.heads,
@@ -196,7 +193,7 @@ class TritonLoop:
             )
             steps.communicate[launch.grid(size)](
                 tape.projected,
-                setting.keep.communication,
+                inputs.keep_communication,
                 operands.communication_output,
                 operands.communication_bias,
                 initial_hidden,
@@ -220,9 +217,9 @@ class TritonLoop:
             )
         is_active = active.view(torch.bool).permute(2, 1, 0)  # (B, T, M)
         communication = None
-        if setting.record and launch.communicates:
+        if inputs.record and launch.communicates:
             communication = tape.weights.mean(dim=2) * is_active[..., None]
-        last = num_steps if is_taped else num_steps % 2
+        last = num_steps if keeps_steps else num_steps % 2
         outputs = Outputs(
             features=features.permute(2, 1, 0, 3),
             hidden=features[:, -1].transpose(0, 1).clone(),
@@ -235,20 +232,21 @@ class TritonLoop:
             relevance=None,
             total=None,
         )
-        return outputs, tape if setting.is_differentiated else ()
+        return outputs, tape if is_taped else ()
 
     def backward(
         self,
-        setting: Setting,
+        options: LayerOptions,
+        inputs: LayerInputs,
         operands: Operands,
         outputs: Outputs,
         tape: tuple[MaybeTensor, ...],
         gradients: Gradients,
     ) -> Operands:
-        """Walk back; see :class:`rimlit.kernels.autograd.TapedLoop`."""
+        """Run the backward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
         steps, _ = load()
         assert steps is not None
-        setting, operands = _contiguous(setting, operands)
+        inputs, operands = _contiguous(inputs, operands)
         taped = StepTape(*tape)
         features, hidden, memory = gradients
         from_features = features.permute(2, 1, 0, 3).contiguous()
@@ -256,7 +254,7 @@ class TritonLoop:
         from_memory = None if memory is None else memory.transpose(0, 1).contiguous()
         active = outputs.active.permute(2, 1, 0).contiguous().view(torch.uint8)
         attention = outputs.attention.permute(2, 1, 0, 3, 4).contiguous()
-        launch = _Launch(setting, operands)
+        launch = _Launch(options, inputs, operands)
         num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
         into_hidden = from_hidden + from_features[:, -1]
         into_initial_hidden = torch.zeros_like(into_hidden)
@@ -301,7 +299,7 @@ class TritonLoop:
                     into_read,
                     taped.projected,
                     taped.weights,
-                    setting.keep.communication,
+                    inputs.keep_communication,
                     into_projected,
                     *counts,
                     **launch.pairs(),
@@ -345,7 +343,7 @@ class TritonLoop:
                 into_recurrent,
                 operands.cell_hidden,
                 operands.keys,
-                setting.keep.input,
+                inputs.keep_input,
                 attention,
                 launch.resets,
                 from_features,
@@ -379,20 +377,22 @@ class TritonLoop:
             initial_memory=into_initial_memory,
         )
         taped = taped._replace(hidden=taped.hidden[:, :num_steps])  # without the state after the last step
-        return operand_gradients(setting, operands, taped, attention, walk)
+        return operand_gradients(options, inputs, operands, taped, attention, walk)
 
 
-_LOOP = Recorded(TritonLoop())
+LOOP = Recorded(TritonLoop())
 
 
-def _contiguous(setting: Setting, operands: Operands) -> tuple[Setting, Operands]:
+def _contiguous(inputs: LayerInputs, operands: Operands) -> tuple[LayerInputs, Operands]:
     """Return what the kernels read as they read it."""
 
     def contiguous(tensor: MaybeTensor) -> MaybeTensor:
         return None if tensor is None else tensor.contiguous()
 
-    keep = Keep(*map(contiguous, setting.keep))
-    return setting._replace(keep=keep), Operands(*map(contiguous, operands))
+    inputs = inputs._replace(
+        keep_input=contiguous(inputs.keep_input), keep_communication=contiguous(inputs.keep_communication)
+    )
+    return inputs, Operands(*map(contiguous, operands))
 
 
 def _start(states: Tensor, state: Tensor, initial: Tensor, resets: MaybeTensor) -> Tensor:
