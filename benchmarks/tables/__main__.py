@@ -16,6 +16,7 @@ from benchmarks.tables import (
     performance,
     readme,
     reinforcement_learning,
+    screen,
 )
 from benchmarks.tables.shared import ROOT, Tables
 
@@ -27,6 +28,7 @@ PAGES = {
     "docs/comparing.md": comparing,
     "docs/reinforcement_learning.md": reinforcement_learning,
     "docs/games.md": games,
+    "docs/research/screen.md": screen,
 }
 """Pages and the modules of their tables. README.md shows tables of the other pages too."""
 TABLES: Tables = {name: build for page in PAGES.values() for name, build in page.TABLES.items()}
