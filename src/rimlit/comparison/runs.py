@@ -132,6 +132,9 @@ class Work:
         """Return the run that starts next, None where no run can start now."""
         return next((run for run in self.runs if run.status == "waiting"), None)
 
+    def note_start(self, run: Run) -> None:
+        """Take note of a run whose process has started."""
+
     def note_end(self, run: Run) -> None:
         """Take note of a run that has ended by itself."""
 
@@ -162,6 +165,7 @@ def run_all(work: Work, jobs: int, *, console: Console, parent: str | None = Non
                     if (run := work.take()) is None:  # type: ignore[assignment]
                         break
                     run.process, run.status = start(run, parent), "running"
+                    work.note_start(run)
                 show()
                 if not any(run.status == "running" for run in work.runs):
                     break
