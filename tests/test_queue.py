@@ -196,7 +196,7 @@ def test_a_queue_that_is_stopped_and_killed_finishes(tmp_path: Path, monkeypatch
     sizes = {"train_span": 5, "test_spans": [5], "val_size": 8, "test_size": 8, "batch_size": 4}
     overrides = {f"data.{name}": value for name, value in sizes.items()}
     overrides |= {"model.backbone.hidden_size": 24, "model.embedding_size": 8, "trainer.logger": False}
-    overrides |= {"trainer.max_steps": 1500, "trainer.val_check_interval": 100}
+    overrides |= {"trainer.max_steps": 600, "trainer.val_check_interval": 100}
     common = {"overrides": overrides}
     write_queue(
         tmp_path,
@@ -228,12 +228,15 @@ def test_a_queue_that_is_stopped_and_killed_finishes(tmp_path: Path, monkeypatch
         process.kill()
     assert process.returncode == 143, out
     stopped = json.loads((first / "run_state.json").read_text())
-    assert stopped["status"] == "stopped" and 0 < stopped["step"] < 1500
+    assert stopped["status"] == "stopped" and 0 < stopped["step"] < 600
     process = begin()
-    out, _ = process.communicate(timeout=500)
+    try:
+        out, _ = process.communicate(timeout=1200)
+    finally:
+        process.kill()
     assert process.returncode == 0, out
     assert "Resuming" in (queue_entries.log_of(first)).read_text()
     for name in ("first", "second"):
         result = json.loads((tmp_path / f"benchmarks/results/{name}/seed0.json").read_text())
-        assert (result["steps"], len(result["commit"])) == (1500, 40)
+        assert (result["steps"], len(result["commit"])) == (600, 40)
         assert "1 threads" in result["machine"]
