@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs golden notebooks screen bench wheel wheel-check clean
+.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs golden notebooks screen results bench wheel wheel-check clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='…']"
@@ -78,6 +78,9 @@ notebooks: setup ## Execute every notebook in a temporary folder
 
 screen: setup ## Train what the screen of rules lacks, two runs at a time at low priority, and print its table
 	$(BIN)/python -m benchmarks.screen $(ARGS)
+
+results: setup ## Train the queue of long runs, benchmarks/queue.yaml, resumable, at low priority; ARGS='--list' prints it
+	$(BIN)/python -m benchmarks.results_queue $(ARGS)
 
 bench: setup ## Measure layers and whole training steps on an idle machine; run 'make docs' afterwards
 	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json

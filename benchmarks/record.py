@@ -8,21 +8,35 @@ python benchmarks/record.py --paper runs/copying/lstm-seed0   → benchmarks/res
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(run: Path, *, is_of_paper_size: bool = False) -> Path:
+def record(
+    run: Path, *, is_of_paper_size: bool = False, path: Path | None = None, commits: Sequence[str] = ()
+) -> Path:
     """Copy ``results.json`` of ``run``; refuse one that cannot be traced to a commit.
 
     Runs at the paper's size stand apart, with the course of their validation: what the command line shows beside a
     config is of the size that config has.
+
+    Args:
+        run: The run's folder.
+        is_of_paper_size: Whether it is at the paper's size.
+        path: Where the results go; by default where tables and the command line look for them.
+        commits: The clean commit at each start of the run, where they are known. The first one is recorded as the
+            run's, later ones that differ beside it.
     """
     result = json.loads((run / "results.json").read_text())
     if "models" in result:
         return record_comparison(run, result)
+    if commits:
+        result["commit"] = commits[0]
+        if later := [commit for commit in dict.fromkeys(commits) if commit != commits[0]]:
+            result["resumed_at_commits"] = later
     missing = {"command", "commit", "seed", "machine", "steps", "data", "test"} - set(result)
     if missing:
         raise SystemExit(f"{run} is not finished: its results.json lacks {', '.join(sorted(missing))}.")
@@ -39,19 +53,22 @@ def record(run: Path, *, is_of_paper_size: bool = False) -> Path:
     if curve := returns_by_env_steps(run / "metrics.csv"):
         result["val_curve"] = curve
     if is_of_paper_size:
-        path = RESULTS / "paper" / f"{run.parent.name}-{run.name.removesuffix('-seed0')}.json"
         result["val_curve"] = validations(run / "metrics.csv")
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        return path
-    folder = RESULTS / run.parent.name
-    # other seeds than 0 stand apart: the command line shows one recorded run per config
-    is_first = run.name.endswith("-seed0") or "-seed" not in run.name
-    path = (
-        folder / f"{run.name.removesuffix('-seed0')}.json" if is_first else folder / "seeds" / f"{run.name}.json"
-    )
+    path = path or _place(run, is_of_paper_size=is_of_paper_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def _place(run: Path, *, is_of_paper_size: bool) -> Path:
+    """Return where tables and the command line look for a run's results."""
+    name = run.name.removesuffix("-seed0")
+    if is_of_paper_size:
+        return RESULTS / "paper" / f"{run.parent.name}-{name}.json"
+    # other seeds than 0 stand apart: the command line shows one recorded run per config
+    is_first = run.name.endswith("-seed0") or "-seed" not in run.name
+    folder = RESULTS / run.parent.name
+    return folder / f"{name}.json" if is_first else folder / "seeds" / f"{run.name}.json"
 
 
 def validations(path: Path) -> list[list[float]]:

@@ -1,14 +1,15 @@
 """What the screen runs: tasks, variants, and the order in which their runs are wanted; where results are kept."""
 
-import fcntl
 import json
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from benchmarks import sharing
+
+from rimlit.comparison.tuning import best_value
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "screen"
@@ -69,17 +70,9 @@ def write_run(run: Run, size: dict[str, int], result: dict[str, Any]) -> None:
         path.with_suffix(".new").replace(path)
 
 
-@contextmanager
-def locked(name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock ``name`` inside the ``with`` block; the system frees it when a process dies."""
-    LOCKS.mkdir(parents=True, exist_ok=True)
-    with (LOCKS / f"{name}.lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+def locked(name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
+    """Hold the lock ``name`` of the screen inside the ``with`` block."""
+    return sharing.locked(LOCKS / f"{name}.lock", wait=wait)
 
 
 def best_rate(task: dict[str, Any], runs: Sequence[dict[str, Any]]) -> float | None:
@@ -92,8 +85,9 @@ def best_rate(task: dict[str, Any], runs: Sequence[dict[str, Any]]) -> float | N
     by_rate = {run["rate"]: run["val"] for run in runs if run["seed"] == SEEDS[0]}
     if set(by_rate) < set(task["rates"]):
         return None
-    sign = 1 if task["is_better"] == "less" else -1
-    return min(task["rates"], key=lambda rate: math.inf if by_rate[rate] is None else sign * by_rate[rate])
+    scores = {rate: by_rate[rate] for rate in task["rates"]}
+    best = best_value(scores, higher_is_better=task["is_better"] != "less")
+    return task["rates"][0] if best is None else best
 
 
 def wanted(names: Sequence[str], of_tasks: Sequence[str], seeds: int = len(SEEDS)) -> list[Run]:

@@ -543,8 +543,8 @@ def test_the_progress_bar_shows_what_is_done_and_the_step_of_each_run_at_work(
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     several = [Run("rim", seed, [], RunFolder(tmp_path / str(seed)), tmp_path / "log", steps=4) for seed in (0, 1)]
-    runs.run_all(several, 1, console=console)
+    runs.run_all(runs.Work(several), 1, console=console)
     text = screen.getvalue()
-    assert "runs: 0 finished" in text and "runs: 1 finished" in text
+    assert "runs: 0 finished, 1 waiting" in text and "runs: 1 finished, 0 waiting" in text
     assert "rim-seed0" in text and "2/4" in text
     assert "rim-seed1: finished, 2 of 2 runs" in text

@@ -70,6 +70,9 @@ command resumes a comparison that was stopped; finished runs are not repeated.
                              step, state size) than the one of --match_to
   --match_to CONFIG          by default the first config with a RIM, or the rim.yaml beside the first config
   --match_tolerance 0.05     how much larger a matched model may be, as a share
+  --tune lr=0.001,0.003,0.01 train each model with the first seed at each value, and with the other seeds at
+                             the value of the best validation; lr is short for model.optimizer.init_args.lr, and
+                             other settings of model and trainer work, too; a config's 'tune: {lr: [...]}' wins
   --jobs N                   runs at a time; by default as many as there are cores, or one on a GPU
   --name NAME                keep it in runs/<dataset>/compare-NAME; by default runs/<dataset>/compare
   --trust PACKAGE            as for fit

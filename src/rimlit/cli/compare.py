@@ -1,15 +1,17 @@
 """``rimlit compare``: the words of its command line."""
 
+import contextlib
 import shlex
 from typing import Any
 
 from rimlit.cli.setup import prepare
 from rimlit.comparison.comparing import compare
 from rimlit.comparison.matching import TOLERANCE
+from rimlit.comparison.tuning import EXAMPLE
 from rimlit.console import say, show
 from rimlit.errors import ConfigError, RunsFailedError
 
-OWN = ("--seeds", "--match", "--match_to", "--match_tolerance", "--jobs", "--name")
+OWN = ("--seeds", "--match", "--match_to", "--match_tolerance", "--tune", "--jobs", "--name")
 
 
 def run_compare(arguments: list[str]) -> None:
@@ -30,6 +32,7 @@ def run_compare(arguments: list[str]) -> None:
         jobs=None if "jobs" not in own else _number("jobs", own["jobs"], int),
         name=own.get("name"),
         overrides=overrides,
+        tune=None if "tune" not in own else _grid(own["tune"]),
         command=command,
     )
     show(comparison.rich())
@@ -77,6 +80,21 @@ def _seeds(text: str) -> int | list[int]:
     if not all(part.isdigit() for part in parts):
         raise ConfigError(f"seeds must be a number, or a list such as 0,5,7; got seeds={text!r}.")
     return int(parts[0]) if len(parts) == 1 and "[" not in text else [int(part) for part in parts]
+
+
+def _grid(text: str) -> dict[str, list[Any]]:
+    key, is_grid, values = text.partition("=")
+    words = [word.strip() for word in values.strip("[] ").split(",")]
+    if not is_grid or not key or not all(words):
+        raise ConfigError(f"tune must be a setting and its values, {EXAMPLE}; got {text!r}.")
+    return {key.removeprefix("--"): [_value(word) for word in words]}
+
+
+def _value(word: str) -> Any:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return {"true": True, "false": False}.get(word.lower(), word)
 
 
 def _number(name: str, value: Any, kind: type) -> Any:

@@ -4,7 +4,7 @@ from rimlit.cli.configs import config_names
 from rimlit.console import say
 
 OPTIONS = {
-    "compare": "--seeds --match --match_to --match_tolerance --jobs --name --trust --help",
+    "compare": "--seeds --match --match_to --match_tolerance --tune --jobs --name --trust --help",
     "export": "--to --help",
     "sync": "",
     "configs": "",

@@ -1,6 +1,6 @@
 """The settings that rimlit adds to those of LightningCLI."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -69,4 +69,11 @@ def add_options(parser: LightningArgumentParser) -> None:
         type=float,
         default=TOLERANCE,
         help="How much larger the matched model may be, as a share.",
+    )
+    parser.add_argument(
+        "--tune",
+        type=dict[str, Any] | None,
+        default=None,
+        help="In a config: the values that 'rimlit compare' tries for this model, such as {lr: [0.001, 0.003]}. "
+        "Other commands ignore it.",
     )

@@ -43,6 +43,7 @@ from rimlit.tracking import MLflowTracker
 from rimlit.tracking.optional import Gate, optional
 from rimlit.tracking.process_names import is_rank_zero
 from rimlit.tracking.run_folder import RunLock
+from rimlit.training.checkpointing import Checkpointer
 from rimlit.training.processes import ProcessWatch
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,10 @@ class Command(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake becomes one message."""
+        if value_of(self.words, "--tune") is not None:
+            raise ConfigError(
+                f"--tune is for rimlit compare; {self.name} trains or reads one run, with one value."
+            )
         self.config = parse(parser, args)
         seed = self.config.seed_everything
         if self.config.match is not None:
@@ -326,7 +331,9 @@ class Command(LightningCLI):
                     logger.require()
 
     def _finish_fit(self) -> None:
-        """Test the best checkpoint, or the last one where nothing was validated."""
+        """Record the best validation, then test its checkpoint, or the last one where nothing was validated."""
+        if is_rank_zero() and not self.is_trial:
+            self._record_best_validation()
         if self.model.init_from is not None and is_rank_zero() and not self.is_trial:
             self.folder.write_results(init_from=self.model.init_from)
         if not self.config.test_after_fit or self.is_trial or self.trainer.interrupted:
@@ -336,6 +343,18 @@ class Command(LightningCLI):
         path = kept_checkpoint(self.folder.path)
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True, verbose=False)
         self._print_report("test")
+
+    def _record_best_validation(self) -> None:
+        """Record the score that chose the checkpoint."""
+        task = self.model
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpointer) and callback.best_score is not None:
+                best = {
+                    "metric": task.monitor,
+                    "score": callback.best_score,
+                    "higher_is_better": task.higher_is_better,
+                }
+                self.folder.write_results(best_validation=best)
 
     def _print_report(self, stage: Literal["val", "test"]) -> None:
         if self.trainer.is_global_zero:

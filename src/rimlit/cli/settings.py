@@ -25,6 +25,7 @@ OF_ONE_RUN = (
     "match",
     "match_to",
     "match_tolerance",
+    "tune",
     "return_predictions",
     "config",
 )

@@ -26,8 +26,15 @@ RECIPE = (
 """Settings of the trainer that decide how a model is trained."""
 
 
-def recipe_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a config trains its model, in words: optimiser, schedule, batch size, clipping, steps."""
+def recipe_of(settings: Mapping[str, Any], without: str | None = None) -> dict[str, str]:
+    """Return how a config trains its model, in words: optimiser, schedule, batch size, clipping, steps.
+
+    Args:
+        settings: Its resolved settings.
+        without: A setting that is left out, as it was tuned.
+    """
+    if without is not None:
+        settings = _without(settings, [part for part in without.split(".") if part != "init_args"])
     model, data = (settings[part].get("init_args", {}) for part in ("model", "data"))
     optimizer, scheduler = model.get("optimizer"), model.get("scheduler")
     return {
@@ -36,6 +43,16 @@ def recipe_of(settings: Mapping[str, Any]) -> dict[str, str]:
         "batch_size": str(data.get("batch_size", "the default")),
         **{name: str(settings["trainer"].get(name, "the default")) for name in RECIPE},
     }
+
+
+def _without(settings: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Return nested settings without one of them; ``init_args`` on its way is understood."""
+    first, *rest = path
+    if first not in settings and isinstance(settings.get("init_args"), Mapping):
+        return {**settings, "init_args": _without(settings["init_args"], path)}
+    if not rest or not isinstance(settings.get(first), Mapping):
+        return {name: value for name, value in settings.items() if name != first or rest}
+    return {**settings, first: _without(settings[first], rest)}
 
 
 def _call(spec: Mapping[str, Any], always: Sequence[str] = ()) -> str:
@@ -59,7 +76,17 @@ def facts_of(run: Run, metrics: Sequence[str]) -> dict[str, Any] | None:
     written = run.folder.read_results()
     if not isinstance(written.get("test"), dict):
         return None
-    names = ("seed", "command", "commit", "machine", "steps", "train_seconds", "test", "warnings")
+    names = (
+        "seed",
+        "command",
+        "commit",
+        "machine",
+        "steps",
+        "train_seconds",
+        "best_validation",
+        "test",
+        "warnings",
+    )
     curves = {metric: read_curve(run.folder.path / "metrics.csv", f"val/{metric}") for metric in metrics}
     return {
         "seed": run.seed,

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rimlit.comparison.figures import draw_metric
 from rimlit.comparison.scores import Score, floor_of, mean_and_deviation, number, title, written
+from rimlit.comparison.tuning import tuning_notes
 from rimlit.errors import DataError
 from rimlit.files import read_json, refuse_link, write_file
 
@@ -139,7 +140,8 @@ class Comparison:
         """One flat dict per model, for ``pandas.DataFrame(comparison.rows)``: sizes, means, ``…_std``."""
         rows = []
         for model, facts in self.models.items():
-            row = {"model": model, "seeds": len(facts["runs"]), **{name: facts.get(name) for name in SIZES}}
+            row = {"model": model, **self._tuned_value(model), "seeds": len(facts["runs"])}
+            row |= {name: facts.get(name) for name in SIZES}
             for name in self.score_names:
                 score = self.score(model, name)
                 row[name] = None if score is None else score.mean
@@ -149,7 +151,19 @@ class Comparison:
 
     def header(self) -> list[str]:
         """Return the table's columns."""
-        return ["model", "seeds", *SIZES.values(), *(title(name) for name in self.score_names)]
+        tuned = [title(name) for name in self._tuned_names()]
+        return ["model", *tuned, "seeds", *SIZES.values(), *(title(name) for name in self.score_names)]
+
+    def _tuned_names(self) -> list[str]:
+        """Return the last part of each setting that was tuned for a model."""
+        settings = (facts["tuning"]["setting"] for facts in self.models.values() if "tuning" in facts)
+        return list(dict.fromkeys(setting.rpartition(".")[2] for setting in settings))
+
+    def _tuned_value(self, model: str) -> dict[str, Any]:
+        """Return a model's best value of each setting that was tuned, None where it was not for this model."""
+        report = self.models[model].get("tuning", {"setting": "", "best": None})
+        name = report["setting"].rpartition(".")[2]
+        return {each: report["best"] if each == name else None for each in self._tuned_names()}
 
     def body(self) -> list[list[Cell]]:
         """Return the table's rows: models, then the floor, then what others published."""
@@ -160,8 +174,11 @@ class Comparison:
             sizes = ["–" if facts.get(size) is None else f"{facts[size]:,}" for size in SIZES]
             scores = [self.score(model, name) for name in names]
             cells = [Cell(written(score), model in best[name]) for name, score in zip(names, scores, strict=True)]
-            lines.append([Cell(model), Cell(str(len(facts["runs"]))), *map(Cell, sizes), *cells])
-        empty = [Cell("")] * (1 + len(SIZES))
+            tuned = ["–" if value is None else str(value) for value in self._tuned_value(model).values()]
+            lines.append(
+                [Cell(model), *map(Cell, tuned), Cell(str(len(facts["runs"]))), *map(Cell, sizes), *cells]
+            )
+        empty = [Cell("")] * (1 + len(SIZES) + len(self._tuned_names()))
         floors = [floor_of(self.results["floors"], name) for name in names]
         if any(floor is not None for floor in floors):
             cells = [Cell("–" if floor is None else number(floor)) for floor in floors]
@@ -192,6 +209,8 @@ class Comparison:
         match = self.results.get("match")
         if match:
             notes.append(f"Widths: the smallest with no fewer {match['words']} than {match['to']}.")
+        for model, facts in self.models.items():
+            notes += tuning_notes(model, facts["tuning"]) if "tuning" in facts else []
         for name, values in self.results.get("differing", {}).items():
             given = ", ".join(f"{value} ({model})" for model, value in values.items())
             notes.append(f"Not trained alike: {name} is {given}.")
@@ -234,7 +253,7 @@ class Comparison:
     def rich(self) -> Group:
         """Return the table for the terminal, in parts that fit: sizes, then metric by metric."""
         header, body = self.header(), self.body()
-        sizes = 2 + len(SIZES)
+        sizes = 2 + len(SIZES) + len(self._tuned_names())
         parts = [_rich(header[:sizes], [line[:sizes] for line in body[: len(self.models)]])]
         for metric in self.results["metrics"]:
             columns = [

@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -113,17 +113,37 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_all(
-    runs: Sequence[Run],
-    jobs: int,
-    *,
-    console: Console,
-    parent: str | None = None,
-) -> None:
+class Work:
+    """Runs in the order in which they start; a subclass may add some while others end.
+
+    Args:
+        runs: The runs that are known; their ``status`` and ``reason`` are kept up to date.
+    """
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+
+    @property
+    def total(self) -> int:
+        """How many runs there will be."""
+        return len(self.runs)
+
+    def take(self) -> Run | None:
+        """Return the run that starts next, None where no run can start now."""
+        return next((run for run in self.runs if run.status == "waiting"), None)
+
+    def note_start(self, run: Run) -> None:
+        """Take note of a run whose process has started."""
+
+    def note_end(self, run: Run) -> None:
+        """Take note of a run that has ended by itself."""
+
+
+def run_all(work: Work, jobs: int, *, console: Console, parent: str | None = None) -> None:
     """Run what is waiting; a run that fails does not stop the others.
 
     Args:
-        runs: The runs; their ``status`` and ``reason`` are kept up to date.
+        work: The runs.
         jobs: Processes at a time.
         console: Where the progress is shown.
         parent: MLflow run that they are shown under.
@@ -131,29 +151,31 @@ def run_all(
     Raises:
         StoppedError: A signal of ``EXIT_CODES`` came. The runs have been asked to stop, have saved and ended.
     """
-    waiting = [run for run in runs if run.status == "waiting"]
     signals = SignalFlag()
     signals.listen()
     try:
-        with _progress(runs, console) as show:
-            while waiting or any(run.status == "running" for run in runs):
+        with _progress(work, console) as show:
+            while True:
                 if signals.received:
-                    _stop(runs)
                     raise signals.error(signals.received)
-                for run in runs:
+                for run in work.runs:
                     if run.status == "running":
-                        _look_at(run)
-                while waiting and sum(run.status == "running" for run in runs) < jobs:
-                    run = waiting.pop(0)
+                        _look_at(run, work)
+                while sum(run.status == "running" for run in work.runs) < jobs:
+                    if (run := work.take()) is None:  # type: ignore[assignment]
+                        break
                     run.process, run.status = start(run, parent), "running"
+                    work.note_start(run)
                 show()
+                if not any(run.status == "running" for run in work.runs):
+                    break
                 time.sleep(POLL_SECONDS)
     finally:
-        _stop(runs)
+        _stop(work)
         signals.listen_no_more()
 
 
-def _look_at(run: Run) -> None:
+def _look_at(run: Run, work: Work) -> None:
     assert run.process is not None
     code = run.process.poll()
     if code is None:
@@ -161,6 +183,7 @@ def _look_at(run: Run) -> None:
     run.status = "finished" if code == 0 else "failed"
     if code != 0:
         run.reason = f"{NAMED_EXIT_CODES.get(code, f'exit code {code}')}: {last_words(run.log)}"
+    work.note_end(run)
 
 
 def last_words(log: Path) -> str:
@@ -170,12 +193,12 @@ def last_words(log: Path) -> str:
     return (errors or lines or ["it printed nothing"])[-1].removeprefix("rimlit: error: ")
 
 
-def _stop(runs: Sequence[Run]) -> None:
+def _stop(work: Work) -> None:
     """Ask what still runs to stop, and wait until it has saved."""
-    for run in runs:
+    for run in work.runs:
         if run.status == "running":
-            _look_at(run)
-    running = [run for run in runs if run.status == "running"]
+            _look_at(run, work)
+    running = [run for run in work.runs if run.status == "running"]
     for run in running:
         assert run.process is not None
         run.process.terminate()
@@ -190,21 +213,22 @@ def _stop(runs: Sequence[Run]) -> None:
 
 
 @contextmanager
-def _progress(runs: Sequence[Run], console: Console) -> Iterator[Callable[[], None]]:
+def _progress(work: Work, console: Console) -> Iterator[Callable[[], None]]:
     """Show a bar over all runs and one for each active run; without a terminal, a line for each that ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
-    reported = {run.name for run in runs if run.status == "finished"}
+    reported = {run.name for run in work.runs if run.status == "finished"}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        total = progress.add_task("runs", total=len(runs))
+        bar = progress.add_task("runs", total=work.total)
 
         def show() -> None:
-            counts = {status: sum(run.status == status for run in runs) for status in ("finished", "failed")}
+            counts = {status: sum(run.status == status for run in work.runs) for status in get_args(Status)}
+            ended, total = counts["finished"] + counts["failed"], work.total
             failed = f", {counts['failed']} failed" if counts["failed"] else ""
-            progress.update(
-                total, completed=sum(counts.values()), description=f"runs: {counts['finished']} finished{failed}"
-            )
-            for run in runs:
+            waiting = total - ended - counts["running"]
+            description = f"runs: {counts['finished']} finished{failed}, {waiting} waiting"
+            progress.update(bar, completed=ended, total=total, description=description)
+            for run in work.runs:
                 if run.status == "running" and console.is_terminal:
                     if run.name not in bars:
                         bars[run.name] = progress.add_task(run.name, total=run.steps)
@@ -216,7 +240,7 @@ def _progress(runs: Sequence[Run], console: Console) -> Iterator[Callable[[], No
                         reported.add(run.name)
                         reason = f" ({run.reason})" if run.reason else ""
                         progress.console.print(
-                            f"{run.name}: {run.status}{reason}, {sum(counts.values())} of {len(runs)} runs",
+                            f"{run.name}: {run.status}{reason}, {ended} of {total} runs",
                             highlight=False,
                             markup=False,
                         )

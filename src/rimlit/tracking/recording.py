@@ -127,12 +127,15 @@ class RunRecorder(L.Callback):
         if trainer.state.fn == TrainerFn.FITTING and self._has_begun:  # a start that is refused leaves no file
             status = "stopped" if isinstance(exception, StoppedError | KeyboardInterrupt) else "failed"
             try:
-                self._write_status(trainer, status, str(exception) or type(exception).__name__)
+                kind = type(exception).__name__
+                self._write_status(trainer, status, str(exception) or kind, kind)
             except StorageError as error:  # the first error is the one to report, and this disk may have caused it
                 log.warning("%s", error)
 
-    def _write_status(self, trainer: L.Trainer, status: str, reason: str | None = None) -> None:
-        self._write_state(trainer, status=status, reason=reason, process=process_name())
+    def _write_status(
+        self, trainer: L.Trainer, status: str, reason: str | None = None, error: str | None = None
+    ) -> None:
+        self._write_state(trainer, status=status, reason=reason, error=error, process=process_name())
 
     @rank_zero_only
     def _write_state(self, trainer: L.Trainer, **entries: Any) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rimlit.errors import ConfigError
+from rimlit.errors import ConfigError, NonFiniteError
 from rimlit.files import read_json, storage_error, write_json
 from rimlit.tracking.process_names import is_gone, process_name
 
@@ -75,6 +75,21 @@ class RunFolder:
         return isinstance(results.get("test"), dict) and bool(
             tested.get("after_fit", True) if isinstance(tested, dict) else True
         )
+
+    def is_finished(self) -> bool:
+        """Return whether the run was trained to its end and then tested."""
+        return self.read_state().get("status") == "finished" and self.has_own_test()
+
+    def has_diverged(self) -> bool:
+        """Return whether the training ended because a loss, a gradient or a weight was not finite."""
+        state = self.read_state()
+        return state.get("status") == "failed" and state.get("error") == NonFiniteError.__name__
+
+    def best_validation(self) -> dict[str, Any] | None:
+        """Return ``metric``, ``score`` and ``higher_is_better`` of the best validation, None where none was."""
+        found = self.read_results().get("best_validation")
+        is_whole = isinstance(found, dict) and isinstance(found.get("score"), int | float) and "metric" in found
+        return found if is_whole else None
 
     def archive_earlier_run(self) -> None:
         """Rename an earlier run of this name, so that a new one neither mixes with it nor destroys it.
