@@ -41,7 +41,8 @@ def copying() -> str:
     for metric, digits in (("cross_entropy", 3), ("sequence_accuracy", 3)):
         for name, result in results.items():
             scores = [f"{result['test'][f'span_{span}/{metric}']:.{digits}f}" for span in spans]
-            rows.append([f"{COPYING[name]}, {result['parameters']:,} parameters", metric.replace("_", " "), *scores])
+            model = f"{COPYING[name]}, {result['parameters']:,} parameters"
+            rows.append([model, metric.replace("_", " "), *scores])
         seeds = seeds_of("copying", "rim")
         if len(seeds) > 1:
             names = ", ".join(str(seed["seed"]) for seed in seeds)
