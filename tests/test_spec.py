@@ -222,7 +222,10 @@ def test_positional_arguments_without_names_are_refused() -> None:
 
 
 def test_only_what_differs_from_the_defaults_is_shown_to_people() -> None:
-    made = {"class_path": "rimlit.backbones.RIM", "init_args": {"hidden_size": 12, "num_active": 4, "cell": "gru"}}
+    made = {
+        "class_path": "rimlit.backbones.RIM",
+        "init_args": {"hidden_size": 12, "num_mechanisms": 6, "cell": "gru"},
+    }
     assert non_default_arguments(made) == {
         "hidden_size": 12,
         "cell": "gru",

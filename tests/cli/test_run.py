@@ -339,7 +339,7 @@ def test_another_learning_rate_is_used_and_said(copying: Path, caplog: pytest.Lo
     longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6", rate)
     with caplog.at_level(logging.INFO, logger="rimlit"):
         succeed(*longer)
-    assert "model.init_args.optimizer.init_args.lr was 0.002 and is 0.001 from here on." in caplog.text
+    assert "model.init_args.optimizer.init_args.lr was 0.005 and is 0.001 from here on." in caplog.text
     (group,) = read_checkpoint(copying / "checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
     assert group["initial_lr"] == 0.001
 

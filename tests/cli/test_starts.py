@@ -308,7 +308,7 @@ def test_of_two_starts_at_the_same_time_one_trains_and_one_is_refused(folder: Pa
 @pytest.mark.parametrize(
     ("option", "key"),
     [
-        ("--model.optimizer.lr=0.1", "model.init_args.optimizer.init_args.lr is 0.002 in process 0 and 0.1"),
+        ("--model.optimizer.lr=0.1", "model.init_args.optimizer.init_args.lr is 0.005 in process 0 and 0.1"),
         ("--seed_everything=7", "seed_everything is 0 in process 0 and 7"),
         ("--trainer.max_steps=5", "trainer.max_steps is 4 in process 0 and 5"),
         ("--data.batch_size=8", "data.init_args.batch_size is 4 in process 0 and 8"),
@@ -370,7 +370,7 @@ def test_settings_of_the_run_and_its_data_are_in_the_results(copying: Path) -> N
 def test_a_run_that_is_done_is_not_taken_for_one_with_another_rate(copying: Path) -> None:
     rate = "--model.optimizer.lr=0.1"
     answer = rimlit("fit", *SHORT, "--trainer.max_steps=4", rate)
-    refused(answer, 2, "is done, 4 steps, with model.init_args.optimizer.init_args.lr=0.002; got 0.1", "--name")
+    refused(answer, 2, "is done, 4 steps, with model.init_args.optimizer.init_args.lr=0.005; got 0.1", "--name")
     assert "is done, 4 steps. Test it with" in succeed("fit", *SHORT, "--trainer.max_steps=4").out
 
 

@@ -99,7 +99,7 @@ def test_the_shipped_pair_is_what_the_solver_finds() -> None:
     data = build_data(rim)
     found = match_parameters(build_task(lstm, data), build_task(rim, data))
     assert found.width == lstm["model"]["init_args"]["backbone"]["init_args"]["hidden_size"]
-    assert str(found) == "hidden_size=296: 432,810 parameters, 0.01 % more than 432,778"
+    assert str(found) == "hidden_size=235: 286,410 parameters, 0.51 % more than 284,944"
 
 
 def test_matching_leaves_the_random_numbers_alone() -> None:

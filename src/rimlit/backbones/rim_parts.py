@@ -71,8 +71,8 @@ def dynamic(num_mechanisms: int, size: int) -> Recipe:
     Each mechanism competes with null alone: it sleeps while it reads no more than null, and its update fades in
     above that. Communication passes through the cell's gate, and attention is as large as mechanisms ask for.
     """
-    attention = 16 * max(1, round(size / 16))
-    head = 8 * max(1, round(size / 32))
+    attention = 8 * max(2, round(size / 8))
+    head = 4 * max(2, round(size / 16))
     talk = {"key_size": head, "value_size": head, "output": "cell_gate", "inactive": "preserved"}
     return paper(num_mechanisms, size)._replace(
         num_active=num_mechanisms,
