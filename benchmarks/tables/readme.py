@@ -13,14 +13,15 @@ def promise() -> str:
     result = load("copying", "rim")
     if result is None:
         return "(not recorded)"
-    test = result["test"]
-    copied = [f"{100 * test[f'span_{span}/sequence_accuracy']:.1f} %" for span in (50, 100, 200, 400)]
-    minutes = result["train_seconds"] / 60
+    runs = seeds_of("copying", "rim")
+    worst = [min(run["test"][f"span_{span}/sequence_accuracy"] for run in runs) for span in (50, 100, 200, 400)]
+    copied = [f"{100 * share:.1f} %" for share in worst]
+    minutes = [run["train_seconds"] / 60 for run in runs]
     return (
-        f"**{copied[0]} of the sequences copied whole at span 50, and {copied[1]}, {copied[2]} and {copied[3]} "
+        f"**At least {copied[0]} of the sequences copied whole at span 50, and {copied[1]}, {copied[2]} and {copied[3]} "
         f"at 100, 200 and 400**, spans it was never trained on: that is what `make train` reaches in "
-        f"{result['steps']:,} steps with {result['parameters']:,} parameters (seed {result['seed']}). "
-        f"It took {minutes:.0f} minutes on {result['machine']}."
+        f"{result['steps']:,} steps with {result['parameters']:,} parameters, in each of {len(runs)} seeds. "
+        f"It took {min(minutes):.0f} to {max(minutes):.0f} minutes on {result['machine']}."
     )
 
 
