@@ -17,10 +17,11 @@ def promise() -> str:
     worst = [min(run["test"][f"span_{span}/sequence_accuracy"] for run in runs) for span in (50, 100, 200, 400)]
     copied = [f"{100 * share:.1f} %" for share in worst]
     minutes = [run["train_seconds"] / 60 for run in runs]
+    steps, parameters = f"{result['steps']:,} steps", f"{result['parameters']:,} parameters"
     return (
-        f"**Copied whole in the worst of {len(runs)} seeds: {copied[0]} of the sequences at span 50, "
-        f"{copied[1]} at 100, {copied[2]} at 200 and {copied[3]} at 400**, spans beyond 50 being never trained on. "
-        f"That is what `make train` reaches in {result['steps']:,} steps with {result['parameters']:,} parameters. "
+        f"**Copied whole in the worst of {len(runs)} seeds: {copied[0]} of the sequences at span 50, {copied[1]} "
+        f"at 100, {copied[2]} at 200 and {copied[3]} at 400**, spans beyond 50 being never trained on. That is what "
+        f"`make train` reaches in {steps} with {parameters}. "
         f"It took {min(minutes):.0f} to {max(minutes):.0f} minutes on {result['machine']}."
     )
 
