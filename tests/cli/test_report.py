@@ -106,7 +106,7 @@ RECORDED_COPYING = {"train_span": 50, "min_train_span": 1, "test_spans": [50, 10
 def test_recorded_results_are_shown_where_the_data_are_the_same(changes: dict[str, Any]) -> None:
     found = recorded_results(Copying(**{**RECORDED_COPYING, **changes}))
     assert list(found) == ["copying/lstm", "copying/rim"]
-    assert found["copying/rim"]["steps"] == 10000
+    assert found["copying/rim"]["steps"] == 3000
 
 
 @pytest.mark.parametrize(
