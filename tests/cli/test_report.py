@@ -105,7 +105,7 @@ RECORDED_COPYING = {"train_span": 50, "min_train_span": 1, "test_spans": [50, 10
 @pytest.mark.parametrize("changes", [{}, {"seed": 3}, {"batch_size": 16, "num_workers": 2}])
 def test_recorded_results_are_shown_where_the_data_are_the_same(changes: dict[str, Any]) -> None:
     found = recorded_results(Copying(**{**RECORDED_COPYING, **changes}))
-    assert list(found) == ["copying/lstm", "copying/rim"]
+    assert {"copying/lstm", "copying/rim", "copying/rim_paper"} <= set(found)
     assert found["copying/rim"]["steps"] == 3000
 
 
@@ -188,7 +188,7 @@ def test_every_record_holds_its_data_and_its_budget() -> None:
 @pytest.mark.parametrize("dataset", ["adding", "bouncing_balls", "copying", "sequential_mnist"])
 def test_a_shipped_config_finds_its_own_records(dataset: str) -> None:
     settings = yaml.safe_load((configs_folder() / dataset / "rim.yaml").read_text())
-    assert list(recorded_results(build_data(settings))) == [f"{dataset}/lstm", f"{dataset}/rim"]
+    assert {f"{dataset}/lstm", f"{dataset}/rim"} <= set(recorded_results(build_data(settings)))
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "tinyshakespeare", "wikitext-2"])
