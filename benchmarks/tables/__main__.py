@@ -28,6 +28,7 @@ PAGES = {
     "docs/comparing.md": comparing,
     "docs/reinforcement_learning.md": reinforcement_learning,
     "docs/games.md": games,
+    "docs/competition.md": readme,
     "docs/research/screen.md": screen,
 }
 """Pages and the modules of their tables. README.md shows tables of the other pages too."""
