@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from benchmarks.screen.environments import register
 from benchmarks.screen.runs import Run, locked, tasks, variants, wanted, write_run
+from benchmarks.sharing import let_others_go_first
 
 from rimlit.cli.settings import build_data, with_sizes
 from rimlit.comparison import match_parameters
@@ -26,7 +27,8 @@ TOLERANCE = 0.1
 
 def work(names: list[str], of_tasks: list[str], seeds: int, niceness: int, done: "Queue[str]") -> None:
     """Train until nothing is missing that no other process trains."""
-    os.nice(niceness)
+    os.setsid()
+    let_others_go_first(os.getpid(), niceness)
 
     def step() -> bool:
         for run in wanted(names, of_tasks, seeds):
