@@ -197,6 +197,8 @@ def speed(rounds: int) -> list[dict[str, Any]]:
         "RIM, cpu": rim(backend="cpu"),
         "RIM, cpu, preset official": rim(backend="cpu", preset="official"),
         "RIM, cpu, GRU": rim(backend="cpu", cell="gru"),
+        "RIM(600, 600), cpu, its defaults": RIM(SIZE, SIZE, backend="cpu"),
+        "RIM(600, 600), cpu, preset dynamic": RIM(SIZE, SIZE, backend="cpu", preset="dynamic"),
     }
     inputs = torch.randn(BATCH, STEPS, SIZE)
     arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
