@@ -13,6 +13,7 @@ from rimlit.cli.configs import find_config
 from rimlit.comparison.runs import Run
 from rimlit.comparison.tuning import Grid, Tuning, read_grid
 from rimlit.errors import ConfigError
+from rimlit.files import write_json
 from rimlit.tracking.run_folder import RunFolder
 from rimlit.yaml_files import load_yaml
 
@@ -168,6 +169,4 @@ class Starts:
         known = self.read()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {"arguments": self.run.arguments, "commits": [*known.get("commits", []), commit]}
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(content, indent=1) + "\n")
-        new.replace(self.path)
+        write_json(self.path, content)

@@ -1,5 +1,6 @@
 """What the screen runs: tasks, variants, and the order in which their runs are wanted; where results are kept."""
 
+import functools
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ import yaml
 from benchmarks import sharing
 
 from rimlit.comparison.tuning import best_value
+from rimlit.files import write_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "screen"
@@ -29,12 +31,14 @@ class Run(NamedTuple):
         return f"{self.task}, {self.variant}, learning rate {self.rate:g}, seed {self.seed}"
 
 
+@functools.cache
 def tasks() -> dict[str, dict[str, Any]]:
     """Return the tasks by name, as ``tasks.yaml`` has them."""
     found: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "tasks.yaml").read_text())
     return found
 
 
+@functools.cache
 def variants() -> dict[str, dict[str, Any]]:
     """Return the backbones by name: ``is`` (a line of words), ``class_path`` and ``init_args``."""
     models: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "variants.yaml").read_text())["models"]
@@ -65,9 +69,7 @@ def write_run(run: Run, size: dict[str, int], result: dict[str, Any]) -> None:
         task["runs"].append({"rate": run.rate, "seed": run.seed, **result})
         task["runs"].sort(key=lambda each: (each["rate"], each["seed"]))
         RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{run.variant}.json"
-        path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".new").replace(path)
+        write_json(RESULTS / f"{run.variant}.json", found)
 
 
 def locked(name: str, *, wait: bool = True) -> AbstractContextManager[bool]:

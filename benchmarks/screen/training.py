@@ -64,26 +64,11 @@ def train(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
     L.seed_everything(run.seed, verbose=False)
     data = build_data({"data": task["data"]})
     size, model = _model(task, run, data)
-    trainer = L.Trainer(
-        **{"max_epochs": -1, **task["trainer"]},
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-    )
+    trainer = _trainer(max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, **task["trainer"])
     began = time.process_time()
     trainer.fit(model, data)
     seconds = time.process_time() - began
-    tester = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    tester = _trainer()
     val = _merged(tester.validate(model, data, verbose=False))
     scores = _merged(tester.test(model, data, verbose=False))
     return size, {
@@ -121,6 +106,17 @@ def _backbone(variant: dict[str, Any], width: int) -> dict[str, Any]:
     if variant["class_path"] == "RIM":
         arguments = {"num_mechanisms": 6, "num_active": 4, **arguments}
     return {"class_path": f"{BACKBONES}.{variant['class_path']}", "init_args": arguments}
+
+
+def _trainer(**options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
 
 
 def _merged(results: list[Any]) -> dict[str, float | None]:

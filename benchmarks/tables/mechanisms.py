@@ -9,29 +9,15 @@ import torch
 from benchmarks.tables.shared import ROOT, Tables, table
 
 from rimlit import RIM
+from rimlit.backbones.rim_parts import KINDS
 from rimlit.kernels import LOOPS, Where, triton
 from rimlit.mechanisms import (
     AttentionCommunication,
-    Balance,
-    Communication,
-    Dynamics,
     LeastNull,
-    Part,
     RIMLayer,
-    Selection,
-    Sharing,
     known_parts,
 )
 
-KINDS: dict[str, type[Part]] = {
-    "selection": Selection,
-    "cell": Dynamics,
-    "communication": Communication,
-    "sharing": Sharing,
-    "input_sharing": Sharing,
-    "balance": Balance,
-}
-"""Arguments of the RIM that take a part, and the base class of each."""
 DECISION_22 = "[decision 22](decisions/0022-mechanisms-are-parts.md)"
 DECISION_8 = "[decision 8](decisions/0008-bounded-communication-in-the-copying-config.md)"
 AUTHORS = "the authors' code"

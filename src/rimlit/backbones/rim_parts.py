@@ -103,6 +103,7 @@ KINDS: dict[str, type[Part]] = {
     "input_sharing": Sharing,
     "balance": Balance,
 }
+"""Arguments of the RIM that take a part, and the base class of each."""
 
 
 def fill(preset: str, num_mechanisms: int, size: int, **given: Any) -> Recipe:
