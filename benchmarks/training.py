@@ -5,9 +5,12 @@ After each step a twin of the task takes a bare one on the same batch: forward, 
 optimiser. What the first takes longer than the second is the share of all else. Both are added up over rounds
 of as many steps as lie between two logs, so that logging and the bar have their part in each. The median of the
 rounds is taken: what else the machine does meets both loops alike. The same is done with the processor time of
-the thread that trains, which a busy machine disturbs less. Validation is left out.
+the thread that trains, which a busy machine disturbs less. Validation is left out. In reinforcement learning
+the moves of the agent count as what is not the model.
 
-python benchmarks/training.py [--rounds 8] [--json benchmarks/results/training.json]
+The time of a RIM's step over that of the LSTM of the same folder is the ratio of these medians.
+
+python benchmarks/training.py [CONFIG …] [--rounds 8] [--data data] [--json benchmarks/results/training.json]
 """
 
 import argparse
@@ -30,14 +33,7 @@ from rimlit.cli import main as rimlit
 from rimlit.spec import build
 from rimlit.tasks import Task
 
-CONFIGS = (
-    "copying/rim",
-    "copying/lstm",
-    "language/rim",
-    "language/lstm",
-    "bouncing_balls/rim",
-    "bouncing_balls/lstm",
-)
+CONFIGS = Path(__file__).parents[1] / "configs"
 ROUND = 50
 """Steps of a round: what Lightning, and every config here, has between two logs."""
 
@@ -156,17 +152,41 @@ def in_rounds(steps: list[Clock]) -> list[Clock]:
     return [Clock(*map(sum, zip(*steps[start : start + ROUND], strict=True))) for start in starts]
 
 
+def pairs() -> list[str]:
+    """Return the shipped configs of a RIM, each followed by that of the LSTM beside it."""
+    folders = sorted(path.parent.name for path in CONFIGS.glob("*/rim.yaml"))
+    return [f"{folder}/{model}" for folder in folders for model in ("rim", "lstm")]
+
+
+def lay_out(folder: Path, data: Path) -> None:
+    """Put what the configs read into ``folder``: what is in ``data``, and a table of sequences."""
+    (folder / "data").mkdir()
+    for source in data.resolve().glob("*"):
+        (folder / "data" / source.name).symlink_to(source)
+    table = folder / "data" / "sequences.csv"
+    if not table.exists():
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(200, 30, 3, generator=generator)
+        lines = ["sequence,x,y,z,label"]
+        for number, sequence in enumerate(rows.tolist()):
+            lines += [f"{number},{x:.4f},{y:.4f},{z:.4f},{number % 3}" for x, y, z in sequence]
+        table.write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", default=pairs(), help="configs to measure; without any, all pairs")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of mnist, tinyshakespeare, …")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     content = {**origin(rounds=arguments.rounds), "configs": (results := {})}
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
+        lay_out(Path(folder), arguments.data)
         os.chdir(folder)
-        fit(CONFIGS[0], 20)  # the first run of a folder has MLflow make its database beside the training
-        for config in CONFIGS:
+        fit("copying/rim", 20)  # the first run of a folder has MLflow make its database beside the training
+        for config in arguments.configs:
             results[config] = result = measure(config, arguments.rounds)
             least, greatest = result["least_and_greatest_share"]
             print(
@@ -176,9 +196,10 @@ def main() -> None:
                 f"{100 * result['share_of_cpu_outside_the_model']:.1f} % of its processor time"
             )
         os.chdir(here)
-    for config in CONFIGS:
-        twin = results[config.replace("/rim", "/lstm")]
-        results[config]["time_over_lstm"] = results[config]["milliseconds"] / twin["milliseconds"]
+    for config in results:
+        if twin := results.get(config.replace("/rim", "/lstm")):
+            for name, of_steps in (("time", "milliseconds"), ("bare_time", "bare_milliseconds")):
+                results[config][f"{name}_over_lstm"] = results[config][of_steps] / twin[of_steps]
     write(arguments.json, content)
 
 

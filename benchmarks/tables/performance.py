@@ -146,7 +146,7 @@ def training() -> str:
         [
             name,
             f"{config['steps_per_second']:.1f}",
-            f"{config['time_over_lstm']:.2f}",
+            *(f"{config[key]:.2f}" if key in config else "" for key in ("time_over_lstm", "bare_time_over_lstm")),
             f"{100 * config['share_outside_the_model']:.1f} % "
             f"({' to '.join(f'{100 * share:.1f}' for share in config['least_and_greatest_share'])})",
             f"{100 * config['share_of_cpu_outside_the_model']:.1f} %",
@@ -157,6 +157,7 @@ def training() -> str:
         "config",
         "training steps a second",
         "time over the LSTM's",
+        "of the model alone",
         "of a step not the model",
         "of its processor time",
     ]
