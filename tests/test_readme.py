@@ -1,4 +1,4 @@
-"""The README's fenced commands run, and its text is what it says it is."""
+"""The commands of the README and of the first pages of the documentation run, and their code does what it says."""
 
 import re
 import shlex
@@ -16,7 +16,8 @@ from rimlit.cli import main
 from tests.cli.stand_ins import write_images, write_sequences
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/install.md", "docs/start.md", "docs/tasks.md", "docs/your_own_task.md")
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 SMALL = {
     "copying": "--data.test_size 2 --data.val_size 2 --data.batch_size 2 --data.test_spans [50,60]",
     "language": "--data.size_limit 3000 --data.batch_size 4 --model.num_tokens 5",
@@ -33,7 +34,7 @@ SMALL = {
 
 
 def fenced(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[str]:
@@ -75,7 +76,8 @@ def test_every_rimlit_command_runs_in_the_order_of_the_readme(
     write_images(tmp_path / "data/mnist")
     write_sequences(tmp_path / "recordings.csv")
     (tmp_path / "parity.py").write_text(own_task())
-    ours = [command for command in commands() if command.startswith("rimlit ")]
+    (tmp_path / "fading.py").write_text(next(block for block in fenced("python") if "class Fading" in block))
+    ours = [command for command in dict.fromkeys(commands()) if command.startswith("rimlit ")]
     assert len(ours) >= 14
     for command in ours:
         try:

@@ -16,7 +16,9 @@ from benchmarks.tables import (
     performance,
     readme,
     reinforcement_learning,
+    results,
     screen,
+    tasks,
 )
 from benchmarks.tables.shared import ROOT, Tables
 
@@ -28,7 +30,9 @@ PAGES = {
     "docs/comparing.md": comparing,
     "docs/reinforcement_learning.md": reinforcement_learning,
     "docs/games.md": games,
-    "docs/competition.md": readme,
+    "docs/competition.md": results,
+    "docs/results.md": results,
+    "docs/tasks.md": tasks,
     "docs/research/screen.md": screen,
 }
 """Pages and the modules of their tables. README.md shows tables of the other pages too."""

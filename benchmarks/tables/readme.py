@@ -1,11 +1,36 @@
-"""The tables of README.md that no other page has."""
+"""The tables of README.md: what to expect, the reasons, the results in short, and what the package contains."""
 
-import re
+import inspect
+import statistics
+from collections.abc import Iterable
 
-from benchmarks.tables.shared import NAMES, Tables, load, published, seeds_of, table
+from benchmarks.screen.runs import tasks
+from benchmarks.screen.table import Score, is_less_better, score_of
+from benchmarks.tables.shared import Tables, load, seeds_of, table
 
-COPYING = {"rim": "RIM", "rim_paper": "RIM, the paper's rule", "gru": "GRU", "lstm": "LSTM"}
-PAPER_MNIST = ("RIM 600, 6 mechanisms, 4 active", "LSTM 600", "LSTM 300")  # those shown
+import rimlit.backbones
+import rimlit.data
+import rimlit.encoders
+import rimlit.heads
+import rimlit.rl
+import rimlit.tasks
+from rimlit.backbones import Backbone
+from rimlit.backbones.rim_parts import KINDS
+from rimlit.data import DataModule
+from rimlit.encoders import Encoder
+from rimlit.heads import Head
+from rimlit.mechanisms import known_parts
+from rimlit.tasks import Task
+
+MODELS = {"awake": "**RIM**, `preset: dynamic`", "paper": "RIM, the paper's rule", "lstm": "LSTM", "gru": "GRU"}
+"""Models of the screen that the front page shows."""
+SCORES = {
+    "copying": "copying, cross-entropy",
+    "digits": "digits, accuracy",
+    "adding": "adding, squared error",
+    "bouncing_balls": "bouncing balls, F1",
+    "repeat_previous": "RepeatPrevious, return",
+}
 
 
 def promise() -> str:
@@ -26,113 +51,128 @@ def promise() -> str:
     )
 
 
-def copying() -> str:
-    """A row per model and metric, a column per span."""
-    results = {name: result for name in COPYING if (result := load("copying", name))}
-    if not results:
-        return "(not recorded)"
-    spans = sorted(
-        {
-            int(found[1])
-            for result in results.values()
-            for key in result["test"]
-            if (found := re.match(r"span_(\d+)/", key))
-        }
-    )
-    rows = []
-    for metric, digits in (("cross_entropy", 3), ("sequence_accuracy", 3)):
-        for name, result in results.items():
-            scores = [f"{result['test'][f'span_{span}/{metric}']:.{digits}f}" for span in spans]
-            model = f"{COPYING[name]}, {result['parameters']:,} parameters"
-            rows.append([model, metric.replace("_", " "), *scores])
-        seeds = seeds_of("copying", "rim")
-        if len(seeds) > 1:
-            names = ", ".join(str(seed["seed"]) for seed in seeds)
-            scores = [[seed["test"][f"span_{span}/{metric}"] for seed in seeds] for span in spans]
-            cells = [f"{sum(own) / len(own):.3f} ({min(own):.3f} to {max(own):.3f})" for own in scores]
-            rows.append([f"RIM, mean of seeds {names}", metric.replace("_", " "), *cells])
-        floor = next(iter(results.values()))["floor"][metric]
-        rows.append(
-            ["floor: format known, symbols guessed", metric.replace("_", " "), *[f"{floor:.3f}"] * len(spans)]
-        )
-    return table(["copying, last 10 steps", "metric", *(f"span {span}" for span in spans)], rows)
+def reasons() -> str:
+    """Return the claims of the front page, each with a measured figure and a link."""
+    lines = [competition_that_learns(), speed(), checks(), resume(), comparison()]
+    return "\n".join(f"- {line}" for line in lines if line)
 
 
-def language() -> str:
-    """A row per text and model."""
-    rows = []
-    for dataset, text in (
-        ("tinyshakespeare", "tiny Shakespeare, characters"),
-        ("wikitext-2", "WikiText-2, words"),
-    ):
-        for name, model in NAMES.items():
-            if result := load(dataset, name):
-                bits = result["test"].get("bits_per_character")
-                rows.append(
-                    [
-                        text,
-                        model,
-                        f"{result['parameters']:,}",
-                        f"{result['steps']:,} steps, {result['train_seconds'] / 60:.0f} min",
-                        f"{result['test']['perplexity']:.2f}",
-                        "" if bits is None else f"{bits:.3f}",
-                        f"{result['floor']['perplexity']:.1f}",
-                    ]
-                )
-    return table(
-        [
-            "text",
-            "model",
-            "parameters",
-            "budget",
-            "test perplexity",
-            "bits per character",
-            "perplexity of token frequencies",
-        ],
-        rows,
+def competition_that_learns() -> str:
+    runs, paper = seeds_of("copying", "rim"), load("copying", "rim_paper")
+    if not runs or paper is None:
+        return ""
+    whole = statistics.mean(run["test"]["span_400/sequence_accuracy"] for run in runs)
+    of_paper = paper["test"]["span_400/sequence_accuracy"]
+    return (
+        "**[A competition that learns.](docs/competition.md)** Each mechanism decides by itself whether the input "
+        f"concerns it. At 8 times the trained span this RIM copies {100 * whole:.1f} % of the sequences whole, "
+        f"the paper's rule {100 * of_paper:.0f} %."
     )
 
 
-def by_group(dataset: str, prefix: str, metric: str, digits: int) -> tuple[list[int], list[list[str]]]:
-    """Return the sizes or lengths tested, and a row per model, then of the floor, with a column for each."""
-    results = {name: result for name in NAMES if (result := load(dataset, name))}
-    keys = {key for result in results.values() for key in result["test"]}
-    groups = sorted({int(found[1]) for key in keys if (found := re.match(rf"{prefix}_(\d+)/", key))})
+def speed() -> str:
+    measured = load("layer")
+    if measured is None:
+        return ""
+    arms = measured["speed"]["result"][0]["arms"]
+    return (
+        "**[Faster than `nn.LSTM`.](docs/performance.md)** On a CPU a layer of the paper's size takes "
+        f"{arms['RIM, cpu']['ratio']:.2f} of the time of `nn.LSTM(600)`, and the authors' code "
+        f"{arms[AUTHORS]['ratio']:.1f} times that time."
+    )
+
+
+def checks() -> str:
+    return (
+        "**[Checked.](docs/paper_map.md)** Every time loop is tested against a slow reference in outputs and all "
+        "gradients, and the reference against the authors' code."
+    )
+
+
+def resume() -> str:
+    chaos = load("chaos")
+    if chaos is None:
+        return ""
+    return (
+        f"**[Exact resume.](docs/reliability.md)** {chaos['kills']} runs killed by `kill -9` and resumed: "
+        f"{chaos['corrupt']} damaged files, {chaos['differing_bits']} different bits, at most "
+        f"{chaos['most_steps_lost']} steps lost."
+    )
+
+
+def comparison() -> str:
+    return (
+        "**[Fair comparison in one command.](docs/comparing.md)** `rimlit compare copying/rim copying/lstm "
+        "--seeds 5 --match params --tune lr=0.002,0.004,0.008` gives each model the same size, the same budget "
+        "and its own best learning rate."
+    )
+
+
+AUTHORS = "the authors' code, re-created"
+
+
+def screen_in_short() -> str:
+    """Return mean ± standard deviation of three seeds on the tasks of the screen, in and out of distribution."""
     rows = []
-    for name, result in results.items():
-        scores = [f"{result['test'][f'{prefix}_{group}/{metric}']:.{digits}f}" for group in groups]
-        rows.append([NAMES[name], f"{result['parameters']:,}", f"{result['steps']:,} steps", *scores])
-    if results:
-        floor = next(iter(results.values()))["floor"][metric]
-        rows.append(["floor", "", "", *[f"{floor:.{digits}f}"] * len(groups)])
-    return groups, rows
+    for place, words in (("inside", "as in training"), ("outside", "longer, larger or more")):
+        found = {name: [score_of(name, task, place) for task in SCORES] for name in MODELS}
+        best = [_best(task, [scores[column] for scores in found.values()]) for column, task in enumerate(SCORES)]
+        for name, scores in found.items():
+            if any(scores):
+                cells = [_cell(score, best[column]) for column, score in enumerate(scores)]
+                rows.append([words, MODELS[name], *cells])
+    return table(["tested on data", "model", *SCORES.values()], rows)
 
 
-def images(dataset: str, paper: tuple[str, ...] = ()) -> str:
-    """A row per model, a column per size of the test images."""
-    sizes, rows = by_group(dataset, "size", "accuracy", 3)
-    if not rows:
-        return "(not recorded)"
-    for model in paper:
-        scores = published(dataset, model)
-        cells = [scores.get(f"size_{size}/accuracy", "") for size in sizes]
-        rows.append([f"{model} (paper)", "", "100 epochs", *cells])
-    return table(["accuracy", "parameters", "budget", *(f"{size} × {size}" for size in sizes)], rows)
+def _best(task: str, scores: Iterable[Score | None]) -> float | None:
+    means = [score.mean for score in scores if score is not None]
+    if not means:
+        return None
+    return min(means) if is_less_better(tasks()[task]) else max(means)
 
 
-def adding() -> str:
-    """A row per model, a column per length."""
-    lengths, rows = by_group("adding", "length", "mse", 5)
-    if not rows:
-        return "(not recorded)"
-    return table(["mean squared error", "parameters", "budget", *(f"{length} steps" for length in lengths)], rows)
+def _cell(score: Score | None, best: float | None) -> str:
+    if score is None:
+        return ""
+    deviation = statistics.stdev(score.by_seed) if len(score.by_seed) > 1 else 0.0
+    text = f"{score.mean:.2g} ± {deviation:.1g}"
+    return f"**{text}**" if score.mean == best else text
+
+
+def catalogue() -> str:
+    """Return the names of what can be put together, found in the package."""
+    rows = [
+        ["backbones", "[backbones.md](docs/backbones.md)", _classes(rimlit.backbones, Backbone)],
+        *(
+            [f"`{argument}` of a RIM", "[mechanisms.md](docs/mechanisms.md)", _names(known_parts(base))]
+            for argument, base in KINDS.items()
+            if argument != "input_sharing"
+        ),
+        ["encoders", "[extending.md](docs/extending.md)", _classes(rimlit.encoders, Encoder)],
+        ["heads", "[extending.md](docs/extending.md)", _classes(rimlit.heads, Head)],
+        ["tasks", "[tasks.md](docs/tasks.md)", f"{_classes(rimlit.tasks, Task)}, `PPOTask`"],
+        ["data", "[tasks.md](docs/tasks.md)", f"{_classes(rimlit.data, DataModule)}, `Experience`"],
+    ]
+    return table(["what", "page", "names"], [[what, page, names] for what, page, names in rows])
+
+
+def _classes(module: object, base: type) -> str:
+    found = [
+        name
+        for name in module.__all__  # type: ignore[attr-defined]
+        if inspect.isclass(value := getattr(module, name)) and issubclass(value, base) and value is not base
+        if not inspect.isabstract(value)
+    ]
+    return _names(found)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 TABLES: Tables = {
     "promise": promise,
-    "copying": copying,
-    "language": language,
-    "digits": lambda: images("sequential_mnist"),
-    "mnist": lambda: images("mnist", PAPER_MNIST),
-    "adding": adding,
+    "reasons": reasons,
+    "screen_in_short": screen_in_short,
+    "catalogue": catalogue,
 }

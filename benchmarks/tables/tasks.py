@@ -1,0 +1,56 @@
+"""The gallery of docs/tasks.md: each shipped config with what it reaches and how long it takes."""
+
+from typing import NamedTuple
+
+from benchmarks.tables.shared import Tables, load, table
+
+
+class Shown(NamedTuple):
+    """A row: config, what is learned, and a score by its key in the recorded JSON."""
+
+    config: str
+    learns: str
+    key: str
+    words: str
+
+
+SHOWN = (
+    Shown(
+        "copying/rim",
+        "repeat 10 symbols after 1 to 50 blanks",
+        "span_200/sequence_accuracy",
+        "copied whole at span 200",
+    ),
+    Shown("adding/rim", "add two marked numbers of 50", "length_200/mse", "squared error at 200 steps"),
+    Shown("sequential_mnist/rim", "scikit-learn's digits, pixel by pixel", "size_8/accuracy", "accuracy at 8 × 8"),
+    Shown("mnist/rim", "MNIST, pixel by pixel", "size_14/accuracy", "accuracy at 14 × 14"),
+    Shown("bouncing_balls/rim", "predict frames of four balls", "balls_4/f1_at_5", "F1 at frame 5"),
+    Shown("tinyshakespeare/rim", "characters of a text", "perplexity", "perplexity"),
+    Shown("wikitext-2/rim", "words of a text", "perplexity", "perplexity"),
+    Shown("language/rim", "bytes of Python's sources", "perplexity", "perplexity"),
+    Shown("sequences/rim", "your own sequences", "accuracy", "accuracy"),
+    Shown("cartpole/rim", "balance a pole without velocities", "episode_return", "return, of 500"),
+    Shown("repeat_previous/rim", "say the suit of the card before", "episode_return", "return, of 1"),
+    Shown(
+        "doorkey/rim",
+        "fetch a key, open a door",
+        "MiniGrid-DoorKey-5x5-v0/episode_return",
+        "return at 5 × 5, of 1",
+    ),
+    Shown("atari/rim", "Pong from the screen", "episode_return", "return, −21 to 21"),
+)
+
+
+def gallery() -> str:
+    rows = []
+    for row in SHOWN:
+        result = load(*row.config.split("/"))
+        score = time = ""
+        if result is not None and row.key in result["test"]:
+            score = f"{row.words}: {result['test'][row.key]:.3g}"
+            time = f"{max(1, round(result['train_seconds'] / 60))} min"
+        rows.append([f"[`{row.config}`](../configs/{row.config}.yaml)", row.learns, score, time])
+    return table(["config", "task", "recorded", "training, 1 thread"], rows)
+
+
+TABLES: Tables = {"gallery": gallery}
