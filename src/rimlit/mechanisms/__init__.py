@@ -1,6 +1,7 @@
 """The replaceable parts of a RIM layer: selection, dynamics, communication, sharing, balance."""
 
 from rimlit.mechanisms.balance import Balance, NoBalance
+from rimlit.mechanisms.balances import ExpectedSparsity
 from rimlit.mechanisms.base import Choice, Part, PartLike, known_parts, part_factory, short_name
 from rimlit.mechanisms.communication import (
     AttentionCommunication,
@@ -21,6 +22,7 @@ __all__ = [
     "Choice",
     "Communication",
     "Dynamics",
+    "ExpectedSparsity",
     "GRUDynamics",
     "IndependentSharing",
     "LSTMDynamics",

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from rimlit.mechanisms.base import Part
+from rimlit.mechanisms.selection import attend_against_null, log_odds
 
 
 class Balance(Part):
@@ -46,3 +47,8 @@ class Balance(Part):
 
 class NoBalance(Balance):
     """No influence (the paper)."""
+
+
+def relevance_of(scores: Tensor) -> Tensor:
+    """Return the log-odds of reading the input against null (T, M, B) from the scores (T, M, B, I, N)."""
+    return log_odds(attend_against_null(scores.flatten(0, 1))[1]).unflatten(0, scores.shape[:2])
