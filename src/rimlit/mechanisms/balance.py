@@ -51,4 +51,5 @@ class NoBalance(Balance):
 
 def relevance_of(scores: Tensor) -> Tensor:
     """Return the log-odds of reading the input against null (T, M, B) from the scores (T, M, B, I, N)."""
-    return log_odds(attend_against_null(scores.flatten(0, 1))[1]).unflatten(0, scores.shape[:2])
+    relevance = log_odds(attend_against_null(scores.flatten(0, 1))[1])
+    return relevance.view(*scores.shape[:2], -1)
