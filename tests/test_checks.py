@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from rimlit.backbones import LSTM, RNN, Transformer
-from rimlit.checks import require_at_least, require_dropout, require_known, require_positive
+from rimlit.checks import (
+    require_at_least,
+    require_dropout,
+    require_known,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
 from rimlit.data import Adding
 from rimlit.encoders import DenseEncoder
 from rimlit.errors import ConfigError, SpecError
@@ -21,6 +28,12 @@ from rimlit.tasks import Task
         (lambda: require_at_least(3, few=2, fewer=1), "few must be at least 3; got few=2."),
         (lambda: require_positive(size=1, width=0), "width must be at least 1; got width=0."),
         (lambda: require_dropout(dropout=1.0), "dropout must be at least 0 and below 1; got dropout=1.0."),
+        (
+            lambda: require_not_negative(rate=0, coefficient=-0.1),
+            "coefficient must be at least 0 and finite; got coefficient=-0.1.",
+        ),
+        (lambda: require_not_negative(z=float("nan")), "z must be at least 0 and finite; got z=nan."),
+        (lambda: require_share(target=1.5), "target must be between 0 and 1; got target=1.5."),
         (lambda: require_known(cell=("gur", ("lstm", "gru"))), "cell must be one of lstm, gru; got cell='gur'."),
     ],
 )
@@ -35,6 +48,8 @@ def test_what_is_allowed_passes() -> None:
     require_at_least(0, skip=0)
     require_positive(size=1)
     require_dropout(dropout=0.0)
+    require_not_negative(coefficient=0)
+    require_share(low=0, high=1)
     require_known(cell=("gru", ("lstm", "gru")))
 
 

@@ -1,5 +1,7 @@
 """Checks of arguments: each raises a ConfigError that names the argument, its value and what is allowed."""
 
+import math
+
 from rimlit.errors import ConfigError
 
 
@@ -27,6 +29,20 @@ def require_dropout(**dropouts: float) -> None:
     for name, dropout in dropouts.items():
         if not 0 <= dropout < 1:
             raise ConfigError(f"{name} must be at least 0 and below 1; got {name}={dropout}.")
+
+
+def require_not_negative(**values: float) -> None:
+    """Raise a ConfigError that names the first of ``values`` that is not finite and at least 0."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} must be at least 0 and finite; got {name}={value}.")
+
+
+def require_share(**shares: float) -> None:
+    """Raise a ConfigError that names the first of ``shares`` outside [0, 1]."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{name} must be between 0 and 1; got {name}={share}.")
 
 
 def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:

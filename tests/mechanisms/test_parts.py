@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rimlit import RIM
 from rimlit.errors import ConfigError
@@ -214,7 +214,7 @@ class Pushed(Balance):
         assert scores.shape[:3] == active.shape
         return self.weight * scores.square().mean()
 
-    def after_step(self) -> None:
+    def after_step(self, layer: nn.Module, rate: float) -> None:
         self.steps += 1
 
 

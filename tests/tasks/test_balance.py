@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rimlit import RIM
 from rimlit.mechanisms import Balance
@@ -24,7 +24,7 @@ class Counting(Balance):
     def penalty(self, scores: Tensor, active: Tensor) -> Tensor:
         return 3 + 0 * scores.sum()
 
-    def after_step(self) -> None:
+    def after_step(self, layer: nn.Module, rate: float) -> None:
         self.steps += 1
 
 

@@ -99,12 +99,20 @@ class Backbone(nn.Module, ABC):
         without_graph: Callable[[Tensor, State], tuple[Tensor, State]] = torch.no_grad()(self.step)
         return without_graph
 
-    def penalty(self) -> Tensor | None:
-        """Return what a backbone adds to the loss after its last training forward, a scalar, or None."""
+    def penalty(self, mask: Tensor | None = None) -> Tensor | None:
+        """Return what a backbone adds to the loss after its last training forward, a scalar, or None.
+
+        Args:
+            mask: (B, T) bool: steps that are not padding; by default all.
+        """
         return None
 
-    def after_step(self) -> None:
-        """Run after each step of the optimiser; by default nothing."""
+    def after_step(self, rate: float = 1.0) -> None:
+        """Run after each step of the optimiser; by default nothing.
+
+        Args:
+            rate: The learning rate as a share of the highest of its schedule, 0 to 1.
+        """
 
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence; by default all."""

@@ -9,7 +9,7 @@ from rimlit.backbones.base import Backbone
 from rimlit.backbones.watching import WatchedBackbone
 from rimlit.checks import require_positive
 from rimlit.kernels import Where, choose_loop, cpu
-from rimlit.mechanisms import NoBalance, RIMLayer
+from rimlit.mechanisms import RIMLayer
 from rimlit.nn.surroundings import is_plain, weights_in
 from rimlit.types import State, conform_state, map_state
 
@@ -94,8 +94,8 @@ class LayeredBackbone(WatchedBackbone):
         return sum(layer.flops_per_step() for layer in self._layers)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what holds addresses: a copy builds its own."""
-        return {**self.__dict__, "_stepper": None}
+        """Leave out what holds addresses or a graph: a copy builds its own."""
+        return {**self.__dict__, "_stepper": None, "_followed": [], "_penalty": None}
 
 
 def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
@@ -115,7 +115,7 @@ def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
 
 
 def _is_in_loop(rim: "LayeredBackbone", first: RIMLayer) -> bool:
-    return type(first.balance) is NoBalance and rim.resolve_backend()[0] == "cpu"
+    return not first.has_offset and rim.resolve_backend()[0] == "cpu"
 
 
 class Stepper:

@@ -15,8 +15,9 @@ from rimlit.backbones.rim_resizing import with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
-from rimlit.kernels.scores import penalty_of
-from rimlit.mechanisms import PartLike
+from rimlit.kernels.scores import Followed
+from rimlit.mechanisms import PartLike, PartsLike
+from rimlit.mechanisms.balance import added_up
 from rimlit.nn.surroundings import is_autocast_enabled
 from rimlit.types import State, carrying_type, map_state
 
@@ -53,7 +54,7 @@ class RIM(LayeredBackbone):
         sharing: How mechanisms share their weights: ``independent`` (all presets) or ``shared``.
         input_sharing: The same for the input's keys and values: ``shared`` (all presets; the paper's main text)
             or ``independent`` (appendix C.1).
-        balance: Influence on who wins, none by default.
+        balance: Influence on who wins, or a list of several; none by default.
         input_heads: Heads of the input attention; what they read is concatenated.
         input_key_size: Key size of each input head (paper, table 3: 64).
         input_value_size: Value size of each input head (paper, table 3: 4·d).
@@ -108,7 +109,7 @@ class RIM(LayeredBackbone):
         communication: PartLike | None = None,
         sharing: PartLike | None = None,
         input_sharing: PartLike | None = None,
-        balance: PartLike | None = None,
+        balance: PartsLike | None = None,
         input_heads: int = 1,
         input_key_size: int | None = None,
         input_value_size: int | None = None,
@@ -183,12 +184,13 @@ class RIM(LayeredBackbone):
         )
         refuse_frozen_states(self._first, recipe.learn_initial_state)
         self._announced: tuple[str, str] | None = None
-        self._penalties: list[Tensor | None] = []
+        self._followed: list[Followed] = []
+        self._penalty: Tensor | None = None
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state (B, num_layers, M, d) a sequence starts from."""
         state = self.state_type(*self.initial(batch_size, self._first.like))
-        all_carried = [layer.communication.initial_carried(batch_size) for layer in self._layers]
+        all_carried = [layer.initial_carried(batch_size) for layer in self._layers]
         carried = [tensor for tensor in all_carried if tensor is not None]
         if not carried:
             return state
@@ -235,14 +237,16 @@ class RIM(LayeredBackbone):
         state, initial = self.starting_state(sequence if tokens is None else tokens, state)
         batch_size, num_steps = (sequence if tokens is None else tokens).shape[:2]
         run = functools.partial(run_layer, backend)
-        states, activities, penalties = [], [], []
+        self._note()
+        self._penalty = None
+        states, activities = [], []
         features = sequence
         for index, layer in enumerate(self._layers):
             if index > 0:
                 # contiguous: a mask is drawn in the order in which features lie in memory, which loops differ in
                 features = functional.dropout(features.contiguous(), self.dropout, self.training)
                 sequence, tokens = features.unsqueeze(2), None
-            is_penalised = self.training and layer.is_penalised
+            is_followed = self.training and torch.is_grad_enabled() and layer.is_followed
             inputs = LayerInputs(
                 sequence,
                 tokens,
@@ -250,18 +254,17 @@ class RIM(LayeredBackbone):
                 map_state(lambda tensor, at=index: tensor[:, at], initial),
                 resets,
                 *layer.draw_dropout(batch_size, num_steps, sequence.shape[2]),
-                layer.balance.offset(num_steps, batch_size),
-                self.is_watched or is_penalised,
+                layer.offset(num_steps, batch_size),
+                self.is_watched or is_followed,
                 self.checkpoint_every,
             )
             features, last, activity = layer(run, inputs)
-            if is_penalised:
-                penalties.append(penalty_of(layer, inputs, features, activity))
+            if is_followed:
+                self._followed.append(Followed(layer, inputs, features, activity.active))
             features = features.flatten(2)
             states.append(last)
             if activity is not None:
                 activities.append(activity)
-        self._penalties = penalties
         self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
         return features, state
@@ -273,15 +276,25 @@ class RIM(LayeredBackbone):
             self._announced = chosen
         return chosen[0]
 
-    def penalty(self) -> Tensor | None:
-        """Return what the balance of all layers adds to the loss after the last training forward, or None."""
-        found = [penalty for penalty in self._penalties if penalty is not None]
-        return torch.stack(found).sum() if found else None
+    def penalty(self, mask: Tensor | None = None) -> Tensor | None:
+        """See :meth:`Backbone.penalty`: what the balance of all layers adds to the loss."""
+        followed = self._note(mask)
+        if followed:
+            self._penalty = added_up(each.penalty(mask) for each in followed)
+        return self._penalty
 
-    def after_step(self) -> None:
-        """Let the balance of every layer move; to be called after each step of the optimiser."""
+    def after_step(self, rate: float = 1.0) -> None:
+        """See :meth:`Backbone.after_step`: the balance of every layer moves."""
+        self._note()
         for layer in self._layers:
-            layer.balance.after_step()
+            layer.balance.after_step(layer, rate)
+
+    def _note(self, mask: Tensor | None = None) -> list[Followed]:
+        """Let balances note who was active in the last training forward, once, and return what to penalise."""
+        followed, self._followed = self._followed, []
+        for each in followed:
+            each.note(mask)
+        return followed
 
     def with_mechanisms(self, num_mechanisms: int, num_active: int | None = None) -> "RIM":
         """Return a copy with another number of mechanisms of the same size.

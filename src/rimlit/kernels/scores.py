@@ -1,9 +1,11 @@
 """The scores of a sequence, formed again from the states that a time loop returned: no loop has to keep them."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from rimlit.kernels.layer import Activity, LayerInputs
+from rimlit.kernels.layer import LayerInputs
 from rimlit.kernels.projection import expand_tokens, project
 from rimlit.kernels.step import score
 from rimlit.mechanisms import RIMLayer
@@ -29,7 +31,29 @@ def scores_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor) -> Tensor:
     return rows.view(len(rows), num_steps, batch_size, *rows.shape[2:]).transpose(0, 1)
 
 
-def penalty_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor, activity: Activity) -> Tensor | None:
-    """Return what the layer's balance adds to the loss after it returned ``features`` and ``activity``."""
-    active = activity.active.permute(1, 2, 0)  # (T, M, B)
-    return layer.balance.penalty(scores_of(layer, inputs, features), active)
+class Followed(NamedTuple):
+    """A training forward of a layer whose balance adds to the loss or counts."""
+
+    layer: RIMLayer
+    inputs: LayerInputs
+    features: Tensor  # (B, T, M, d)
+    active: Tensor  # (B, T, M) bool
+
+    def note(self, mask: Tensor | None = None) -> None:
+        """Let the balance note who was active in the steps that ``mask`` (B, T) marks, by default all."""
+        if self.layer.balance.has_counts:
+            self.layer.balance.observe(_counted(self.active.permute(1, 2, 0), mask))
+
+    def penalty(self, mask: Tensor | None = None) -> Tensor | None:
+        """Return what the balance adds to the loss for the steps that ``mask`` (B, T) marks, by default all."""
+        if not self.layer.balance.has_penalty:
+            return None
+        scores = scores_of(self.layer, self.inputs, self.features)
+        return self.layer.balance.penalty(_counted(scores, mask), _counted(self.active.permute(1, 2, 0), mask))
+
+
+def _counted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the steps of ``values`` (T, M, B, …) that ``mask`` (B, T) marks, as (steps, M, 1, …)."""
+    if mask is None or bool(mask.all()):
+        return values
+    return values.movedim(2, 1)[mask.T].unsqueeze(2)

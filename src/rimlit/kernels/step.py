@@ -42,7 +42,9 @@ def step(
     """Attend, select, update, communicate, keep."""
     scores = score(layer, weights, state.hidden, inputs.key)
     attention, relevance = layer.selection.attend(scores)
-    choice = layer.selection.choose(relevance, inputs.offset)
+    waiting, carried = layer.split_carried(carried)
+    own = () if waiting is None else (waiting,)
+    choice = layer.selection.choose(relevance, inputs.offset, *own)
     candidate, cell_gate = layer.dynamics.update(read(weights, inputs, attention), state, weights.dynamics)
     hidden, talk = candidate.hidden, None
     if layer.communicates:
@@ -64,7 +66,7 @@ def step(
         attention,
         relevance,
         None if talk is None else talk.attention,
-        None if talk is None else talk.carried,
+        layer.join_carried(choice.carried, None if talk is None else talk.carried),
     )
 
 
@@ -103,6 +105,13 @@ def keep(choice: Choice, candidate: State, state: State) -> State:
     """Move active mechanisms towards their candidate, as far as the gate says; the others stay bit for bit."""
     is_active = choice.active[..., None]
     if choice.gate is None:
-        return map_state(lambda new, old: torch.where(is_active, new, old), candidate, state)
-    gate = choice.gate[..., None]
-    return map_state(lambda new, old: torch.where(is_active, old + gate * (new - old), old), candidate, state)
+        kept = map_state(lambda new, old: torch.where(is_active, new, old), candidate, state)
+    else:
+        gate = choice.gate[..., None]
+        kept = map_state(lambda new, old: torch.where(is_active, old + gate * (new - old), old), candidate, state)
+    if choice.soft is None:
+        return kept
+    through = (choice.soft - choice.soft.detach())[..., None]  # 0, with the gradient of the soft choice
+    return map_state(
+        lambda moved, new, old: moved + through * (new - old).detach().nan_to_num(0, 0, 0), kept, candidate, state
+    )

@@ -1,7 +1,18 @@
 """The replaceable parts of a RIM layer: selection, dynamics, communication, sharing, balance."""
 
-from rimlit.mechanisms.balance import Balance, NoBalance
-from rimlit.mechanisms.base import Choice, Part, PartLike, known_parts, part_factory, short_name
+from rimlit.mechanisms.balance import Balance, CombinedBalance, NoBalance
+from rimlit.mechanisms.balances import (
+    DeadReset,
+    ExpectedSparsity,
+    GshardBalance,
+    LossFreeBias,
+    NoisyTopK,
+    RandomActivation,
+    SwitchBalance,
+    UsageFloor,
+    ZLoss,
+)
+from rimlit.mechanisms.base import Choice, Part, PartLike, PartsLike, known_parts, part_factory, short_name
 from rimlit.mechanisms.communication import (
     AttentionCommunication,
     Communication,
@@ -19,23 +30,34 @@ __all__ = [
     "AttentionCommunication",
     "Balance",
     "Choice",
+    "CombinedBalance",
     "Communication",
+    "DeadReset",
     "Dynamics",
+    "ExpectedSparsity",
     "GRUDynamics",
+    "GshardBalance",
     "IndependentSharing",
     "LSTMDynamics",
     "LayerWeights",
     "LeastNull",
+    "LossFreeBias",
     "NoBalance",
     "NoCommunication",
+    "NoisyTopK",
     "Part",
     "PartLike",
+    "PartsLike",
     "RIMLayer",
+    "RandomActivation",
     "Selection",
     "SharedSharing",
     "Sharing",
+    "SwitchBalance",
     "Talk",
     "TalkInputs",
+    "UsageFloor",
+    "ZLoss",
     "known_parts",
     "part_factory",
     "short_name",

@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class Choice(NamedTuple):
 
     active: Tensor  # (M, B) bool
     gate: Tensor | None = None  # (M, B) in [0, 1], 0 where inactive; None: 1 for every active mechanism
+    soft: Tensor | None = None  # (M, B): stands for ``active`` in the gradient (straight-through)
+    carried: Tensor | None = None  # (B, …): what a rule carries to the next step
 
 
 class Part(Rebuildable, nn.Module):
@@ -31,6 +33,8 @@ class Part(Rebuildable, nn.Module):
 
     sizes: ClassVar[tuple[str, ...]] = ()
     """Arguments of the constructor that the layer passes, in their order."""
+    several: ClassVar[str | None] = None
+    """Short name of the part that a list of parts of this kind stands for, if it may be one."""
 
     @property
     def spec(self) -> Spec:
@@ -42,10 +46,12 @@ class Part(Rebuildable, nn.Module):
 
 if TYPE_CHECKING:
     PartLike: TypeAlias = str | Mapping[str, Any] | "Part" | Callable[..., "Part"]
+    PartsLike: TypeAlias = PartLike | Sequence[PartLike]
 else:  # what a parser of options reads: it is to build no part, whose sizes only the layer knows
     PartLike = str | dict[str, Any]
-"""A part: a short name, a class path, a mapping of its arguments alone (of the default part) or of ``class_path``
-and ``init_args``, a class, a ``functools.partial`` of one, or an instance."""
+    PartsLike = str | dict[str, Any] | list[str | dict[str, Any]]
+"""A part: a short name, a class path, a mapping of its arguments alone (of the default part), of its short name to
+its arguments or of ``class_path`` and ``init_args``, a class, a ``functools.partial`` of one, or an instance."""
 
 
 def short_name(cls: type[Part], base: type[Part]) -> str:
@@ -74,8 +80,9 @@ def part_factory(given: Any, base: type[PartT], name: str, default: Mapping[str,
     """Return what builds a part from the sizes that a layer passes.
 
     Args:
-        given: A short name, a class, a ``functools.partial`` of one, a spec (``class_path`` and ``init_args``),
-            the arguments of the default part alone, or an instance, of which each layer gets a copy.
+        given: A short name, a class, a ``functools.partial`` of one, a mapping of a short name to arguments, a
+            spec (``class_path`` and ``init_args``), the arguments of the default part alone, or an instance, of
+            which each layer gets a copy; a list of these where the kind of part has :attr:`Part.several`.
         base: The kind of part.
         name: The argument it was given as, for messages.
         default: The spec of the default part, which fills the arguments that ``given`` leaves out.
@@ -89,8 +96,12 @@ def part_factory(given: Any, base: type[PartT], name: str, default: Mapping[str,
         return lambda *_: copy.deepcopy(given)
     if given is None or isinstance(given, bool):
         raise ConfigError(f"{name} must be one of {', '.join(sorted(known_parts(base)))}; got {name}={given!r}.")
+    if isinstance(given, list | tuple) and base.several:
+        given = {"class_path": base.several, "init_args": {"parts": list(given)}}
     if isinstance(given, str):
         given = {"class_path": given}
+    if isinstance(given, Mapping) and len(given) == 1:
+        given = _spelled_out(given, base, name)
     if isinstance(given, Mapping):
         given = {"class_path": default["class_path"], **given}
         if "init_args" not in given:
@@ -109,6 +120,16 @@ def part_factory(given: Any, base: type[PartT], name: str, default: Mapping[str,
         takes = f"takes {', '.join(known)}" if known else "takes no arguments"
         raise ConfigError(f"{name}: {cls.__name__} {takes}; got {wrong[0]}={spec['init_args'][wrong[0]]!r}.")
     return functools.partial(_build, name, spec, base)
+
+
+def _spelled_out(given: Mapping[str, Any], base: type[Part], name: str) -> Mapping[str, Any]:
+    """Return the spec that ``{short name: arguments}`` stands for; other mappings stay as they are."""
+    ((short, arguments),) = given.items()
+    if short not in known_parts(base):
+        return given
+    if not isinstance(arguments, Mapping | None):
+        raise ConfigError(f"{name}: {short} takes a mapping of arguments; got {short}={arguments!r}.")
+    return {"class_path": short, "init_args": dict(arguments or {})}
 
 
 def _build(name: str, spec: Spec, base: type[PartT], *sizes: Any) -> PartT:

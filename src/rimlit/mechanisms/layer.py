@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from rimlit.mechanisms.balance import Balance
+from rimlit.mechanisms.balance import Balance, added_up
 from rimlit.mechanisms.communication import AttentionCommunication, Communication, NoCommunication
 from rimlit.mechanisms.dynamics import Dynamics
 from rimlit.mechanisms.selection import Selection
@@ -175,9 +175,48 @@ class RIMLayer(nn.Module):
         return isinstance(talk, AttentionCommunication) and talk.inactive == "candidate"
 
     @property
-    def is_penalised(self) -> bool:
-        """Whether the balance adds to the loss."""
-        return type(self.balance).penalty is not Balance.penalty
+    def is_followed(self) -> bool:
+        """Whether the balance adds to the loss or counts."""
+        return self.balance.has_penalty or self.balance.has_counts
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether something is added to the ranking in the present mode, training or evaluation."""
+        return self.balance.has_offset or (self.training and self.selection.is_noisy)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the ranking of training is disturbed at random."""
+        return self.balance.is_noisy or self.selection.is_noisy
+
+    def offset(self, num_steps: int, batch_size: int) -> Tensor | None:
+        """Return what is added to the relevance for the ranking, (T or 1, M, B or 1), or None."""
+        return added_up(
+            (self.selection.noise(num_steps, batch_size, self.like), self.balance.offset(num_steps, batch_size))
+        )
+
+    def initial_carried(self, batch_size: int) -> Tensor | None:
+        """Return what selection and communication carry, (B, …), at the start of a sequence, or None."""
+        return self.join_carried(
+            self.selection.initial_carried(batch_size), self.communication.initial_carried(batch_size)
+        )
+
+    def join_carried(self, of_selection: Tensor | None, of_communication: Tensor | None) -> Tensor | None:
+        """Return what the two parts carry in one tensor: flat where both carry something."""
+        if of_selection is None or of_communication is None:
+            return of_communication if of_selection is None else of_selection
+        return torch.cat([of_selection.flatten(1), of_communication.flatten(1)], dim=1)
+
+    def split_carried(self, carried: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return what selection and communication carry, from what :meth:`join_carried` returned."""
+        like = None if carried is None else self.selection.initial_carried(1)
+        if carried is None or like is None:
+            return None, carried
+        other = self.communication.initial_carried(1)
+        if other is None:
+            return carried, None
+        size = like.numel()
+        return carried[:, :size].view(-1, *like.shape[1:]), carried[:, size:].view(-1, *other.shape[1:])
 
     def parameters_of_mechanisms(self) -> int:
         """Return the number of parameters of the dynamics and communication that belong to one mechanism each."""

@@ -54,6 +54,30 @@ class Selection(Part):
         """Whether the state is a continuous function of the scores, also where ranks change."""
         return self.num_active == self.num_mechanisms
 
+    def noise(self, num_steps: int, batch_size: int, like: Tensor) -> Tensor | None:
+        """Return noise of the ranking (T, M, B), drawn ahead for all time loops, or None.
+
+        It reaches :meth:`choose` as the offset. Return none in evaluation (``self.training`` is false).
+
+        Args:
+            num_steps: Steps T.
+            batch_size: Samples B.
+            like: A tensor of the device and type that it is to have.
+        """
+        return None
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the ranking of training is disturbed at random."""
+        return type(self).noise is not Selection.noise
+
+    def initial_carried(self, batch_size: int) -> Tensor | None:
+        """Return what the rule carries from step to step, (B, …), at the start of a sequence, or None.
+
+        A rule that carries something gets it as third argument of :meth:`choose` and returns it in the choice.
+        """
+        return None
+
     def attend(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return the attention to the input slots and the relevance of the input to each mechanism.
 

@@ -271,7 +271,7 @@ class PPOTask(ActingTask):
             batch_size=len(batch.returns),
             sync_dist=rank_and_world_size()[1] > 1,
         )
-        return loss
+        return self.penalised(loss, batch)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Update, unless the minibatch was fetched before the policy was known to have moved too far."""

@@ -24,9 +24,10 @@ from rimlit.encoders import Embedding, Encoder
 from rimlit.errors import CheckpointError, ConfigError, SpecError
 from rimlit.heads import Head, HeadFactory, LinearHead
 from rimlit.spec import Rebuildable, Spec, build, find_class, non_default_arguments, to_spec
+from rimlit.tasks.rates import rate_share
 from rimlit.tasks.saved import build_saved, load_weights
 from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory, complete, declared_sizes
-from rimlit.types import State
+from rimlit.types import SequenceBatch, State
 
 Stage = Literal["train", "val", "test"]
 
@@ -165,14 +166,19 @@ class Task(Rebuildable, L.LightningModule, ABC):
         if stage == "train":
             loss, whole = over_processes(loss, weight)
             self.log("train/loss", whole, prog_bar=True)
-            if (penalty := self.backbone.penalty()) is not None:
-                self.log("train/penalty", penalty.detach())
-                loss = loss + penalty
-            return loss
+            return self.penalised(loss, batch)
         prefix = self.prefix(stage, group)
         self._losses[prefix].update(loss.detach(), weight=weight)
         self._metrics[prefix].update(*self.scored(outputs, batch))
         return loss
+
+    def penalised(self, loss: Tensor, batch: Any) -> Tensor:
+        """Return a training loss with what the backbone adds to it, such as a balance of mechanisms."""
+        penalty = self.backbone.penalty(batch.mask if isinstance(batch, SequenceBatch) else None)
+        if penalty is None:
+            return loss
+        self.log("train/penalty", penalty.detach())
+        return loss + penalty
 
     def trial(self, batch: Any) -> None:
         """Compute loss and metrics of a batch and keep nothing; raises where the batch does not fit the task."""
@@ -287,7 +293,7 @@ class Task(Rebuildable, L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Build optimiser and scheduler from their factories."""
         optimizer = self._built(self._optimizer, Optimizer, self.parameters())
-        optimizer.register_step_post_hook(lambda *_: self.backbone.after_step())
+        optimizer.register_step_post_hook(lambda stepped, *_: self.backbone.after_step(rate_share(stepped)))
         if self._scheduler is None:
             return optimizer
         spec = self._scheduler

@@ -23,7 +23,7 @@ from rimlit.kernels.autograd import Gradients, Operands, Outputs
 from rimlit.kernels.graphs import Recorded
 from rimlit.kernels.layer import LayerInputs, LayerOptions, describe
 from rimlit.kernels.tape import StepTape, WalkBack, empty_tape, operand_gradients
-from rimlit.mechanisms import Balance, RIMLayer
+from rimlit.mechanisms import RIMLayer
 from rimlit.types import MaybeTensor
 
 DTYPES = (torch.float32, torch.float64)
@@ -48,7 +48,7 @@ def cannot(layer: RIMLayer) -> str | None:
     options = describe(layer)
     if options.is_gated or options.dynamic:
         return "does not know margins, graded updates and dynamic counts"
-    if options.soft_cap or layer.score_bias is not None or type(layer.balance).offset is not Balance.offset:
+    if options.soft_cap or layer.score_bias is not None or layer.has_offset:
         return "does not know a cap, a bias or an offset of scores"
     return (
         "does not know communication through the cell's gate"
