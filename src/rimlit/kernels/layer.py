@@ -10,6 +10,7 @@ from rimlit.mechanisms import (
     AcrossMechanisms,
     AttentionCommunication,
     GRUDynamics,
+    GumbelTopK,
     LeastNull,
     LSTMDynamics,
     NoCommunication,
@@ -70,7 +71,7 @@ class UnknownPartError(ValueError):
 
 
 KNOWN_PARTS: dict[str, tuple[type, ...]] = {
-    "selection": (LeastNull, AcrossMechanisms),
+    "selection": (LeastNull, GumbelTopK, AcrossMechanisms),
     "dynamics": (LSTMDynamics, GRUDynamics),
     "communication": (AttentionCommunication, NoCommunication),
 }
