@@ -261,10 +261,10 @@ class RIM(LayeredBackbone):
             features, last, activity = layer(run, inputs)
             if is_followed:
                 self._followed.append(Followed(layer, inputs, features, activity.active))
-            features = features.flatten(2)
+            hidden, features = features.detach(), features.flatten(2)
             states.append(last)
             if activity is not None:
-                activities.append(activity)
+                activities.append(activity._replace(hidden=hidden))
         self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
         return features, state

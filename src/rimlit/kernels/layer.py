@@ -177,6 +177,7 @@ class Activity(NamedTuple):
     slot_attention: Tensor  # (B, T, M, N)
     communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are zero
     gate: Tensor | None = None  # (B, T, M): how far active mechanisms move, where that is not in full
+    hidden: Tensor | None = None  # (B, T, M, d): states after each step
 
 
 LayerResult: TypeAlias = tuple[Tensor, State, Activity | None]

@@ -43,6 +43,11 @@ class DeadReset(Counting):
         self.register_buffer("window", torch.zeros(num_mechanisms + 1, dtype=torch.long))  # last: steps
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
 
+    def resize(self, num_mechanisms: int) -> None:
+        """See :meth:`Balance.resize`: the count starts again."""
+        super().resize(num_mechanisms)
+        self.window = self.window.new_zeros(num_mechanisms + 1)
+
     def follow(self, counts: Tensor, total: Tensor, layer: nn.Module, rate: float) -> None:
         """See :meth:`Counting.follow`."""
         self.window += torch.cat([counts, total[None]])

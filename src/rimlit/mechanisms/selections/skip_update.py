@@ -9,7 +9,7 @@ from rimlit.nn.selection import rank
 
 
 class SkipUpdate(Selection):
-    """The update gate of a Skip RNN for each mechanism (Campos et al. 2018, eq. 3 to 6, arXiv:1708.06834).
+    """The update gate of a Skip RNN for each mechanism (Campos et al. 2018, sec. 3, arXiv:1708.06834).
 
     ũ ← min(1, ũ + Δ); a mechanism is active where ũ ≥ ½, and ũ starts again from 0 after its update. In the
     gradient ũ stands for the mask (straight-through). ũ is carried in the state. In the first step of a sequence
