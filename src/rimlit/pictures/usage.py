@@ -133,7 +133,7 @@ class UsageCounter:
             entropy.item(),
             int((share < DEAD_BELOW).sum()),
             float(self.switches / (transitions * num_mechanisms)),
-            float(lacks),
+            float(lacks.clamp(max=1)),  # where none is used
             float(1 - num_mechanisms * parts.min()),
             float((self.transitions - self.overlap) / transitions),
             float(self.cosine / self.compared) if self.compared > 0 else None,

@@ -10,7 +10,7 @@ from rimlit.nn.surroundings import is_plain
 
 
 class DeadReset(Counting):
-    """Gives a dead mechanism the weights of the most active one, with noise (this package).
+    """Gives a dead mechanism the weights of the most active one, with noise.
 
     Every ``every`` optimiser steps, a mechanism that was active in a smaller share of the steps since than
     ``below`` gets the most active one's row of every weight of which each mechanism has its own, times

@@ -60,7 +60,7 @@ class Entmax(Selection):
 
 
 class Sparsemax(Entmax):
-    """:class:`Entmax` with α = 2 (Martins and Astudillo 2016, arXiv:1602.02068): sparser.
+    """Entmax with α = 2 (Martins and Astudillo 2016, arXiv:1602.02068): sparser.
 
     Args:
         num_mechanisms: Mechanisms M.
