@@ -42,8 +42,8 @@ class Penalty(Balance, ABC):
 class SwitchBalance(Penalty):
     """A penalty on mechanisms that are chosen often and likely (Fedus et al. 2022, eq. 4, arXiv:2101.03961).
 
-    L = coefficient · M · Σ f_k P_k. f_k is mechanism k's share of all choices, without gradient, and P_k its mean p.
-    Both are 1/M where all are active alike.
+    L = coefficient · M · Σ f_k P_k. f_k is mechanism k's share of all choices, without gradient, and P_k its mean
+    p. Both are 1/M where all are active alike.
 
     Args:
         num_mechanisms: Mechanisms M.
