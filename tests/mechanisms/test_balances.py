@@ -254,7 +254,7 @@ def test_a_dead_mechanism_gets_the_most_active_one_s_weights_and_lives() -> None
     assert torch.equal(rim.state_dict()["layers.0.input_query.weight"], before["layers.0.input_query.weight"])
     run(rim)
     after = rim.state_dict()
-    assert float(layer.score_bias[2]) == pytest.approx(1.0, abs=0.1)
+    assert float(layer.score_bias[2].detach()) == pytest.approx(1.0, abs=0.1)
     for name in ("input_query.weight", "dynamics.hidden.weight", "dynamics.input.weight"):
         own, old = after[f"layers.0.{name}"], before[f"layers.0.{name}"]
         others = [0, 1, 3]
