@@ -184,6 +184,20 @@ def test_a_run_has_the_same_losses_at_1_2_and_4_processes_and_when_their_number_
         assert others == pytest.approx(alone, rel=1e-5), name
 
 
+def test_two_processes_add_up_their_counts_of_who_was_active(scored: Path, warm: Warm) -> None:
+    balance = "--model.backbone.balance=[{loss_free_bias: {step: 0.5}}]"
+    common = ("fit", *COPYING, *EPOCHS, *UNTRACKED, UNTESTED, "--trainer.limit_val_batches=1", balance)
+    biases = []
+    for count in (1, 2):
+        ended = warm.run(scored, *common, *(ALONE if count == 1 else ()), f"--name={count}", processes=count)
+        assert [process.code for process in ended] == [0] * count, ended
+        saved = read_checkpoint(scored / f"runs/copying/{count}/checkpoints/last.ckpt")["state_dict"]
+        assert not saved["backbone.layers.0.balance.parts.0.counts"].any()
+        biases.append(saved["backbone.layers.0.balance.parts.0.bias"].tolist())
+    assert max(biases[0]) > 0.5
+    assert biases[1] == pytest.approx(biases[0], abs=1e-5)
+
+
 def test_a_run_of_two_processes_that_is_killed_resumes_bit_for_bit(scored: Path, warm: Warm) -> None:
     common = ("fit", *LANGUAGE, *ROWS, *UNTRACKED, *LOSSES, UNTESTED)
     common += ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=2")

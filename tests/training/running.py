@@ -114,6 +114,27 @@ def copying(data: DataModule) -> Task:
     )
 
 
+def balanced(data: DataModule) -> Task:
+    parts = [
+        {"loss_free_bias": {"step": 0.1, "follows_schedule": True}},
+        "noisy_top_k",
+        {"dead_reset": {"every": 2, "below": 0.6}},
+        "random_activation",
+    ]
+    backbone = {
+        **SMALL_RIM,
+        "init_args": {**SMALL_RIM["init_args"], "balance": parts, "selection": "gumbel_top_k"},
+    }
+    return CopyingTask(
+        backbone,
+        data.vocabulary_size,
+        data.recall_length,
+        embedding_size=8,
+        optimizer=partial(Adam, lr=0.01),
+        scheduler=partial(WarmupCosine, warmup_steps=3, total_steps=STEPS),
+    )
+
+
 def averaging(data: DataModule) -> Task:
     return AveragingTask(
         backbone=DROPPED,
@@ -149,6 +170,7 @@ CASES = {
     "epochs_with_workers": Case(
         copying, partial(copying_data, train_size=16, num_workers=2), {"val_check_interval": 0.5}
     ),
+    "balanced": Case(balanced, copying_data, {"val_check_interval": 3, "accumulate_grad_batches": 2}),
     # scores and means that a schedule and logs need come from before the stop
     "means": Case(averaging, partial(copying_data, train_size=16), {"val_check_interval": 0.5}),
     "endless_plateau": Case(averaging, copying_data, {"val_check_interval": 2}),

@@ -260,11 +260,11 @@ class RIM(LayeredBackbone):
             )
             features, last, activity = layer(run, inputs)
             if is_followed:
-                self._followed.append(Followed(layer, inputs, features, activity.active))
+                self._followed.append(Followed.of(layer, inputs, features, activity.active))
+            if activity is not None:
+                activities.append(activity._replace(hidden=features.detach()))
             features = features.flatten(2)
             states.append(last)
-            if activity is not None:
-                activities.append(activity)
         self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
         return features, state

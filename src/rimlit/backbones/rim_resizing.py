@@ -36,6 +36,7 @@ def with_mechanisms(rim: Any, num_mechanisms: int, num_active: int) -> Any:
             if hasattr(module, "num_mechanisms"):
                 module.num_mechanisms = num_mechanisms
     layer, initial = resized.layers[0], resized.initial
+    layer.balance.resize(num_mechanisms)
     resized.output_size = resized.hidden_size = num_mechanisms * layer.size
     if layer.score_bias is not None:
         layer.score_bias = nn.Parameter(_resize(layer.score_bias.detach(), num_mechanisms, 0))

@@ -10,6 +10,7 @@ from rimlit.mechanisms import (
     AcrossMechanisms,
     AttentionCommunication,
     GRUDynamics,
+    GumbelTopK,
     LeastNull,
     LSTMDynamics,
     NoCommunication,
@@ -70,7 +71,7 @@ class UnknownPartError(ValueError):
 
 
 KNOWN_PARTS: dict[str, tuple[type, ...]] = {
-    "selection": (LeastNull, AcrossMechanisms),
+    "selection": (LeastNull, GumbelTopK, AcrossMechanisms),
     "dynamics": (LSTMDynamics, GRUDynamics),
     "communication": (AttentionCommunication, NoCommunication),
 }
@@ -176,6 +177,7 @@ class Activity(NamedTuple):
     slot_attention: Tensor  # (B, T, M, N)
     communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are zero
     gate: Tensor | None = None  # (B, T, M): how far active mechanisms move, where that is not in full
+    hidden: Tensor | None = None  # (B, T, M, d): states after each step
 
 
 LayerResult: TypeAlias = tuple[Tensor, State, Activity | None]

@@ -8,7 +8,7 @@ from torch import Tensor
 from rimlit.kernels.layer import LayerInputs
 from rimlit.kernels.projection import expand_tokens, project
 from rimlit.kernels.step import score
-from rimlit.mechanisms import RIMLayer
+from rimlit.mechanisms import Balance, RIMLayer
 
 
 def scores_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor) -> Tensor:
@@ -32,24 +32,28 @@ def scores_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor) -> Tensor:
 
 
 class Followed(NamedTuple):
-    """A training forward of a layer whose balance adds to the loss or counts."""
+    """What a layer's balance counts and penalises after a training forward, when the mask is known."""
 
-    layer: RIMLayer
-    inputs: LayerInputs
-    features: Tensor  # (B, T, M, d)
-    active: Tensor  # (B, T, M) bool
+    balance: Balance
+    scores: Tensor | None  # (T, M, B, I, N), where there is a penalty
+    active: Tensor  # (T, M, B) bool
+
+    @classmethod
+    def of(cls, layer: RIMLayer, inputs: LayerInputs, features: Tensor, active: Tensor) -> "Followed":
+        """Return it for a layer, what it ran on, what it returned, (B, T, M, d), and who was active (B, T, M)."""
+        scores = scores_of(layer, inputs, features) if layer.balance.has_penalty else None
+        return cls(layer.balance, scores, active.permute(1, 2, 0))
 
     def note(self, mask: Tensor | None = None) -> None:
         """Let the balance note who was active in the steps that ``mask`` (B, T) marks, by default all."""
-        if self.layer.balance.has_counts:
-            self.layer.balance.observe(_counted(self.active.permute(1, 2, 0), mask))
+        if self.balance.has_counts:
+            self.balance.observe(_counted(self.active, mask))
 
     def penalty(self, mask: Tensor | None = None) -> Tensor | None:
         """Return what the balance adds to the loss for the steps that ``mask`` (B, T) marks, by default all."""
-        if not self.layer.balance.has_penalty:
+        if self.scores is None:
             return None
-        scores = scores_of(self.layer, self.inputs, self.features)
-        return self.layer.balance.penalty(_counted(scores, mask), _counted(self.active.permute(1, 2, 0), mask))
+        return self.balance.penalty(_counted(self.scores, mask), _counted(self.active, mask))
 
 
 def _counted(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -111,7 +111,8 @@ def keep(choice: Choice, candidate: State, state: State) -> State:
         kept = map_state(lambda new, old: torch.where(is_active, old + gate * (new - old), old), candidate, state)
     if choice.soft is None:
         return kept
-    through = (choice.soft - choice.soft.detach())[..., None]  # 0, with the gradient of the soft choice
+    soft = choice.soft.nan_to_num(0)
+    through = (soft - soft.detach())[..., None]  # 0, with the gradient of the soft choice
     return map_state(
         lambda moved, new, old: moved + through * (new - old).detach().nan_to_num(0, 0, 0), kept, candidate, state
     )

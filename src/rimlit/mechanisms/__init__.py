@@ -23,6 +23,14 @@ from rimlit.mechanisms.communication import (
 from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics
 from rimlit.mechanisms.layer import LayerWeights, RIMLayer
 from rimlit.mechanisms.selection import AcrossMechanisms, LeastNull, Selection
+from rimlit.mechanisms.selections import (
+    Entmax,
+    GumbelTopK,
+    HardConcrete,
+    SkipUpdate,
+    Sparsemax,
+    StraightThrough,
+)
 from rimlit.mechanisms.sharing import IndependentSharing, SharedSharing, Sharing
 
 __all__ = [
@@ -34,9 +42,12 @@ __all__ = [
     "Communication",
     "DeadReset",
     "Dynamics",
+    "Entmax",
     "ExpectedSparsity",
     "GRUDynamics",
     "GshardBalance",
+    "GumbelTopK",
+    "HardConcrete",
     "IndependentSharing",
     "LSTMDynamics",
     "LayerWeights",
@@ -53,6 +64,9 @@ __all__ = [
     "Selection",
     "SharedSharing",
     "Sharing",
+    "SkipUpdate",
+    "Sparsemax",
+    "StraightThrough",
     "SwitchBalance",
     "Talk",
     "TalkInputs",

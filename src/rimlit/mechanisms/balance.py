@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional
 
 from rimlit.mechanisms.base import Part, part_factory
 from rimlit.mechanisms.selection import attend_against_null, log_odds
@@ -57,6 +58,9 @@ class Balance(Part):
             layer: The :class:`rimlit.mechanisms.RIMLayer` that this part belongs to.
             rate: The learning rate as a share of the highest of its schedule, 0 to 1.
         """
+
+    def resize(self, num_mechanisms: int) -> None:
+        """Serve another number of mechanisms, whose sizes :meth:`rimlit.RIM.with_mechanisms` has set."""
 
     @property
     def has_offset(self) -> bool:
@@ -134,6 +138,11 @@ class CombinedBalance(Balance):
         for part in self.balances:
             part.after_step(layer, rate)
 
+    def resize(self, num_mechanisms: int) -> None:
+        """See :meth:`Balance.resize`."""
+        for part in self.balances:
+            part.resize(num_mechanisms)
+
     @property
     def has_offset(self) -> bool:
         """See :attr:`Balance.has_offset`."""
@@ -199,6 +208,10 @@ class Counting(Balance, ABC):
         self.counts[:-1] += active.sum(dim=(0, 2))
         self.counts[-1] += num_steps * batch_size
 
+    def resize(self, num_mechanisms: int) -> None:
+        """See :meth:`Balance.resize`."""
+        self.counts = self.counts.new_zeros(num_mechanisms + 1)
+
     def after_step(self, layer: nn.Module, rate: float) -> None:
         """See :meth:`Balance.after_step`."""
         if distributed.is_available() and distributed.is_initialized():
@@ -217,6 +230,11 @@ class Counting(Balance, ABC):
             layer: As in :meth:`Balance.after_step`.
             rate: As in :meth:`Balance.after_step`.
         """
+
+
+def resized(values: Tensor, size: int) -> Tensor:
+    """Return the first ``size`` of ``values``, or all of them and zeros."""
+    return functional.pad(values, (0, size - len(values))).clone()
 
 
 def added_up(terms: Iterable[Tensor | None]) -> Tensor | None:

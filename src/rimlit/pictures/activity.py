@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rimlit.pictures.files import save_figure, write_and_track
+from rimlit.pictures.usage import Usage, UsageCounter, draw_usage
 from rimlit.tasks import Task
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 from rimlit.tracking.optional import optional
@@ -18,54 +19,6 @@ from rimlit.types import MechanismsActivity, Watched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-DEAD_BELOW = 0.01
-"""A mechanism used in a smaller share of steps counts as dead."""
-
-
-class Usage(NamedTuple):
-    """How the mechanisms of one layer were used."""
-
-    share: Tensor  # (M,): share of steps in which each was active
-    entropy: float  # of the shares, normalised to sum to 1; 1 when all are used alike, 0 when only one is
-    dead: int  # mechanisms used in under 1 % of steps
-    switch_rate: float  # share of mechanisms whose activity changes from a step to the next
-
-
-class UsageCounter:
-    """Add up the activity of one layer over batches."""
-
-    def __init__(self, num_mechanisms: int, device: torch.device) -> None:
-        self.active = torch.zeros(num_mechanisms, dtype=torch.long, device=device)
-        self.switches = torch.zeros((), dtype=torch.long, device=device)
-        self.steps = torch.zeros((), dtype=torch.long, device=device)
-        self.transitions = torch.zeros((), dtype=torch.long, device=device)
-
-    def add(self, active: Tensor, mask: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            active: (B, T, M) bool.
-            mask: (B, T) bool: steps that are not padding; None where all count.
-        """
-        if mask is None:
-            mask = torch.ones_like(active[..., 0])
-        self.active += (active & mask[..., None]).sum(dim=(0, 1))
-        self.steps += mask.sum()
-        both = mask[:, 1:] & mask[:, :-1]
-        self.switches += ((active[:, 1:] != active[:, :-1]) & both[..., None]).sum()
-        self.transitions += both.sum()
-
-    def usage(self) -> Usage:
-        """Return the usage over everything added."""
-        share = self.active.double() / self.steps.clamp(min=1)
-        parts = share / share.sum().clamp(min=1e-12)
-        num_mechanisms = len(share)
-        entropy = -(parts * parts.clamp(min=1e-12).log()).sum()
-        if num_mechanisms > 1:
-            entropy = entropy / torch.tensor(float(num_mechanisms)).log()
-        rate = self.switches.double() / (self.transitions * num_mechanisms).clamp(min=1)
-        return Usage(share.cpu(), entropy.item(), int((share < DEAD_BELOW).sum()), rate.item())
 
 
 class Sample(NamedTuple):
@@ -81,17 +34,18 @@ class Sample(NamedTuple):
 class MechanismActivity(L.Callback):
     """Log how the mechanisms of a task's backbone are used and draw when each was active.
 
-    Logs ``mechanisms/usage_<m>``, ``mechanisms/usage_entropy`` (1: all alike, 0: only one),
-    ``mechanisms/dead`` (used in under 1 % of steps) and ``mechanisms/switch_rate``, with the prefix ``layer_<l>/``
-    where there are several layers: of each validation, and of each named group of a test (a span, an environment)
-    with the group's name as prefix. In MLflow these are the last three of a validation, as ``val/mechanisms/…``,
-    and all of a test in the file ``mechanisms.json``. Activity is recorded in the ordinary forward passes, without
-    a second one. The callback does nothing for backbones without mechanisms.
+    Logs the numbers of :class:`rimlit.pictures.usage.Usage` as ``mechanisms/usage_<m>``, ``mechanisms/dead`` and
+    so on, with the prefix ``layer_<l>/`` where there are several layers: of each validation, and of each named
+    group of a test (a span, an environment) with the group's name as prefix. In MLflow these are
+    ``usage_entropy``, ``dead`` and ``switch_rate`` of a validation, as ``val/mechanisms/…``, and all of a test in
+    the file ``mechanisms.json``. Activity is recorded in the ordinary forward passes, without a second one. The
+    callback does nothing for backbones without mechanisms.
 
     Args:
-        figure: Whether to draw the figure, ``figures/activity.png``, at the end of training and of a test, and to
-            write ``mechanisms.json``. The figure shows a sequence of the first validation or test group and the
-            average over its batch.
+        figure: Whether to draw figures at the end of training and of a test, and to write ``mechanisms.json``.
+            ``figures/activity.png`` shows when each mechanism was active, in a sequence of the first validation or
+            test group and on average over its batch; ``figures/mechanisms.png`` how much each was used, and in
+            which kind of step.
     """
 
     def __init__(self, *, figure: bool = True) -> None:
@@ -104,6 +58,7 @@ class MechanismActivity(L.Callback):
         self._inputs: Tensor | None = None
         self._wants_sample = False
         self._sample: Sample | None = None
+        self._usages: list[Usage] = []  # of the first group, by layer
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
@@ -145,14 +100,16 @@ class MechanismActivity(L.Callback):
         self._group = dict(enumerate(self._counters)).get(group, "")
         mask = getattr(batch, "mask", None)
         self._mask = mask if isinstance(mask, Tensor) else None
-        if self._wants_sample and isinstance(module, Task):
+        if self._counters and isinstance(module, Task):
             self._labels = module.step_labels(batch)
+        if self._wants_sample and isinstance(module, Task):
             inputs = getattr(batch, "inputs", None)
             self._inputs = inputs if isinstance(inputs, Tensor) and inputs.dim() >= 2 else None
 
     def _add(self, activities: tuple[MechanismsActivity, ...]) -> None:
         for counter, activity in zip(self._counters[self._group], activities, strict=True):
-            counter.add(activity.active, self._mask)
+            hidden = getattr(activity, "hidden", None)
+            counter.add(activity.active, self._mask, hidden=hidden, labels=self._labels)
         if self._wants_sample:
             self._wants_sample = False
             active = [activity.active.float() for activity in activities]
@@ -191,15 +148,14 @@ class MechanismActivity(L.Callback):
             for layer, counter in enumerate(counters)
         ]
         for group, layer, counter in counted:
-            for name in ("active", "switches", "steps", "transitions"):
+            for name in counter.summed:
                 setattr(counter, name, trainer.strategy.reduce(getattr(counter, name), reduce_op="sum"))
             usage = counter.usage()
             parts = ["mechanisms", group, f"layer_{layer}" if len(self._counters[group]) > 1 else ""]
             prefix = "/".join(filter(None, parts))
-            metrics |= {f"{prefix}/usage_{m}": share for m, share in enumerate(usage.share.tolist())}
-            metrics[f"{prefix}/usage_entropy"] = usage.entropy
-            metrics[f"{prefix}/dead"] = usage.dead
-            metrics[f"{prefix}/switch_rate"] = usage.switch_rate
+            metrics |= {f"{prefix}/{name}": value for name, value in usage.numbers().items()}
+            if group == next(iter(self._counters)):
+                self._usages = [*self._usages[:layer], usage]
         if trainer.testing and metrics and self.figure and trainer.is_global_zero:
             with optional("mechanisms.json"):
                 write_and_track(trainer, "mechanisms.json", json.dumps(metrics, indent=2) + "\n")
@@ -214,8 +170,7 @@ class MechanismActivity(L.Callback):
             if not isinstance(logger, MLflowTracker):
                 logger.log_metrics(dict(metrics), step=trainer.global_step)
             elif not trainer.testing:  # the numbers by which runs are compared
-                few = {f"val/{name}": value for name, value in metrics.items() if "/usage_" not in name}
-                few |= {f"val/{name}": value for name, value in metrics.items() if name.endswith("/usage_entropy")}
+                few = {f"val/{name}": value for name, value in metrics.items() if name.split("/")[-1] in COMPARED}
                 logger.log_metrics(few, step=trainer.global_step)
 
     def _draw(self, trainer: L.Trainer) -> None:
@@ -231,8 +186,14 @@ class MechanismActivity(L.Callback):
                     inputs=sample.inputs,
                 )
                 save_figure(trainer, figure, "activity.png")
+        if self.figure and self._usages and trainer.is_global_zero:
+            with optional("figures/mechanisms.png"):
+                figure = draw_usage(self._usages, run=Path(trainer.default_root_dir).name)
+                save_figure(trainer, figure, "mechanisms.png")
 
 
+COMPARED = ("usage_entropy", "dead", "switch_rate")
+"""Numbers of a validation by which MLflow compares runs."""
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 
 

@@ -268,6 +268,48 @@ def check_dropout_never_changes_the_first_choice(build: RIMSubject) -> None:
 
 
 @law("rim")
+def check_only_training_is_followed(build: RIMSubject) -> None:
+    """A forward in evaluation or without gradients has no penalty and changes nothing that is saved."""
+    rim = make(build).double()
+    before = _saved(rim)
+    for mode, has_gradients in ((False, True), (True, False)):
+        with torch.set_grad_enabled(has_gradients):
+            rim.train(mode)(_inputs(rim))
+        require(rim.penalty() is None, "there is a penalty after a forward that trains nothing")
+    require_close("saved", _saved(rim), before, rtol=0, atol=0)
+
+
+@law("rim")
+def check_a_saved_rim_trains_on_alike(build: RIMSubject) -> None:
+    """Saved between two optimiser steps and loaded, the steps that follow are bit for bit the same."""
+    same = _of_same_weights(build)
+    rim, loaded = same().double().train(), same().double().train()
+
+    def train_on(rim: RIM) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.manual_seed(3)
+        for _ in range(3):
+            features, _ = rim(_inputs(rim))
+            penalty = rim.penalty()
+            is_scalar = penalty is None or (penalty.dim() == 0 and bool(penalty.isfinite()))
+            require(is_scalar, f"the penalty is {penalty}; expected a finite scalar or None")
+            rim.after_step(0.5)
+        return features.detach(), _saved(rim)
+
+    train_on(rim)
+    loaded.load_state_dict(rim.state_dict())
+    require_close("trained on", train_on(loaded), train_on(rim), rtol=0, atol=0)
+
+
+def _inputs(rim: RIM) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(3, 5, rim.input_size, generator=generator, dtype=torch.float64)
+
+
+def _saved(rim: RIM) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in rim.state_dict().items()}
+
+
+@law("rim")
 def check_loops_that_can_equal_eager(build: RIMSubject) -> None:
     """Every time loop that says it can run the RIM gives what ``eager`` gives, in outputs and all gradients."""
     same = _of_same_weights(build)

@@ -10,7 +10,7 @@ from rimlit.nn.surroundings import is_plain
 
 
 class DeadReset(Counting):
-    """Gives a dead mechanism the weights of the most active one, with noise (this package).
+    """Gives a dead mechanism the weights of the most active one, with noise.
 
     Every ``every`` optimiser steps, a mechanism that was active in a smaller share of the steps since than
     ``below`` gets the most active one's row of every weight of which each mechanism has its own, times
@@ -42,6 +42,11 @@ class DeadReset(Counting):
         self.num_steps: Tensor
         self.register_buffer("window", torch.zeros(num_mechanisms + 1, dtype=torch.long))  # last: steps
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
+
+    def resize(self, num_mechanisms: int) -> None:
+        """See :meth:`Balance.resize`: the count starts again."""
+        super().resize(num_mechanisms)
+        self.window = self.window.new_zeros(num_mechanisms + 1)
 
     def follow(self, counts: Tensor, total: Tensor, layer: nn.Module, rate: float) -> None:
         """See :meth:`Counting.follow`."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from rimlit.checks import require_not_negative
-from rimlit.mechanisms.balance import Counting
+from rimlit.mechanisms.balance import Counting, resized
 
 
 class LossFreeBias(Counting):
@@ -42,6 +42,11 @@ class LossFreeBias(Counting):
         self.follows_schedule = follows_schedule
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(num_mechanisms))
+
+    def resize(self, num_mechanisms: int) -> None:
+        """See :meth:`Balance.resize`: new mechanisms start without a bias."""
+        super().resize(num_mechanisms)
+        self.bias = resized(self.bias, num_mechanisms)
 
     def offset(self, num_steps: int, batch_size: int) -> Tensor:
         """See :meth:`Balance.offset`."""

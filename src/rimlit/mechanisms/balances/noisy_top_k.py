@@ -6,7 +6,7 @@ from torch.nn.functional import softplus
 
 from rimlit.checks import require_not_negative
 from rimlit.errors import ConfigError
-from rimlit.mechanisms.balance import Noise, relevance_of
+from rimlit.mechanisms.balance import Noise, relevance_of, resized
 
 
 class NoisyTopK(Noise):
@@ -43,6 +43,11 @@ class NoisyTopK(Noise):
         self.importance = importance
         self.load = load
         self.noise = nn.Parameter(torch.zeros(num_mechanisms))
+
+    def resize(self, num_mechanisms: int) -> None:
+        """See :meth:`Balance.resize`: new mechanisms have the noise of the start."""
+        super().resize(num_mechanisms)
+        self.noise = nn.Parameter(resized(self.noise.detach(), num_mechanisms))
 
     @property
     def spread(self) -> Tensor:

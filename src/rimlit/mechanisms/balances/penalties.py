@@ -40,10 +40,10 @@ class Penalty(Balance, ABC):
 
 
 class SwitchBalance(Penalty):
-    """L = coefficient · M · Σ f_k P_k (Fedus et al. 2022, eq. 4, arXiv:2101.03961), at least ``coefficient``.
+    """A penalty on mechanisms that are chosen often and likely (Fedus et al. 2022, eq. 4, arXiv:2101.03961).
 
-    f_k is mechanism k's share of all choices, without gradient, and P_k its mean p. Both are 1/M where all are
-    active alike.
+    L = coefficient · M · Σ f_k P_k. f_k is mechanism k's share of all choices, without gradient, and P_k its mean
+    p. Both are 1/M where all are active alike.
 
     Args:
         num_mechanisms: Mechanisms M.
@@ -67,10 +67,10 @@ class SwitchBalance(Penalty):
 
 
 class GshardBalance(Penalty):
-    """L = coefficient · 1/M · Σ c_k P_k (Lepikhin et al. 2021, alg. 1, arXiv:2006.16668).
+    """A penalty on mechanisms that are often the first choice (Lepikhin et al. 2021, alg. 1, arXiv:2006.16668).
 
-    c_k is in which share of steps mechanism k is the first choice, without gradient, and P_k its mean p. The first
-    choice is the active mechanism of greatest r.
+    L = coefficient · 1/M · Σ c_k P_k. c_k is in which share of steps mechanism k is the first choice, without
+    gradient, and P_k its mean p. The first choice is the active mechanism of greatest r.
 
     Args:
         num_mechanisms: Mechanisms M.
@@ -96,7 +96,9 @@ class GshardBalance(Penalty):
 
 
 class ZLoss(Penalty):
-    """L = coefficient · mean(logsumexp(r)²): keeps scores small (Zoph et al. 2022, eq. 5, arXiv:2202.08906).
+    """A penalty on large scores (Zoph et al. 2022, eq. 5, arXiv:2202.08906).
+
+    L = coefficient · mean(logsumexp(r)²), the logsumexp over mechanisms.
 
     Args:
         num_mechanisms: Mechanisms M.
@@ -118,7 +120,7 @@ class ZLoss(Penalty):
 
 
 class UsageFloor(Penalty):
-    """A price on mechanisms that are hardly ever active, and on no others (this package).
+    """A price on mechanisms that are hardly ever active, and on no others.
 
     L = coefficient · Σ max(0, ρ/M − f_k), with f_k mechanism k's share of all choices. f_k has the gradient of the
     mean of 1 − P_null, so that a mechanism below the floor learns to attend to the input more. Uneven use above

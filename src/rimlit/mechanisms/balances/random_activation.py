@@ -11,7 +11,7 @@ FIRST = 1e4
 
 
 class RandomActivation(Noise):
-    """In training each mechanism is ranked first with probability ε in every step and sample (this package).
+    """In training each mechanism is ranked first with probability ε in every step and sample.
 
     It then takes the place of the last winner, or wakes where the count is dynamic; several compete among
     themselves. Like ε-greedy exploration, it shows mechanisms that never win what they would have read.
