@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -105,6 +105,10 @@ class Backbone(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Run after each step of the optimiser; by default nothing."""
+
+    def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return ``weights``, a state dict of a backbone of other sizes, for this one; by default as they are."""
+        return weights
 
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence; by default all."""
@@ -230,6 +234,7 @@ class LearnedState(nn.Module):
         self.shape = shape
         self.names = names
         self.learn = learn
+        self.by_mechanism: dict[str, int] = {}  # a backbone with mechanisms says in which dimension they are
         if learn:
             bound = shape[-1] ** -0.5
             for name in names:

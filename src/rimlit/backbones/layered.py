@@ -109,6 +109,7 @@ def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
         and not (rim.training and (rim.dropout > 0 or first.drops))
         and not first.project_in_bf16
         and rim.input_attention  # without, the values' weights are doubled: a copy, which would grow old
+        and first.stores_its_weights  # what is formed of shared weights is such a copy, too
         and _is_in_loop(rim, first)
         and all(is_plain(weight) and weight.is_contiguous() for weight in weights)
     )

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,12 +12,13 @@ from torch.nn import functional
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
 from rimlit.backbones.layered import LayeredBackbone
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
-from rimlit.backbones.rim_resizing import with_mechanisms
+from rimlit.backbones.rim_resizing import require_resizable, with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
 from rimlit.kernels.scores import penalty_of
 from rimlit.mechanisms import PartLike
+from rimlit.nn.resizing import resize_weights
 from rimlit.nn.surroundings import is_autocast_enabled
 from rimlit.types import State, carrying_type, map_state
 
@@ -47,10 +49,13 @@ class RIM(LayeredBackbone):
             GRU cells, communication through the update gate, attention in proportion to d, learned initial
             states, no dropout).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
-        cell: Dynamics of each mechanism: ``lstm`` (paper) or ``gru``, or a :class:`rimlit.mechanisms.Dynamics`.
-        communication: How active mechanisms read the others: ``attention`` or ``none``, or the arguments of
-            :class:`rimlit.mechanisms.AttentionCommunication`, such as ``{"output": "tanh"}``.
-        sharing: How mechanisms share their weights: ``independent`` (all presets) or ``shared``.
+        cell: Dynamics of each mechanism: ``lstm`` (paper), ``gru`` or ``schemata``, or a
+            :class:`rimlit.mechanisms.Dynamics`.
+        communication: How active mechanisms read the others: ``attention``, ``workspace``, ``quantized`` or
+            ``none``, or the arguments of :class:`rimlit.mechanisms.AttentionCommunication`, such as
+            ``{"output": "tanh"}``.
+        sharing: How mechanisms share their weights: ``independent`` (all presets), ``shared``, ``embedded`` or
+            ``low_rank``.
         input_sharing: The same for the input's keys and values: ``shared`` (all presets; the paper's main text)
             or ``independent`` (appendix C.1).
         balance: Influence on who wins, none by default.
@@ -181,6 +186,7 @@ class RIM(LayeredBackbone):
         self.initial = LearnedState(
             (num_layers, num_mechanisms, size), self.state_type._fields, learn=recipe.learn_initial_state
         )
+        self.initial.by_mechanism = dict.fromkeys(self.initial.names, 1)
         refuse_frozen_states(self._first, recipe.learn_initial_state)
         self._announced: tuple[str, str] | None = None
         self._penalties: list[Tensor | None] = []
@@ -260,7 +266,8 @@ class RIM(LayeredBackbone):
             features = features.flatten(2)
             states.append(last)
             if activity is not None:
-                activities.append(activity)
+                penalty = activity.penalty
+                activities.append(activity._replace(penalty=None if penalty is None else penalty.detach()))
         self._penalties = penalties
         self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
@@ -274,7 +281,7 @@ class RIM(LayeredBackbone):
         return chosen[0]
 
     def penalty(self) -> Tensor | None:
-        """Return what the balance of all layers adds to the loss after the last training forward, or None."""
+        """Return what balance and communication add to the loss after the last training forward, or None."""
         found = [penalty for penalty in self._penalties if penalty is not None]
         return torch.stack(found).sum() if found else None
 
@@ -286,18 +293,29 @@ class RIM(LayeredBackbone):
     def with_mechanisms(self, num_mechanisms: int, num_active: int | None = None) -> "RIM":
         """Return a copy with another number of mechanisms of the same size.
 
-        Weights must be shared by all mechanisms (``sharing="shared"``). Learned initial states and score biases of
-        mechanisms that are new are drawn from a normal distribution with the mean and spread of the learned ones.
+        Weights must be shared by all mechanisms (``sharing`` ``shared`` or ``embedded``; ``cell="schemata"`` shares
+        the cells' by itself). What a mechanism has of its own, such as a learned initial state, a score bias or an
+        embedding, is drawn for those that are new from a normal distribution with the mean and spread of the
+        learned ones.
 
         Args:
             num_mechanisms: Mechanisms of the copy, at least 1.
-            num_active: Mechanisms active in a step, by default as many as here.
+            num_active: Mechanisms that may be active in a step, by default as many as here, or all where all are.
 
         Raises:
             ConfigError: Weights belong to one mechanism each, or there are several layers.
         """
-        resized: RIM = with_mechanisms(self, num_mechanisms, num_active or self.num_active)
+        if num_active is None:
+            num_active = num_mechanisms if self.num_active == self.num_mechanisms else self.num_active
+        resized: RIM = with_mechanisms(self, num_mechanisms, num_active)
         return resized
+
+    def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return weights of a RIM with another number of mechanisms for this one; see :meth:`with_mechanisms`."""
+        adapted = resize_weights(self, weights)
+        if any(adapted[name] is not weights[name] for name in weights):
+            require_resizable(self.layers)
+        return adapted
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""

@@ -169,13 +169,15 @@ class LayerInputs(NamedTuple):
 
 @loads_as_data
 class Activity(NamedTuple):
-    """What the mechanisms of one layer did, detached. Heads are averaged, before dropout."""
+    """What the mechanisms of one layer did. Heads are averaged, before dropout; nothing but a penalty has a gradient."""
 
     active: Tensor  # (B, T, M) bool
     null_attention: Tensor  # (B, T, M): 1 − attention to all slots, without cancellation where it is small
     slot_attention: Tensor  # (B, T, M, N)
     communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are zero
     gate: Tensor | None = None  # (B, T, M): how far active mechanisms move, where that is not in full
+    schema: Tensor | None = None  # (B, T, M) integers: which of several sets of parameters each followed
+    penalty: Tensor | None = None  # (B, T): what the communication adds to the loss
 
 
 LayerResult: TypeAlias = tuple[Tensor, State, Activity | None]

@@ -30,6 +30,10 @@ def scores_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor) -> Tensor:
 
 
 def penalty_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor, activity: Activity) -> Tensor | None:
-    """Return what the layer's balance adds to the loss after it returned ``features`` and ``activity``."""
-    active = activity.active.permute(1, 2, 0)  # (T, M, B)
-    return layer.balance.penalty(scores_of(layer, inputs, features), active)
+    """Return what the layer's balance and communication add to the loss, after ``features`` and ``activity``."""
+    penalty = None if activity.penalty is None else activity.penalty.mean()
+    if layer.balance_is_penalised:
+        active = activity.active.permute(1, 2, 0)  # (T, M, B)
+        own = layer.balance.penalty(scores_of(layer, inputs, features), active)
+        penalty = own if penalty is None or own is None else penalty + own
+    return penalty

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rimlit.mechanisms import Choice, LayerWeights, RIMLayer, TalkInputs
+from rimlit.mechanisms import Choice, LayerWeights, RIMLayer, Talk, TalkInputs, Update
 from rimlit.types import State, map_state
 
 
@@ -32,8 +32,8 @@ class StepResult(NamedTuple):
     choice: Choice
     attention: Tensor  # to the slots (M, B, I, N)
     relevance: Tensor  # (M, B)
-    communication: Tensor | None  # (B, M, M)
-    carried: Tensor | None
+    talk: Talk | None
+    schema: Tensor | None  # (M, B)
 
 
 def step(
@@ -43,15 +43,16 @@ def step(
     scores = score(layer, weights, state.hidden, inputs.key)
     attention, relevance = layer.selection.attend(scores)
     choice = layer.selection.choose(relevance, inputs.offset)
-    candidate, cell_gate = layer.dynamics.update(read(weights, inputs, attention), state, weights.dynamics)
-    hidden, talk = candidate.hidden, None
+    update = Update(*layer.dynamics.update(read(weights, inputs, attention), state, weights.dynamics))
+    candidate, talk = update.candidate, None
+    hidden = candidate.hidden
     if layer.communicates:
         talk = layer.communication(
             TalkInputs(
                 hidden,
                 state.hidden,
                 choice.active,
-                cell_gate,
+                update.cell_gate,
                 weights.communication,
                 inputs.keep_communication,
                 carried,
@@ -63,8 +64,8 @@ def step(
         choice,
         attention,
         relevance,
-        None if talk is None else talk.attention,
-        None if talk is None else talk.carried,
+        talk,
+        update.schema,
     )
 
 

@@ -9,10 +9,17 @@ from rimlit.mechanisms.communication import (
     Talk,
     TalkInputs,
 )
-from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics
+from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics, Update
 from rimlit.mechanisms.layer import LayerWeights, RIMLayer
+from rimlit.mechanisms.schemata import SchemataDynamics
 from rimlit.mechanisms.selection import AcrossMechanisms, LeastNull, Selection
-from rimlit.mechanisms.sharing import IndependentSharing, SharedSharing, Sharing
+from rimlit.mechanisms.sharing import (
+    EmbeddedSharing,
+    IndependentSharing,
+    LowRankSharing,
+    SharedSharing,
+    Sharing,
+)
 
 __all__ = [
     "AcrossMechanisms",
@@ -21,21 +28,25 @@ __all__ = [
     "Choice",
     "Communication",
     "Dynamics",
+    "EmbeddedSharing",
     "GRUDynamics",
     "IndependentSharing",
     "LSTMDynamics",
     "LayerWeights",
     "LeastNull",
+    "LowRankSharing",
     "NoBalance",
     "NoCommunication",
     "Part",
     "PartLike",
     "RIMLayer",
+    "SchemataDynamics",
     "Selection",
     "SharedSharing",
     "Sharing",
     "Talk",
     "TalkInputs",
+    "Update",
     "known_parts",
     "part_factory",
     "short_name",

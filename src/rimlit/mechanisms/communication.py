@@ -36,6 +36,7 @@ class Talk(NamedTuple):
     added: Tensor  # (M, B, d): added to the candidate's hidden state
     attention: Tensor | None = None  # (B, M, M): row reads column, mean over heads, detached
     carried: Tensor | None = None  # what the part carries to the next step, (B, …)
+    penalty: Tensor | None = None  # (B,): what the step adds to the loss, with a gradient
 
 
 class Communication(Part, ABC):
@@ -48,6 +49,8 @@ class Communication(Part, ABC):
     """
 
     sizes: ClassVar[tuple[str, ...]] = ("num_mechanisms", "size", "sharing")
+    is_penalised: ClassVar[bool] = False
+    """Whether :meth:`forward` returns a penalty; it reaches the loss by ``RIM.penalty``."""
 
     def __init__(self, num_mechanisms: int, size: int, sharing: Callable[..., Sharing]) -> None:
         super().__init__()
