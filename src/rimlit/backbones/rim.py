@@ -266,8 +266,7 @@ class RIM(LayeredBackbone):
             features = features.flatten(2)
             states.append(last)
             if activity is not None:
-                penalty = activity.penalty
-                activities.append(activity._replace(penalty=None if penalty is None else penalty.detach()))
+                activities.append(activity._replace(penalty=None))
         self._penalties = penalties
         self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
@@ -293,10 +292,10 @@ class RIM(LayeredBackbone):
     def with_mechanisms(self, num_mechanisms: int, num_active: int | None = None) -> "RIM":
         """Return a copy with another number of mechanisms of the same size.
 
-        Weights must be shared by all mechanisms (``sharing`` ``shared`` or ``embedded``; ``cell="schemata"`` shares
-        the cells' by itself). What a mechanism has of its own, such as a learned initial state, a score bias or an
-        embedding, is drawn for those that are new from a normal distribution with the mean and spread of the
-        learned ones.
+        Weights must be shared by all mechanisms (``sharing`` ``shared`` or ``embedded``; ``cell="schemata"``
+        shares the cells' by itself). What a mechanism has of its own, such as a learned initial state, a score
+        bias or an embedding, is drawn for those that are new from a normal distribution with the mean and spread
+        of the learned ones.
 
         Args:
             num_mechanisms: Mechanisms of the copy, at least 1.

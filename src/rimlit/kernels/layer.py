@@ -169,7 +169,10 @@ class LayerInputs(NamedTuple):
 
 @loads_as_data
 class Activity(NamedTuple):
-    """What the mechanisms of one layer did. Heads are averaged, before dropout; nothing but a penalty has a gradient."""
+    """What the mechanisms of one layer did. Heads are averaged, before dropout.
+
+    All is detached but the penalty, which a backbone takes out before it reports the activity.
+    """
 
     active: Tensor  # (B, T, M) bool
     null_attention: Tensor  # (B, T, M): 1 − attention to all slots, without cancellation where it is small

@@ -11,6 +11,7 @@ from rimlit.mechanisms.communication import (
 )
 from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics, Update
 from rimlit.mechanisms.layer import LayerWeights, RIMLayer
+from rimlit.mechanisms.quantized import QuantizedCommunication
 from rimlit.mechanisms.schemata import SchemataDynamics
 from rimlit.mechanisms.selection import AcrossMechanisms, LeastNull, Selection
 from rimlit.mechanisms.sharing import (
@@ -20,6 +21,7 @@ from rimlit.mechanisms.sharing import (
     SharedSharing,
     Sharing,
 )
+from rimlit.mechanisms.workspace import WorkspaceCommunication
 
 __all__ = [
     "AcrossMechanisms",
@@ -39,6 +41,7 @@ __all__ = [
     "NoCommunication",
     "Part",
     "PartLike",
+    "QuantizedCommunication",
     "RIMLayer",
     "SchemataDynamics",
     "Selection",
@@ -47,6 +50,7 @@ __all__ = [
     "Talk",
     "TalkInputs",
     "Update",
+    "WorkspaceCommunication",
     "known_parts",
     "part_factory",
     "short_name",

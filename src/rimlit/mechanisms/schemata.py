@@ -81,7 +81,9 @@ class SchemataDynamics(Dynamics):
     def products(self) -> int:
         """See :meth:`Dynamics.products`: every state runs every schema."""
         size, num_gates = self.hidden.inner, self.hidden.outer
-        return size * num_gates + (1 + self.num_schemata) * size * self.key_size + self.num_schemata * self.key_size
+        return (
+            size * num_gates + (1 + self.num_schemata) * size * self.key_size + self.num_schemata * self.key_size
+        )
 
     def update(self, read: Tensor, state: State, weights: tuple[Tensor, ...]) -> Update:
         """See :meth:`Dynamics.update`."""
@@ -90,7 +92,7 @@ class SchemataDynamics(Dynamics):
         shape = (*old.shape[:2], self.num_schemata, -1)  # (M, B, schemata, ·)
         size = old.shape[-1]
         read, recurrent = read.view(shape), (old @ hidden).view(shape)
-        first, inside = bias.view(self.num_schemata, -1).split((3 * size, size), dim=-1)
+        first, inside = bias.view(self.num_schemata, -1).tensor_split((3 * size,), dim=-1)
         read = read + first
         r, z = (read + recurrent)[..., : 2 * size].sigmoid().chunk(2, dim=-1)  # reset, update
         n = (read[..., 2 * size :] + r * (recurrent[..., 2 * size :] + inside)).tanh()  # new

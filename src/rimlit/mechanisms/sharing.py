@@ -1,4 +1,4 @@
-"""How the mechanisms of a layer share a weight: each has its own, one serves all, or one serves all with a difference.
+"""How the mechanisms of a layer share a weight: each has its own, one serves all, or one with a part of their own.
 
 Compiled time loops read the weights that come out, so that any sharing runs in every loop.
 """
@@ -49,7 +49,7 @@ class Sharing(Part, ABC):
     def add(self, values: Tensor) -> None:
         """Add ``values`` (outer,) to the weights of every mechanism, in place."""
         for parameter in self.parameters():
-            parameter += values
+            parameter.add_(values)
 
     def new_weight(self, num_groups: int) -> nn.Parameter:
         """Return a parameter (num_groups, inner, outer) drawn uniformly in ±``init_scale``."""
@@ -148,7 +148,7 @@ class EmbeddedSharing(SharedSharing):
     @torch.no_grad()
     def add(self, values: Tensor) -> None:
         """See :meth:`Sharing.add`."""
-        self.weight += values
+        self.weight.add_(values)
 
 
 class LowRankSharing(Sharing):
@@ -184,8 +184,8 @@ class LowRankSharing(Sharing):
         bound = self.init_scale
         self.right = nn.Parameter(torch.empty(num_mechanisms, rank, outer).uniform_(-bound, bound))
         with torch.no_grad():
-            self.weight *= 0.5**0.5
-            self.right *= 0.5**0.5
+            self.weight.mul_(0.5**0.5)
+            self.right.mul_(0.5**0.5)
 
     def groups(self) -> Tensor:
         """See :meth:`Sharing.groups`."""
@@ -194,4 +194,4 @@ class LowRankSharing(Sharing):
     @torch.no_grad()
     def add(self, values: Tensor) -> None:
         """See :meth:`Sharing.add`."""
-        self.weight += values
+        self.weight.add_(values)

@@ -18,7 +18,7 @@ OUTPUTS: tuple[WorkspaceOutput, ...] = ("linear", "tanh", "cell_gate")
 
 
 class WorkspaceCommunication(Communication):
-    """Mechanisms write to a few memory slots, and active ones read them (Goyal et al. 2022, arXiv:2103.01197).
+    """Mechanisms write to a few shared memory slots, and active ones read them (Goyal et al. 2022).
 
     The slots Mem (S, slot size) are carried through time and begin with 1 at feature s of slot s. In a step
 
@@ -114,8 +114,12 @@ class WorkspaceCommunication(Communication):
         scores = self.num_slots * self.heads * self.key_size
         write = self.num_mechanisms * (scores + self.num_slots * self.written.inner)
         read = scores + self.num_slots * self.output.inner + output
-        return num_computed * own + num_active * read + write + state_gates + self.num_slots * (
-            slots + written + slot_gates
+        return (
+            num_computed * own
+            + num_active * read
+            + write
+            + state_gates
+            + self.num_slots * (slots + written + slot_gates)
         )
 
     def draw_dropout(self, num_steps: int, batch_size: int, dropout: float, like: Tensor) -> Tensor | None:
@@ -136,13 +140,16 @@ class WorkspaceCommunication(Communication):
         states = torch.where(inputs.active[..., None], inputs.candidate, inputs.old)
         keys = self.heads * self.key_size
         own = torch.bmm(states, projection).transpose(0, 1)  # (B, M, ·)
-        write_key, read_query, write_value = (self._by_head(part) for part in own.tensor_split((keys, 2 * keys), -1))
+        write_key, read_query, write_value = (
+            self._by_head(part) for part in own.tensor_split((keys, 2 * keys), -1)
+        )
         write_query = self._by_head((slots @ slot_projection[0])[..., :keys])
 
         scale = math.sqrt(self.key_size)
         writes = (write_query @ write_key.mT / scale).softmax(dim=-1)  # (B, C, S, M)
         if self.writers is not None and self.writers < self.num_mechanisms:
-            writes = writes * (rank(writes.movedim(-1, 0)) < self.writers).movedim(0, -1)
+            place = rank(writes.flatten(0, -2).mT)  # (M, B·C·S)
+            writes = torch.where((place < self.writers).mT.view_as(writes), writes, 0)
         new = self._joined(writes @ write_value) @ written[0]  # (B, S, slot size)
         gates = (states.mean(dim=0) @ state_gates[0])[:, None] + slots.tanh() @ slot_gates[0]
         enter, forget = gates.chunk(2, dim=-1)
@@ -158,7 +165,9 @@ class WorkspaceCommunication(Communication):
             added = added.tanh()
         if self.output_kind == "cell_gate":
             if inputs.cell_gate is None:
-                raise ConfigError("communication: output='cell_gate' needs a cell with such a gate, as lstm or gru.")
+                raise ConfigError(
+                    "communication: output='cell_gate' needs a cell with such a gate, as lstm or gru."
+                )
             added = inputs.cell_gate * added
         return Talk(added, (reads @ writes).detach().mean(dim=1), slots)
 

@@ -1,7 +1,7 @@
 """Tensors with a row per mechanism, resized where the number of mechanisms changes after training.
 
-A module names them in ``by_mechanism``, a mapping from the names of its own parameters and buffers to the dimension
-in which mechanisms are counted.
+A module names them in ``by_mechanism``, a mapping from the names of its own parameters and buffers to the
+dimension in which mechanisms are counted.
 """
 
 from collections.abc import Iterator, Mapping
