@@ -147,6 +147,7 @@ class BRIM(WatchedBackbone):
         self.output_size = self.hidden_size = hidden_size
         self.num_layers = len(numbers)
         self.num_mechanisms = numbers[-1]  # of the layer that features are of
+        self.mechanisms_of_layers = numbers
         self.top_down = top_down
         self.input_heads = input_heads
         self.dropout = dropout

@@ -22,8 +22,8 @@ class WorkspaceCommunication(Communication):
 
     The slots Mem (S, slot size) are carried through time and begin with 1 at feature s of slot s. In a step
 
-    - the slots compete for what mechanisms write, A = softmax(q(Mem) k(R)ᵀ / √key) over mechanisms, R their states;
-      a slot keeps the ``writers`` greatest shares as they are and drops the others; M̃ = A v(R);
+    - mechanisms compete for each slot, A = softmax(q(Mem) k(R)ᵀ / √key) over mechanisms, with R their states; a
+      slot keeps the ``writers`` greatest shares as they are and drops the others; M̃ = A v(R);
     - they move as those of a relational memory core (Santoro et al. 2018), Mem ← f ⊙ Mem + i ⊙ tanh(M̃), with the
       gates i = σ(G_i), f = σ(G_f + forget_bias), G = W mean(R) + U tanh(Mem);
     - active mechanisms attend over the slots, and what they read is added to their state.
