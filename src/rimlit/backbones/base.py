@@ -234,7 +234,7 @@ class LearnedState(nn.Module):
         self.shape = shape
         self.names = names
         self.learn = learn
-        self.by_mechanism: dict[str, int] = {}  # a backbone with mechanisms says in which dimension they are
+        self.mechanism_rows: dict[str, int] = {}  # a backbone with mechanisms says in which dimension they are
         if learn:
             bound = shape[-1] ** -0.5
             for name in names:

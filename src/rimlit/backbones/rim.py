@@ -186,7 +186,7 @@ class RIM(LayeredBackbone):
         self.initial = LearnedState(
             (num_layers, num_mechanisms, size), self.state_type._fields, learn=recipe.learn_initial_state
         )
-        self.initial.by_mechanism = dict.fromkeys(self.initial.names, 1)
+        self.initial.mechanism_rows = dict.fromkeys(self.initial.names, 1)
         refuse_frozen_states(self._first, recipe.learn_initial_state)
         self._announced: tuple[str, str] | None = None
         self._penalties: list[Tensor | None] = []

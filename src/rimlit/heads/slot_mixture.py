@@ -35,7 +35,7 @@ class SlotMixtureHead(Head):
         (torch.Size([2, 5, 256]), torch.Size([2, 5, 4, 256]))
     """
 
-    by_mechanism: ClassVar = {"names": 0}
+    mechanism_rows: ClassVar = {"names": 0}
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class Part(Rebuildable, nn.Module):
 
     sizes: ClassVar[tuple[str, ...]] = ()
     """Arguments of the constructor that the layer passes, in their order."""
-    by_mechanism: ClassVar[Mapping[str, int]] = {}
+    mechanism_rows: ClassVar[Mapping[str, int]] = {}
     """Own parameters and buffers with a row per mechanism, and the dimension of the rows: they are resized where
     the number of mechanisms changes after training (:mod:`rimlit.nn.resizing`)."""
 

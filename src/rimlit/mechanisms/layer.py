@@ -66,7 +66,7 @@ class RIMLayer(nn.Module):
         project_in_bf16: Whether the products before the loop are computed in bfloat16.
     """
 
-    by_mechanism: ClassVar[Mapping[str, int]] = {"score_bias": 0, "no_query": 0}
+    mechanism_rows: ClassVar[Mapping[str, int]] = {"score_bias": 0, "no_query": 0}
 
     def __init__(
         self,

@@ -1,19 +1,18 @@
 """Messages of a small vocabulary (discrete-valued neural communication, Liu et al. 2021, arXiv:2107.02367)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rimlit.checks import require_positive
 from rimlit.errors import ConfigError
-from rimlit.mechanisms.communication import AttentionCommunication, TalkInputs
+from rimlit.mechanisms.communication import AttentionCommunication, Inactive, Output, TalkInputs
 from rimlit.mechanisms.sharing import Sharing
 
 
 class QuantizedCommunication(AttentionCommunication):
-    """Attention over mechanisms whose messages are made of entries of one codebook (Liu et al. 2021, DVNC).
+    """Attention whose messages are made of entries of one codebook (DVNC, Liu et al. 2021, arXiv:2107.02367).
 
     What a mechanism reads, all heads side by side, is cut into ``num_parts`` parts of one length, and each becomes
     the nearest entry e of a codebook that all parts and mechanisms share. The gradient passes the choice unchanged
@@ -24,11 +23,15 @@ class QuantizedCommunication(AttentionCommunication):
         num_mechanisms: Mechanisms M.
         size: Features d.
         sharing: Builds a weight of all mechanisms.
+        heads: Heads of the attention.
+        key_size: Key size of each head.
+        value_size: Value size of each head.
+        output: What is added; see :class:`rimlit.mechanisms.AttentionCommunication`.
+        inactive: Through which state others read an inactive mechanism; see there.
         num_parts: Parts of a message, at least 1; divides ``heads · value_size`` (paper: 8 to 16).
         codebook_size: Entries of the codebook, at least 2.
         commitment: β, at least 0 (paper: .25).
         weight: Weight of the term in the loss, above 0.
-        options: Arguments of :class:`rimlit.mechanisms.AttentionCommunication`.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -49,15 +52,28 @@ class QuantizedCommunication(AttentionCommunication):
         size: int,
         sharing: Callable[..., Sharing],
         *,
+        heads: int = 4,
+        key_size: int = 32,
+        value_size: int = 32,
+        output: Output = "linear",
+        inactive: Inactive = "preserved",
         num_parts: int = 8,
         codebook_size: int = 512,
         commitment: float = 0.25,
         weight: float = 1.0,
-        **options: Any,
     ) -> None:
-        super().__init__(num_mechanisms, size, sharing, **options)
+        super().__init__(
+            num_mechanisms,
+            size,
+            sharing,
+            heads=heads,
+            key_size=key_size,
+            value_size=value_size,
+            output=output,
+            inactive=inactive,
+        )
         require_positive(num_parts=num_parts)
-        message = self.heads * self.value_size
+        message = heads * value_size
         if message % num_parts:
             raise ConfigError(f"num_parts must divide heads · value_size = {message}; got num_parts={num_parts}.")
         if codebook_size < 2:

@@ -120,7 +120,7 @@ class EmbeddedSharing(SharedSharing):
         (torch.Size([1, 4, 5]), torch.Size([3, 1, 5]))
     """
 
-    by_mechanism: ClassVar = {"embedding": 0}
+    mechanism_rows: ClassVar = {"embedding": 0}
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ OUTPUTS: tuple[WorkspaceOutput, ...] = ("linear", "tanh", "cell_gate")
 
 
 class WorkspaceCommunication(Communication):
-    """Mechanisms write to a few shared memory slots, and active ones read them (Goyal et al. 2022).
+    """Mechanisms write to a few slots, and active ones read them (Goyal et al. 2022, arXiv:2103.01197).
 
     The slots Mem (S, slot size) are carried through time and begin with 1 at feature s of slot s. In a step
 

@@ -1,6 +1,6 @@
 """Tensors with a row per mechanism, resized where the number of mechanisms changes after training.
 
-A module names them in ``by_mechanism``, a mapping from the names of its own parameters and buffers to the
+A module names them in ``mechanism_rows``, a mapping from the names of its own parameters and buffers to the
 dimension in which mechanisms are counted.
 """
 
@@ -23,7 +23,7 @@ class RowsOfMechanisms(NamedTuple):
 def rows_of_mechanisms(module: nn.Module) -> Iterator[RowsOfMechanisms]:
     """Yield every tensor inside ``module`` that has a row per mechanism."""
     for path, inner in module.named_modules():
-        named: Mapping[str, int] = getattr(inner, "by_mechanism", {})
+        named: Mapping[str, int] = getattr(inner, "mechanism_rows", {})
         for name, dim in named.items():
             if isinstance(getattr(inner, name, None), Tensor):
                 yield RowsOfMechanisms(inner, name, f"{path}.{name}".lstrip("."), dim)
