@@ -127,14 +127,14 @@ def test_lightning_is_imported_at_the_edge_only() -> None:
     assert [name_of(path) for path in users if part_of(path) not in WITH_LIGHTNING] == []
 
 
-def test_kernels_are_reached_from_the_rim_only() -> None:
+def test_kernels_are_reached_from_backbones_with_mechanisms_only() -> None:
     users = {
         part_of(path) + "/" + path.name
         for path in MODULES
         if part_of(path) != "kernels" and any(name.startswith("rimlit.kernels") for name in imports_of(path))
     }
     assert "backbones/rim.py" in users
-    own = {"backbones/rim.py", "backbones/layered.py", "backbones/watching.py"}
+    own = {"backbones/rim.py", "backbones/brim.py", "backbones/layered.py", "backbones/watching.py"}
     assert {user for user in users if user.startswith("backbones/")} == own
     assert {user.split("/")[0] for user in users} <= {"backbones", *WITH_LIGHTNING}
 

@@ -147,7 +147,8 @@ def parts() -> str:
 
 def input_source(short: str) -> str:
     """Return where the paper has this sharing of the input's keys and values."""
-    return {"shared": "Goyal et al. 2021, sec. 2.1", "independent": "Goyal et al. 2021, app. C.1"}[short]
+    paper = {"shared": "Goyal et al. 2021, sec. 2.1", "independent": "Goyal et al. 2021, app. C.1"}
+    return paper.get(short, "this package")
 
 
 TABLES: Tables = {"parts": parts}

@@ -130,7 +130,8 @@ class Watched(Protocol):
     """A backbone with mechanisms, whose activity can be read while it runs.
 
     Callbacks and tasks ask for this protocol and never for a class: any backbone that has these members is drawn
-    and counted.
+    and counted. A backbone whose layers have different numbers of mechanisms lists them in a further attribute,
+    ``mechanisms_of_layers``.
     """
 
     num_layers: int
@@ -148,6 +149,12 @@ class Watched(Protocol):
 
     def unwatched(self) -> AbstractContextManager[None]:
         """Record no activity inside the ``with`` block."""
+
+
+def mechanisms_of_layers(backbone: Watched) -> list[int]:
+    """Return the number of mechanisms of each layer."""
+    same = [backbone.num_mechanisms] * backbone.num_layers
+    return list(getattr(backbone, "mechanisms_of_layers", same))
 
 
 @runtime_checkable

@@ -31,6 +31,18 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "unattended": {"input_attention": False, "num_active": 6, "learn_initial_state": True, **SMALL},
         "single": {"num_mechanisms": 1, "num_active": 1, **SMALL},
     },
+    "BRIM": {
+        "top": {
+            "num_mechanisms": (4, 2, 3),
+            "num_active": (3, 2, 2),
+            "top_down": "top",
+            "cell": "gru",
+            "input_heads": 2,
+            "learn_initial_state": True,
+            **SMALL,
+        },
+        "dynamic": {"preset": "dynamic", "input_heads": 1},
+    },
     "LSTM": {
         "two_layers": {"num_layers": 2, "dropout": 0.2},
         "learned": {"learn_initial_state": True, "forget_bias": 1.0},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import rimlit.backbones
-from rimlit.backbones import GRU, LSTM, RIM, Backbone, Transformer
+from rimlit.backbones import BRIM, GRU, LSTM, RIM, Backbone, Transformer
 from rimlit.errors import ConfigError
 from rimlit.testing import Law
 from rimlit.types import map_state
@@ -30,7 +30,7 @@ every_backbone = pytest.mark.parametrize(("cls", "arguments"), backbone_cases())
 # what these have, others of their class have too: they are not compiled and exported as well, which takes seconds
 REPEATED = {
     *("RIM-gru", "RIM-official", "RIM-across_mechanisms", "RIM-all_active", "LSTM-learned", "GRU-learned"),
-    *("DNC-one_head", "EntNet-one_slot", "NTM-still", "Transformer-uneven_heads"),
+    *("BRIM-top", "BRIM-dynamic", "DNC-one_head", "EntNet-one_slot", "NTM-still", "Transformer-uneven_heads"),
 }
 
 
@@ -62,6 +62,8 @@ def test_a_backbone_keeps_the_law(law: Law, cls: type[Backbone], arguments: dict
     options: dict[str, Any] = {}
     if cls is RIM and name_of(law) == "autocast_stays_near":  # where no mechanism has to lose
         arguments = {**arguments, "num_active": arguments.get("num_mechanisms", 6)}
+    if cls is BRIM and name_of(law) == "autocast_stays_near":
+        arguments = {**arguments, "num_active": arguments.get("num_mechanisms", (6, 3))}
     if cls is RIM and name_of(law) == "compiled_equals_eager":  # the loop that is traced
         arguments, options = {**arguments, "backend": "eager"}, {"fullgraph": True}
     law(partial(make_backbone, cls, arguments), **options)
@@ -79,7 +81,8 @@ def test_a_rim_that_reads_slots_keeps_the_law(law: Law) -> None:
 def test_the_sizes_have_the_names_that_torch_gives_them(cls: type[Backbone], arguments: dict[str, Any]) -> None:
     backbone = make_backbone(cls, arguments)
     assert (backbone.input_size, backbone.hidden_size, backbone.output_size) == (INPUT_SIZE, *[HIDDEN_SIZE] * 2)
-    assert backbone.num_layers == arguments.get("num_layers", 6 if cls is Transformer else 1)
+    layers = {Transformer: 6, BRIM: len(arguments.get("num_mechanisms", (6, 3)))}
+    assert backbone.num_layers == arguments.get("num_layers", layers.get(cls, 1))
     assert backbone.batch_first is True
 
 
@@ -134,7 +137,7 @@ def test_inputs_of_another_shape_are_refused_with_their_shape(
     assert str(tuple(shape)) in str(caught.value)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in backbone_classes() if cls is not RIM])
+@pytest.mark.parametrize("cls", [cls for cls in backbone_classes() if cls not in (RIM, BRIM)])
 def test_several_slots_are_refused_by_what_reads_one_vector(cls: type[Backbone]) -> None:
     message = rf"This {cls.__name__} reads one vector per step, .* no input slots; got shape \(3, 6, 2, 5\)\. An"
     with pytest.raises(ConfigError, match=rf"{message} encoder with position_wise=True"):

@@ -261,7 +261,9 @@ def test_the_penalty_is_that_of_the_scores_in_the_loop() -> None:
 
 def test_a_message_lists_the_parts_of_the_package_and_of_this_file_but_not_those_of_other_tests() -> None:
     other = type("AnotherTest", (Leaky,), {"__module__": "tests.another"})
-    with pytest.raises(ConfigError, match=r"^cell must be one of gru, leaky, lstm, or a class path; got"):
+    with pytest.raises(
+        ConfigError, match=r"^cell must be one of gru, leaky, lstm, schemata, or a class path; got"
+    ):
         rim_with(cell="rnn")()
     assert isinstance(rim_with(cell=other)().layers[0].dynamics, other)
 

@@ -1,6 +1,7 @@
 """Backbones: recurrent networks under one contract, :class:`Backbone`."""
 
 from rimlit.backbones.base import Backbone, BackboneFactory
+from rimlit.backbones.brim import BRIM
 from rimlit.backbones.dnc import DNC
 from rimlit.backbones.entnet import EntNet
 from rimlit.backbones.gru import GRU
@@ -12,6 +13,7 @@ from rimlit.backbones.rnn import RNN
 from rimlit.backbones.transformer import Transformer
 
 __all__ = [
+    "BRIM",
     "DNC",
     "GRU",
     "LSTM",

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -113,6 +113,10 @@ class Backbone(nn.Module, ABC):
         Args:
             rate: The learning rate as a share of the highest of its schedule, 0 to 1.
         """
+
+    def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return ``weights``, a state dict of a backbone of other sizes, for this one; by default as they are."""
+        return weights
 
     def active_parameters(self) -> int:
         """Return how many parameters take part in one step of one sequence; by default all."""
@@ -238,6 +242,7 @@ class LearnedState(nn.Module):
         self.shape = shape
         self.names = names
         self.learn = learn
+        self.mechanism_rows: dict[str, int] = {}  # a backbone with mechanisms says in which dimension they are
         if learn:
             bound = shape[-1] ** -0.5
             for name in names:

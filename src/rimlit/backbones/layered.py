@@ -3,10 +3,10 @@
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rimlit.backbones.balanced import BalancedBackbone
 from rimlit.backbones.base import Backbone
-from rimlit.backbones.watching import WatchedBackbone
 from rimlit.checks import require_positive
 from rimlit.kernels import Where, choose_loop, cpu
 from rimlit.mechanisms import RIMLayer
@@ -14,13 +14,12 @@ from rimlit.nn.surroundings import is_plain, weights_in
 from rimlit.types import State, conform_state, map_state
 
 
-class LayeredBackbone(WatchedBackbone):
+class LayeredBackbone(BalancedBackbone):
     """A backbone whose ``layers`` are :class:`rimlit.mechanisms.RIMLayer`.
 
     A subclass sets ``layers``, ``backend``, ``state_type``, ``num_active``, ``dropout`` and ``input_attention``.
     """
 
-    layers: nn.ModuleList
     backend: str
     state_type: Any
     num_active: int
@@ -30,10 +29,6 @@ class LayeredBackbone(WatchedBackbone):
     def __init__(self) -> None:
         super().__init__()
         self._stepper: tuple[Any, Stepper] | None = None
-
-    @property
-    def _layers(self) -> list[RIMLayer]:
-        return cast(list[RIMLayer], list(self.layers))
 
     @property
     def _first(self) -> RIMLayer:
@@ -95,7 +90,7 @@ class LayeredBackbone(WatchedBackbone):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what holds addresses or a graph: a copy builds its own."""
-        return {**self.__dict__, "_stepper": None, "_followed": [], "_penalty": None}
+        return {**super().__getstate__(), "_stepper": None}
 
 
 def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
@@ -109,6 +104,7 @@ def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
         and not (rim.training and (rim.dropout > 0 or first.drops))
         and not first.project_in_bf16
         and rim.input_attention  # without, the values' weights are doubled: a copy, which would grow old
+        and first.stores_its_weights  # what is formed of shared weights is such a copy, too
         and _is_in_loop(rim, first)
         and all(is_plain(weight) and weight.is_contiguous() for weight in weights)
     )

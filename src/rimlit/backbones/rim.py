@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,13 +12,13 @@ from torch.nn import functional
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
 from rimlit.backbones.layered import LayeredBackbone
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
-from rimlit.backbones.rim_resizing import with_mechanisms
+from rimlit.backbones.rim_resizing import require_resizable, with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
 from rimlit.kernels.scores import Followed
 from rimlit.mechanisms import PartLike, PartsLike
-from rimlit.mechanisms.balance import added_up
+from rimlit.nn.resizing import resize_weights
 from rimlit.nn.surroundings import is_autocast_enabled
 from rimlit.types import State, carrying_type, map_state
 
@@ -48,10 +49,13 @@ class RIM(LayeredBackbone):
             GRU cells, communication through the update gate, attention in proportion to d, learned initial
             states, no dropout).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
-        cell: Dynamics of each mechanism: ``lstm`` (paper) or ``gru``, or a :class:`rimlit.mechanisms.Dynamics`.
-        communication: How active mechanisms read the others: ``attention`` or ``none``, or the arguments of
-            :class:`rimlit.mechanisms.AttentionCommunication`, such as ``{"output": "tanh"}``.
-        sharing: How mechanisms share their weights: ``independent`` (all presets) or ``shared``.
+        cell: Dynamics of each mechanism: ``lstm`` (paper), ``gru`` or ``schemata``, or a
+            :class:`rimlit.mechanisms.Dynamics`.
+        communication: How active mechanisms read the others: ``attention``, ``workspace``, ``quantized`` or
+            ``none``, or the arguments of :class:`rimlit.mechanisms.AttentionCommunication`, such as
+            ``{"output": "tanh"}``.
+        sharing: How mechanisms share their weights: ``independent`` (all presets), ``shared``, ``embedded`` or
+            ``low_rank``.
         input_sharing: The same for the input's keys and values: ``shared`` (all presets; the paper's main text)
             or ``independent`` (appendix C.1).
         balance: Influence on who wins, or a list of several; none by default.
@@ -182,10 +186,9 @@ class RIM(LayeredBackbone):
         self.initial = LearnedState(
             (num_layers, num_mechanisms, size), self.state_type._fields, learn=recipe.learn_initial_state
         )
+        self.initial.mechanism_rows = dict.fromkeys(self.initial.names, 1)
         refuse_frozen_states(self._first, recipe.learn_initial_state)
         self._announced: tuple[str, str] | None = None
-        self._followed: list[Followed] = []
-        self._penalty: Tensor | None = None
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state (B, num_layers, M, d) a sequence starts from."""
@@ -237,8 +240,7 @@ class RIM(LayeredBackbone):
         state, initial = self.starting_state(sequence if tokens is None else tokens, state)
         batch_size, num_steps = (sequence if tokens is None else tokens).shape[:2]
         run = functools.partial(run_layer, backend)
-        self._note()
-        self._penalty = None
+        self._forget()
         states, activities = [], []
         features = sequence
         for index, layer in enumerate(self._layers):
@@ -260,9 +262,9 @@ class RIM(LayeredBackbone):
             )
             features, last, activity = layer(run, inputs)
             if is_followed:
-                self._followed.append(Followed.of(layer, inputs, features, activity.active))
+                self._followed.append(Followed.of(layer, inputs, features, activity))
             if activity is not None:
-                activities.append(activity._replace(hidden=features.detach()))
+                activities.append(activity._replace(hidden=features.detach(), penalty=None))
             features = features.flatten(2)
             states.append(last)
         self.report_activity(tuple(activities))
@@ -276,41 +278,32 @@ class RIM(LayeredBackbone):
             self._announced = chosen
         return chosen[0]
 
-    def penalty(self, mask: Tensor | None = None) -> Tensor | None:
-        """See :meth:`Backbone.penalty`: what the balance of all layers adds to the loss."""
-        followed = self._note(mask)
-        if followed:
-            self._penalty = added_up(each.penalty(mask) for each in followed)
-        return self._penalty
-
-    def after_step(self, rate: float = 1.0) -> None:
-        """See :meth:`Backbone.after_step`: the balance of every layer moves."""
-        self._note()
-        for layer in self._layers:
-            layer.balance.after_step(layer, rate)
-
-    def _note(self, mask: Tensor | None = None) -> list[Followed]:
-        """Let balances note who was active in the last training forward, once, and return what to penalise."""
-        followed, self._followed = self._followed, []
-        for each in followed:
-            each.note(mask)
-        return followed
-
     def with_mechanisms(self, num_mechanisms: int, num_active: int | None = None) -> "RIM":
         """Return a copy with another number of mechanisms of the same size.
 
-        Weights must be shared by all mechanisms (``sharing="shared"``). Learned initial states and score biases of
-        mechanisms that are new are drawn from a normal distribution with the mean and spread of the learned ones.
+        Weights must be shared by all mechanisms (``sharing`` ``shared`` or ``embedded``; ``cell="schemata"``
+        shares the cells' by itself). What a mechanism has of its own, such as a learned initial state, a score
+        bias or an embedding, is drawn for those that are new from a normal distribution with the mean and spread
+        of the learned ones.
 
         Args:
             num_mechanisms: Mechanisms of the copy, at least 1.
-            num_active: Mechanisms active in a step, by default as many as here.
+            num_active: Mechanisms that may be active in a step, by default as many as here, or all where all are.
 
         Raises:
             ConfigError: Weights belong to one mechanism each, or there are several layers.
         """
-        resized: RIM = with_mechanisms(self, num_mechanisms, num_active or self.num_active)
+        if num_active is None:
+            num_active = num_mechanisms if self.num_active == self.num_mechanisms else self.num_active
+        resized: RIM = with_mechanisms(self, num_mechanisms, num_active)
         return resized
+
+    def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return weights of a RIM with another number of mechanisms for this one; see :meth:`with_mechanisms`."""
+        adapted = resize_weights(self, weights)
+        if any(adapted[name] is not weights[name] for name in weights):
+            require_resizable(self.layers)
+        return adapted
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""

@@ -18,6 +18,7 @@ from rimlit.cli.arguments import resolve_configs, value_of
 from rimlit.cli.checks import check_length, check_run, refuse_settings
 from rimlit.cli.failures import cause_of, one_message
 from rimlit.cli.match import match_width
+from rimlit.cli.mechanisms import keep_size_of_mechanisms
 from rimlit.cli.parser import build_parser, parse
 from rimlit.cli.places import (
     checkpoint_of,
@@ -177,6 +178,11 @@ class Command(LightningCLI):
         ):
             config.data.init_args["strict"] = True
         self.folder = choose_folder(self.name, config)
+        kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
+        if not self.is_fit and config.ckpt_path in (None, *KEPT) and kept.is_file():
+            self.checkpoint = read_checkpoint(kept)
+        if not self.is_fit and self.checkpoint is not None:
+            keep_size_of_mechanisms(config, self.checkpoint)
         self.is_trial = bool(config.trainer.fast_dev_run)
         # not checked again: Timer and others of Lightning have defaults of another type than they take
         text: str = self.parser.dump(config, skip_none=True, skip_validation=True)
@@ -188,9 +194,6 @@ class Command(LightningCLI):
         self._saved = self.folder.saved()
         self._start = find_start(self.folder, config) if self.is_fit else None
         self._is_same_run = is_inside(self._start, self.folder)
-        kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
-        if not self.is_fit and config.ckpt_path in (None, *KEPT) and kept.is_file():
-            self.checkpoint = read_checkpoint(kept)
 
     def instantiate_classes(self) -> None:
         """Build everything; a mistake in an argument becomes one message."""

@@ -5,6 +5,7 @@ from rimlit.heads.base import Head, HeadFactory
 from rimlit.heads.dense import DenseHead
 from rimlit.heads.frames import FrameHead
 from rimlit.heads.linear import LinearHead
+from rimlit.heads.mixture import MixtureHead
 from rimlit.heads.slot_mixture import SlotMixtureHead
 from rimlit.heads.sum import SumHead
 from rimlit.heads.tied import TiedHead
@@ -16,6 +17,7 @@ __all__ = [
     "Head",
     "HeadFactory",
     "LinearHead",
+    "MixtureHead",
     "SlotMixtureHead",
     "SumHead",
     "TiedHead",

@@ -1,6 +1,7 @@
 """A head that draws a frame as a mixture of one picture per mechanism."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class SlotMixtureHead(Head):
         >>> head(features).shape, head.masks(features).shape
         (torch.Size([2, 5, 256]), torch.Size([2, 5, 4, 256]))
     """
+
+    mechanism_rows: ClassVar = {"names": 0}
 
     def __init__(
         self,

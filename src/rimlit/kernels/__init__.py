@@ -64,8 +64,8 @@ def run_layer(name: str, layer: RIMLayer, weights: LayerWeights, inputs: LayerIn
         part = inputs.steps(steps)
         if steps.stop == num_steps:  # the backward begins here: nothing is gained by going twice
             result = run(part)
-        else:  # all randomness was drawn before: there is no generator to keep
-            result = checkpoint(run, part, use_reentrant=False, preserve_rng_state=False)
+        else:  # parts may draw in a step; what other loops need was drawn before
+            result = checkpoint(run, part, use_reentrant=False, preserve_rng_state=name == "eager")
         inputs = inputs._replace(state=result[1])
         parts.append(result)
     return join_results(parts)

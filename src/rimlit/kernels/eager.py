@@ -48,7 +48,7 @@ def scan(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerRe
             if inputs.record:
                 records.append(result)
     last = with_carried(map_state(_swap, state), carried)
-    return torch.stack(features, dim=1), last, _activity(records) if inputs.record else None
+    return torch.stack(features, dim=1), last, activity_of(records) if inputs.record else None
 
 
 def _reset(state: State, initial: State, where: Tensor) -> State:
@@ -65,16 +65,22 @@ def _swap(state: Tensor) -> Tensor:
     return state.transpose(0, 1).contiguous()
 
 
-def _activity(records: list[StepResult]) -> Activity:
+def activity_of(records: list[StepResult]) -> Activity:
+    """Return what the mechanisms did in the steps of a sequence."""
     active = torch.stack([result.choice.active for result in records]).permute(2, 0, 1)  # (B, T, M)
     relevance = torch.stack([result.relevance for result in records]).permute(2, 0, 1)
     attention = torch.stack([result.attention for result in records])
-    talks = [result.communication for result in records if result.communication is not None]
+    talks = [result.talk for result in records if result.talk is not None]
+    reads = [talk.attention for talk in talks if talk.attention is not None]
     gates = [result.choice.gate for result in records if result.choice.gate is not None]
+    schemata = [result.schema for result in records if result.schema is not None]
+    penalties = [talk.penalty for talk in talks if talk.penalty is not None]
     return Activity(
         active,
         (-relevance.detach()).sigmoid(),
         attention.detach().mean(dim=3).permute(2, 0, 1, 3),  # (B, T, M, N)
-        torch.stack(talks, dim=1) * active[..., None] if talks else None,
+        torch.stack(reads, dim=1) * active[..., None] if reads else None,
         torch.stack(gates).detach().permute(2, 0, 1) if gates else None,
+        schema=torch.stack(schemata).permute(2, 0, 1) if schemata else None,
+        penalty=torch.stack(penalties, dim=1) if penalties else None,
     )

@@ -170,7 +170,10 @@ class LayerInputs(NamedTuple):
 
 @loads_as_data
 class Activity(NamedTuple):
-    """What the mechanisms of one layer did, detached. Heads are averaged, before dropout."""
+    """What the mechanisms of one layer did. Heads are averaged, before dropout.
+
+    All is detached but the penalty, which a backbone takes out before it reports the activity.
+    """
 
     active: Tensor  # (B, T, M) bool
     null_attention: Tensor  # (B, T, M): 1 − attention to all slots, without cancellation where it is small
@@ -178,6 +181,8 @@ class Activity(NamedTuple):
     communication: Tensor | None  # (B, T, M, M): row reads column; rows of inactive mechanisms are zero
     gate: Tensor | None = None  # (B, T, M): how far active mechanisms move, where that is not in full
     hidden: Tensor | None = None  # (B, T, M, d): states after each step
+    schema: Tensor | None = None  # (B, T, M) integers: which of several sets of parameters each followed
+    penalty: Tensor | None = None  # (B, T): what the communication adds to the loss
 
 
 LayerResult: TypeAlias = tuple[Tensor, State, Activity | None]

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rimlit.kernels.layer import LayerInputs
+from rimlit.kernels.layer import Activity, LayerInputs
 from rimlit.kernels.projection import expand_tokens, project
 from rimlit.kernels.step import score
 from rimlit.mechanisms import Balance, RIMLayer
+from rimlit.mechanisms.balance import added_up
 
 
 def scores_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor) -> Tensor:
@@ -32,17 +33,18 @@ def scores_of(layer: RIMLayer, inputs: LayerInputs, features: Tensor) -> Tensor:
 
 
 class Followed(NamedTuple):
-    """What a layer's balance counts and penalises after a training forward, when the mask is known."""
+    """What a layer's parts count and penalise after a training forward, when the mask is known."""
 
     balance: Balance
-    scores: Tensor | None  # (T, M, B, I, N), where there is a penalty
+    scores: Tensor | None  # (T, M, B, I, N), where the balance has a penalty
     active: Tensor  # (T, M, B) bool
+    of_talk: Tensor | None  # (B, T): what the communication adds to the loss
 
     @classmethod
-    def of(cls, layer: RIMLayer, inputs: LayerInputs, features: Tensor, active: Tensor) -> "Followed":
-        """Return it for a layer, what it ran on, what it returned, (B, T, M, d), and who was active (B, T, M)."""
+    def of(cls, layer: RIMLayer, inputs: LayerInputs, features: Tensor, activity: Activity) -> "Followed":
+        """Return it for a layer, what it ran on, what it returned, (B, T, M, d), and what its mechanisms did."""
         scores = scores_of(layer, inputs, features) if layer.balance.has_penalty else None
-        return cls(layer.balance, scores, active.permute(1, 2, 0))
+        return cls(layer.balance, scores, activity.active.permute(1, 2, 0), activity.penalty)
 
     def note(self, mask: Tensor | None = None) -> None:
         """Let the balance note who was active in the steps that ``mask`` (B, T) marks, by default all."""
@@ -50,10 +52,13 @@ class Followed(NamedTuple):
             self.balance.observe(_counted(self.active, mask))
 
     def penalty(self, mask: Tensor | None = None) -> Tensor | None:
-        """Return what the balance adds to the loss for the steps that ``mask`` (B, T) marks, by default all."""
-        if self.scores is None:
-            return None
-        return self.balance.penalty(_counted(self.scores, mask), _counted(self.active, mask))
+        """Return what is added to the loss for the steps that ``mask`` (B, T) marks, by default all."""
+        own = talk = None
+        if self.scores is not None:
+            own = self.balance.penalty(_counted(self.scores, mask), _counted(self.active, mask))
+        if self.of_talk is not None:
+            talk = (self.of_talk if mask is None else self.of_talk[mask]).mean()
+        return added_up((own, talk))
 
 
 def _counted(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rimlit.mechanisms import Choice, LayerWeights, RIMLayer, TalkInputs
+from rimlit.mechanisms import Choice, LayerWeights, RIMLayer, Talk, TalkInputs, Update
 from rimlit.types import State, map_state
 
 
@@ -32,8 +32,9 @@ class StepResult(NamedTuple):
     choice: Choice
     attention: Tensor  # to the slots (M, B, I, N)
     relevance: Tensor  # (M, B)
-    communication: Tensor | None  # (B, M, M)
-    carried: Tensor | None
+    talk: Talk | None
+    carried: Tensor | None  # (B, …)
+    schema: Tensor | None  # (M, B)
 
 
 def step(
@@ -45,15 +46,16 @@ def step(
     waiting, carried = layer.split_carried(carried)
     own = () if waiting is None else (waiting,)
     choice = layer.selection.choose(relevance, inputs.offset, *own)
-    candidate, cell_gate = layer.dynamics.update(read(weights, inputs, attention), state, weights.dynamics)
-    hidden, talk = candidate.hidden, None
+    update = Update(*layer.dynamics.update(read(weights, inputs, attention), state, weights.dynamics))
+    candidate, talk = update.candidate, None
+    hidden = candidate.hidden
     if layer.communicates:
         talk = layer.communication(
             TalkInputs(
                 hidden,
                 state.hidden,
                 choice.active,
-                cell_gate,
+                update.cell_gate,
                 weights.communication,
                 inputs.keep_communication,
                 carried,
@@ -65,8 +67,9 @@ def step(
         choice,
         attention,
         relevance,
-        None if talk is None else talk.attention,
+        talk,
         layer.join_carried(choice.carried, None if talk is None else talk.carried),
+        update.schema,
     )
 
 

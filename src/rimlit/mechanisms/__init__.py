@@ -20,8 +20,10 @@ from rimlit.mechanisms.communication import (
     Talk,
     TalkInputs,
 )
-from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics
+from rimlit.mechanisms.dynamics import Dynamics, GRUDynamics, LSTMDynamics, Update
 from rimlit.mechanisms.layer import LayerWeights, RIMLayer
+from rimlit.mechanisms.quantized import QuantizedCommunication
+from rimlit.mechanisms.schemata import SchemataDynamics
 from rimlit.mechanisms.selection import AcrossMechanisms, LeastNull, Selection
 from rimlit.mechanisms.selections import (
     Entmax,
@@ -31,7 +33,14 @@ from rimlit.mechanisms.selections import (
     Sparsemax,
     StraightThrough,
 )
-from rimlit.mechanisms.sharing import IndependentSharing, SharedSharing, Sharing
+from rimlit.mechanisms.sharing import (
+    EmbeddedSharing,
+    IndependentSharing,
+    LowRankSharing,
+    SharedSharing,
+    Sharing,
+)
+from rimlit.mechanisms.workspace import WorkspaceCommunication
 
 __all__ = [
     "AcrossMechanisms",
@@ -42,6 +51,7 @@ __all__ = [
     "Communication",
     "DeadReset",
     "Dynamics",
+    "EmbeddedSharing",
     "Entmax",
     "ExpectedSparsity",
     "GRUDynamics",
@@ -53,14 +63,17 @@ __all__ = [
     "LayerWeights",
     "LeastNull",
     "LossFreeBias",
+    "LowRankSharing",
     "NoBalance",
     "NoCommunication",
     "NoisyTopK",
     "Part",
     "PartLike",
     "PartsLike",
+    "QuantizedCommunication",
     "RIMLayer",
     "RandomActivation",
+    "SchemataDynamics",
     "Selection",
     "SharedSharing",
     "Sharing",
@@ -70,7 +83,9 @@ __all__ = [
     "SwitchBalance",
     "Talk",
     "TalkInputs",
+    "Update",
     "UsageFloor",
+    "WorkspaceCommunication",
     "ZLoss",
     "known_parts",
     "part_factory",

@@ -35,6 +35,9 @@ class Part(Rebuildable, nn.Module):
     """Arguments of the constructor that the layer passes, in their order."""
     several: ClassVar[str | None] = None
     """Short name of the part that a list of parts of this kind stands for, if it may be one."""
+    mechanism_rows: ClassVar[Mapping[str, int]] = {}
+    """Own parameters and buffers with a row per mechanism, and the dimension of the rows: they are resized where
+    the number of mechanisms changes after training (:mod:`rimlit.nn.resizing`)."""
 
     @property
     def spec(self) -> Spec:

@@ -36,6 +36,7 @@ class Talk(NamedTuple):
     added: Tensor  # (M, B, d): added to the candidate's hidden state
     attention: Tensor | None = None  # (B, M, M): row reads column, mean over heads, detached
     carried: Tensor | None = None  # what the part carries to the next step, (B, …)
+    penalty: Tensor | None = None  # (B,): what the step adds to the loss, with a gradient
 
 
 class Communication(Part, ABC):
@@ -48,6 +49,8 @@ class Communication(Part, ABC):
     """
 
     sizes: ClassVar[tuple[str, ...]] = ("num_mechanisms", "size", "sharing")
+    is_penalised: ClassVar[bool] = False
+    """Whether :meth:`forward` returns a penalty; it reaches the loss by ``RIM.penalty``."""
 
     def __init__(self, num_mechanisms: int, size: int, sharing: Callable[..., Sharing]) -> None:
         super().__init__()
@@ -150,7 +153,7 @@ class AttentionCommunication(Communication):
 
     def products(self, num_computed: int, num_active: int) -> int:
         """See :meth:`Communication.products`; what others read of an inactive mechanism stays as it was."""
-        projection, output, _ = self.weights()
+        projection, output = self.weights()[:2]
         assert projection is not None and output is not None
         read = self.num_mechanisms * self.heads * (self.key_size + self.value_size)
         return num_computed * projection[0].numel() + num_active * (read + output[0].numel())
@@ -165,7 +168,7 @@ class AttentionCommunication(Communication):
 
     def forward(self, inputs: TalkInputs) -> Talk:
         """See :meth:`Communication.forward`."""
-        projection, output, bias = inputs.weights
+        projection, output, bias = inputs.weights[:3]
         assert projection is not None and output is not None
         # the authors' code: what an inactive mechanism would have become, without gradient
         others = inputs.old if self.inactive == "preserved" else inputs.candidate.detach()
@@ -176,6 +179,7 @@ class AttentionCommunication(Communication):
         query, key, value = projected.tensor_split((self.key_size, 2 * self.key_size), dim=-1)
         read, attention = communicate(query, key, value, inputs.dropout)
         read = read.permute(2, 0, 1, 3).reshape(num_mechanisms, batch_size, -1)  # (M, B, C·value)
+        read, penalty = self.message(read, inputs)
         if bias is not None:
             gate, content = (read @ output + bias[:, None]).chunk(2, dim=-1)
             added = gate.sigmoid() * content.tanh()
@@ -186,4 +190,8 @@ class AttentionCommunication(Communication):
             if self.output_kind == "cell_gate":
                 assert inputs.cell_gate is not None
                 added = inputs.cell_gate * added
-        return Talk(added, attention.detach().mean(dim=1))
+        return Talk(added, attention.detach().mean(dim=1), penalty=penalty)
+
+    def message(self, read: Tensor, inputs: TalkInputs) -> tuple[Tensor, Tensor | None]:
+        """Return what mechanisms get of what they read, (M, B, C·value), and what it adds to the loss, (B,)."""
+        return read, None

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,14 @@ from torch import Tensor
 from rimlit.mechanisms.base import Part
 from rimlit.mechanisms.sharing import Sharing
 from rimlit.types import GRUState, LSTMState, State
+
+
+class Update(NamedTuple):
+    """What a cell gives in a step."""
+
+    candidate: State  # tensors (M, B, d)
+    cell_gate: Tensor | None = None  # (M, B, d): how far the cell lets new content into its hidden state
+    schema: Tensor | None = None  # (M, B) integers: which of several sets of parameters each mechanism followed
 
 
 class Dynamics(Part, ABC):
@@ -37,8 +45,15 @@ class Dynamics(Part, ABC):
         """Return what :meth:`update` reads beside the input, formed once per sequence."""
         return ()
 
+    def products(self) -> int:
+        """Return the multiplications of a mechanism in a step beside those of what it reads.
+
+        By default every matrix of :meth:`weights` once.
+        """
+        return sum(weight[0].numel() for weight in self.weights() if weight.dim() == 3)
+
     @abstractmethod
-    def update(self, read: Tensor, state: State, weights: tuple[Tensor, ...]) -> tuple[State, Tensor | None]:
+    def update(self, read: Tensor, state: State, weights: tuple[Tensor, ...]) -> Update:
         """Run one step of all mechanisms.
 
         Args:
@@ -47,8 +62,7 @@ class Dynamics(Part, ABC):
             weights: What :meth:`weights` returned.
 
         Returns:
-            The candidate state and the gate (M, B, d) by which the cell lets new content into its hidden state,
-            or None where it has none.
+            An :class:`Update`, or its first fields in a plain tuple.
         """
 
 
@@ -92,18 +106,18 @@ class LSTMDynamics(_Gated):
     ) -> None:
         super().__init__(num_mechanisms, read_size, size, sharing)
         if forget_bias:
-            with torch.no_grad():
-                for parameter in self.bias.parameters():
-                    parameter[..., size : 2 * size] += forget_bias
+            added = torch.zeros(4 * size)
+            added[size : 2 * size] = forget_bias
+            self.bias.add(added)
 
-    def update(self, read: Tensor, state: State, weights: tuple[Tensor, ...]) -> tuple[State, Tensor | None]:
+    def update(self, read: Tensor, state: State, weights: tuple[Tensor, ...]) -> Update:
         """See :meth:`Dynamics.update`."""
         hidden, bias = weights
         size = state.hidden.shape[-1]
         gates = torch.baddbmm(read + bias[:, None], state.hidden, hidden)
         i, f, o = gates[..., : 3 * size].sigmoid().chunk(3, dim=-1)  # input, forget, output
         memory = f * state.memory + i * gates[..., 3 * size :].tanh()
-        return LSTMState(o * memory.tanh(), memory), o
+        return Update(LSTMState(o * memory.tanh(), memory), o)
 
 
 class GRUDynamics(_Gated):
@@ -112,7 +126,7 @@ class GRUDynamics(_Gated):
     num_gates = 3
     state_type = GRUState
 
-    def update(self, read: Tensor, state: State, weights: tuple[Tensor, ...]) -> tuple[State, Tensor | None]:
+    def update(self, read: Tensor, state: State, weights: tuple[Tensor, ...]) -> Update:
         """See :meth:`Dynamics.update`."""
         weight, bias = weights
         size, bias = state.hidden.shape[-1], bias[:, None]
@@ -122,4 +136,4 @@ class GRUDynamics(_Gated):
         )  # reset, update
         inside = recurrent[..., 2 * size :] + bias[..., 3 * size :]
         n = (read[..., 2 * size :] + bias[..., 2 * size : 3 * size] + r * inside).tanh()  # new
-        return GRUState(n + z * (state.hidden - n)), 1 - z
+        return Update(GRUState(n + z * (state.hidden - n)), 1 - z)

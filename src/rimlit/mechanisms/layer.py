@@ -2,8 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from rimlit.mechanisms.communication import AttentionCommunication, Communicatio
 from rimlit.mechanisms.dynamics import Dynamics
 from rimlit.mechanisms.selection import Selection
 from rimlit.mechanisms.sharing import Sharing
-from rimlit.nn.surroundings import weights_in
+from rimlit.nn.surroundings import is_autocast_enabled, weights_in, without_autocast
 from rimlit.types import MaybeTensor
 
 
@@ -65,6 +65,8 @@ class RIMLayer(nn.Module):
         communication_dropout: Dropout of the communication.
         project_in_bf16: Whether the products before the loop are computed in bfloat16.
     """
+
+    mechanism_rows: ClassVar[Mapping[str, int]] = {"score_bias": 0, "no_query": 0}
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class RIMLayer(nn.Module):
         self.input_value = input_sharing(num_mechanisms, input_size, input_heads * input_value_size)
         self.dynamics = dynamics(num_mechanisms, input_heads * input_value_size, size, sharing)
         self.communication = communication(num_mechanisms, size, sharing)
+        self._stores_its_weights: bool | None = None
         self._has_warned = False
         self._handles_at_look: int | None = None
 
@@ -147,6 +150,10 @@ class RIMLayer(nn.Module):
 
     def weights(self) -> LayerWeights:
         """Return the parameters as the time loops read them."""
+        device = self.like.device.type
+        if is_autocast_enabled(device):  # what is formed of shared weights keeps their type
+            with without_autocast(device):
+                return self.weights()
         value = self.input_value.groups()
         return LayerWeights(
             input_query=self.input_query.expand() if self.input_attention else self.no_query,
@@ -176,8 +183,8 @@ class RIMLayer(nn.Module):
 
     @property
     def is_followed(self) -> bool:
-        """Whether the balance adds to the loss or counts."""
-        return self.balance.has_penalty or self.balance.has_counts
+        """Whether balance or communication adds to the loss, or the balance counts."""
+        return self.balance.has_penalty or self.balance.has_counts or self.communication.is_penalised
 
     @property
     def has_offset(self) -> bool:
@@ -218,10 +225,22 @@ class RIMLayer(nn.Module):
         size = like.numel()
         return carried[:, :size].view(-1, *like.shape[1:]), carried[:, size:].view(-1, *other.shape[1:])
 
+    @property
+    def stores_its_weights(self) -> bool:
+        """Whether the time loops read the parameters themselves, and not what is formed of shared ones."""
+        if self._stores_its_weights is None:
+            own = {id(parameter) for parameter in self.parameters()}
+            self._stores_its_weights = all(
+                (id(weight) in own or id(weight._base) in own) and weight.is_contiguous()
+                for weight in self.weights().tensors()
+            )
+        return self._stores_its_weights
+
     def parameters_of_mechanisms(self) -> int:
         """Return the number of parameters of the dynamics and communication that belong to one mechanism each."""
-        weights = (self.dynamics.input.groups(), *self.dynamics.weights(), *self.communication.weights())
-        return sum(w.numel() for w in weights if w is not None and w.shape[0] == self.num_mechanisms > 1)
+        own = [module for part in (self.dynamics, self.communication) for module in part.modules()]
+        weights = [weight for module in own if isinstance(module, Sharing) for weight in module.parameters()]
+        return sum(weight.numel() for weight in weights if weight.shape[0] == self.num_mechanisms > 1)
 
     def flops_per_step(self) -> int:
         """Return the multiplications and additions of a step; see :meth:`rimlit.RIM.flops_per_step`."""
@@ -234,7 +253,7 @@ class RIMLayer(nn.Module):
         groups = weights.input_value.shape[0]
         products += weights.input_value[0].numel() * (1 if groups == 1 else computed)
         products += computed * weights.cell_input[0].numel()
-        products += computed * sum(weight[0].numel() for weight in weights.dynamics if weight.dim() == 3)
+        products += computed * self.dynamics.products()
         products += self.communication.products(computed, self.num_active)
         return 2 * products
 

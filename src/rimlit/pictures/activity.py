@@ -1,7 +1,7 @@
 """When each mechanism was active: usage on validation and test, and a figure (Goyal et al. 2021, fig. 4)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from rimlit.pictures.usage import Usage, UsageCounter, draw_usage
 from rimlit.tasks import Task
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 from rimlit.tracking.optional import optional
-from rimlit.types import MechanismsActivity, Watched
+from rimlit.types import MechanismsActivity, Watched, mechanisms_of_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Sample(NamedTuple):
     """Activity in one sequence, and its average over the sequences of the batch that have the same length."""
 
-    active: Tensor  # (layers, T, M), 0 or 1
+    active: list[Tensor]  # (T, M) for each layer, 0 or 1
     average: list[Tensor]  # (T, M) for each layer: share of sequences
     num_averaged: int
     labels: list[str] | None  # (T,): what each step is
@@ -74,7 +74,7 @@ class MechanismActivity(L.Callback):
         if isinstance(backbone, Watched):
             self._watching.enter_context(backbone.watch(self._add))
             self._counters = {
-                group: [UsageCounter(backbone.num_mechanisms, module.device) for _ in range(backbone.num_layers)]
+                group: [UsageCounter(number, module.device) for number in mechanisms_of_layers(backbone)]
                 for group in groups
             }
             self._wants_sample = True
@@ -114,7 +114,7 @@ class MechanismActivity(L.Callback):
             self._wants_sample = False
             active = [activity.active.float() for activity in activities]
             length = active[0].shape[1] if self._mask is None else int(self._mask[0].sum())
-            shown = torch.stack([layer[0, :length].cpu() for layer in active])
+            shown = [layer[0, :length].cpu() for layer in active]
             # sequences of the same length as the first one, so that the average is over corresponding steps
             everything = torch.ones(len(active[0]), dtype=torch.bool)
             alike = everything if self._mask is None else self._mask.sum(dim=1) == length
@@ -202,7 +202,7 @@ MOST_INPUTS = 8
 
 
 def draw_activity(
-    active: Tensor,
+    active: Tensor | Sequence[Tensor],
     average: list[Tensor] | None = None,
     labels: list[str] | None = None,
     *,
@@ -213,7 +213,7 @@ def draw_activity(
     """Draw when each mechanism was active.
 
     Args:
-        active: Activity of one sequence (layers, T, M), 0 or 1.
+        active: Activity of one sequence, (T, M) for each layer, 0 or 1.
         average: Share of sequences in which each mechanism was active, (T, M) for each layer.
         labels: Kind of each step. Few kinds, such as ``blank`` and ``recall``, are drawn as a coloured strip;
             many, such as letters, are written below the axis.
@@ -226,7 +226,9 @@ def draw_activity(
     """
     from matplotlib.figure import Figure
 
-    num_layers, num_steps, num_mechanisms = active.shape
+    num_layers, num_steps = len(active), len(active[0])
+    numbers = [layer.shape[1] for layer in active]
+    num_mechanisms = max(numbers)
     rows = num_layers * (1 if average is None else 2)
     kinds = list(dict.fromkeys(labels or []))
     has_strip = labels is not None and 0 < len(kinds) <= len(COLOURS)
@@ -239,11 +241,8 @@ def draw_activity(
         _draw_labels(figure, axes.pop(0), labels[:num_steps], kinds)
     elif has_inputs and inputs is not None:
         _draw_inputs(axes.pop(0), inputs[:num_steps])
-    num_active = sorted({int(count) for count in active.sum(dim=-1).flatten().tolist()})
-    counts = f"{num_active[0]}" if len(num_active) == 1 else f"{num_active[0]} to {num_active[-1]}"
-    figure.suptitle(
-        f"{f'{run}: ' if run else ''}{counts} of {num_mechanisms} mechanisms active per step", fontsize=11
-    )
+    counts = [_counts(layer) for layer in active] if len(set(numbers)) > 1 else [_counts(torch.stack([*active]))]
+    figure.suptitle(f"{f'{run}: ' if run else ''}{' and '.join(counts)} mechanisms active per step", fontsize=11)
     averaged = "" if num_averaged is None else f"{num_averaged} "
     for layer in range(num_layers):
         prefix = f"layer {layer}: " if num_layers > 1 else ""
@@ -259,7 +258,7 @@ def draw_activity(
             )
             axis.set_title(f"{prefix}active mechanisms, {title}", fontsize=10, loc="left")
             axis.set_ylabel("mechanism")
-            axis.set_yticks(range(num_mechanisms))
+            axis.set_yticks(range(numbers[layer]))
             last = axis
             if title.startswith("average"):
                 figure.colorbar(image, ax=axis, pad=0.01, label="share active")
@@ -269,6 +268,13 @@ def draw_activity(
         shown = [label if label.isprintable() and label.strip() else "·" for label in labels[:num_steps]]
         last.set_xticks(range(num_steps), shown, fontsize=6)
     return figure
+
+
+def _counts(active: Tensor) -> str:
+    """Return how many of how many mechanisms (…, M) are active, in words."""
+    counts = sorted({int(count) for count in active.sum(dim=-1).flatten().tolist()})
+    some = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{some} of {active.shape[-1]}"
 
 
 def _draw_labels(figure: "Figure", axis: Any, labels: list[str], kinds: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from rimlit.data import BouncingBalls
 from rimlit.data.bouncing_balls import FrameBatch
-from rimlit.heads import SlotMixtureHead
+from rimlit.heads import MixtureHead, SlotMixtureHead
 from rimlit.pictures.activity import COLOURS
 from rimlit.pictures.files import encode_gif, font, save_figure, write_and_track
+from rimlit.pictures.schemata import NOBODY, SchemaScene, draw_schemata, enlarge, owners_by_attention
 from rimlit.tasks import FramePredictionTask
 from rimlit.tracking.optional import optional
 from rimlit.types import Watched
@@ -40,14 +42,18 @@ class Film(NamedTuple):
     context_length: int  # number of frames that were predicted from true ones
     active: Tensor | None  # (T, M) bool: mechanisms that were active
     owners: Tensor | None  # (T, height, width): the mechanism with the greatest mask
+    scene: SchemaScene | None = None  # where mechanisms follow schemata
 
 
 class RolloutPictures(L.Callback):
     """At the end of a test of a frame task, draw its rollouts.
 
     ``figures/rollout.gif`` shows the first sequence of the first three test sets, its prediction, when each
-    mechanism was active and, with a :class:`rimlit.heads.SlotMixtureHead`, the mechanism with the greatest mask at
-    each pixel. ``figures/rollout_curves.png`` shows the scores by frame ahead, with those of copying the last
+    mechanism was active and, with a :class:`rimlit.heads.SlotMixtureHead` or a
+    :class:`rimlit.heads.MixtureHead`, the mechanism with the greatest mask at each pixel. Where mechanisms follow
+    schemata, ``figures/schemata.png`` shows which one each state followed and which one drives which ball: that of
+    the state with the greatest mask at the ball's centre or, without masks, of the one that attends most to it.
+    ``figures/rollout_curves.png`` shows the scores by frame ahead, with those of copying the last
     frame and of an oracle with constant velocity. ``rollout.json`` has the numbers. All are logged to MLflow.
     Nothing is drawn for other tasks.
     """
@@ -97,6 +103,10 @@ class RolloutPictures(L.Callback):
                     for index, first in self._firsts.items()
                 ]
             write_and_track(trainer, "figures/rollout.gif", draw_gif(films))
+            scenes = [film.scene for film in films if film.scene is not None]
+            if scenes:
+                figure = draw_schemata(scenes, Path(trainer.default_root_dir).name)
+                save_figure(trainer, figure, "schemata.png")
 
 
 @torch.no_grad()
@@ -105,20 +115,38 @@ def predict_film(task: FramePredictionTask, batch: FrameBatch, name: str) -> Fil
     was_training = task.training
     task.eval()
     context, active = batch.frames[:1, : task.context_length], None
+    schema = attention = scene = None
     if isinstance(task.backbone, Watched):
         with task.backbone.record_activity() as activities:
             rollout = task.rollout(context)
         lowest = activities[:: task.backbone.num_layers]
         active = torch.cat([activity.active[0] for activity in lowest]).cpu()
+        if all(getattr(activity, "schema", None) is not None for activity in lowest):
+            schema = torch.cat([activity.schema[0] for activity in lowest]).cpu()  # type: ignore[attr-defined]
+            attention = torch.cat([activity.slot_attention[0] for activity in lowest])  # type: ignore[attr-defined]
     else:
         rollout = task.rollout(context)
     owners = None
-    if isinstance(task.head, SlotMixtureHead):
-        owners = task.head.masks(rollout.features)[0].argmax(dim=1).view(rollout.logits.shape[1:]).cpu()
+    side = rollout.logits.shape[-1]
+    if isinstance(task.head, SlotMixtureHead | MixtureHead):
+        masks = task.head.masks(rollout.features)[0]  # (T, M, places)
+        if round(masks.shape[-1] ** 0.5) ** 2 == masks.shape[-1]:
+            owners = enlarge(masks.argmax(dim=1), side).cpu()
+    if schema is not None and attention is not None and active is not None:
+        found = owners_by_attention(attention, side) if owners is None else owners
+        ahead = slice(1, 1 + len(schema)) if owners is not None else slice(0, len(schema))
+        scene = SchemaScene(
+            name,
+            torch.where(active, schema, NOBODY),
+            task.context_length,
+            None if found is None else found.cpu(),
+            batch.positions[0, ahead].cpu(),
+            batch.radii[0].cpu(),
+        )
     task.train(was_training)
     predicted = rollout.logits[0].float().sigmoid().cpu()
     truth = batch.frames[0, 1 : 1 + len(predicted)].cpu()
-    return Film(name, truth, predicted, task.context_length, active, owners)
+    return Film(name, truth, predicted, task.context_length, active, owners, scene)
 
 
 def draw_curves(curves: Curves) -> "Figure":

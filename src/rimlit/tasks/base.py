@@ -25,7 +25,7 @@ from rimlit.errors import CheckpointError, ConfigError, SpecError
 from rimlit.heads import Head, HeadFactory, LinearHead
 from rimlit.spec import Rebuildable, Spec, build, find_class, non_default_arguments, to_spec
 from rimlit.tasks.rates import rate_share
-from rimlit.tasks.saved import build_saved, load_weights
+from rimlit.tasks.saved import build_saved, fit_mechanisms, load_weights
 from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory, complete, declared_sizes
 from rimlit.types import SequenceBatch, State
 
@@ -367,8 +367,10 @@ class Task(Rebuildable, L.LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore where the weights came from."""
+        """Restore where the weights came from; outside training, fit them to another number of mechanisms."""
         self.init_from = checkpoint.get("rimlit", {}).get("init_from")
+        if self._trainer is None or not self.trainer.training:
+            checkpoint["state_dict"] = fit_mechanisms(self, checkpoint["state_dict"])
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -133,8 +133,8 @@ def check_copies_give_the_same(build: Any, inputs: Tensor | None = None) -> None
 def check_every_parameter_gets_a_gradient(build: Any, inputs: Tensor | None = None) -> None:
     """In training, the gradient of the outputs reaches every parameter, is finite and not zero everywhere.
 
-    Where a state is passed to a backbone, learned initial states get zeros and not None: plain DDP waits for
-    every parameter.
+    Of a backbone its penalty counts too, since it is part of the loss. Where a state is passed to a backbone,
+    learned initial states get zeros and not None: plain DDP waits for every parameter.
     """
     module = make(build).double().train()
     if not list(module.parameters()):
@@ -145,7 +145,10 @@ def check_every_parameter_gets_a_gradient(build: Any, inputs: Tensor | None = No
         calls.append(arguments_for(module, inputs))
     for given in calls:
         module.zero_grad()
-        torch.autograd.backward(weighted_sum(outputs_in(module(*given))))
+        loss = weighted_sum(outputs_in(module(*given)))
+        if isinstance(module, Backbone) and (penalty := module.penalty()) is not None:
+            loss = loss + penalty
+        torch.autograd.backward(loss)
         has_state = len(given) > 1
         for name, gradient in gradients_of(module, " where a state is passed" if has_state else "").items():
             require(has_state or bool(gradient.count_nonzero()), f"the gradient of {name} is zero everywhere")

@@ -1,0 +1,57 @@
+"""What a training forward leaves behind for the balance of mechanisms: counts, and a term of the loss."""
+
+from abc import ABC
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from rimlit.backbones.watching import WatchedBackbone
+from rimlit.kernels.scores import Followed
+from rimlit.mechanisms import RIMLayer
+from rimlit.mechanisms.balance import added_up
+
+
+class BalancedBackbone(WatchedBackbone, ABC):
+    """A backbone whose ``layers`` are :class:`rimlit.mechanisms.RIMLayer`, each with its balance.
+
+    A forward calls :meth:`_forget` before it runs and adds to ``_followed`` what each layer did.
+    """
+
+    layers: nn.ModuleList
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._followed: list[Followed] = []
+        self._penalty: Tensor | None = None
+
+    @property
+    def _layers(self) -> list[RIMLayer]:
+        return cast(list[RIMLayer], list(self.layers))
+
+    def penalty(self, mask: Tensor | None = None) -> Tensor | None:
+        """See :meth:`Backbone.penalty`: what balance and communication of all layers add to the loss."""
+        followed = self._note(mask)
+        if followed:
+            self._penalty = added_up(each.penalty(mask) for each in followed)
+        return self._penalty
+
+    def after_step(self, rate: float = 1.0) -> None:
+        """See :meth:`Backbone.after_step`: the balance of every layer moves."""
+        self._note()
+        for layer in self._layers:
+            layer.balance.after_step(layer, rate)
+
+    def _forget(self) -> None:
+        self._note()
+        self._penalty = None
+
+    def _note(self, mask: Tensor | None = None) -> list[Followed]:
+        """Let balances note who was active in the last training forward, once, and return what to penalise."""
+        followed, self._followed = self._followed, []
+        for each in followed:
+            each.note(mask)
+        return followed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what holds a graph."""
+        return {**self.__dict__, "_followed": [], "_penalty": None}
