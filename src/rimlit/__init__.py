@@ -11,6 +11,7 @@ from rimlit._version import __version__
 
 if TYPE_CHECKING:
     from rimlit.backbones import (
+        BRIM,
         DNC,
         GRU,
         LSTM,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task, load_checkpoint
 
 __all__ = [
+    "BRIM",
     "DNC",
     "GRU",
     "LSTM",
@@ -58,6 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BRIM": "rimlit.backbones",
     "DNC": "rimlit.backbones",
     "GRU": "rimlit.backbones",
     "LSTM": "rimlit.backbones",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rimlit.errors import ConfigError
-from rimlit.heads import AttentionHead, Head, LinearHead, SumHead
+from rimlit.heads import AttentionHead, Head, LinearHead, MixtureHead, SumHead
 from rimlit.testing import Law, classes_in
 from tests.conftest import random_tensor
 from tests.laws.cases import law_cases, name_of
@@ -17,6 +17,7 @@ MECHANISMS, SIZE, OUTPUTS = 4, 3, 64  # a frame of 8 × 8, for the heads that dr
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "AttentionHead": {"features": {"query": "features", "num_heads": 2, "key_size": 7}},
+    "MixtureHead": {"places": {"place_size": 4, "hidden_size": 6}},
     "SumHead": {"hidden": {"hidden_size": 6}},
 }
 
@@ -144,3 +145,30 @@ def test_permuting_the_mechanisms_with_their_maps_leaves_the_sum(hidden_size: in
             for parameter in () if part is None else part.parameters():
                 parameter.copy_(parameter[order].clone())
     torch.testing.assert_close(head(permuted(features, order)), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_mixture_weighs_what_mechanisms_say_place_by_place() -> None:
+    head = MixtureHead(MECHANISMS * SIZE, 12, MECHANISMS, place_size=3, hidden_size=5).double().eval()
+    features = some_features(2, 3)
+    spoken = [head.decoder(features[..., m * SIZE : (m + 1) * SIZE]) for m in range(MECHANISMS)]
+    shares = torch.stack([each[..., 12:] for each in spoken]).softmax(dim=0)  # (M, B, T, places)
+    for place in range(4):
+        expected = sum(
+            shares[m][..., [place]] * spoken[m][..., 3 * place : 3 * place + 3] for m in range(MECHANISMS)
+        )
+        torch.testing.assert_close(head(features)[..., 3 * place : 3 * place + 3], expected)
+    torch.testing.assert_close(head.masks(features), shares.permute(1, 2, 0, 3))
+
+
+def test_a_mixture_reads_any_number_of_mechanisms_in_any_order() -> None:
+    head = MixtureHead(MECHANISMS * SIZE, 12, MECHANISMS, place_size=3, hidden_size=5)
+    more = MixtureHead(7 * SIZE, 12, 7, place_size=3, hidden_size=5)
+    more.load_state_dict(head.state_dict())
+    features = random_tensor(2, 3, 7, SIZE)
+    order = torch.tensor([3, 1, 0, 6, 2, 5, 4])
+    torch.testing.assert_close(more(features[:, :, order].flatten(2)), more(features.flatten(2)))
+
+
+def test_places_that_do_not_divide_the_outputs_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"divisible by place_size; got output_size=64, place_size=10\."):
+        MixtureHead(12, 64, 4, place_size=10)

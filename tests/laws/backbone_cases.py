@@ -41,7 +41,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "learn_initial_state": True,
             **SMALL,
         },
-        "dynamic": {"preset": "dynamic", "input_heads": 1},
     },
     "LSTM": {
         "two_layers": {"num_layers": 2, "dropout": 0.2},

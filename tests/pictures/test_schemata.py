@@ -79,7 +79,7 @@ def test_the_figure_has_a_panel_of_states_and_one_of_balls() -> None:
 
 
 def test_a_test_of_schemata_draws_them(tmp_path: Path) -> None:
-    head = partial(MixtureHead, num_places=4, hidden_size=8)
+    head = partial(MixtureHead, place_size=10, hidden_size=8)
     task, data = make_task(backbone=SCHEMATA, head=head, prediction="motion"), make_data()
     make_trainer(tmp_path, callbacks=[RolloutPictures()]).test(task, data, verbose=False)
     assert (tmp_path / "figures/schemata.png").read_bytes().startswith(b"\x89PNG")

@@ -49,7 +49,7 @@ def save(folder: Path, task: Task) -> Path:
 
 @pytest.mark.parametrize(
     "head",
-    [AttentionHead, partial(MixtureHead, num_places=16), partial(SlotMixtureHead, channels=[4, 2])],
+    [AttentionHead, partial(MixtureHead, place_size=16), partial(SlotMixtureHead, channels=[4, 2])],
     ids=["AttentionHead", "MixtureHead", "SlotMixtureHead"],
 )
 def test_weights_fit_more_mechanisms_and_what_is_new_is_drawn(tmp_path: Path, head: Any) -> None:

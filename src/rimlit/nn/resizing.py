@@ -68,6 +68,6 @@ def resize_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str
     resized = dict(weights)
     for rows in rows_of_mechanisms(module):
         size, values = getattr(rows.module, rows.name).shape[rows.dim], weights.get(rows.key)
-        if values is not None and values.dim() > rows.dim and values.shape[rows.dim] != size:
+        if isinstance(values, Tensor) and values.dim() > rows.dim and values.shape[rows.dim] != size:
             resized[rows.key] = resize_rows(values, size, rows.dim)
     return resized

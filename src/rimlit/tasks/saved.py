@@ -54,7 +54,7 @@ def fit_mechanisms(task: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor
         ConfigError: Weights belong to one mechanism each, or the head has weights for each mechanism.
     """
     before, heads = (
-        {key.removeprefix(part): value for key, value in weights.items() if key.startswith(part)}
+        {key.removeprefix(part): value for key, value in weights.items() if str(key).startswith(part)}
         for part in ("backbone.", "head.")
     )
     adapted = task.backbone.adapt_weights(before)
