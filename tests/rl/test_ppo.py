@@ -278,3 +278,14 @@ def test_a_task_is_loaded_from_its_checkpoint_with_its_scale(tmp_path: Path) -> 
     assert isinstance(loaded.encoder, PolicyEncoder)
     assert loaded.encoder.normalization is not None
     assert loaded.encoder.normalization.count == 40
+
+
+def test_a_balance_of_mechanisms_is_part_of_the_loss_and_moves(tmp_path: Path) -> None:
+    balance = [{"z_loss": {"coefficient": 1.0}}, {"loss_free_bias": {"step": 0.1}}]
+    backbone = {**SMALL_RIM, "init_args": {**SMALL_RIM["init_args"], "balance": balance}}
+    data = make_experience()
+    task = make_task(data, backbone)
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0)
+    trainer.fit(task, datamodule=data)
+    assert trainer.callback_metrics["train/penalty"] > 0
+    assert task.backbone.layers[0].balance.parts[1].bias.any()

@@ -100,7 +100,9 @@ class MechanismActivity(L.Callback):
         self._group = dict(enumerate(self._counters)).get(group, "")
         mask = getattr(batch, "mask", None)
         self._mask = mask if isinstance(mask, Tensor) else None
-        if self._counters and isinstance(module, Task):
+        self._labels = None
+        wants_labels = any(not counter.has_many_labels for counter in self._counters.get(self._group, ()))
+        if isinstance(module, Task) and (wants_labels or self._wants_sample):
             self._labels = module.step_labels(batch)
         if self._wants_sample and isinstance(module, Task):
             inputs = getattr(batch, "inputs", None)

@@ -106,7 +106,7 @@ class UsageCounter:
             self.cosine += (mean_cosine(hidden) * mask).sum()
             self.compared += mask.sum()
         if labels:
-            self._add_labels(active[0, : len(labels)].cpu(), labels)
+            self._add_labels(active[0, : len(labels)].cpu(), labels[: active.shape[1]])
 
     def _add_labels(self, active: Tensor, labels: Sequence[str]) -> None:
         kinds = list(dict.fromkeys(labels))
