@@ -40,6 +40,7 @@ def test_the_examples_of_a_module_give_what_they_say(name: str, capsys: pytest.C
         "rimlit.backbones.lstm.LSTM",
         "rimlit.backbones.gru.GRU",
         "rimlit.backbones.rnn.RNN",
+        "rimlit.backbones.mingru.MinGRU",
         "rimlit.backbones.ntm.NTM",
         "rimlit.backbones.dnc.DNC",
         "rimlit.backbones.rmc.RMC",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Backbone,
         BackboneFactory,
         EntNet,
+        MinGRU,
         Transformer,
     )
     from rimlit.cli.fit import fit
@@ -45,6 +46,7 @@ __all__ = [
     "EncoderFactory",
     "EntNet",
     "HeadFactory",
+    "MinGRU",
     "OptimizerFactory",
     "SchedulerFactory",
     "Task",
@@ -70,6 +72,7 @@ _HOMES = {
     "EncoderFactory": "rimlit.encoders",
     "EntNet": "rimlit.backbones",
     "HeadFactory": "rimlit.heads",
+    "MinGRU": "rimlit.backbones",
     "OptimizerFactory": "rimlit.tasks",
     "SchedulerFactory": "rimlit.tasks",
     "Transformer": "rimlit.backbones",

@@ -5,6 +5,7 @@ from rimlit.backbones.dnc import DNC
 from rimlit.backbones.entnet import EntNet
 from rimlit.backbones.gru import GRU
 from rimlit.backbones.lstm import LSTM
+from rimlit.backbones.mingru import MinGRU
 from rimlit.backbones.ntm import NTM
 from rimlit.backbones.rim import RIM
 from rimlit.backbones.rmc import RMC
@@ -22,5 +23,6 @@ __all__ = [
     "Backbone",
     "BackboneFactory",
     "EntNet",
+    "MinGRU",
     "Transformer",
 ]
