@@ -54,6 +54,7 @@ def test_the_examples_of_a_module_give_what_they_say(name: str, capsys: pytest.C
         "rimlit.data.images.SequentialImages",
         "rimlit.data.sequences.Sequences",
         "rimlit.data.text.Text",
+        "rimlit.encoders.objects.ObjectEncoder",
         "rimlit.heads.attention.AttentionHead",
         "rimlit.heads.sum.SumHead",
         "rimlit.rl.experience.Experience",
