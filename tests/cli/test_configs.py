@@ -25,7 +25,7 @@ PAIRS = sorted(
     (f"{dataset}/rim", name)
     for name in NAMES
     for dataset, _, stem in [name.rpartition("/")]
-    if stem != "rim" and f"{dataset}/rim" in NAMES
+    if stem not in ("rim", "rim_objects") and f"{dataset}/rim" in NAMES  # objects have other encoders and heads
 )
 BACKBONES = ("MinGRU", "NTM", "DNC", "RMC", "EntNet", "Transformer")
 SMALL = {
@@ -35,6 +35,14 @@ SMALL = {
         "--data.test_size=2",
         "--data.frame_size=16",
         "--data.num_workers=0",
+    ),
+    "BlinkingBalls": (
+        "--data.batch_size=2",
+        "--data.val_size=2",
+        "--data.test_size=2",
+        "--data.frame_size=16",
+        "--data.train_length=4",
+        "--data.test_lengths=[4,6]",
     ),
     "Adding": (
         "--data.batch_size=2",
