@@ -22,7 +22,7 @@ import torch
 from origin import origin, write
 from torch import Tensor, nn
 
-from rimlit import RIM
+from rimlit import RIM, MinGRU
 
 SIZE, BATCH, STEPS = 600, 64, 35
 BASE = f"nn.LSTM({SIZE})"
@@ -191,6 +191,8 @@ def speed(rounds: int) -> list[dict[str, Any]]:
         BASE: nn.LSTM(SIZE, SIZE, batch_first=True),
         "nn.LSTM(407), about the RIM's parameters": nn.LSTM(SIZE, 407, batch_first=True),
         "nn.LSTMCell in a loop": CellLoop(),
+        "MinGRU(600), all steps at once": MinGRU(SIZE, SIZE),
+        "2 layers of MinGRU(662), about the RIM's parameters": MinGRU(SIZE, 662, num_layers=2),
         "the authors' code, re-created": Recreated(),
         "RIM, eager": rim(backend="eager"),
         "RIM, function": rim(backend="function"),
@@ -288,6 +290,7 @@ def saved_bytes(layer: nn.Module, inputs: Tensor) -> int:
 def streaming(rounds: int, steps: int = 100) -> dict[str, Any]:
     """Time single steps of one sample, a hundred at a time."""
     cell, layer, eager = nn.LSTMCell(SIZE, SIZE), rim().eval(), rim(backend="eager").eval()
+    minimal = MinGRU(SIZE, SIZE).eval()
     stepper, inputs = layer.stepper(), torch.randn(1, SIZE)
 
     def walk(step: Callable[[Tensor, Any], Any], state: Any) -> None:
@@ -302,6 +305,7 @@ def streaming(rounds: int, steps: int = 100) -> dict[str, Any]:
     start = layer.initial_state(1)
     arms = {
         "nn.LSTMCell(600)": lambda: walk(cell_step, (zeros, zeros)),
+        "MinGRU(600)": lambda: walk(minimal.step, minimal.initial_state(1)),
         "RIM, rim.stepper()": lambda: walk(stepper, start),
         "RIM, rim.step": lambda: walk(layer.step, start),
         "RIM, rim.step, eager": lambda: walk(eager.step, start),

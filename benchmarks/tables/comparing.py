@@ -12,6 +12,7 @@ MODELS = {
     "lstm": "LSTM",
     "gru": "GRU",
     "rnn": "RNN",
+    "mingru": "MinGRU",
     "ntm": "NTM",
     "dnc": "DNC",
     "rmc": "RMC",

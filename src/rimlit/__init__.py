@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Backbone,
         BackboneFactory,
         EntNet,
+        MinGRU,
         Transformer,
     )
     from rimlit.cli.fit import fit
@@ -47,6 +48,7 @@ __all__ = [
     "EncoderFactory",
     "EntNet",
     "HeadFactory",
+    "MinGRU",
     "OptimizerFactory",
     "SchedulerFactory",
     "Task",
@@ -73,6 +75,7 @@ _HOMES = {
     "EncoderFactory": "rimlit.encoders",
     "EntNet": "rimlit.backbones",
     "HeadFactory": "rimlit.heads",
+    "MinGRU": "rimlit.backbones",
     "OptimizerFactory": "rimlit.tasks",
     "SchedulerFactory": "rimlit.tasks",
     "Transformer": "rimlit.backbones",

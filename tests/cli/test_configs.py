@@ -25,9 +25,9 @@ PAIRS = sorted(
     (f"{dataset}/rim", name)
     for name in NAMES
     for dataset, _, stem in [name.rpartition("/")]
-    if stem != "rim" and f"{dataset}/rim" in NAMES
+    if stem not in ("rim", "rim_objects") and f"{dataset}/rim" in NAMES  # objects have other encoders and heads
 )
-BACKBONES = ("NTM", "DNC", "RMC", "EntNet", "Transformer")
+BACKBONES = ("MinGRU", "NTM", "DNC", "RMC", "EntNet", "Transformer")
 SMALL = {
     "BouncingBalls": (
         "--data.batch_size=2",
@@ -35,6 +35,14 @@ SMALL = {
         "--data.test_size=2",
         "--data.frame_size=16",
         "--data.num_workers=0",
+    ),
+    "BlinkingBalls": (
+        "--data.batch_size=2",
+        "--data.val_size=2",
+        "--data.test_size=2",
+        "--data.frame_size=16",
+        "--data.train_length=4",
+        "--data.test_lengths=[4,6]",
     ),
     "Adding": (
         "--data.batch_size=2",
@@ -64,7 +72,7 @@ BASELINES = [
     *((backbone, dataset) for dataset in ("language", "cartpole") for backbone in BACKBONES),
     *(("NTM", "adding"), ("DNC", "bouncing_balls"), ("RMC", "sequences"), ("EntNet", "sequential_mnist")),
     *(("Transformer", "adding"), ("NTM", "bouncing_balls"), ("DNC", "sequences"), ("RMC", "sequential_mnist")),
-    *(("EntNet", "adding"), ("Transformer", "bouncing_balls")),
+    *(("EntNet", "adding"), ("Transformer", "bouncing_balls"), ("MinGRU", "sequences"), ("MinGRU", "adding")),
 ]
 
 
@@ -265,7 +273,7 @@ def test_a_pair_has_parameters_equal_within_2_percent(texts: Path, pair: tuple[s
 
 def test_there_are_pairs_to_compare() -> None:
     baselines = {name.partition("/")[2] for _, name in PAIRS if name.startswith("copying/")}
-    assert baselines >= {"lstm", "gru", "rnn", "ntm", "dnc", "rmc", "entnet", "transformer"}
+    assert baselines >= {"lstm", "gru", "rnn", "mingru", "ntm", "dnc", "rmc", "entnet", "transformer"}
     datasets = {name.partition("/")[0] for _, name in PAIRS if name.endswith("/lstm")}
     assert datasets >= {
         "adding",

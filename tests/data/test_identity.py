@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rimlit.data import Adding, BouncingBalls, Copying, DataModule, Sequences, SequentialImages, Text, identity
+from rimlit.data import (
+    Adding,
+    BlinkingBalls,
+    BouncingBalls,
+    Copying,
+    DataModule,
+    Sequences,
+    SequentialImages,
+    Text,
+    identity,
+)
 from tests.data.test_images import idx_bytes
 
 ROWS = [f"s{number},{number}.{step},{'uv'[number % 2]}" for number in range(12) for step in range(2)]
@@ -107,7 +117,7 @@ def test_a_digest_says_nothing_of_names_compression_and_settings(tmp_path: Path)
 
 
 def test_the_data_of_the_package_are_known_by_their_content_or_their_settings_alone() -> None:
-    assert [make().digest for make in (Copying, Adding, BouncingBalls)] == [None] * 3
+    assert [make().digest for make in (Copying, Adding, BouncingBalls, BlinkingBalls)] == [None] * 4
     digits, library = SequentialImages().digest, Text().digest
     assert (digits, library) == (SequentialImages(seed=5).digest, Text(level="word").digest)
     assert len(digits) == len(library) == 64 and digits != library

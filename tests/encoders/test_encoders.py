@@ -13,6 +13,7 @@ from rimlit.encoders import (
     Encoder,
     GridEncoder,
     Identity,
+    ObjectEncoder,
     ScreenEncoder,
 )
 from rimlit.testing import Law, classes_in
@@ -28,16 +29,23 @@ def integers(*shape: int, below: int) -> Tensor:
 
 
 FRAMES = integers(16, 16, below=2).to(torch.uint8)
+COLOURS = integers(3, 16, 8, below=256).to(torch.uint8)
 ENCODERS: dict[str, tuple[Callable[[], Encoder], Tensor]] = {
     "ConvolutionalEncoder": (lambda: ConvolutionalEncoder(16, 6, channels=(2, 3, 4)), FRAMES),
     "ConvolutionalEncoder-slots": (
         lambda: ConvolutionalEncoder(16, 6, channels=(2, 3), position_wise=True),
         FRAMES,
     ),
+    "ConvolutionalEncoder-colours": (lambda: ConvolutionalEncoder((3, 16, 8), 6, channels=(2, 3)), COLOURS),
     "DenseEncoder": (lambda: DenseEncoder(16, 6, hidden_sizes=(5,)), FRAMES),
     "Embedding": (lambda: Embedding(7, 6, dropout=0.2), integers(below=7)),
     "GridEncoder": (lambda: GridEncoder((3, 4, 2), 6, cell_size=5), integers(3, 4, 2, below=16).to(torch.uint8)),
     "Identity": (lambda: Identity(5), random_tensor(BATCH, STEPS, 5)),
+    "ObjectEncoder": (lambda: ObjectEncoder(16, 6, num_slots=3, channels=(2, 3)), FRAMES),
+    "ObjectEncoder-colours": (
+        lambda: ObjectEncoder((3, 16, 8), 6, num_slots=3, num_iterations=1, channels=(2, 3)),
+        COLOURS,
+    ),
     "ScreenEncoder": (lambda: ScreenEncoder((4, 36, 36), 6), integers(4, 36, 36, below=256).to(torch.uint8)),
 }
 

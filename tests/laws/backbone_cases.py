@@ -55,6 +55,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "one_head": {"num_locations": 2, "word_size": 3, "num_read_heads": 1},
     },
     "EntNet": {"few_slots": {"num_slots": 3}, "one_slot": {"num_slots": 1}},
+    "MinGRU": {
+        "two_layers": {"num_layers": 2, "dropout": 0.2},
+        "learned": {"num_layers": 2, "learn_initial_state": True, "forget_bias": 1.0},
+    },
     "NTM": {
         "heads": {"num_locations": 7, "word_size": 3, "num_read_heads": 2, "num_write_heads": 2},
         "learned": {"num_locations": 6, "word_size": 4, "max_shift": 2, "learn_initial_state": True},

@@ -30,7 +30,7 @@ every_backbone = pytest.mark.parametrize(("cls", "arguments"), backbone_cases())
 # what these have, others of their class have too: they are not compiled and exported as well, which takes seconds
 REPEATED = {
     *("RIM-gru", "RIM-official", "RIM-across_mechanisms", "RIM-all_active", "LSTM-learned", "GRU-learned"),
-    *("BRIM-top", "DNC-one_head", "EntNet-one_slot", "NTM-still", "Transformer-uneven_heads"),
+    *("BRIM-top", "DNC-one_head", "EntNet-one_slot", "MinGRU-default", "NTM-still", "Transformer-uneven_heads"),
 }
 
 

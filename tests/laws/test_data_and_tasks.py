@@ -7,12 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rimlit.data import Adding, BouncingBalls, Copying, DataModule, Sequences, SequentialImages, Text
-from rimlit.encoders import DenseEncoder
+from rimlit.data import (
+    Adding,
+    BlinkingBalls,
+    BouncingBalls,
+    Copying,
+    DataModule,
+    Sequences,
+    SequentialImages,
+    Text,
+)
+from rimlit.encoders import ConvolutionalEncoder, DenseEncoder, ObjectEncoder
 from rimlit.heads import DenseHead
 from rimlit.tasks import (
     ClassificationTask,
     CopyingTask,
+    FrameClassificationTask,
     FramePredictionTask,
     LanguageModelingTask,
     RegressionTask,
@@ -28,6 +38,12 @@ PROSE = "".join(f"{number} bottles stand on the wall, {number + 1} in the hall.\
 
 DATA: dict[str, Callable[[Path], DataModule]] = {
     "Adding": lambda _: Adding(train_length=6, test_lengths=[6, 9], **SMALL),
+    "BlinkingBalls": lambda _: BlinkingBalls(
+        train_balls="1-3", test_balls=[2, 4], train_length=4, test_lengths=[4, 6], frame_size=16, **SMALL
+    ),
+    "BlinkingBalls-most": lambda _: BlinkingBalls(
+        question="most", train_length=4, test_lengths=[5], frame_size=16, train_size=16, num_colours=2, **SMALL
+    ),
     "BouncingBalls": lambda _: BouncingBalls(
         train_balls=2, test_balls=[2, "curtain"], num_frames=14, train_size=16, **FRAMES, **SMALL
     ),
@@ -62,6 +78,26 @@ TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
     "CopyingTask": (
         "Copying",
         partial(CopyingTask, SMALL_RIM, vocabulary_size=10, recall_length=10, embedding_size=6),
+    ),
+    "FrameClassificationTask": (
+        "BlinkingBalls",
+        partial(
+            FrameClassificationTask,
+            SMALL_RIM,
+            output_size=5,
+            frame_shape=(3, 16, 16),
+            encoder=partial(ConvolutionalEncoder, output_size=6, channels=[2, 3]),
+        ),
+    ),
+    "FrameClassificationTask-objects": (
+        "BlinkingBalls-most",
+        partial(
+            FrameClassificationTask,
+            SMALL_RIM,
+            output_size=2,
+            frame_shape=(3, 16, 16),
+            encoder=partial(ObjectEncoder, output_size=6, num_slots=3, channels=[2, 3]),
+        ),
     ),
     "FramePredictionTask": ("BouncingBalls", DRAWN),
     "FramePredictionTask-motion": ("BouncingBalls", partial(DRAWN, prediction="motion")),

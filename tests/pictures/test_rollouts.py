@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rimlit.encoders import ObjectEncoder
 from rimlit.heads import SlotMixtureHead
 from rimlit.pictures import RolloutPictures
 from rimlit.pictures.rollouts import Film, draw_curves, draw_gif, predict_film
@@ -68,6 +69,18 @@ def test_masks_are_shown_for_a_slot_mixture_and_no_mechanisms_for_an_lstm() -> N
     assert film.owners is not None and film.owners.shape == (6, 16, 16)
     assert film.owners.min() >= 0 and film.owners.max() <= 2
     assert predict_film(make_task(backbone=SMALL_LSTM), batch, "balls_2").active is None
+
+
+def test_a_rim_that_reads_slots_of_objects_shows_its_masks_and_its_mechanisms(tmp_path: Path) -> None:
+    encoder = partial(ObjectEncoder, output_size=6, num_slots=3, channels=[2, 3])
+    task, data = make_task(encoder=encoder, head=MIXTURE), make_data()
+    film = predict_film(task, next(iter(data.test_dataloader()[0])), "balls_2")
+    assert film.owners is not None and film.active is not None and film.active.shape == (6, 3)
+    with (
+        Image.open(io.BytesIO(draw_gif([film]))) as gif,
+        Image.open(io.BytesIO(draw_gif([film._replace(owners=None)]))) as without,
+    ):
+        assert gif.size[0] == without.size[0] + 16 * 3 + 12  # a panel of 16 pixels, three wide each, and a gap
 
 
 def made_up_film(**parts: Any) -> Film:

@@ -282,6 +282,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "LSTM": {},
     "GRU": {},
     "RNN": {},
+    "MinGRU": {"num_layers": 2},
     "NTM": {"num_locations": 5, "word_size": 3},
     "DNC": {"num_locations": 5, "word_size": 3},
     "RMC": {},

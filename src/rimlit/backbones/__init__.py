@@ -6,6 +6,7 @@ from rimlit.backbones.dnc import DNC
 from rimlit.backbones.entnet import EntNet
 from rimlit.backbones.gru import GRU
 from rimlit.backbones.lstm import LSTM
+from rimlit.backbones.mingru import MinGRU
 from rimlit.backbones.ntm import NTM
 from rimlit.backbones.rim import RIM
 from rimlit.backbones.rmc import RMC
@@ -24,5 +25,6 @@ __all__ = [
     "Backbone",
     "BackboneFactory",
     "EntNet",
+    "MinGRU",
     "Transformer",
 ]

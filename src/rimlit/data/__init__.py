@@ -2,10 +2,20 @@
 
 from rimlit.data.adding import Adding
 from rimlit.data.base import DataModule
+from rimlit.data.blinking_balls import BlinkingBalls
 from rimlit.data.bouncing_balls import BouncingBalls
 from rimlit.data.copying import Copying
 from rimlit.data.images import SequentialImages
 from rimlit.data.sequences import Sequences
 from rimlit.data.text import Text
 
-__all__ = ["Adding", "BouncingBalls", "Copying", "DataModule", "Sequences", "SequentialImages", "Text"]
+__all__ = [
+    "Adding",
+    "BlinkingBalls",
+    "BouncingBalls",
+    "Copying",
+    "DataModule",
+    "Sequences",
+    "SequentialImages",
+    "Text",
+]

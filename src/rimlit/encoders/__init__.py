@@ -6,6 +6,7 @@ from rimlit.encoders.dense import DenseEncoder
 from rimlit.encoders.embedding import Embedding
 from rimlit.encoders.grid import GridEncoder
 from rimlit.encoders.identity import Identity
+from rimlit.encoders.objects import ObjectEncoder
 from rimlit.encoders.screens import ScreenEncoder
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "EncoderFactory",
     "GridEncoder",
     "Identity",
+    "ObjectEncoder",
     "ScreenEncoder",
 ]

@@ -1,5 +1,6 @@
 """Frames through convolutions, to one vector or to a slot for each position."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,8 @@ class ConvolutionalEncoder(Encoder):
     The sizes by default are those of van Steenkiste et al. 2018 (arXiv:1802.10353), whose encoder the paper takes.
 
     Args:
-        frame_size: Pixels of a side, divisible by 2 for each entry of ``channels``.
+        frame_size: Pixels of a side of square frames that are dark or lit, 0 or 1; or channels, height and width
+            of pictures of bytes, 0 to 255. Height and width are divisible by 2 for each entry of ``channels``.
         output_size: Features of the vector, or of each slot, at least 1.
         channels: Channels of each convolution.
         position_wise: Whether every position of the last feature map is an input slot of its own, with a learned
@@ -31,41 +33,55 @@ class ConvolutionalEncoder(Encoder):
         torch.Size([2, 5, 512])
         >>> ConvolutionalEncoder(64, 32, position_wise=True)(frames).shape
         torch.Size([2, 5, 64, 32])
+        >>> ConvolutionalEncoder((3, 32, 24))(torch.zeros(2, 5, 3, 32, 24, dtype=torch.uint8)).shape
+        torch.Size([2, 5, 512])
     """
 
     def __init__(
         self,
-        frame_size: int,
+        frame_size: int | Sequence[int],
         output_size: int = 512,
         *,
         channels: Sequence[int] = (16, 32, 64),
         position_wise: bool = False,
     ) -> None:
         super().__init__()
-        require_positive(frame_size=frame_size, output_size=output_size, num_convolutions=len(channels))
+        colours, *sides = (1, frame_size, frame_size) if isinstance(frame_size, int) else frame_size
+        if len(sides) != 2:
+            raise ConfigError(
+                "frame_size must be the pixels of a side, or channels, height and width; "
+                f"got frame_size={frame_size}."
+            )
+        require_positive(frame_channels=colours, frame_size=min(sides), output_size=output_size)
+        require_positive(num_convolutions=len(channels))
         require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
-        if frame_size % 2 ** len(channels):
+        if any(side % 2 ** len(channels) for side in sides):
             raise ConfigError(
                 f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."
             )
-        self.input_size = frame_size
+        self.input_size = frame_size if isinstance(frame_size, int) else list(frame_size)
         self.output_size = output_size
         self.position_wise = position_wise
         layers: list[nn.Module] = []
-        for before, width in zip((1, *channels[:-1]), channels, strict=True):
+        for before, width in zip((colours, *channels[:-1]), channels, strict=True):
             # one group: layer norm over positions and channels
             layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.ELU(), nn.GroupNorm(1, width)]
         self.convolutions = nn.Sequential(*layers)
-        side = frame_size // 2 ** len(channels)
-        size = channels[-1] if position_wise else channels[-1] * side**2
+        self.num_positions = math.prod(side // 2 ** len(channels) for side in sides)
+        size = channels[-1] if position_wise else channels[-1] * self.num_positions
         self.linear = nn.Sequential(nn.Linear(size, output_size), nn.ELU(), nn.LayerNorm(output_size))
-        self.place = nn.Parameter(0.1 * torch.randn(side**2, channels[-1])) if position_wise else None
+        self.place = nn.Parameter(0.1 * torch.randn(self.num_positions, channels[-1])) if position_wise else None
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map frames (B, T, height, width) to (B, T, output_size), or to slots (B, T, positions, output_size)."""
-        pictures = frames.flatten(0, 1)[:, None].to(self.convolutions[0].weight.dtype)  # type: ignore[arg-type]
+        """Map frames (B, T, height, width) to (B, T, output_size), or to slots (B, T, positions, output_size).
+
+        Pictures of bytes are (B, T, channels, height, width).
+        """
+        pictures, weight = frames.flatten(0, 1), self.convolutions[0].weight
+        pictures = pictures.unsqueeze(1) if isinstance(self.input_size, int) else pictures
         # faster on a CPU
-        maps = self.convolutions(pictures.contiguous(memory_format=torch.channels_last))
+        pictures = pictures.contiguous(memory_format=torch.channels_last).to(weight.dtype)  # type: ignore[arg-type]
+        maps = self.convolutions(pictures if isinstance(self.input_size, int) else pictures / 255)
         if self.place is not None:
             maps = maps.flatten(2).mT + self.place  # (B·T, positions, channels)
         else:
