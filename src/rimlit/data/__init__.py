@@ -4,8 +4,20 @@ from rimlit.data.adding import Adding
 from rimlit.data.base import DataModule
 from rimlit.data.bouncing_balls import BouncingBalls
 from rimlit.data.copying import Copying
+from rimlit.data.frames import Frames
 from rimlit.data.images import SequentialImages
 from rimlit.data.sequences import Sequences
+from rimlit.data.series import Series
 from rimlit.data.text import Text
 
-__all__ = ["Adding", "BouncingBalls", "Copying", "DataModule", "Sequences", "SequentialImages", "Text"]
+__all__ = [
+    "Adding",
+    "BouncingBalls",
+    "Copying",
+    "DataModule",
+    "Frames",
+    "Sequences",
+    "SequentialImages",
+    "Series",
+    "Text",
+]

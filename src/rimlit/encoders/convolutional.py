@@ -19,6 +19,7 @@ class ConvolutionalEncoder(Encoder):
         frame_size: Pixels of a side, divisible by 2 for each entry of ``channels``.
         output_size: Features of the vector, or of each slot, at least 1.
         channels: Channels of each convolution.
+        num_channels: Channels of a frame, at least 1; with several, frames are (B, T, channels, height, width).
         position_wise: Whether every position of the last feature map is an input slot of its own, with a learned
             embedding of its place added: the paper's input is a set (sec. 2). For backbones that read slots.
 
@@ -39,10 +40,12 @@ class ConvolutionalEncoder(Encoder):
         output_size: int = 512,
         *,
         channels: Sequence[int] = (16, 32, 64),
+        num_channels: int = 1,
         position_wise: bool = False,
     ) -> None:
         super().__init__()
         require_positive(frame_size=frame_size, output_size=output_size, num_convolutions=len(channels))
+        require_positive(num_channels=num_channels)
         require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
         if frame_size % 2 ** len(channels):
             raise ConfigError(
@@ -52,7 +55,7 @@ class ConvolutionalEncoder(Encoder):
         self.output_size = output_size
         self.position_wise = position_wise
         layers: list[nn.Module] = []
-        for before, width in zip((1, *channels[:-1]), channels, strict=True):
+        for before, width in zip((num_channels, *channels[:-1]), channels, strict=True):
             # one group: layer norm over positions and channels
             layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.ELU(), nn.GroupNorm(1, width)]
         self.convolutions = nn.Sequential(*layers)
@@ -62,8 +65,12 @@ class ConvolutionalEncoder(Encoder):
         self.place = nn.Parameter(0.1 * torch.randn(side**2, channels[-1])) if position_wise else None
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map frames (B, T, height, width) to (B, T, output_size), or to slots (B, T, positions, output_size)."""
-        pictures = frames.flatten(0, 1)[:, None].to(self.convolutions[0].weight.dtype)  # type: ignore[arg-type]
+        """Map frames (B, T, [channels,] height, width) to (B, T, output_size).
+
+        With ``position_wise`` to slots (B, T, positions, output_size).
+        """
+        pictures = frames.flatten(0, 1).to(self.convolutions[0].weight.dtype)  # type: ignore[arg-type]
+        pictures = pictures[:, None] if pictures.dim() == 3 else pictures
         # faster on a CPU
         maps = self.convolutions(pictures.contiguous(memory_format=torch.channels_last))
         if self.place is not None:

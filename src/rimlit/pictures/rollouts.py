@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rimlit.data import BouncingBalls
+from rimlit.data import BouncingBalls, Frames
 from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import SlotMixtureHead
 from rimlit.pictures.activity import COLOURS
@@ -28,7 +28,12 @@ MOST_ROWS = 3
 Curves = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 """Scores (rollout_length,) by test set, predictor and metric."""
 
-NAMES = {"bce": "cross-entropy (nats a pixel)", "f1": "F1 of pixels", "position_error": "position error (pixels)"}
+NAMES = {
+    "bce": "cross-entropy (nats a pixel)",
+    "f1": "F1 of pixels",
+    "position_error": "position error (pixels)",
+    "mse": "squared error (a pixel)",
+}
 
 
 class Film(NamedTuple):
@@ -76,7 +81,7 @@ class RolloutPictures(L.Callback):
     def _write(self, trainer: L.Trainer, task: FramePredictionTask) -> None:
         curves: dict[str, dict[str, Mapping[str, Tensor]]] = {}
         data = getattr(trainer, "datamodule", None)
-        floors = data.floor_curves() if isinstance(data, BouncingBalls) else {}
+        floors = data.floor_curves() if isinstance(data, BouncingBalls | Frames) else {}
         for name, scores in task.rollout_curves().items():
             curves[name] = {"model": scores, **floors.get(name, {})}
         if trainer.is_global_zero:
@@ -126,10 +131,12 @@ def draw_curves(curves: Curves) -> "Figure":
     from matplotlib.figure import Figure
 
     shown = list(curves)[:4]
+    known = next(iter(curves[shown[0]].values())).keys()
+    names = {metric: label for metric, label in NAMES.items() if metric in known}
     figure = Figure(figsize=(1.5 + 3 * len(shown), 7), layout="constrained")
-    axes = figure.subplots(len(NAMES), len(shown), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(names), len(shown), squeeze=False, sharex=True, sharey="row")
     for column, group in enumerate(shown):
-        for row, (metric, label) in enumerate(NAMES.items()):
+        for row, (metric, label) in enumerate(names.items()):
             axis = axes[row, column]
             for (predictor, scores), colour in zip(curves[group].items(), COLOURS, strict=False):
                 curve = scores[metric].cpu()
