@@ -38,9 +38,16 @@ def write_sequences(path: Path) -> None:
     path.write_text("\n".join(["sequence,a,b,c,d,target", *rows, ""]))
 
 
+def write_series(path: Path) -> None:
+    """A table of one value over 120 steps."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["level", *(str(step * 7 % 12 + step / 10) for step in range(120)), ""]))
+
+
 STAND_INS: dict[str, Callable[[Path], None]] = {
     "Sequences": write_sequences,
     "SequentialImages": write_images,
+    "Series": write_series,
     "Text": write_text,
 }
 """How to write data for a data module, by its name, to the path that a config names."""

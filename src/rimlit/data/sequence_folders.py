@@ -62,7 +62,7 @@ def read_folder(folder: Path, layout: Layout, endings: tuple[str, ...], read: Re
     if not files:
         raise DataError(f"{shown(folder)} has no sequence: {', '.join(endings)}.")
     needs_table = layout.target != "next_step" and not layout.target_per_step
-    if table is None and ((needs_table and not layout.is_predicted) or layout.split_column is not None):
+    if table is None and not layout.is_predicted and (needs_table or layout.split_column is not None):
         raise DataError(
             f"{shown(folder)} has one file for each sequence and no {LABELS}.csv, a table with the columns "
             f"{', '.join(_columns_of(layout))} that names each file once."
@@ -101,7 +101,7 @@ def read_folder(folder: Path, layout: Layout, endings: tuple[str, ...], read: Re
         names=np.array(names, dtype=object),
         columns=parts[0].columns,
         digest=digest_of_files(used),
-        times=None if parts[0].times is None else np.concatenate([part.times for part in parts]),  # type: ignore[misc]
+        times=None if parts[0].times is None else np.concatenate([part.times for part in parts]),
     )
 
 

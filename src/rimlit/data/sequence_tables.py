@@ -232,7 +232,7 @@ def _from_table(path: Path, columns: Columns, table: dict[str, Column], layout: 
         require_tokens(
             values, np.ones(len(values), bool), lambda at: f"{shown(path)}: row {at[0] + 1}, column {name!r}"
         )
-        flat = values[order].astype(np.int64)
+        flat: np.ndarray = values[order].astype(np.int64)
     else:
         wanted = "a finite number"
         if layout.input_columns is None:

@@ -46,9 +46,10 @@ class Series(DataModule):
     r"""Long series from files, for :class:`rimlit.tasks.ForecastTask`; ``docs/forecasting.md`` shows how.
 
     A table (.csv, .csv.gz, .parquet) has a row per step, in the order of time; an array file (.npy, .npz, .pt)
-    holds (steps,), (steps, values) or (series, steps, values). A sample is a window: ``window`` steps that are read
-    and the ``horizon`` steps after them. The splits follow each other in time: training first, then validation, then
-    the test. A window of validation or test reads what came before its split and is scored in it alone.
+    holds (steps,), (steps, values) or (series, steps, values). A sample is a window: ``window`` steps that are
+    read and the ``horizon`` steps after them. The splits follow each other in time: training first, then
+    validation, then the test. A window of validation or test reads what came before its split and is scored in it
+    alone.
 
     Args:
         path: A file, or a folder with one file for each series, whose name is the series'.

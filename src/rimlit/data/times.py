@@ -129,8 +129,10 @@ def times_after(times: np.ndarray, number: int) -> np.ndarray | None:
         months = _months(times)
         assert months is not None
         later = months[-1] + (months[-1] - months[-2]) * ahead
-        return later.astype(times.dtype) + (times[-1] - months[-1].astype(times.dtype))
-    return times[-1] + steps[-1] * ahead
+        moved: np.ndarray = later.astype(times.dtype) + (times[-1] - months[-1].astype(times.dtype))
+        return moved
+    continued: np.ndarray = times[-1] + steps[-1] * ahead
+    return continued
 
 
 def _months(times: np.ndarray) -> np.ndarray | None:

@@ -202,7 +202,7 @@ class FrameScores(Metric):
         """Add predictions; shapes as in :func:`frame_scores`, radii (B, balls) in pixels."""
         logits = logits.float()
         sought = (radii[:, None] * visible).flatten(0, 1)  # (B · T, balls)
-        found = locate_balls(logits.sigmoid().flatten(0, 1), sought).view(*logits.shape[:2], -1, 2)
+        found = locate_balls(logits.sigmoid().flatten(0, 1), sought).view(*logits.shape[:2], sought.shape[1], 2)
         for metric, (total, count) in frame_scores(logits, frames, found, positions, visible).items():
             for part, value in (("total", total), ("count", count)):
                 getattr(self, f"{metric}_{part}").add_(value)

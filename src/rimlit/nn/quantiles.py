@@ -24,7 +24,7 @@ def sample_quantiles(quantiles: Tensor, levels: Sequence[float], uniform: Tensor
     if len(levels) == 1:
         return quantiles[..., 0].expand(torch.broadcast_shapes(quantiles.shape[:-1], uniform.shape))
     at = quantiles.new_tensor(levels)
-    place = torch.bucketize(uniform, at).clamp(1, len(levels) - 1)  # the segment's upper end
+    place = torch.bucketize(uniform.contiguous(), at).clamp(1, len(levels) - 1)  # the segment's upper end
     share = (uniform - at[place - 1]) / (at[place] - at[place - 1])
     shape = torch.broadcast_shapes(quantiles.shape[:-1], uniform.shape)
     table, place = quantiles.expand(*shape, -1), place.expand(shape).unsqueeze(-1)

@@ -40,7 +40,7 @@ class Film(NamedTuple):
     """The true and the predicted frames of one sequence, from its second frame on."""
 
     name: str
-    truth: Tensor  # (T, height, width): 0 or 1
+    truth: Tensor  # (T, height, width): 0 to 1
     prediction: Tensor  # (T, height, width): probabilities
     context_length: int  # number of frames that were predicted from true ones
     active: Tensor | None  # (T, M) bool: mechanisms that were active
@@ -123,6 +123,8 @@ def predict_film(task: FramePredictionTask, batch: FrameBatch, name: str) -> Fil
     task.train(was_training)
     predicted = rollout.logits[0].float().sigmoid().cpu()
     truth = batch.frames[0, 1 : 1 + len(predicted)].cpu()
+    if truth.dim() == 4:  # colours are drawn as their mean
+        predicted, truth = predicted.mean(dim=1), truth.mean(dim=1)
     return Film(name, truth, predicted, task.context_length, active, owners)
 
 
@@ -217,7 +219,7 @@ def _with_gaps(panels: list[np.ndarray]) -> list[np.ndarray]:
 
 def _panels(film: Film, step: int, palette: list[str]) -> list[tuple[str, np.ndarray]]:
     """Return the panels of a film at a step, with their titles, as indices into the palette."""
-    lit = film.truth[step].numpy() > 0
+    lit = film.truth[step].numpy() > 0.5
     levels = (film.prediction[step].numpy() * LEVELS).astype(int).clip(0, LEVELS - 1)
     truth = np.where(lit, palette.index(INK), palette.index(DARK))
     missed = palette.index(MISSED[0])  # the four levels of each kind are consecutive

@@ -56,7 +56,8 @@ class ForecastTask(Task):
         horizon: Steps of a forecast; from the data module.
         quantiles: Levels, rising, between 0 and 1; none for the mean alone.
         relative: Whether the change from the step before is predicted, and not the value.
-        num_paths: Futures that are drawn, at least 1; not used without quantiles.
+        num_paths: Futures that are drawn, at least 1; not used without quantiles. A level that is one of (k − ½) /
+            ``num_paths`` is read without interpolation, as .1, .5 and .9 are of 45.
         encoder: Factory of the encoder, called with ``input_size``; by default none.
         head: Factory of the head; by default a linear map of all features.
         optimizer: Factory, called with the parameters; by default Adam at 7e-4.
@@ -89,7 +90,7 @@ class ForecastTask(Task):
         *,
         quantiles: Sequence[float] = (0.1, 0.5, 0.9),
         relative: bool = True,
-        num_paths: int = 50,
+        num_paths: int = 45,
         encoder: EncoderFactory | None = None,
         head: HeadFactory | None = None,
         optimizer: OptimizerFactory | None = None,
