@@ -91,7 +91,7 @@ def test_the_line_of_a_logger_writes_its_files(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.slow
-def test_the_line_of_an_mlflow_server_sends_the_run_there(server: Server, tmp_path: Path) -> None:
+def test_the_line_of_an_mlflow_server_sends_the_run_there(server: Server, tmp_path: Path) -> None:  # noqa: F811
     variable, program, *words = logger_line("MLFLOW_TRACKING_URI")
     assert (variable, program) == ("MLFLOW_TRACKING_URI=http://localhost:5000", "rimlit")
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri}

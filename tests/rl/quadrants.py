@@ -46,7 +46,7 @@ class Quadrants(gymnasium.Env[Any, Any]):
         return self._observation(), float(is_right), is_over, False, {} if self.lacks_info else info
 
 
-class Scaled(gymnasium.RewardWrapper[Any, Any, Any]):
+class Scaled(gymnasium.RewardWrapper[Any, Any]):
     """Multiplies rewards."""
 
     def __init__(self, env: Any, factor: float) -> None:

@@ -213,7 +213,7 @@ class FrameScores(Metric):
         self.curves = {
             metric: getattr(self, f"{metric}_total") / getattr(self, f"{metric}_count").clamp(min=1)
             for metric in FRAME_METRICS
-            if metric != "position_error" or bool(self.position_error_count.any())  # no ball is known
+            if metric != "position_error" or bool(getattr(self, f"{metric}_count").any())  # no ball is known
         }
         summaries = [summarise(metric, curve) for metric, curve in self.curves.items()]
         return {name: value for summary in summaries for name, value in summary.items()}

@@ -21,13 +21,14 @@ def sample_quantiles(quantiles: Tensor, levels: Sequence[float], uniform: Tensor
         >>> sample_quantiles(torch.tensor([0.0, 2.0]), [0.25, 0.75], torch.tensor([0.5, 1.0]))
         tensor([1., 3.])
     """
+    shape = (quantiles[..., 0] + uniform).shape
+    table, uniform = quantiles.expand(*shape, -1), uniform.expand(shape).contiguous()
     if len(levels) == 1:
-        return quantiles[..., 0].expand(torch.broadcast_shapes(quantiles.shape[:-1], uniform.shape))
+        return table[..., 0]
     at = quantiles.new_tensor(levels)
-    place = torch.bucketize(uniform.contiguous(), at).clamp(1, len(levels) - 1)  # the segment's upper end
+    place = torch.bucketize(uniform, at).clamp(1, len(levels) - 1)  # the segment's upper end
     share = (uniform - at[place - 1]) / (at[place] - at[place - 1])
-    shape = torch.broadcast_shapes(quantiles.shape[:-1], uniform.shape)
-    table, place = quantiles.expand(*shape, -1), place.expand(shape).unsqueeze(-1)
+    place = place.unsqueeze(-1)
     lower, upper = table.gather(-1, place - 1).squeeze(-1), table.gather(-1, place).squeeze(-1)
     return lower + share * (upper - lower)
 

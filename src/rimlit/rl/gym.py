@@ -17,7 +17,7 @@ from gymnasium.wrappers import ClipAction, DtypeObservation, FlattenObservation,
 
 from rimlit.errors import ConfigError, DataError
 from rimlit.rl.environments import Array, Environments, Step, require_installed
-from rimlit.spec import check_trusted, find_class, to_spec
+from rimlit.spec import Spec, check_trusted, find_class, to_spec
 
 KINDS = frozenset("biuf")
 """Kinds of numbers that an observation may be of, as numpy calls them."""
@@ -377,7 +377,9 @@ def wrapped(env: Any, given: str | Mapping[str, Any], base: type[Any]) -> Any:
     Raises:
         ConfigError: There is no such wrapper, or it does not take the arguments.
     """
-    spec = {"class_path": given, "init_args": {}} if isinstance(given, str) else to_spec(given, "wrappers")
+    spec: Spec = {"class_path": given, "init_args": {}}
+    if not isinstance(given, str):
+        spec = to_spec(given, "wrappers")
     cls = _find_wrapper(spec["class_path"], base)
     try:
         return cls(env, **spec["init_args"])

@@ -97,7 +97,7 @@ class MultiCategorical(Policy):
 
     def _each(self, outputs: Tensor) -> Iterator[tuple[Categorical, Tensor]]:
         """Yield each part with its logits."""
-        return zip(self.parts, outputs.split(self.choices, dim=-1), strict=True)
+        return zip(self.parts, torch.split(outputs, self.choices, dim=-1), strict=True)
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions (B, parts)."""

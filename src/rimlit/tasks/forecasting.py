@@ -136,7 +136,7 @@ class ForecastTask(Task):
 
     def _by_value(self, outputs: Tensor) -> Tensor:
         """Return outputs (…, V · Q) as (…, V, Q)."""
-        return outputs.unflatten(-1, (self.num_values, -1))
+        return outputs.reshape(*outputs.shape[:-1], self.num_values, -1)
 
     def shared_step(self, batch: WindowBatch, stage: Stage, group: int = 0) -> Tensor:
         """Run a batch of any stage; a series that begins within its window has its state begin there."""
@@ -196,7 +196,7 @@ class ForecastTask(Task):
         drawn = self._roll_out(
             last.repeat_interleave(paths, dim=0), inputs.repeat_interleave(paths, dim=0), state, uniform
         )
-        return quantiles_of_draws(drawn.unflatten(0, (-1, paths)).transpose(0, 1), self.quantiles)
+        return quantiles_of_draws(drawn.view(-1, paths, *drawn.shape[1:]).transpose(0, 1), self.quantiles)
 
     def _roll_out(self, last: Tensor, inputs: Tensor, state: State, uniform: Tensor | None) -> Tensor:
         """Return forecasts (B, H, V), each of which was read as the next step."""
