@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -293,7 +294,8 @@ def _make(
                 "one that takes a part of it."
             )
     if env.observation_space.dtype not in (np.uint8, np.float32):
-        env = DtypeObservation(env, np.float32)
+        with warnings.catch_warnings(action="ignore"):  # about bounds of 64 bits
+            env = DtypeObservation(env, np.float32)
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
         env = ClipAction(RescaleAction(env, np.float32(-1), np.float32(1)))
     return env

@@ -46,9 +46,10 @@ def _own_environments(
 ) -> Environments:
     """Make environments of a user's :class:`Environments`, which does all of it itself."""
     if wrappers or observed is not None or has_slots:
+        given = None if observed is None else list(observed)
         raise ConfigError(
             f"{environment} makes its observations itself: it takes no wrappers, observed and has_slots; got "
-            f"wrappers={list(wrappers)}, observed={observed}, has_slots={has_slots}."
+            f"wrappers={list(wrappers)}, observed={given}, has_slots={has_slots}."
         )
     cls = find_class(environment, Environments)
     made: Environments = _made(cls, environment, {"num_environments": num_environments}, options)

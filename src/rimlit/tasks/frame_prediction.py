@@ -193,7 +193,8 @@ class FramePredictionTask(Task):
             scores = metrics["rollout"]
             assert isinstance(scores, FrameScores)
             curves[prefix.partition("/")[2]] = dict(scores.curves)
-            if isinstance(error := metrics.get("squared_error"), FrameSquaredError) and error.curve is not None:
+            error = metrics["squared_error"] if self.has_shades else None
+            if isinstance(error, FrameSquaredError) and error.curve is not None:
                 curves[prefix.partition("/")[2]]["mse"] = error.curve
         return curves
 
