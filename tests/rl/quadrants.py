@@ -46,6 +46,13 @@ class Quadrants(gymnasium.Env[Any, Any]):
         return self._observation(), float(is_right), is_over, False, {} if self.lacks_info else info
 
 
+class Strange(gymnasium.Env[Any, Any]):
+    """Takes actions of a kind that no policy of rimlit has."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Dict({"arm": spaces.Discrete(2)})
+
+
 class Scaled(gymnasium.RewardWrapper[Any, Any]):
     """Multiplies rewards."""
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch.distributions import Categorical as Reference
 
 from rimlit.errors import ConfigError, DataError
 from rimlit.rl import Experience, SlotEncoder, make_environments
 from rimlit.rl.environments import Environments
 from rimlit.rl.experience import mean_return_of_random_actions
+from rimlit.rl.gym import take_actions
 from rimlit.rl.policies import MultiCategorical
 from rimlit.tasks import Task
 from tests.rl.corridor import CORRIDOR, make_experience, make_task
@@ -54,6 +56,15 @@ def test_parts_are_counted_from_0_whatever_the_environment_counts_from() -> None
     assert [each.unwrapped.actions for each in environments._envs] == [[[0, 5]], [[1, 6]]]  # type: ignore[attr-defined]
     drawn = np.stack([environments.random_actions(np.random.default_rng(seed)) for seed in range(50)])
     assert drawn.max(axis=(0, 1)).tolist() == [1, 2] and drawn.min() == 0
+
+
+def test_switches_are_parts_of_two_choices() -> None:
+    environments = make()
+    environments.num_choices = None
+    assert take_actions(environments, spaces.MultiBinary([2, 3])) == 0
+    assert environments.num_choices == (2,) * 6
+    with pytest.raises(ConfigError, match=r"takes actions of a kind that PPOTask does not know: Text"):
+        take_actions(environments, spaces.Text(3))
 
 
 # Values of info
