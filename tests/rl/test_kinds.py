@@ -96,7 +96,7 @@ def test_a_run_logs_the_share_of_successes_and_learns_from_actions_of_several_pa
     assert (data.num_choices, data.num_actions, data.observation_shape) == ([2, 3], None, [5])
     torch.manual_seed(0)
     task = make_task(data, num_choices=data.num_choices, info_keys=data.info_keys)
-    trainer = make_trainer(tmp_path, max_epochs=-1)
+    trainer = make_trainer(tmp_path, max_epochs=-1, max_steps=-1)
     trainer.fit(task, datamodule=data)
     logged = trainer.callback_metrics
     for stage in ("train", "val"):
@@ -258,7 +258,7 @@ def test_environments_of_rimlit_s_contract_may_be_a_user_s() -> None:
 def test_a_run_learns_in_a_user_s_vector(tmp_path: Path) -> None:
     data = make_experience(COUNTERS, info_keys=["length"], test_episodes=4)
     task = make_task(data, "LSTM", info_keys=data.info_keys)
-    trainer = make_trainer(tmp_path, max_epochs=-1, limit_val_batches=0)
+    trainer = make_trainer(tmp_path, max_epochs=-1, max_steps=-1, limit_val_batches=0)
     trainer.fit(task, datamodule=data)
     trainer.test(task, datamodule=data, verbose=False)
     scores = trainer.callback_metrics

@@ -200,7 +200,11 @@ class Series(DataModule):
         """Take the scale and the names of the columns of a checkpoint."""
         self._learned = {"scale": Scale(*state_dict["scale"]), "columns": state_dict["columns"]}
         self._datasets.clear()
-        self._files.clear()
+        known = state_dict["columns"]
+        # what was read in another order is read again
+        self._files = {
+            path: file for path, file in self._files.items() if list(file.columns or ()) == (known or [])
+        }
 
     # Reading
 

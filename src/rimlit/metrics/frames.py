@@ -189,10 +189,13 @@ class FrameScores(Metric):
     """
 
     full_state_update = False
+    num_balls: Tensor
 
     def __init__(self, num_frames: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.curves: dict[str, Tensor] = {}
+        # where no ball is known, none has an error
+        self.add_state("num_balls", torch.tensor(0), dist_reduce_fx="sum")
         for metric in FRAME_METRICS:
             for part in ("total", "count"):
                 zeros = torch.zeros(num_frames, dtype=torch.float64)
@@ -200,6 +203,7 @@ class FrameScores(Metric):
 
     def update(self, logits: Tensor, frames: Tensor, radii: Tensor, positions: Tensor, visible: Tensor) -> None:
         """Add predictions; shapes as in :func:`frame_scores`, radii (B, balls) in pixels."""
+        self.num_balls += radii.shape[1]
         logits = logits.float()
         sought = (radii[:, None] * visible).flatten(0, 1)  # (B · T, balls)
         found = locate_balls(logits.sigmoid().flatten(0, 1), sought).view(*logits.shape[:2], sought.shape[1], 2)
@@ -213,7 +217,7 @@ class FrameScores(Metric):
         self.curves = {
             metric: getattr(self, f"{metric}_total") / getattr(self, f"{metric}_count").clamp(min=1)
             for metric in FRAME_METRICS
-            if metric != "position_error" or bool(getattr(self, f"{metric}_count").any())  # no ball is known
+            if metric != "position_error" or bool(self.num_balls > 0)
         }
         summaries = [summarise(metric, curve) for metric, curve in self.curves.items()]
         return {name: value for summary in summaries for name, value in summary.items()}
