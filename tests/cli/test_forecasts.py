@@ -67,21 +67,21 @@ def test_a_series_that_cannot_be_forecast_is_one_line(
 ) -> None:
     write_series(folder / "sales.csv")
     table = ("--data.path=sales.csv", "--data.time_column=month", "--data.delimiter=;", "--data.decimal=,")
-    answer = rimlit("fit", "--config=series/lstm", *table, *OPTIONS, *options)
+    answer = rimlit("fit", "--config=series/lstm", *table, *OPTIONS, "--data.horizon=4", *options)
     assert (answer.code, words in answer.err) == (code, True), answer.err
     assert sum("error" in line for line in answer.err.splitlines()) == 1
     assert not (folder / "runs").exists()
 
 
 @pytest.mark.slow
-def test_films_are_predicted_by_a_config_with_another_data_module(folder: Path) -> None:
+def test_films_are_predicted_and_their_rollouts_written(folder: Path) -> None:
     np.save("films.npy", np.random.default_rng(0).integers(0, 256, (12, 20, 2, 16, 16), dtype=np.uint8).mean(2))
     films = np.load("films.npy").astype(np.uint8)
     np.save("films.npy", films)
     small = ("--model.backbone.hidden_size=24", "--trainer.max_steps=2", "--trainer.val_check_interval=2")
-    data = ("--data=Frames", "--data.path=films.npy", "--data.batch_size=4", "--data.frame_size=16")
+    data = ("--data.path=films.npy", "--data.batch_size=4")
     lengths = ("--data.context_length=10", "--data.rollout_length=10")
-    succeed("fit", "--config=bouncing_balls/lstm", *data, *lengths, *small, *OPTIONS, "--name=films")
+    succeed("fit", "--config=frames/lstm", *data, *lengths, *small, *OPTIONS, "--name=films")
     run = folder / "runs/frames/films"
     scores = scores_of(run)
     assert scores.keys() >= {"mse", "bce", "f1"} and read_json(run / "results.json")["floor"]["mse"] > 0

@@ -47,14 +47,14 @@ def test_splits_follow_each_other_in_time_and_keep_the_gap(counting: Path) -> No
     assert targets_of(data, "val") == [[25.0, 26.0], [26.0, 27.0], [27.0, 28.0]]
     train = data.datasets("train")[""]
     assert max(train[place].targets.max().item() for place in range(len(train))) == 21
-    assert train[0].inputs[:, 0].tolist() == [0, 1, 2, 3, 4] and train[0].mask.all()
+    assert train[0].inputs[:, 0].tolist() == [0, 1, 2, 3, 4] and train[0].scored.all()
 
 
 def test_a_window_of_validation_reads_what_came_before_and_is_scored_in_its_split_alone(counting: Path) -> None:
     data = make(counting, val_fraction=0.1, test_fraction=0.2)
     first = data.datasets("val")[""][0]
     assert first.inputs[:, 0].tolist() == [24, 25, 26, 27, 28]
-    assert first.targets[first.mask][:, 0].tolist() == [28, 29]
+    assert first.targets[first.scored][:, 0].tolist() == [28, 29]
 
 
 @pytest.mark.parametrize(("stride", "eval_stride", "number"), [(1, None, 7), (5, None, 2), (1, 3, 3)])
@@ -180,9 +180,9 @@ def test_a_series_that_is_too_short_is_named_and_one_that_is_short_is_padded(
         train = data.datasets("train")[""]
     assert "1 series (2) too short for horizon=2 are left out" in caplog.text
     short = train[len(train) - 1]
-    assert short.starts.sum() == 1 and short.mask.sum() == 11 - 4 - 1
+    assert short.starts.sum() == 1 and short.scored.sum() == 11 - 4 - 1
     assert short.inputs[short.starts].tolist() == [[0.0]]
-    assert short.targets[short.mask][:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert short.targets[short.scored][:, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert data.collate([train[0]]).starts is None
 
 

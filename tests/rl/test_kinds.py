@@ -101,7 +101,7 @@ def test_a_run_logs_the_share_of_successes_and_learns_from_actions_of_several_pa
     logged = trainer.callback_metrics
     for stage in ("train", "val"):
         assert 0 <= logged[f"{stage}/is_success"] <= 1
-        assert logged[f"{stage}/nested.right"] == pytest.approx(logged[f"{stage}/episode_return"].item())
+        assert logged[f"{stage}/nested_right"] == pytest.approx(logged[f"{stage}/episode_return"].item())
     trainer.test(task, datamodule=data, verbose=False)
     assert "test/is_success" in trainer.callback_metrics
     batch = next(iter(data.train_dataloader()))
@@ -110,7 +110,7 @@ def test_a_run_logs_the_share_of_successes_and_learns_from_actions_of_several_pa
     assert torch.allclose(again, batch.log_probs, atol=1e-5)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded: Any = Task.load_from_checkpoint(tmp_path / "a.ckpt")
-    assert list(loaded.metrics()) == ["episode_return", "episode_length", "is_success", "nested.right"]
+    assert list(loaded.metrics()) == ["episode_return", "episode_length", "is_success", "nested_right"]
 
 
 # Dictionaries as slots

@@ -16,7 +16,7 @@ class WindowBatch(NamedTuple):
 
     inputs: Tensor  # (B, window + horizon − 1, V + K): values of a step, and what is known of the next one
     targets: Tensor  # (B, window + horizon − 1, V): values of the next step; NaN after the last observation
-    mask: Tensor  # (B, window + horizon − 1) bool: next steps whose forecast is scored
+    scored: Tensor  # (B, window + horizon − 1) bool: next steps whose forecast is scored
     level: Tensor  # (B, V): what was taken from values and targets
     starts: Tensor | None = None  # the same shape, bool: the step a short series begins at; None: all are whole
 
@@ -103,7 +103,7 @@ class WindowSet(Dataset[WindowBatch]):
         >>> series = np.arange(8, dtype=np.float32)[:, None]
         >>> options = {"window": 3, "horizon": 2, "score_all": False, "center": False}
         >>> data = WindowSet([series], [series[:, :0]], [Window(0, 5)], **options)
-        >>> data[0].inputs[:, 0].tolist(), data[0].targets[:, 0].tolist(), data[0].mask.tolist()
+        >>> data[0].inputs[:, 0].tolist(), data[0].targets[:, 0].tolist(), data[0].scored.tolist()
         ([0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], [False, False, True, True])
     """
 
@@ -146,19 +146,19 @@ class WindowSet(Dataset[WindowBatch]):
             level = read.mean(axis=0, dtype=np.float64).astype(np.float32)
             rows -= level
         inputs = np.concatenate([np.nan_to_num(rows[:-1]), ahead[1:]], axis=1)
-        mask = np.arange(1, size) >= (1 if self.score_all else self.window)
+        scored = np.arange(1, size) >= (1 if self.score_all else self.window)
         starts = np.zeros(size - 1, bool)
         if (missing := size - (end - first)) > 0:
-            mask &= np.arange(1, size) > missing
+            scored &= np.arange(1, size) > missing
             starts[min(missing, size - 2)] = True
-        return WindowBatch(*map(torch.from_numpy, (inputs, rows[1:], mask, level, starts)))
+        return WindowBatch(*map(torch.from_numpy, (inputs, rows[1:], scored, level, starts)))
 
 
 def collate_windows(samples: list[WindowBatch]) -> WindowBatch:
     """Put windows into a batch; ``starts`` is left out where every series is whole."""
     parts: Any = zip(*samples, strict=True)
-    inputs, targets, mask, level, starts = (torch.stack(part) for part in parts)
-    return WindowBatch(inputs, targets, mask, level, starts if bool(starts.any()) else None)
+    inputs, targets, scored, level, starts = (torch.stack(part) for part in parts)
+    return WindowBatch(inputs, targets, scored, level, starts if bool(starts.any()) else None)
 
 
 def cut_future(name: str | int, values: np.ndarray) -> np.ndarray:

@@ -89,10 +89,10 @@ def metric_name(key: str) -> str:
     """Return a key of ``info`` as the name of a metric.
 
     Example:
-        >>> metric_name("episode/is success")
+        >>> metric_name("episode.is success")
         'episode_is_success'
     """
-    return re.sub(r"[^\w.-]", "_", key)
+    return re.sub(r"[^\w-]", "_", key)
 
 
 class ActingTask(Task):

@@ -29,7 +29,7 @@ from rimlit.nn.quantiles import quantiles_of_draws, sample_quantiles, stratified
 from rimlit.tasks.base import Stage, Task
 from rimlit.tasks.inputs import input_encoder
 from rimlit.tasks.signatures import OptimizerFactory, SchedulerFactory
-from rimlit.types import State, map_state
+from rimlit.types import State, Watched, map_state
 
 MOST_ERRORS = 2000
 """Windows of training whose errors give the quantiles of a naive forecast."""
@@ -145,15 +145,15 @@ class ForecastTask(Task):
 
     def loss(self, outputs: Tensor, batch: WindowBatch) -> Tensor:
         """Return the mean pinball loss, or squared error, of the next steps that are scored."""
-        predicted = self._by_value(outputs)[batch.mask].to(batch.targets.dtype)  # (n, V, Q)
-        targets = batch.targets[batch.mask]
+        predicted = self._by_value(outputs)[batch.scored].to(batch.targets.dtype)  # (n, V, Q)
+        targets = batch.targets[batch.scored]
         if self.quantiles:
             return pinball_losses(predicted, targets, self.quantiles).mean()
         return functional.mse_loss(predicted[..., 0], targets)
 
     def weight(self, batch: WindowBatch) -> Tensor:
         """Return the number of steps that are scored."""
-        return batch.mask.sum()
+        return batch.scored.sum()
 
     def metrics(self) -> dict[str, Metric]:
         """Return metrics of the rolled-out forecast."""
@@ -183,6 +183,9 @@ class ForecastTask(Task):
         Returns:
             (B, horizon, V, Q): quantiles that do not fall, or Q = 1 without any.
         """
+        if isinstance(self.backbone, Watched) and self.backbone.is_watched:  # what is drawn is no activity
+            with self.backbone.unwatched():
+                return self.forecast(inputs, starts)
         read = slice(0, self.window)
         outputs, state = self(inputs[:, read], None, None if starts is None else starts[:, read])
         last = self._by_value(outputs[:, -1]).float()
