@@ -40,8 +40,9 @@ def everything(data: Frames) -> np.ndarray:
     data.setup("fit")
     found = {}
     for split in ("train", "val", "test"):
-        for place, name in enumerate(data.sequences(split).names):  # type: ignore[arg-type]
-            found[name] = data.datasets(split)[""][place].numpy()  # type: ignore[arg-type]
+        dataset = data.datasets(split)[""]  # type: ignore[arg-type]
+        for place in range(len(dataset)):
+            found[data.sample_name(split, "", place)] = dataset[place].numpy()  # type: ignore[arg-type]
     return np.stack([found[name] for name in sorted(found)])
 
 

@@ -34,6 +34,7 @@ class FrameSet(Dataset[Tensor]):
     Args:
         frames: (N, T, height, width[, channels]): bool, uint8 from 0 to ``most``, or float32 from 0 to 1.
         most: The number that is white.
+        places: Which of the sequences; None for all.
 
     Example:
         >>> frames = np.full((2, 3, 8, 8), 255, dtype=np.uint8)
@@ -41,17 +42,18 @@ class FrameSet(Dataset[Tensor]):
         (torch.Size([3, 8, 8]), 1.0)
     """
 
-    def __init__(self, frames: np.ndarray, most: int) -> None:
+    def __init__(self, frames: np.ndarray, most: int, places: np.ndarray | None = None) -> None:
         self.frames = frames
         self.most = most
+        self.places = np.arange(len(frames)) if places is None else places
 
     def __len__(self) -> int:
         """Return the number of sequences."""
-        return len(self.frames)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> Tensor:
         """Return frames (T, height, width) or (T, channels, height, width)."""
-        frames = torch.from_numpy(np.ascontiguousarray(self.frames[index])).float() / self.most
+        frames = torch.from_numpy(np.ascontiguousarray(self.frames[self.places[index]])).float() / self.most
         return frames if frames.dim() == 3 else frames.movedim(-1, 1).contiguous()
 
 
@@ -132,6 +134,7 @@ class Frames(DataModule):
         self._learned: dict[str, Any] | None = None
         self._read: dict[str, FrameSequences] = {}
         self._digest: str | None = None
+        self._datasets: dict[str, FrameSet] = {}
         self._floor_curves: Curves | None = None
 
     # Sizes
@@ -173,6 +176,7 @@ class Frames(DataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what the frames of a checkpoint are."""
         self._learned = dict(state_dict)
+        self._datasets.clear()
 
     @property
     def digest(self) -> str:
@@ -236,12 +240,11 @@ class Frames(DataModule):
             frames = array.round().clip(0, 255).astype(kind) if kind == np.uint8 else array.clip(0, 1)
         return frames
 
-    def sequences(self, split: Split) -> FrameSequences:
-        """Return the sequences of a split."""
+    def places(self, split: Split) -> np.ndarray:
+        """Return which sequences of the file, or of ``predict_path``, a split has."""
         if split == "predict" and self.predict_path is not None:
-            return self._whole(self.predict_path)
-        whole = self._whole(self.path)
-        number = len(whole.frames)
+            return np.arange(len(self._whole(self.predict_path).frames))
+        number = len(self._whole(self.path).frames)
         order = np.random.default_rng(self.seed).permutation(number)
         val, test = (round(fraction * number) for fraction in self.fractions)
         parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
@@ -251,7 +254,10 @@ class Frames(DataModule):
                 f"{self.path} leaves no sequence for {split}: it has {number}, with "
                 f"val_fraction={self.fractions[0]}, test_fraction={self.fractions[1]}."
             )
-        return FrameSequences(whole.frames[places], [whole.names[place] for place in places])
+        return places
+
+    def _of(self, split: Split) -> FrameSequences:
+        return self._whole(self.predict_path if split == "predict" and self.predict_path else self.path)
 
     def setup(self, stage: str) -> None:
         """Read and check the frames before any work is done."""
@@ -261,16 +267,18 @@ class Frames(DataModule):
 
     def datasets(self, split: Split) -> Mapping[str, FrameSet]:
         """Return the one dataset of a split."""
-        frames, learned = self.sequences(split).frames, self.learned
-        shape = [frames.shape[2], 1 if frames.ndim == 4 else frames.shape[4]]
-        if shape != [learned["frame_size"], learned["num_channels"]]:
-            size = learned["frame_size"]
-            raise DataError(
-                f"{self.predict_path or self.path}: frames are {shape[0]} × {shape[0]} with {shape[1]} "
-                f"channel(s); the model knows {size} × {size} with {learned['num_channels']}."
-            )
-        is_bytes = frames.dtype == np.uint8
-        return {"": FrameSet(frames, learned["most"] if is_bytes else 1)}
+        if split not in self._datasets:
+            frames, learned = self._of(split).frames, self.learned
+            shape = [frames.shape[2], 1 if frames.ndim == 4 else frames.shape[4]]
+            if shape != [learned["frame_size"], learned["num_channels"]]:
+                size = learned["frame_size"]
+                raise DataError(
+                    f"{self.predict_path or self.path}: frames are {shape[0]} × {shape[0]} with {shape[1]} "
+                    f"channel(s); the model knows {size} × {size} with {learned['num_channels']}."
+                )
+            most = learned["most"] if frames.dtype == np.uint8 else 1
+            self._datasets[split] = FrameSet(frames, most, self.places(split))
+        return {"": self._datasets[split]}
 
     def group_names(self, split: Split) -> list[str]:
         """Return the one unnamed group."""
@@ -278,7 +286,7 @@ class Frames(DataModule):
 
     def sample_name(self, split: Split, group: str, index: int) -> str | int:
         """Return the name of a sequence's file or folder, or its index in an array file."""
-        return self.sequences(split).names[index]
+        return self._of(split).names[self.datasets(split)[""].places[index]]
 
     def collate(self, samples: list[Tensor]) -> FrameBatch:
         """Put sequences into a batch, in which no ball is known."""
