@@ -286,7 +286,7 @@ class Frames(DataModule):
 
     def sample_name(self, split: Split, group: str, index: int) -> str | int:
         """Return the name of a sequence's file or folder, or its index in an array file."""
-        return self._of(split).names[self.datasets(split)[""].places[index]]
+        return self._of(split).names[int(self.datasets(split)[""].places[index])]
 
     def collate(self, samples: list[Tensor]) -> FrameBatch:
         """Put sequences into a batch, in which no ball is known."""
