@@ -1,12 +1,16 @@
 """The commands and the code of docs/recipes.md run."""
 
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from rimlit.cli import main
+from tests.tracking.test_mlflow_server import Server, run_command, server  # noqa: F401, a fixture
 
 PAGE = (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
 SMALL = {
@@ -18,6 +22,11 @@ SMALL = {
 }
 OPTIONS = [f"--{name}={value}" for name, value in SMALL.items()]
 NEEDED = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "import optuna": "optuna"}
+WRITTEN = {
+    "TensorBoardLogger": "logs/copying/*/events.out.tfevents.*",
+    "CSVLogger": "logs/copying/*/metrics.csv",
+    "WandbLogger": "wandb/offline-run-*/run-*.wandb",
+}
 
 
 def section(title: str) -> str:
@@ -41,7 +50,7 @@ TITLES = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("title", [title for title in TITLES if blocks(title, "bash")])
+@pytest.mark.parametrize("title", [title for title in TITLES if title != "Loggers" and blocks(title, "bash")])
 def test_the_commands_of_a_recipe_run(
     title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +69,37 @@ def test_the_commands_of_a_recipe_run(
                 if stop.code:
                     pytest.fail(f"{command} exits {stop.code}: {capsys.readouterr().err}")
         else:
-            assert words[0] in ("pip", "tensorboard", "wandb"), command
+            assert words[0] in ("pip", "python"), command
+
+
+def logger_line(name: str) -> list[str]:
+    """The words of a logger's documented line, at a small size."""
+    (line,) = [line for line in blocks("Loggers", "bash")[0].splitlines() if name in line]
+    return [*shlex.split(line), "--config=trainer/quick", *OPTIONS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_line_of_a_logger_writes_its_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require(name)
+    monkeypatch.chdir(tmp_path)
+    words = logger_line(name)
+    assert words[:2] == ["rimlit", "fit"]
+    main(words[1:])
+    (written,) = tmp_path.glob(WRITTEN[name])
+    assert written.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_line_of_an_mlflow_server_sends_the_run_there(server: Server, tmp_path: Path) -> None:  # noqa: F811
+    variable, program, *words = logger_line("MLFLOW_TRACKING_URI")
+    assert (variable, program) == ("MLFLOW_TRACKING_URI=http://localhost:5000", "rimlit")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri}
+    done = run_command([sys.executable, "-m", "rimlit", *words], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(server.uri)
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert "val/loss" in run.data.metrics
 
 
 @pytest.mark.slow

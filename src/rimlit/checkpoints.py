@@ -180,7 +180,7 @@ def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     specs += [named["data"]] if named.get("data") is not None else []
     for spec in specs:
         try:
-            check_spec(spec, bases, built_later=("optimizer", "scheduler"))
+            check_spec(spec, bases, built_later=("optimizer", "scheduler", "wrappers"))
         except ConfigError as error:
             if "outside the trusted" in str(error):
                 raise

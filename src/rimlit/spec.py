@@ -93,7 +93,7 @@ def check_spec(spec: Any, bases: Iterable[type], built_later: Iterable[str] = ()
     seen: set[int] = set()
     while waiting:
         value, is_built = waiting.pop()
-        is_built = is_built and not any(value is other for other in later if isinstance(other, Mapping))
+        is_built = is_built and not any(value is other for other in later if isinstance(other, Mapping | list))
         if isinstance(value, Mapping | list | tuple):
             if id(value) in seen and value:  # it would never end, or grow without bound, when it is written out
                 raise ConfigError("a spec must not hold the same list or mapping twice.")

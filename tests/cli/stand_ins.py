@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 TEXT = "the quick brown fox jumps over\nROMEO:\nThe history of a lazy dog\n"
@@ -38,9 +39,23 @@ def write_sequences(path: Path) -> None:
     path.write_text("\n".join(["sequence,a,b,c,d,target", *rows, ""]))
 
 
+def write_series(path: Path) -> None:
+    """A table of one value over 120 steps."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["level", *(str(step * 7 % 12 + step / 10) for step in range(120)), ""]))
+
+
+def write_frames(path: Path) -> None:
+    """Ten films of 20 frames of 16 × 16 pixels, with shades."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, (np.arange(10 * 20 * 16 * 16).reshape(10, 20, 16, 16) * 37 % 256).astype(np.uint8))
+
+
 STAND_INS: dict[str, Callable[[Path], None]] = {
+    "Frames": write_frames,
     "Sequences": write_sequences,
     "SequentialImages": write_images,
+    "Series": write_series,
     "Text": write_text,
 }
 """How to write data for a data module, by its name, to the path that a config names."""

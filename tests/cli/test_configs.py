@@ -62,7 +62,9 @@ SMALL = {
         "--data.floor_episodes=1",
         '--data.options={"max_episode_steps":6}',
     ),
+    "Frames": ("--data.batch_size=2",),
     "Sequences": ("--data.batch_size=2",),
+    "Series": ("--data.batch_size=2", "--data.window=8", "--data.horizon=3", "--model.num_paths=2"),
     "Text": ("--data.batch_size=2", "--data.eval_batch_size=2", "--data.chunk_length=8", "--data.size_limit=400"),
 }
 

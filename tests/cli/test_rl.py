@@ -155,7 +155,7 @@ def test_a_missing_extra_is_answered_with_the_command_that_mends_it(
     [
         (("--data.num_environments=5",), "num_environments=5, batch_size=2"),
         (
-            ("--data.environment=popgym-BattleshipEasy-v0", "--data.observed=null"),
+            ("--trust=tests", "--data.environment=tests.rl.quadrants.Strange", "--data.observed=null"),
             "actions of a kind that PPOTask does not know",
         ),
         (

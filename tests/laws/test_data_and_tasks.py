@@ -13,8 +13,10 @@ from rimlit.data import (
     BouncingBalls,
     Copying,
     DataModule,
+    Frames,
     Sequences,
     SequentialImages,
+    Series,
     Text,
 )
 from rimlit.encoders import ConvolutionalEncoder, DenseEncoder, ObjectEncoder
@@ -22,6 +24,7 @@ from rimlit.heads import DenseHead
 from rimlit.tasks import (
     ClassificationTask,
     CopyingTask,
+    ForecastTask,
     FrameClassificationTask,
     FramePredictionTask,
     LanguageModelingTask,
@@ -54,6 +57,12 @@ DATA: dict[str, Callable[[Path], DataModule]] = {
     "Sequences": lambda folder: Sequences(
         str(write_sequences(folder)), target="value", target_per_step=True, batch_size=4, seed=1
     ),
+    "Frames": lambda folder: Frames(
+        str(write_frames(folder)), context_length=3, rollout_length=10, batch_size=4, eval_batch_size=2, seed=1
+    ),
+    "Series": lambda folder: Series(
+        str(write_series(folder)), window=6, horizon=3, batch_size=4, val_fraction=0.2, test_fraction=0.2, seed=1
+    ),
     "SequentialImages": lambda _: SequentialImages(image_size=8, test_sizes=[8], batch_size=4, seed=1),
     "Text": lambda folder: Text(
         path=str(write_text(folder)), level="byte", chunk_length=7, batch_size=3, eval_batch_size=2
@@ -71,6 +80,14 @@ MODEL = partial(
     LanguageModelingTask, SMALL_RIM, vocabulary_size=256, level="byte", embedding_size=6, dropout=0.3, num_tokens=5
 )
 TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
+    "ForecastTask": (
+        "Series",
+        partial(ForecastTask, SMALL_RIM, output_size=2, input_size=2, window=6, horizon=3, num_paths=4),
+    ),
+    "ForecastTask-mean": (
+        "Series",
+        partial(ForecastTask, SMALL_RIM, output_size=2, input_size=2, window=6, horizon=3, quantiles=()),
+    ),
     "ClassificationTask": (
         "SequentialImages",
         partial(ClassificationTask, SMALL_RIM, output_size=10, vocabulary_size=2, embedding_size=6),
@@ -100,6 +117,7 @@ TASKS: dict[str, tuple[str, Callable[[], Task]]] = {
         ),
     ),
     "FramePredictionTask": ("BouncingBalls", DRAWN),
+    "FramePredictionTask-shades": ("Frames", partial(DRAWN, has_shades=True)),
     "FramePredictionTask-motion": ("BouncingBalls", partial(DRAWN, prediction="motion")),
     "LanguageModelingTask": ("Text", MODEL),
     "LanguageModelingTask-tied": ("Text", partial(MODEL, tie_embeddings=True)),
@@ -112,6 +130,17 @@ def write_sequences(folder: Path) -> Path:
     inputs, targets = generator.normal(size=(40, 7, 3)), generator.normal(size=(40, 7, 2))
     np.savez(folder / "waves.npz", inputs=inputs, targets=targets, lengths=lengths)
     return folder / "waves.npz"
+
+
+def write_series(folder: Path) -> Path:
+    np.save(folder / "series.npy", np.random.default_rng(3).normal(size=(60, 2)).cumsum(axis=0))
+    return folder / "series.npy"
+
+
+def write_frames(folder: Path) -> Path:
+    frames = np.random.default_rng(3).integers(0, 256, (20, 13, 16, 16), dtype=np.uint8)
+    np.save(folder / "frames.npy", frames)
+    return folder / "frames.npy"
 
 
 def write_text(folder: Path) -> Path:

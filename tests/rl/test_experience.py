@@ -213,7 +213,7 @@ def test_the_floor_is_the_return_of_random_actions() -> None:
 def test_an_environment_of_another_kind_cannot_be_tested() -> None:
     data = make_experience("CartPole-v1", test_environments=["Pendulum-v1"])
     with pytest.raises(
-        ConfigError, match=r"Pendulum-v1 is of another kind than CartPole-v1: .*\[\[3\], None, 1\]"
+        ConfigError, match=r"Pendulum-v1 is of another kind than CartPole-v1: .*\[\[3\], None, 1, None\]"
     ):
         data.setup("test")
 

@@ -181,8 +181,8 @@ def test_a_policy_starts_without_a_preference() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"num_actions": None}, "num_actions=None, action_size=None"),
-        ({"action_size": 2}, "num_actions=2, action_size=2"),
+        ({"num_actions": None}, "num_actions=None, num_choices=None, action_size=None"),
+        ({"action_size": 2}, "num_actions=2, num_choices=None, action_size=2"),
         ({"discount": 1.5}, "discount must be between 0 and 1; got discount=1.5"),
         ({"trace": -0.5}, "trace must be between 0 and 1; got trace=-0.5"),
         ({"clip": 0.0}, "clip must be above 0; got clip=0.0"),

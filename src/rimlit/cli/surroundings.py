@@ -12,6 +12,7 @@ from rimlit.cli.checks import refuse_callbacks
 from rimlit.cli.settings import config_text
 from rimlit.pictures.activity import MechanismActivity
 from rimlit.pictures.episodes import EpisodePictures
+from rimlit.pictures.forecasts import ForecastPictures
 from rimlit.pictures.rollouts import RolloutPictures
 from rimlit.tasks import Task
 from rimlit.tracking import LocalMetrics, MLflowTracker
@@ -73,7 +74,7 @@ def _own_callbacks(
     first: list[Callback] = [MechanismActivity(figure=not run.is_trial), PredictionFile(), FiniteGuard()]
     last: list[Callback] = []
     if not run.is_trial:
-        first += [RolloutPictures(), EpisodePictures()]
+        first += [RolloutPictures(), ForecastPictures(), EpisodePictures()]
         recorder = RunRecorder(
             run.folder, run.command, config_text(run.settings), archive=not run.is_same_run, gate=run.gate
         )

@@ -5,8 +5,10 @@ from rimlit.data.base import DataModule
 from rimlit.data.blinking_balls import BlinkingBalls
 from rimlit.data.bouncing_balls import BouncingBalls
 from rimlit.data.copying import Copying
+from rimlit.data.frames import Frames
 from rimlit.data.images import SequentialImages
 from rimlit.data.sequences import Sequences
+from rimlit.data.series import Series
 from rimlit.data.text import Text
 
 __all__ = [
@@ -15,7 +17,9 @@ __all__ = [
     "BouncingBalls",
     "Copying",
     "DataModule",
+    "Frames",
     "Sequences",
     "SequentialImages",
+    "Series",
     "Text",
 ]

@@ -125,6 +125,10 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
         """Return what a prediction calls a sample: by default its index, None where its record says it already."""
         return index
 
+    def sample_details(self, split: Split, group: str, index: int) -> dict[str, Any]:
+        """Return what else a prediction says of a sample, plain data by name; by default nothing."""
+        return {}
+
     def report_doubt(self, text: str) -> None:
         """Warn of data from which nothing can be concluded, once; with ``strict`` raise a DataError."""
         if self.strict:

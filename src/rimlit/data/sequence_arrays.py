@@ -2,9 +2,9 @@
 
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from rimlit.errors import DataError
 
 ARRAYS = (".npy", ".npz", ".pt")
 KEYS = ("inputs", "targets", "lengths", "split")
+Arrays: TypeAlias = dict[str, np.ndarray]
 REAL_BYTES = 8
 """Bytes of a number while it is checked, independent of its size in the file."""
 
@@ -38,38 +39,68 @@ def read_arrays(path: Path, layout: Layout) -> SequenceData:
     """
     with open_file(path) as file:
         digest = digest_open(path, file)
-        try:
-            arrays = _READERS[path.suffix](path, file)
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:  # numpy, torch and zlib refuse what is damaged in a dozen ways
-            # the rest of numpy's and torch's message recommends options that would run what the file holds
-            reason = type(error).__name__ if path.suffix == ".pt" else one_line(error).split(". ")[0]
-            raise DataError(
-                f"{shown(path)} is damaged or holds more than plain numbers ({reason}): Python objects are not "
-                "loaded. Save sequences of different lengths padded, with lengths beside them."
-            ) from error
-        return _from_arrays(path, arrays, layout)._replace(digest=digest)
+        arrays = _unpacked(path, file, _READERS[path.suffix])
+    return _from_arrays(path, arrays, layout)._replace(digest=digest)
+
+
+def read_frame_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npy file, called ``frames``, or of an .npz file as they are.
+
+    Raises:
+        DataError: The file cannot be read, holds Python objects, or does not fit into memory.
+    """
+
+    def read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+        if path.suffix == ".npy":
+            return {"frames": _read_array(path, file, file.seek(0, 2), least_bytes=1)}
+        return _read_members(path, file, lambda names: None, least_bytes=1)
+
+    with open_file(path) as file:
+        return _unpacked(path, file, read)
+
+
+def _unpacked(path: Path, file: BinaryIO, read: Callable[[Path, BinaryIO], Arrays]) -> Arrays:
+    """Return what ``read`` finds; whatever numpy or torch raises becomes one line."""
+    try:
+        return read(path, file)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # numpy, torch and zlib refuse what is damaged in a dozen ways
+        # the rest of numpy's and torch's message recommends options that would run what the file holds
+        reason = type(error).__name__ if path.suffix == ".pt" else one_line(error).split(". ")[0]
+        raise DataError(
+            f"{shown(path)} is damaged or holds more than plain numbers ({reason}): Python objects are not "
+            "loaded. Save sequences of different lengths padded, with lengths beside them."
+        ) from error
 
 
 def _read_npy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
-    return {"inputs": _read_array(path, file, file.seek(0, 2))}
+    return {"inputs": _read_array(path, file, file.seek(0, 2), least_bytes=REAL_BYTES)}
 
 
 def _read_npz(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+    return _read_members(path, file, lambda names: _require_keys(path, names), least_bytes=REAL_BYTES)
+
+
+def _read_members(
+    path: Path, file: BinaryIO, check: Callable[[list[str]], None], *, least_bytes: int
+) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         members = [(member.filename.removesuffix(".npy"), member) for member in archive.infolist()]
-        _require_keys(path, [name for name, _ in members])
+        check([name for name, _ in members])
         require_fits(path, sum(member.file_size for _, member in members))
         arrays = {}
         for name, member in members:
             with archive.open(member) as part:
-                arrays[name] = _read_array(path, part, member.file_size)
+                arrays[name] = _read_array(path, part, member.file_size, least_bytes=least_bytes)
         return arrays
 
 
-def _read_array(path: Path, file: Any, size: int) -> np.ndarray:
-    """Read an array from a file of ``size`` bytes whose header says what that can be."""
+def _read_array(path: Path, file: Any, size: int, *, least_bytes: int) -> np.ndarray:
+    """Read an array from a file of ``size`` bytes whose header says what that can be.
+
+    In memory a number takes ``least_bytes`` or more.
+    """
     file.seek(0)
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -81,7 +112,7 @@ def _read_array(path: Path, file: Any, size: int) -> np.ndarray:
         raise ValueError("it holds objects")
     if min(shape, default=0) < 0 or number * max(1, dtype.itemsize) > size - file.tell():
         raise ValueError(f"shape {shape} of {dtype} is more than the file has")
-    require_fits(path, number * max(dtype.itemsize, REAL_BYTES))
+    require_fits(path, number * max(dtype.itemsize, least_bytes))
     file.seek(0)
     array: np.ndarray = npy.read_array(file, allow_pickle=False)
     return array
@@ -138,6 +169,11 @@ def _require_keys(path: Path, keys: Sequence[Any]) -> None:
 def _from_arrays(path: Path, arrays: dict[str, np.ndarray], layout: Layout) -> SequenceData:
     inputs = arrays["inputs"]
     shapes = "(sequences, steps)" if layout.tokens else "(sequences, steps) or (sequences, steps, features)"
+    if layout.sequence_column is None:  # one sequence, or several of the same features
+        shapes = "(steps,)" if layout.tokens else "(steps,), (steps, features) or (sequences, steps, features)"
+        if inputs.ndim == 1 or (inputs.ndim == 2 and not layout.tokens):
+            inputs = inputs[None]
+            arrays = {name: array if name == "lengths" else array[None] for name, array in arrays.items()}
     if inputs.ndim not in ((2,) if layout.tokens else (2, 3)) or 0 in inputs.shape:
         raise DataError(f"{shown(path)}: inputs must be {shapes}, none of them 0; got shape {inputs.shape}.")
     number, steps = inputs.shape[:2]

@@ -26,14 +26,16 @@ class Layout(NamedTuple):
     target: Target
     target_per_step: bool
     tokens: bool
-    sequence_column: str
+    sequence_column: str | None  # None: a file is one sequence
     input_columns: tuple[str, ...] | None
     target_columns: tuple[str, ...]
     split_column: str | None
     delimiter: str = ","
     decimal: str = "."
+    time_column: str | None = None
     known_columns: tuple[str, ...] | None = None  # the inputs of the training file, in their order
     is_predicted: bool = False  # targets and split may be missing
+    may_be_empty: tuple[str, ...] | None = ()  # inputs whose cells may be empty, NaN; None: all of them
 
     def check(self) -> None:
         """Raise a ConfigError for a value that is out of its range, and for a column with two roles."""
@@ -41,7 +43,8 @@ class Layout(NamedTuple):
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}; got target={self.target!r}.")
         if self.target == "next_step" and self.target_per_step:
             raise ConfigError("target='next_step' is one of every step already; remove target_per_step=True.")
-        if not self.target_columns or (self.target == "label" and len(self.target_columns) > 1):
+        too_few = self.target != "next_step" and not self.target_columns
+        if too_few or (self.target == "label" and len(self.target_columns) > 1):
             raise ConfigError(
                 "target_columns must name one column for target='label' and at least one for target='value'; got "
                 f"target={self.target!r}, target_columns={list(self.target_columns)}."
@@ -49,8 +52,9 @@ class Layout(NamedTuple):
         targets = () if self.target == "next_step" else self.target_columns  # which it does not read
         roles: dict[str, str] = {}
         for role, names in (
-            ("sequence_column", [self.sequence_column]),
+            ("sequence_column", [] if self.sequence_column is None else [self.sequence_column]),
             ("split_column", [] if self.split_column is None else [self.split_column]),
+            ("time_column", [] if self.time_column is None else [self.time_column]),
             ("target_columns", targets),
             ("input_columns", self.input_columns or ()),
         ):
@@ -86,6 +90,7 @@ class SequenceData(NamedTuple):
     names: np.ndarray  # (N,): what a table calls them, or their index in the file
     columns: tuple[str, ...] | None = None  # of the inputs; None for arrays
     digest: str = ""  # of the file's content
+    times: np.ndarray | None = None  # (steps,) numbers or datetime64; None: they have none
 
 
 def require_tokens(values: np.ndarray, is_real: np.ndarray, describe: Callable[[Any], str]) -> None:

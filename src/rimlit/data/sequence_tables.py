@@ -26,12 +26,12 @@ from rimlit.data.sequence_layout import (
     require_tokens,
     to_splits,
 )
+from rimlit.data.times import NUMBER, read_times, require_increasing
 from rimlit.errors import DataError
 
 TABLES = (".csv", ".csv.gz", ".parquet")
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
 """Words that mean a missing number among numbers, and may be labels among words."""
-NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 DELIMITERS = {",": "a comma", ";": "';'", "\t": "tabs", "|": "'|'"}
 CELL_BYTES = 8
 MOST_NAMED = 20
@@ -45,15 +45,17 @@ Column = Any
 class Columns(NamedTuple):
     """Which columns are read, by name."""
 
-    sequence: str
+    sequence: str | None
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
     split: str | None
+    time: str | None = None
 
     @property
     def all(self) -> list[str]:
         """Return each of them once."""
-        return list(dict.fromkeys([self.sequence, *self.inputs, *self.targets, *filter(None, [self.split])]))
+        single = filter(None, [self.sequence, self.split, self.time])
+        return list(dict.fromkeys([*single, *self.inputs, *self.targets]))
 
 
 def read_table(path: Path, layout: Layout) -> SequenceData:
@@ -70,7 +72,7 @@ def read_table(path: Path, layout: Layout) -> SequenceData:
         content = read_bytes(path)
         digest = hashlib.sha256(content).hexdigest()
         columns, table = _read_csv(path, content, layout)
-    if not len(table[columns.sequence]):
+    if not len(table[columns.all[0]]):
         raise DataError(f"{shown(path)} has no rows; it must have one for each step of each sequence.")
     return _from_table(path, columns, table, layout)._replace(digest=digest)
 
@@ -166,7 +168,8 @@ def _choose(path: Path, names: Sequence[str], layout: Layout) -> Columns:
     if layout.is_predicted:  # what is there is read
         targets = targets if set(targets) <= set(names) else ()
         split = None
-    special = [layout.sequence_column, *layout.target_columns, *filter(None, [layout.split_column])]
+    single = [*filter(None, [layout.sequence_column, layout.time_column])]
+    special = [*single, *layout.target_columns, *filter(None, [layout.split_column])]
     inputs = layout.input_columns
     if inputs is None:
         inputs = tuple(name for name in names if name not in special)
@@ -177,22 +180,22 @@ def _choose(path: Path, names: Sequence[str], layout: Layout) -> Columns:
             )
         if layout.known_columns is not None:
             more = [name for name in inputs if name not in layout.known_columns]
-            if more and layout.sequence_column in names:
+            if more and set(single) <= set(names):
                 raise DataError(
                     f"{shown(path)} has the column {more[0]!r}, which the training data does not have: its inputs "
                     f"are {_names(layout.known_columns)}. Name what is read in input_columns."
                 )
             inputs = layout.known_columns
-    for name in (layout.sequence_column, *targets, *filter(None, [split]), *inputs):
+    for name in (*single, *targets, *filter(None, [split]), *inputs):
         if name.strip() not in names:
             raise DataError(
                 f"{shown(path)} has no column {name!r}; it has {_names(names)}. sequence_column, "
                 f"input_columns, target_columns and split_column name them.{_other_delimiter(names, layout)}"
             )
-    if not inputs or (layout.tokens and len(inputs) > 1):
+    if (layout.input_columns != () and not inputs) or (layout.tokens and len(inputs) > 1):
         wanted = "one column of token ids" if layout.tokens else "a column of inputs"
         raise DataError(f"{shown(path)} must have {wanted}; input_columns are {_names(inputs) or 'none'}.")
-    return Columns(layout.sequence_column, inputs, targets, split)
+    return Columns(layout.sequence_column, inputs, targets, split, layout.time_column)
 
 
 def _names(names: Sequence[str]) -> str:
@@ -212,9 +215,12 @@ def _other_delimiter(names: Sequence[str], layout: Layout) -> str:
 
 
 def _from_table(path: Path, columns: Columns, table: dict[str, Column], layout: Layout) -> SequenceData:
-    ids = table[columns.sequence]
-    _refuse(path, columns.sequence, ids, _is_missing(ids), "the name of a sequence")
-    codes, names = _encode(ids)
+    if columns.sequence is None:
+        codes, names = np.zeros(len(table[columns.all[0]]), np.int64), [path.name.split(".")[0]]
+    else:
+        ids = table[columns.sequence]
+        _refuse(path, columns.sequence, ids, _is_missing(ids), "the name of a sequence")
+        codes, names = _encode(ids)
     order = np.argsort(codes, kind="stable")  # the rows of a sequence need not be neighbours
     lengths = np.bincount(codes)
     firsts = order[np.concatenate([[0], np.cumsum(lengths)[:-1]])]
@@ -226,13 +232,19 @@ def _from_table(path: Path, columns: Columns, table: dict[str, Column], layout: 
         require_tokens(
             values, np.ones(len(values), bool), lambda at: f"{shown(path)}: row {at[0] + 1}, column {name!r}"
         )
-        flat = values[order].astype(np.int64)
+        flat: np.ndarray = values[order].astype(np.int64)
     else:
         wanted = "a finite number"
         if layout.input_columns is None:
             wanted += " (input_columns names those that are read)"
-        flat = np.stack([_column(path, name, table[name], layout, wanted) for name in columns.inputs], axis=1)
+        flat = np.zeros((len(codes), 0))  # a table of labels has none
+        if columns.inputs:
+            flat = np.stack([_column(path, name, table[name], layout, wanted) for name in columns.inputs], axis=1)
         flat = flat[order]
+    times = None
+    if columns.time is not None:
+        times = read_times(path, columns.time, table[columns.time])[order]
+        require_increasing(path, columns.time, times, codes[order], order)
 
     targets = splits = None
     if columns.targets:
@@ -251,7 +263,8 @@ def _from_table(path: Path, columns: Columns, table: dict[str, Column], layout: 
         _require_constant(path, [columns.split], named, codes, firsts)
         where = f"column {columns.split!r}"
         splits = to_splits(named[firsts], lambda index: f"{shown(path)}: row {firsts[index] + 1}, {where}")
-    return SequenceData(flat, lengths, targets, splits, np.array(names, dtype=object), columns.inputs)
+    data = SequenceData(flat, lengths, targets, splits, np.array(names, dtype=object), columns.inputs)
+    return data._replace(times=times)
 
 
 def _is_missing(column: Column) -> np.ndarray:
@@ -301,6 +314,8 @@ def _column(path: Path, name: str, column: Column, layout: Layout, wanted: str =
         numbers.to_numpy(zero_copy_only=False) if isinstance(numbers, pa.Array) else numbers.to_numpy()
     )
     wrong = ~np.isfinite(values)
+    if layout.may_be_empty is None or name in layout.may_be_empty:
+        wrong &= ~_is_missing(column)
     hint = ""
     if (
         wrong.any()

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rimlit.data.base import DataModule, Split
-from rimlit.data.identity import digest_file, digest_parts
+from rimlit.data.identity import digest_parts
 from rimlit.data.reading import shown
 from rimlit.data.sequence_layout import Layout, SequenceData, Target
 from rimlit.data.sequence_sets import Scale, SequenceSet, digests_of, next_steps, sorted_labels
-from rimlit.data.sequence_sources import find_files, read_file, read_sequences
+from rimlit.data.sequence_sources import digest_files, find_files, read_file, read_sequences
 from rimlit.errors import ConfigError, DataError
 from rimlit.metrics import IGNORED
 from rimlit.types import SequenceBatch
@@ -30,7 +30,8 @@ class Sequences(DataModule):
     column that names the sequence. All of it is read into memory and checked before any work.
 
     Args:
-        path: A file, or a folder with a file for each of train, val and test.
+        path: A file, or a folder with a file for each of train, val and test, or for each sequence. Then its name
+            is the sequence's, and ``labels.csv`` beside it has the targets and splits.
         target: What is predicted: ``label``, one of some classes (``ClassificationTask``); ``value``, numbers
             (``RegressionTask``); ``next_step``, the inputs of the step after each (``RegressionTask``, with
             ``tokens`` ``ClassificationTask``).
@@ -41,6 +42,8 @@ class Sequences(DataModule):
         target_columns: Columns of a table that are predicted; with ``label`` one.
         split_column: Column of a table that says train, val or test, the same in all rows of a sequence. None: as
             the files are named, or drawn.
+        time_column: Column of a table with the times of the steps, numbers or dates, which must grow within a
+            sequence; it is not read as an input.
         delimiter: The character between the cells of a .csv file; ``\t`` for tabs.
         decimal: Decimal mark of the numbers in a .csv file, a point or a comma.
         predict_path: New sequences to predict, a file of the same layout, with or without targets; None for the
@@ -83,6 +86,7 @@ class Sequences(DataModule):
         input_columns: Sequence[str] | None = None,
         target_columns: Sequence[str] = ("target",),
         split_column: str | None = None,
+        time_column: str | None = None,
         delimiter: str = ",",
         decimal: str = ".",
         predict_path: str | None = None,
@@ -113,6 +117,7 @@ class Sequences(DataModule):
             split_column,
             "\t" if delimiter == r"\t" else delimiter,
             decimal,
+            time_column,
         )
         self.layout.check()
         self.fractions = (val_fraction, test_fraction)
@@ -203,7 +208,7 @@ class Sequences(DataModule):
         """A SHA-256 of the content of the files and of which split each is; see :attr:`DataModule.digest`."""
         if self._digest is None:
             files = find_files(Path(self.path))
-            self._digest = digest_parts({split: digest_file(file) for split, file in files.items()})
+            self._digest = digest_parts({split: digest_files(file) for split, file in files.items()})
         return self._digest
 
     def sequences(self, split: Split) -> SequenceData:

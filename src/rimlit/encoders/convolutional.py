@@ -21,6 +21,7 @@ class ConvolutionalEncoder(Encoder):
             of pictures of bytes, 0 to 255. Height and width are divisible by 2 for each entry of ``channels``.
         output_size: Features of the vector, or of each slot, at least 1.
         channels: Channels of each convolution.
+        num_channels: Channels of a frame, at least 1; with several, frames are (B, T, channels, height, width).
         position_wise: Whether every position of the last feature map is an input slot of its own, with a learned
             embedding of its place added: the paper's input is a set (sec. 2). For backbones that read slots.
 
@@ -43,16 +44,18 @@ class ConvolutionalEncoder(Encoder):
         output_size: int = 512,
         *,
         channels: Sequence[int] = (16, 32, 64),
+        num_channels: int = 1,
         position_wise: bool = False,
     ) -> None:
         super().__init__()
-        colours, *sides = (1, frame_size, frame_size) if isinstance(frame_size, int) else frame_size
-        if len(sides) != 2:
+        whole = (num_channels, frame_size, frame_size) if isinstance(frame_size, int) else tuple(frame_size)
+        if len(whole) != 3:
             raise ConfigError(
                 "frame_size must be the pixels of a side, or channels, height and width; "
                 f"got frame_size={frame_size}."
             )
-        require_positive(frame_channels=colours, frame_size=min(sides), output_size=output_size)
+        colours, *sides = whole
+        require_positive(num_channels=colours, frame_size=min(sides), output_size=output_size)
         require_positive(num_convolutions=len(channels))
         require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
         if any(side % 2 ** len(channels) for side in sides):
@@ -73,12 +76,12 @@ class ConvolutionalEncoder(Encoder):
         self.place = nn.Parameter(0.1 * torch.randn(self.num_positions, channels[-1])) if position_wise else None
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map frames (B, T, height, width) to (B, T, output_size), or to slots (B, T, positions, output_size).
+        """Map frames (B, T, [channels,] height, width) to (B, T, output_size).
 
-        Pictures of bytes are (B, T, channels, height, width).
+        With ``position_wise`` to slots (B, T, positions, output_size).
         """
         pictures, weight = frames.flatten(0, 1), self.convolutions[0].weight
-        pictures = pictures.unsqueeze(1) if isinstance(self.input_size, int) else pictures
+        pictures = pictures[:, None] if pictures.dim() == 3 else pictures
         # faster on a CPU
         pictures = pictures.contiguous(memory_format=torch.channels_last).to(weight.dtype)  # type: ignore[arg-type]
         maps = self.convolutions(pictures if isinstance(self.input_size, int) else pictures / 255)

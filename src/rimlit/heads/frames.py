@@ -95,10 +95,11 @@ class FrameHead(Head):
 
     Args:
         input_size: Features of the backbone.
-        output_size: Pixels of a square frame.
+        output_size: Pixels of a square frame, times its channels.
         num_mechanisms: Not used: all features are read alike.
         hidden_size: Width of the dense layer, at least 1.
         channels: Channels of the first map and of each but the last resize convolution, which writes the frame.
+        num_channels: Channels of the frame, at least 1.
 
     Raises:
         ConfigError: A size is out of its range.
@@ -116,13 +117,14 @@ class FrameHead(Head):
         *,
         hidden_size: int = 512,
         channels: Sequence[int] = (64, 32, 16),
+        num_channels: int = 1,
     ) -> None:
         super().__init__(input_size, output_size, num_mechanisms)
-        self.decoder = FrameDecoder(
-            input_size, side_of(output_size), 1, hidden_size=hidden_size, channels=channels
-        )
+        require_positive(num_channels=num_channels)
+        side = side_of(output_size // num_channels)
+        self.decoder = FrameDecoder(input_size, side, num_channels, hidden_size=hidden_size, channels=channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, T, input_size) to logits (B, T, pixels)."""
+        """Map (B, T, input_size) to logits (B, T, pixels), channel by channel."""
         frames: Tensor = self.decoder(features.flatten(0, 1))
         return frames.reshape(*features.shape[:2], self.output_size)

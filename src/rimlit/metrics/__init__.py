@@ -1,5 +1,6 @@
 """Metrics of sequences, as torchmetrics objects."""
 
+from rimlit.metrics.forecast import Coverage, ForecastAbsoluteError, ForecastSquaredError, Pinball
 from rimlit.metrics.frames import FrameScores
 from rimlit.metrics.regression import MeanAbsoluteError, MeanSquaredError
 from rimlit.metrics.sequence import (
@@ -14,11 +15,15 @@ from rimlit.metrics.sequence import (
 __all__ = [
     "IGNORED",
     "BitsPerCharacter",
+    "Coverage",
     "CrossEntropy",
+    "ForecastAbsoluteError",
+    "ForecastSquaredError",
     "FrameScores",
     "MeanAbsoluteError",
     "MeanSquaredError",
     "Perplexity",
+    "Pinball",
     "SequenceAccuracy",
     "SymbolAccuracy",
 ]

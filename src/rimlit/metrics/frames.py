@@ -24,7 +24,7 @@ def frame_scores(logits: Tensor, frames: Tensor, found: Tensor, positions: Tenso
 
     Args:
         logits: Predictions (B, T, height, width) before the sigmoid.
-        frames: True frames (B, T, height, width), 0 or 1.
+        frames: True frames (B, T, height, width), 0 to 1.
         found: Where the prediction has its balls (B, T, any number, 2), pixels; NaN for one it lacks.
         positions: Where they are (B, T, balls, 2), pixels.
         visible: (B, T, balls) bool: balls that are scored.
@@ -37,7 +37,7 @@ def frame_scores(logits: Tensor, frames: Tensor, found: Tensor, positions: Tenso
     pixels = torch.full_like(losses[0, :, 0, 0], losses[:, 0].numel())
     return {
         "bce": (losses.sum(dim=(0, 2, 3), dtype=torch.float64), pixels),
-        "f1": _f1(logits > 0, frames > 0),
+        "f1": _f1(logits > 0, frames > 0.5),
         "position_error": _position_errors(found, positions, visible),
     }
 
@@ -54,6 +54,27 @@ def drawn_frame_scores(drawn: Tensor, frames: Tensor, found: Tensor, positions: 
         "bce": (-math.log(0.01) * wrong.double() - math.log(0.99) * (pixels - wrong), pixels),
         "f1": _f1(drawn > 0, frames > 0),
         "position_error": _position_errors(found, positions, visible),
+    }
+
+
+def copied_frame_scores(last: Tensor, frames: Tensor) -> Sums:
+    """Score the repetition of a frame; its pixels count as probabilities of .01 to .99.
+
+    Args:
+        last: The last true frame (B, [channels,] height, width), 0 to 1.
+        frames: True frames after it (B, T, [channels,] height, width).
+
+    Returns:
+        ``bce``, ``f1`` as in :func:`frame_scores`, and ``mse``, a pixel.
+    """
+    drawn = last[:, None].expand_as(frames)
+    logits = drawn.double().clamp(0.01, 0.99).logit()
+    losses = functional.binary_cross_entropy_with_logits(logits, frames.double(), reduction="none")
+    pixels = torch.full((frames.shape[1],), frames[:, 0].numel())
+    return {
+        "bce": (losses.transpose(0, 1).flatten(1).sum(dim=1), pixels),
+        "f1": _f1((drawn > 0.5).flatten(2, -2), (frames > 0.5).flatten(2, -2)),
+        "mse": ((drawn - frames).double().square().transpose(0, 1).flatten(1).sum(dim=1), pixels),
     }
 
 
@@ -98,6 +119,8 @@ def locate_balls(frames: Tensor, radii: Tensor) -> Tensor:
         >>> locate_balls(frame, torch.tensor([[1.5]])).tolist()
         [[[5.5, 4.5]]]
     """
+    if radii.shape[1] == 0:
+        return radii.new_zeros(len(radii), 0, 2)
     radii, order = radii.sort(dim=1, descending=True)
     reach = int(radii.max().ceil()) + 2
     rest = functional.pad(frames.float(), (reach,) * 4)
@@ -166,10 +189,13 @@ class FrameScores(Metric):
     """
 
     full_state_update = False
+    num_balls: Tensor
 
     def __init__(self, num_frames: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.curves: dict[str, Tensor] = {}
+        # where no ball is known, none has an error
+        self.add_state("num_balls", torch.tensor(0), dist_reduce_fx="sum")
         for metric in FRAME_METRICS:
             for part in ("total", "count"):
                 zeros = torch.zeros(num_frames, dtype=torch.float64)
@@ -177,9 +203,10 @@ class FrameScores(Metric):
 
     def update(self, logits: Tensor, frames: Tensor, radii: Tensor, positions: Tensor, visible: Tensor) -> None:
         """Add predictions; shapes as in :func:`frame_scores`, radii (B, balls) in pixels."""
+        self.num_balls += radii.shape[1]
         logits = logits.float()
         sought = (radii[:, None] * visible).flatten(0, 1)  # (B · T, balls)
-        found = locate_balls(logits.sigmoid().flatten(0, 1), sought).view(*logits.shape[:2], -1, 2)
+        found = locate_balls(logits.sigmoid().flatten(0, 1), sought).view(*logits.shape[:2], sought.shape[1], 2)
         for metric, (total, count) in frame_scores(logits, frames, found, positions, visible).items():
             for part, value in (("total", total), ("count", count)):
                 getattr(self, f"{metric}_{part}").add_(value)
@@ -190,6 +217,39 @@ class FrameScores(Metric):
         self.curves = {
             metric: getattr(self, f"{metric}_total") / getattr(self, f"{metric}_count").clamp(min=1)
             for metric in FRAME_METRICS
+            if metric != "position_error" or bool(self.num_balls > 0)
         }
         summaries = [summarise(metric, curve) for metric, curve in self.curves.items()]
         return {name: value for summary in summaries for name, value in summary.items()}
+
+
+class FrameSquaredError(Metric):
+    """Mean squared error of rolled-out frames with shades, a pixel, for each frame ahead.
+
+    :meth:`compute` gives the mean over all frames ahead and its value at some; ``curve`` then holds that of every
+    frame (T,).
+
+    Args:
+        num_frames: Frames ahead.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, num_frames: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.curve: Tensor | None = None
+        self.add_state("total", torch.zeros(num_frames, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, frames: Tensor, *balls: Tensor) -> None:
+        """Add predictions (B, T, height, width) before the sigmoid, and true frames; balls are not read."""
+        errors = (logits.float().sigmoid() - frames.float()).square()
+        self.total += errors.sum(dim=(0, 2, 3), dtype=self.total.dtype)
+        self.count += errors[:, 0].numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the mean and the values at some frames, by name."""
+        self.curve = self.total / self.count
+        return summarise("mse", self.curve)

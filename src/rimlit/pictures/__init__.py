@@ -1,7 +1,8 @@
-"""Pictures of a run: which mechanisms were active, rolled out frames, an episode."""
+"""Pictures of a run: which mechanisms were active, rolled out frames, forecasts, an episode."""
 
 from rimlit.pictures.activity import MechanismActivity
 from rimlit.pictures.episodes import EpisodePictures
+from rimlit.pictures.forecasts import ForecastPictures
 from rimlit.pictures.rollouts import RolloutPictures
 
-__all__ = ["EpisodePictures", "MechanismActivity", "RolloutPictures"]
+__all__ = ["EpisodePictures", "ForecastPictures", "MechanismActivity", "RolloutPictures"]

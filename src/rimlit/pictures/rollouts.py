@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rimlit.data import BouncingBalls
+from rimlit.data import BouncingBalls, Frames
 from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import MixtureHead, SlotMixtureHead
 from rimlit.pictures.activity import COLOURS
@@ -30,14 +30,19 @@ MOST_ROWS = 3
 Curves = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 """Scores (rollout_length,) by test set, predictor and metric."""
 
-NAMES = {"bce": "cross-entropy (nats a pixel)", "f1": "F1 of pixels", "position_error": "position error (pixels)"}
+NAMES = {
+    "bce": "cross-entropy (nats a pixel)",
+    "f1": "F1 of pixels",
+    "position_error": "position error (pixels)",
+    "mse": "squared error (a pixel)",
+}
 
 
 class Film(NamedTuple):
     """The true and the predicted frames of one sequence, from its second frame on."""
 
     name: str
-    truth: Tensor  # (T, height, width): 0 or 1
+    truth: Tensor  # (T, height, width): 0 to 1
     prediction: Tensor  # (T, height, width): probabilities
     context_length: int  # number of frames that were predicted from true ones
     active: Tensor | None  # (T, M) bool: mechanisms that were active
@@ -82,7 +87,7 @@ class RolloutPictures(L.Callback):
     def _write(self, trainer: L.Trainer, task: FramePredictionTask) -> None:
         curves: dict[str, dict[str, Mapping[str, Tensor]]] = {}
         data = getattr(trainer, "datamodule", None)
-        floors = data.floor_curves() if isinstance(data, BouncingBalls) else {}
+        floors = data.floor_curves() if isinstance(data, BouncingBalls | Frames) else {}
         for name, scores in task.rollout_curves().items():
             curves[name] = {"model": scores, **floors.get(name, {})}
         if trainer.is_global_zero:
@@ -146,6 +151,8 @@ def predict_film(task: FramePredictionTask, batch: FrameBatch, name: str) -> Fil
     task.train(was_training)
     predicted = rollout.logits[0].float().sigmoid().cpu()
     truth = batch.frames[0, 1 : 1 + len(predicted)].cpu()
+    if truth.dim() == 4:  # colours are drawn as their mean
+        predicted, truth = predicted.mean(dim=1), truth.mean(dim=1)
     return Film(name, truth, predicted, task.context_length, active, owners, scene)
 
 
@@ -154,10 +161,12 @@ def draw_curves(curves: Curves) -> "Figure":
     from matplotlib.figure import Figure
 
     shown = list(curves)[:4]
+    known = next(iter(curves[shown[0]].values())).keys()
+    names = {metric: label for metric, label in NAMES.items() if metric in known}
     figure = Figure(figsize=(1.5 + 3 * len(shown), 7), layout="constrained")
-    axes = figure.subplots(len(NAMES), len(shown), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(names), len(shown), squeeze=False, sharex=True, sharey="row")
     for column, group in enumerate(shown):
-        for row, (metric, label) in enumerate(NAMES.items()):
+        for row, (metric, label) in enumerate(names.items()):
             axis = axes[row, column]
             for (predictor, scores), colour in zip(curves[group].items(), COLOURS, strict=False):
                 curve = scores[metric].cpu()
@@ -238,7 +247,7 @@ def _with_gaps(panels: list[np.ndarray]) -> list[np.ndarray]:
 
 def _panels(film: Film, step: int, palette: list[str]) -> list[tuple[str, np.ndarray]]:
     """Return the panels of a film at a step, with their titles, as indices into the palette."""
-    lit = film.truth[step].numpy() > 0
+    lit = film.truth[step].numpy() > 0.5
     levels = (film.prediction[step].numpy() * LEVELS).astype(int).clip(0, LEVELS - 1)
     truth = np.where(lit, palette.index(INK), palette.index(DARK))
     missed = palette.index(MISSED[0])  # the four levels of each kind are consecutive

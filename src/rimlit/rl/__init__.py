@@ -2,7 +2,7 @@
 
 from rimlit.rl.environments import Environments, Step, make_environments
 from rimlit.rl.experience import Experience
-from rimlit.rl.observations import VectorEncoder
+from rimlit.rl.observations import SlotEncoder, VectorEncoder
 from rimlit.rl.ppo import PPOTask
 
-__all__ = ["Environments", "Experience", "PPOTask", "Step", "VectorEncoder", "make_environments"]
+__all__ = ["Environments", "Experience", "PPOTask", "SlotEncoder", "Step", "VectorEncoder", "make_environments"]

@@ -1,5 +1,6 @@
 """A task that acts: a recurrent policy and its value, run on sequences or one step at a time."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -27,7 +28,7 @@ from rimlit.rl.observations import (
     Previous,
     VectorEncoder,
 )
-from rimlit.rl.policies import Categorical, Gaussian, Policy
+from rimlit.rl.policies import Categorical, Gaussian, MultiCategorical, Policy
 from rimlit.rl.rollouts import Evaluated, PlayedEpisode
 from rimlit.spec import build, to_spec
 from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task
@@ -51,7 +52,7 @@ class EpisodeReturn(Mean):
 
     higher_is_better = True
 
-    def update(self, scores: Tensor, lengths: Tensor) -> None:
+    def update(self, scores: Tensor, lengths: Tensor, infos: Tensor) -> None:
         """Add episodes (n,)."""
         self.add(scores)
 
@@ -61,9 +62,37 @@ class EpisodeLength(Mean):
 
     higher_is_better = None
 
-    def update(self, scores: Tensor, lengths: Tensor) -> None:
+    def update(self, scores: Tensor, lengths: Tensor, infos: Tensor) -> None:
         """Add episodes (n,)."""
         self.add(lengths)
+
+
+class EpisodeInfo(Mean):
+    """Mean of a value that ``info`` has in the last step of an episode, such as whether it succeeded.
+
+    Args:
+        place: Its place among the keys.
+    """
+
+    higher_is_better = None
+
+    def __init__(self, place: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.place = place
+
+    def update(self, scores: Tensor, lengths: Tensor, infos: Tensor) -> None:
+        """Add episodes (n, keys)."""
+        self.add(infos[:, self.place])
+
+
+def metric_name(key: str) -> str:
+    """Return a key of ``info`` as the name of a metric.
+
+    Example:
+        >>> metric_name("episode.is success")
+        'episode_is_success'
+    """
+    return re.sub(r"[^\w-]", "_", key)
 
 
 class ActingTask(Task):
@@ -77,6 +106,8 @@ class ActingTask(Task):
         observation_shape: Shape of an observation.
         num_actions: Choices, where actions are discrete.
         action_size: Numbers of an action, where actions are continuous.
+        num_choices: Choices of each part, where actions are discrete and of several parts.
+        info_keys: Keys of ``info`` whose values at the end of an episode are metrics.
         encoder: Factory of the encoder, called with ``observation_shape``.
         previous: How the previous action and reward are read; see :class:`rimlit.rl.PPOTask`.
         normalize_observations: Whether observations are brought to mean 0 and deviation 1; for vectors.
@@ -101,7 +132,9 @@ class ActingTask(Task):
         observation_shape: Sequence[int],
         num_actions: int | None = None,
         action_size: int | None = None,
+        num_choices: Sequence[int] | None = None,
         *,
+        info_keys: Sequence[str] | None = None,
         encoder: EncoderFactory = VectorEncoder,
         previous: Previous = "hidden",
         normalize_observations: bool = False,
@@ -110,13 +143,18 @@ class ActingTask(Task):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        if (num_actions is None) == (action_size is None):
+        if [num_actions, action_size, num_choices].count(None) != 2:
             raise ConfigError(
-                "Actions are discrete, and need num_actions, or continuous, and need action_size; got "
-                f"num_actions={num_actions}, action_size={action_size}."
+                "Actions are one of a set, and need num_actions, several of these, and need num_choices, or "
+                f"continuous, and need action_size; got num_actions={num_actions}, num_choices={num_choices}, "
+                f"action_size={action_size}."
             )
         require_known(previous=(previous, PREVIOUS))
-        policy: Policy = Categorical(num_actions) if num_actions is not None else Gaussian(action_size or 0)
+        policy: Policy = Gaussian(action_size or 0)
+        if num_actions is not None:
+            policy = Categorical(num_actions)
+        elif num_choices is not None:
+            policy = MultiCategorical(num_choices)
         observed: Encoder = build(to_spec(encoder, "encoder"), Encoder, list(observation_shape))
         normalization = Normalization(observation_shape) if normalize_observations else None
         super().__init__(
@@ -128,6 +166,7 @@ class ActingTask(Task):
             scheduler=scheduler,
         )
         self.policy = policy
+        self.info_keys = tuple(info_keys or ())
         self.evaluate_greedily = evaluate_greedily
         if isinstance(self.head, LinearHead):
             with torch.no_grad():  # policies that start without a preference
@@ -257,13 +296,14 @@ class ActingTask(Task):
 
     def metrics(self) -> dict[str, Metric]:
         """Return metrics counted once per episode."""
-        return {"episode_return": EpisodeReturn(), "episode_length": EpisodeLength()}
+        infos = {metric_name(key): EpisodeInfo(place) for place, key in enumerate(self.info_keys)}
+        return {"episode_return": EpisodeReturn(), "episode_length": EpisodeLength(), **infos}
 
     def shared_step(self, batch: Evaluated, stage: Stage, group: int = 0) -> Tensor:
         """Count the episodes of an evaluation; where activity is recorded, run their steps again as sequences."""
         if isinstance(self.backbone, Watched) and self.backbone.is_watched:
             self(batch.inputs, batch.state)
-        self._metrics[self.prefix(stage, group)].update(batch.scores, batch.lengths)
+        self._metrics[self.prefix(stage, group)].update(batch.scores, batch.lengths, batch.infos)
         return batch.scores
 
     def predict_step(

@@ -51,8 +51,10 @@ class AtariEnvironments(Environments):
         num_environments: int,
         *,
         options: Mapping[str, Any],
-        wrappers: Sequence[str] = (),
+        wrappers: Sequence[str | Mapping[str, Any]] = (),
         observed: Sequence[int] | None = None,
+        info_keys: Sequence[str] = (),
+        has_slots: bool = False,
         can_render: bool = False,
     ) -> None:
         require_installed("ale_py", "atari")
@@ -62,6 +64,11 @@ class AtariEnvironments(Environments):
             raise ConfigError(
                 f"{environment} is stepped by ale-py: it takes no wrappers and shows whole screens; got "
                 f"wrappers={list(wrappers)}, observed={observed}."
+            )
+        if info_keys or has_slots:
+            raise ConfigError(
+                f"{environment} is stepped by ale-py: its games have no info to score and show no dictionary; got "
+                f"info_keys={list(info_keys)}, has_slots={has_slots}."
             )
         for name in options:
             if name not in OPTIONS:

@@ -5,7 +5,7 @@ gymnasium is an extra (``rl``) and imported where environments are made, not her
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,14 +34,15 @@ class Step(NamedTuple):
     truncated: Array  # (E,) bool: ended by a cut: the value after this step is that of the final observation
     ended: Array  # (E,) bool: an episode ended and the next one has begun: states are reset here
     final_observations: Array  # (E, …): after this step; differs from observations where an episode ended
+    infos: Array | None = None  # (E, I): values of info by key, read where an episode ended; None without keys
 
 
 class Environments(ABC):
     """E environments of one kind, stepped together; each resets itself at the end of an episode.
 
-    A subclass sets the attributes and implements the abstract methods. Exactly one of ``num_actions`` and
-    ``action_size`` is not None. In most environments ``ended`` is ``terminated | truncated``; a game that
-    continues after a lost life may terminate without an end.
+    A subclass sets the attributes and implements the abstract methods. Exactly one of ``num_actions``,
+    ``num_choices`` and ``action_size`` is not None. In most environments ``ended`` is ``terminated | truncated``;
+    a game that continues after a lost life may terminate without an end.
     """
 
     name: str
@@ -53,8 +54,32 @@ class Environments(ABC):
     """``numpy.float32``, or ``numpy.uint8`` for frames of 0 to 255."""
     num_actions: int | None = None
     """Choices where actions are discrete, 0 to ``num_actions`` − 1."""
+    num_choices: tuple[int, ...] | None = None
+    """Choices of each part where an action has several parts, each from 0."""
     action_size: int | None = None
     """Numbers of an action where actions are continuous; −1 to 1 is the range the environment takes."""
+
+    info_keys: tuple[str, ...] = ()
+    """Keys of the values in :attr:`Step.infos`."""
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of an action: () for one choice."""
+        if self.num_choices is not None:
+            return (len(self.num_choices),)
+        return () if self.action_size is None else (self.action_size,)
+
+    @property
+    def action_type(self) -> type[np.generic]:
+        """Type of an action's numbers."""
+        return np.int64 if self.action_size is None else np.float32
+
+    def random_actions(self, generator: np.random.Generator) -> Array:
+        """Draw an action (E, …) for each environment, each alike."""
+        shape = (self.num_environments, *self.action_shape)
+        if self.action_size is not None:
+            return generator.uniform(-1, 1, size=shape).astype(np.float32)
+        return generator.integers(self.num_choices or self.num_actions or 1, size=shape)
 
     @abstractmethod
     def reset(self, seed: int) -> Array:
@@ -72,7 +97,7 @@ class Environments(ABC):
         """Act.
 
         Args:
-            actions: (E,) int64, or (E, action_size) float32.
+            actions: (E,) int64, (E, parts) int64, or (E, action_size) float32.
 
         Raises:
             DataError: An environment raised, or returned values of another kind than it declares.
@@ -85,6 +110,26 @@ class Environments(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the environments' resources."""
+
+    def places(self, observed: Sequence[int], shape: tuple[int, ...]) -> Array | slice:
+        """Return the places of an observation vector that are shown.
+
+        Raises:
+            ConfigError: Observations are no vectors, or have no such place.
+        """
+        if len(shape) != 1:
+            raise ConfigError(
+                f"observed needs vectors, and {self.name} shows {shape}; got observed={list(observed)}."
+            )
+        if not observed or not all(0 <= place < shape[0] for place in observed):
+            raise ConfigError(
+                f"observed must name places of what {self.name} shows, 0 to {shape[0] - 1}; got "
+                f"observed={list(observed)}."
+            )
+        gaps = set(np.diff(observed).tolist())
+        if len(gaps) == 1 and min(gaps) > 0:  # numpy takes places at even distances without a copy
+            return slice(observed[0], observed[-1] + 1, gaps.pop())
+        return np.array(observed)
 
     def require_finite(self, observations: Array, step: int) -> None:
         """Raise a DataError that names the first environment whose observation is not finite."""
@@ -104,20 +149,26 @@ def make_environments(
     num_environments: int,
     *,
     options: Mapping[str, Any] | None = None,
-    wrappers: Sequence[str] = (),
+    wrappers: Sequence[str | Mapping[str, Any]] = (),
     observed: Sequence[int] | None = None,
+    info_keys: Sequence[str] = (),
+    has_slots: bool = False,
     can_render: bool = False,
 ) -> Environments:
     """Make environments of one kind.
 
     Args:
         environment: An id that gymnasium knows, or the dotted path of a class of your own, which must lie in a
-            trusted package.
+            trusted package: a ``gymnasium.Env``, a ``gymnasium.vector.VectorEnv`` or an :class:`Environments`,
+            which is called with ``num_environments`` and the options.
         num_environments: Environments E, at least 1.
         options: Arguments of the environment.
-        wrappers: Dotted paths of gymnasium's wrappers, the innermost first.
+        wrappers: Wrappers of gymnasium, the innermost first: dotted paths, or ``class_path`` and ``init_args``.
         observed: Places of the observation vector that are shown, and must be finite; None for all. Leaving some
             out makes an environment partially observed.
+        info_keys: Keys of numbers that ``info`` has at the end of an episode; ``a.b`` is ``info["a"]["b"]``.
+        has_slots: Whether each entry of a dictionary that is observed becomes a slot, padded with zeros to the
+            widest, and not a part of one vector.
         can_render: Whether pictures will be asked for.
 
     Raises:
@@ -127,15 +178,21 @@ def make_environments(
     """
     require_positive(num_environments=num_environments)
     path = BUILDERS.get(environment.partition("/")[0], "rimlit.rl.gym.GymEnvironments")
-    module, _, name = path.rpartition(".")
     require_installed("gymnasium", "rl")
-    builder: type[Any] = getattr(importlib.import_module(module), name)
+    builder: Callable[..., Environments]
+    if "." in environment and all(part.isidentifier() for part in environment.split(".")):
+        builder = importlib.import_module("rimlit.rl.vector").builder_of(environment)
+    else:
+        module, _, name = path.rpartition(".")
+        builder = getattr(importlib.import_module(module), name)
     made: Environments = builder(
         environment,
         num_environments,
         options=dict(options or {}),
         wrappers=tuple(wrappers),
         observed=None if observed is None else tuple(observed),
+        info_keys=tuple(info_keys),
+        has_slots=has_slots,
         can_render=can_render,
     )
     return made

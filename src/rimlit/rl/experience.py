@@ -70,10 +70,14 @@ class Experience(DataModule):
     Validation and test play episodes in separate environments, the same episodes each time.
 
     Args:
-        environment: An id that gymnasium knows, or the dotted path of a class of your own.
+        environment: An id that gymnasium knows, or the dotted path of a class of your own: a ``gymnasium.Env``, a
+            ``gymnasium.vector.VectorEnv`` or a :class:`rimlit.rl.Environments`.
         options: Arguments of the environment; ``max_episode_steps`` cuts episodes off.
-        wrappers: Dotted paths of gymnasium's wrappers, the innermost first.
+        wrappers: Wrappers of gymnasium, the innermost first: dotted paths, or ``class_path`` and ``init_args``.
         observed: Places of the observation vector that are shown, and must be finite; None for all.
+        info_keys: Keys of numbers that ``info`` has in the last step of an episode; their means are metrics.
+        has_slots: Whether each entry of a dictionary that is observed becomes a slot; see
+            :class:`rimlit.rl.observations.SlotEncoder`.
         total_steps: Steps of all environments together, at least those of one rollout.
         num_environments: Environments over all processes, at least 1 and a multiple of ``batch_size``.
         rollout_length: Steps of each environment in a rollout, at least 1.
@@ -105,8 +109,10 @@ class Experience(DataModule):
         environment: str,
         *,
         options: dict[str, Any] | None = None,
-        wrappers: Sequence[str] = (),
+        wrappers: Sequence[str | dict[str, Any]] = (),
         observed: Sequence[int] | None = None,
+        info_keys: Sequence[str] = (),
+        has_slots: bool = False,
         total_steps: int = 1_000_000,
         num_environments: int = 8,
         rollout_length: int = 128,
@@ -140,6 +146,8 @@ class Experience(DataModule):
         self.options = options
         self.wrappers = tuple(wrappers)
         self.observed = observed
+        self.info_keys = list(info_keys)
+        self.has_slots = has_slots
         self.total_steps = total_steps
         self.num_environments = num_environments
         self.rollout_length = rollout_length
@@ -154,6 +162,7 @@ class Experience(DataModule):
         probe = self.make(environment, 1)
         self.observation_shape = list(probe.observation_shape)
         self.num_actions = probe.num_actions
+        self.num_choices = None if probe.num_choices is None else list(probe.num_choices)
         self.action_size = probe.action_size
         probe.close()
 
@@ -165,6 +174,8 @@ class Experience(DataModule):
             options=self.options,
             wrappers=self.wrappers,
             observed=self.observed,
+            info_keys=self.info_keys,
+            has_slots=self.has_slots,
             can_render=can_render,
         )
 
@@ -182,13 +193,14 @@ class Experience(DataModule):
         """End training with the budget, and refuse environments to test that are of another kind."""
         for name in self.test_environments:
             probe = self.make(name, 1)
-            kind = [list(probe.observation_shape), probe.num_actions, probe.action_size]
+            choices = None if probe.num_choices is None else list(probe.num_choices)
+            kind = [list(probe.observation_shape), probe.num_actions, probe.action_size, choices]
             probe.close()
-            expected = [self.observation_shape, self.num_actions, self.action_size]
+            expected = [self.observation_shape, self.num_actions, self.action_size, self.num_choices]
             if kind != expected:
                 raise ConfigError(
                     f"test_environments: {name} is of another kind than {self.environment}: observation_shape, "
-                    f"num_actions and action_size are {kind}, not {expected}."
+                    f"num_actions, action_size and num_choices are {kind}, not {expected}."
                 )
         trainer = self.trainer
         if stage == "fit" and trainer is not None:
@@ -389,11 +401,7 @@ def mean_return_of_random_actions(environments: Environments, seed: int, episode
     while ended < episodes:
         steps += 1
         require_end(environments, steps)
-        if environments.num_actions is not None:
-            actions: Any = generator.integers(environments.num_actions, size=1)
-        else:
-            actions = generator.uniform(-1, 1, size=(1, environments.action_size or 0)).astype(np.float32)
-        step = environments.step(actions)
+        step = environments.step(environments.random_actions(generator))
         total += float(step.scores[0])
         if step.ended[0]:
             ended, steps = ended + 1, 0

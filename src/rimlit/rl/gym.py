@@ -1,6 +1,8 @@
 """Environments of gymnasium: any registered id, or a class of one's own."""
 
 import importlib
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -16,7 +18,7 @@ from gymnasium.wrappers import ClipAction, DtypeObservation, FlattenObservation,
 
 from rimlit.errors import ConfigError, DataError
 from rimlit.rl.environments import Array, Environments, Step, require_installed
-from rimlit.spec import check_trusted, find_class
+from rimlit.spec import Spec, check_trusted, find_class, to_spec
 
 KINDS = frozenset("biuf")
 """Kinds of numbers that an observation may be of, as numpy calls them."""
@@ -44,36 +46,32 @@ class GymEnvironments(Environments):
         num_environments: int,
         *,
         options: Mapping[str, Any],
-        wrappers: Sequence[str],
+        wrappers: Sequence[str | Mapping[str, Any]],
         observed: Sequence[int] | None,
-        can_render: bool,
+        info_keys: Sequence[str] = (),
+        has_slots: bool = False,
+        can_render: bool = False,
     ) -> None:
         self.name = environment
         self.num_environments = num_environments
         spec = _find(environment)
         if can_render:
             options = {**options, "render_mode": "rgb_array"}
-        self._envs = [_make(spec, options, wrappers) for _ in range(num_environments)]
+        self._envs = [_make(spec, options, wrappers, has_slots=has_slots) for _ in range(num_environments)]
+        self.info_keys = tuple(info_keys)
         observations, actions = self._envs[0].observation_space, self._envs[0].action_space
         assert isinstance(observations, spaces.Box)
         self._shape = self.observation_shape = observations.shape
         self._observed: Array | slice | None = None
         if observed is not None:
-            self._observed = self._places(list(observed), observations.shape)
+            self._observed = self.places(observed, observations.shape)
             self.observation_shape = (len(observed),)
         self.observation_type = np.uint8 if observations.dtype == np.uint8 else np.float32
         self._dtype = np.dtype(self.observation_type)
         self._is_float = self._dtype.kind == "f"
-        self._first_action = 0
-        if isinstance(actions, spaces.Discrete):
-            self.num_actions, self._first_action = int(actions.n), int(actions.start)
-        elif isinstance(actions, spaces.Box) and len(actions.shape) == 1:
-            self.action_size = actions.shape[0]
-        else:
-            raise ConfigError(
-                f"{environment} takes actions of a kind that PPOTask does not know: {actions}; known are Discrete "
-                "and Box of one dimension."
-            )
+        self._first_action: Any = take_actions(self, actions)
+        self._has_first = bool(np.any(self._first_action))
+        self._part_shape = actions.shape if self.num_choices is not None else None
         self._steps = 0
         self._none: Array = np.zeros(num_environments, bool)
         self._none.flags.writeable = False
@@ -94,15 +92,19 @@ class GymEnvironments(Environments):
         rewards = np.empty(number, np.float32)
         terminated = truncated = ended = self._none
         finals: list[tuple[int, Array, bool, bool]] = []
-        if self._first_action:
+        if self._has_first:
             actions = actions + self._first_action
+        if self._part_shape is not None:
+            actions = actions.reshape(-1, *self._part_shape)
         if self.action_size is not None:
             actions = actions.copy()  # an environment may write to what it is given
+        infos = np.full((number, len(self.info_keys)), np.nan, np.float32) if self.info_keys else None
         observation: Any
         reward: Any
+        info: Any
         for index, env in enumerate(self._envs):
             try:
-                observation, reward, is_over, is_cut, _ = env.step(actions[index])
+                observation, reward, is_over, is_cut, info = env.step(actions[index])
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
             try:
@@ -121,6 +123,8 @@ class GymEnvironments(Environments):
             if is_over or is_cut:
                 # an environment may reuse its array
                 finals.append((index, np.array(observation), is_over, is_cut))
+                if infos is not None:
+                    infos[index] = [self._info(index, info, key) for key in self.info_keys]
                 observation = self._begin(index)
             observations[index] = observation
         shown = final_shown = self._shown(observations)
@@ -135,7 +139,17 @@ class GymEnvironments(Environments):
                     True,
                 )
             final_shown = self._shown(led_to)
-        return Step(shown, rewards, rewards, terminated, truncated, ended, final_shown)
+        return Step(shown, rewards, rewards, terminated, truncated, ended, final_shown, infos)
+
+    def _info(self, index: int, info: Any, key: str) -> float:
+        """Return a value of ``info`` in the step that ended an episode."""
+        try:
+            return number_in(info, key)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.name}: environment {index} ended an episode at step {self._steps} without a number "
+                f"{key!r} in its info, which has {', '.join(map(str, info)) or 'nothing'}."
+            ) from error
 
     def _begin(self, index: int, **options: Any) -> Array:
         """Start an episode in one environment and return its first observation."""
@@ -186,20 +200,6 @@ class GymEnvironments(Environments):
             f"{self.name}: environment {index} returned an observation of {what} at step {self._steps}; it "
             f"declares an array of numbers of shape {self._shape}."
         )
-
-    def _places(self, observed: list[int], shape: tuple[int, ...]) -> Array | slice:
-        """Return the places of the observation vector that are shown."""
-        if len(shape) != 1:
-            raise ConfigError(f"observed needs vectors, and {self.name} shows {shape}; got observed={observed}.")
-        if not observed or not all(0 <= place < shape[0] for place in observed):
-            raise ConfigError(
-                f"observed must name places of what {self.name} shows, 0 to {shape[0] - 1}; got "
-                f"observed={observed}."
-            )
-        gaps = set(np.diff(observed).tolist())
-        if len(gaps) == 1 and min(gaps) > 0:  # numpy takes places at even distances without a copy
-            return slice(observed[0], observed[-1] + 1, gaps.pop())
-        return np.array(observed)
 
     def render(self) -> Array | None:
         """Return a picture of the first environment."""
@@ -262,20 +262,24 @@ def _atari_game(name: str) -> list[str]:
 def _make(
     spec: EnvSpec,
     options: Mapping[str, Any],
-    wrappers: Sequence[str],
+    wrappers: Sequence[str | Mapping[str, Any]],
+    *,
+    has_slots: bool = False,
 ) -> Env[Any, Any]:
     """Make one environment whose observations are arrays."""
     try:
         spec = replace(spec, order_enforce=False)  # nothing here steps before it resets: what asks is left out
         env: Env[Any, Any] = gymnasium.make(spec, disable_env_checker=True, **options)
-        for path in wrappers:
-            env = _find_wrapper(path)(env)
+        for given in wrappers:
+            env = wrapped(env, given, Wrapper)
+        if has_slots:
+            env = DictionarySlots(env)
         shown, actions = env.observation_space, env.action_space
     except ConfigError:
         raise
     except (gymnasium.error.Error, TypeError, ImportError) as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "render_mode")
-        raise ConfigError(f"{spec.id}{f' with {given}' if given else ''}: {error}") from error
+        named = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "render_mode")
+        raise ConfigError(f"{spec.id}{f' with {named}' if named else ''}: {error}") from error
     except Exception as error:
         raise DataError(f"{spec.id} cannot be made: {_reason(error)}.") from error
     if not isinstance(shown, spaces.Box) or shown.shape == ():
@@ -290,24 +294,115 @@ def _make(
                 "one that takes a part of it."
             )
     if env.observation_space.dtype not in (np.uint8, np.float32):
-        env = DtypeObservation(env, np.float32)
+        with warnings.catch_warnings(action="ignore"):  # about bounds of 64 bits
+            env = DtypeObservation(env, np.float32)
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
         env = ClipAction(RescaleAction(env, np.float32(-1), np.float32(1)))
     return env
 
 
-def _find_wrapper(path: str) -> type[Any]:
+def take_actions(environments: Environments, actions: Any) -> Any:
+    """Set what actions ``environments`` take; return the first choice, or that of each part.
+
+    Raises:
+        ConfigError: They are of an unknown kind.
+    """
+    if isinstance(actions, spaces.Discrete):
+        environments.num_actions = int(actions.n)
+        return int(actions.start)
+    if isinstance(actions, spaces.MultiDiscrete):
+        environments.num_choices = tuple(actions.nvec.flatten().tolist())
+        return actions.start.flatten()
+    if isinstance(actions, spaces.MultiBinary):
+        environments.num_choices = (2,) * math.prod(actions.shape)
+        return 0
+    if isinstance(actions, spaces.Box) and len(actions.shape) == 1:
+        environments.action_size = actions.shape[0]
+        return 0
+    raise ConfigError(
+        f"{environments.name} takes actions of a kind that PPOTask does not know: {actions}; known are Discrete, "
+        "MultiDiscrete, MultiBinary and Box of one dimension."
+    )
+
+
+def number_in(info: Any, key: str) -> float:
+    """Return a number of nested mappings; ``a.b`` is ``info["a"]["b"]``, unless ``a.b`` itself is a key."""
+    value = info.get(key)
+    if value is None:
+        value = info
+        for part in key.split("."):
+            value = value[part]
+    number: float = np.asarray(value).astype(np.float64).item()
+    return number
+
+
+class DictionarySlots(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Make each entry of a dictionary (or tuple) that is observed a slot, padded with zeros to the widest.
+
+    Args:
+        env: An environment that observes a dictionary or a tuple.
+
+    Raises:
+        ConfigError: It observes something else, or an entry that cannot be flattened.
+    """
+
+    def __init__(self, env: Env[Any, Any]) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Dict | spaces.Tuple):
+            raise ConfigError(f"has_slots=True needs a dictionary or tuple of observations; there is {space}.")
+        self._entries = list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
+        try:
+            self._widest = max(spaces.flatdim(entry) for _, entry in self._entries)
+        except (NotImplementedError, ValueError) as error:
+            raise ConfigError(f"has_slots=True needs entries that can be flattened; there is {space}.") from error
+        shape = (len(self._entries), self._widest)
+        self.observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+    def observation(self, observation: Any) -> Array:
+        """Return the slots (N, D)."""
+        slots = np.zeros(self.observation_space.shape or (), np.float32)
+        for row, (name, entry) in enumerate(self._entries):
+            flat: Any = spaces.flatten(entry, observation[name])
+            slots[row, : len(flat)] = flat
+        return slots
+
+
+def wrapped(env: Any, given: str | Mapping[str, Any], base: type[Any]) -> Any:
+    """Return ``env`` in a wrapper.
+
+    Args:
+        env: An environment, or a vector of them.
+        given: The wrapper's dotted path, or ``class_path`` and ``init_args``.
+        base: What it must be a subclass of.
+
+    Raises:
+        ConfigError: There is no such wrapper, or it does not take the arguments.
+    """
+    spec: Spec = {"class_path": given, "init_args": {}}
+    if not isinstance(given, str):
+        spec = to_spec(given, "wrappers")
+    cls = _find_wrapper(spec["class_path"], base)
+    try:
+        return cls(env, **spec["init_args"])
+    except TypeError as error:
+        named = ", ".join(f"{name}={value!r}" for name, value in spec["init_args"].items())
+        raise ConfigError(f"wrappers: {cls.__name__}({named}): {error}.") from error
+
+
+def _find_wrapper(path: str, base: type[Any]) -> type[Any]:
     """Return a wrapper of gymnasium, also by its short name, or of a trusted package."""
-    path = path if "." in path else f"gymnasium.wrappers.{path}"
+    home = "gymnasium.wrappers" if base is Wrapper else "gymnasium.wrappers.vector"
+    path = path if "." in path else f"{home}.{path}"
     if path.partition(".")[0] not in ("gymnasium", *PROVIDERS.values()):
-        return find_class(path, Wrapper)
+        return find_class(path, base)
     module, _, name = path.rpartition(".")
     require_installed(path.partition(".")[0], "rl")
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError:
         found = None
-    if not (isinstance(found, type) and issubclass(found, Wrapper)):
+    if not (isinstance(found, type) and issubclass(found, base)):
         near = get_close_matches(path.rpartition(".")[2], dir(gymnasium.wrappers), n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"wrappers: {path!r} is no wrapper of gymnasium.{hint}")

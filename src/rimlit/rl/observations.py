@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 from rimlit.checks import require_positive
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import Encoder
+from rimlit.errors import ConfigError
 from rimlit.nn import direct
 from rimlit.rl.policies import Policy
 
@@ -120,6 +121,45 @@ class VectorEncoder(Encoder):
         """Map observations (B, T, …) to (B, T, output_size)."""
         encoded: Tensor = self.layers(observations.flatten(2).float())
         return encoded
+
+
+class SlotEncoder(Encoder):
+    """A dense layer with tanh for each slot of an observation, for backbones that read slots.
+
+    Slots mean different things, such as the entries of a dictionary: each has weights of its own.
+
+    Args:
+        observation_shape: (N, D): slots, and numbers of each.
+        output_size: Features of each slot, at least 1.
+
+    Raises:
+        ConfigError: Observations are no slots.
+        ValueError: A size is below 1.
+
+    Example:
+        >>> SlotEncoder([3, 4], output_size=8)(torch.zeros(2, 5, 3, 4)).shape
+        torch.Size([2, 5, 3, 8])
+    """
+
+    def __init__(self, observation_shape: Sequence[int], *, output_size: int = 32) -> None:
+        super().__init__()
+        require_positive(output_size=output_size)
+        if len(observation_shape) != 2:
+            raise ConfigError(
+                "SlotEncoder reads slots (N, D), as has_slots=True gives them; got "
+                f"observation_shape={list(observation_shape)}."
+            )
+        number, size = observation_shape
+        self.input_size = list(observation_shape)
+        self.output_size = output_size
+        self.weight = nn.Parameter(torch.empty(number, output_size, size))
+        self.bias = nn.Parameter(torch.zeros(number, output_size))
+        for slot in self.weight:
+            nn.init.orthogonal_(slot, 2**0.5)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map slots (B, T, N, D) to (B, T, N, output_size)."""
+        return torch.tanh(torch.einsum("btnd,nod->btno", observations.float(), self.weight) + self.bias)
 
 
 class PolicyEncoder(Encoder):

@@ -2,10 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from rimlit.checks import require_positive
 
 
 class Policy(nn.Module, ABC):
@@ -71,6 +74,52 @@ class Categorical(Policy):
     def encode(self, actions: Tensor) -> Tensor:
         """Return one-hot vectors."""
         return functional.one_hot(actions, self.size).float()
+
+
+class MultiCategorical(Policy):
+    """An action of several parts, each one of some choices, drawn independently; the outputs are their logits.
+
+    Args:
+        choices: Choices of each part, each at least 1.
+
+    Example:
+        >>> policy, logits = MultiCategorical([2, 3]), torch.tensor([[0.0, 9.0, 9.0, 0.0, 0.0]])
+        >>> policy.mode(logits), policy.encode(torch.tensor([1, 2]))
+        (tensor([[1, 0]]), tensor([0., 1., 0., 0., 1.]))
+    """
+
+    def __init__(self, choices: Sequence[int]) -> None:
+        require_positive(num_parts=len(choices))
+        require_positive(**{f"num_choices[{index}]": number for index, number in enumerate(choices)})
+        super().__init__(sum(choices))
+        self.parts = [Categorical(number) for number in choices]
+        self.choices = list(choices)
+
+    def _each(self, outputs: Tensor) -> Iterator[tuple[Categorical, Tensor]]:
+        """Yield each part with its logits."""
+        return zip(self.parts, torch.split(outputs, self.choices, dim=-1), strict=True)
+
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw actions (B, parts)."""
+        return torch.stack([part.sample(logits, generator) for part, logits in self._each(outputs)], dim=-1)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """Return the likeliest actions (B, parts)."""
+        return torch.stack([part.mode(logits) for part, logits in self._each(outputs)], dim=-1)
+
+    def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Return the log-probability of ``actions`` (…, parts), the sum over the parts."""
+        pairs = zip(self._each(outputs), actions.unbind(dim=-1), strict=True)
+        return torch.stack([part.log_prob(logits, each) for (part, logits), each in pairs]).sum(dim=0)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Return the entropy, the sum over the parts."""
+        return torch.stack([part.entropy(logits) for part, logits in self._each(outputs)]).sum(dim=0)
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Return one one-hot vector after the other."""
+        pairs = zip(self.parts, actions.unbind(dim=-1), strict=True)
+        return torch.cat([part.encode(each) for part, each in pairs], dim=-1)
 
 
 class Gaussian(Policy):

@@ -19,7 +19,7 @@ from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.heads import HeadFactory
-from rimlit.rl.acting import ActingTask
+from rimlit.rl.acting import ActingTask, metric_name
 from rimlit.rl.advantages import estimate_advantages
 from rimlit.rl.losses import clip_fraction, clipped_policy_loss, clipped_value_loss, estimate_kl
 from rimlit.rl.observations import PolicyInput, Previous, VectorEncoder
@@ -37,7 +37,7 @@ class Minibatch(NamedTuple):
 
     inputs: PolicyInput  # (B, T, …)
     state: State
-    actions: Tensor  # (B, T) or (B, T, size)
+    actions: Tensor  # (B, T), or (B, T, size) of several numbers or parts
     log_probs: Tensor  # (B, T)
     values: Tensor  # (B, T)
     advantages: Tensor  # (B, T): with mean 0 and deviation 1 over the rollout
@@ -66,6 +66,8 @@ class PPOTask(ActingTask):
         observation_shape: Shape of an observation; from the data module.
         num_actions: Choices, where actions are discrete; from the data module.
         action_size: Numbers of an action, where actions are continuous; from the data module.
+        num_choices: Choices of each part, where actions are discrete and of several parts; from the data module.
+        info_keys: Keys of ``info`` whose values at the end of an episode are metrics; from the data module.
         encoder: Factory of the encoder, called with ``observation_shape``.
         previous: How the previous action and reward are read: not at all (``hidden``), ``concatenated`` to the
             encoded observation, or as an additional ``slot``, for a backbone that reads slots.
@@ -109,7 +111,9 @@ class PPOTask(ActingTask):
         observation_shape: Sequence[int],
         num_actions: int | None = None,
         action_size: int | None = None,
+        num_choices: Sequence[int] | None = None,
         *,
+        info_keys: Sequence[str] | None = None,
         encoder: EncoderFactory = VectorEncoder,
         previous: Previous = "hidden",
         normalize_observations: bool = False,
@@ -145,6 +149,8 @@ class PPOTask(ActingTask):
             observation_shape,
             num_actions,
             action_size,
+            num_choices,
+            info_keys=info_keys,
             encoder=encoder,
             previous=previous,
             normalize_observations=normalize_observations,
@@ -298,13 +304,14 @@ class PPOTask(ActingTask):
                 sum(episode.score for episode in self._recent),
                 sum(episode.length for episode in self._recent),
                 len(self._recent),
+                *(sum(episode.infos[place] for episode in self._recent) for place in range(len(self.info_keys))),
             ],
             dtype=torch.float64,
             device=self.device,
         )
         if rank_and_world_size()[1] > 1:
             distributed.all_reduce(sums)
-        score, length, number = sums.tolist()
+        score, length, number, *infos = sums.tolist()
         collected = self.collected
         values = {
             "env_steps": float(collected.env_steps),
@@ -316,6 +323,7 @@ class PPOTask(ActingTask):
             values["explained_variance"] = self._explained_variance
         if number:
             values |= {"episode_return": score / number, "episode_length": length / number}
+            values |= {metric_name(key): total / number for key, total in zip(self.info_keys, infos, strict=True)}
         self._train_seconds = 0.0
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name == "episode_return", rank_zero_only=False)

@@ -56,6 +56,7 @@ class Episode(NamedTuple):
     environment: int
     score: float  # the sum of its scores
     length: int  # steps
+    infos: tuple[float, ...] = ()  # values of info in its last step
 
 
 class Collected(NamedTuple):
@@ -87,11 +88,11 @@ class StepBuffer:
     """
 
     def __init__(self, environments: Environments, num_steps: int) -> None:
-        rows, size = (num_steps + 1, environments.num_environments), environments.action_size
+        rows = (num_steps + 1, environments.num_environments)
         self.num_steps = num_steps
         # row t is the input of step t: its action, reward and ends are those of step t − 1
         self.observations = np.zeros((*rows, *environments.observation_shape), environments.observation_type)
-        self.actions: Array = np.zeros(rows, np.int64) if size is None else np.zeros((*rows, size), np.float32)
+        self.actions: Array = np.zeros((*rows, *environments.action_shape), environments.action_type)
         self.rewards = np.zeros(rows, np.float32)
         self.scores = np.zeros(rows, np.float32)
         self._ends = np.zeros((3, *rows), bool)
@@ -206,7 +207,7 @@ class Player:
         self._row += 1
         if self._buffer.write(self._row, actions, step):
             self._has_new_episodes = True
-            self._record_ends(step.ended)
+            self._record_ends(step)
         return PlayedStep(outputs, actions, step)
 
     def _reset_states(self, actor: Actor) -> None:
@@ -219,9 +220,10 @@ class Player:
             self.state = replace_state(self.state, initial, starts)
         self._has_new_episodes = False
 
-    def _record_ends(self, ended: Array) -> None:
-        for index in ended.nonzero()[0].tolist():
-            self.ended.append(Episode(index, *self._running_totals(index)))
+    def _record_ends(self, step: Step) -> None:
+        for index in step.ended.nonzero()[0].tolist():
+            infos = () if step.infos is None else tuple(step.infos[index].tolist())
+            self.ended.append(Episode(index, *self._running_totals(index), infos))
             self._firsts[index], self._scores[index], self._lengths[index] = self._row, 0.0, 0
 
     @torch.no_grad()
@@ -296,6 +298,7 @@ class Evaluated(NamedTuple):
     mask: Tensor  # (E, T) bool: steps of episodes that count
     scores: Tensor  # (n,): of the episodes that ended in these steps
     lengths: Tensor  # (n,): number of their steps
+    infos: Tensor  # (n, I): values of info in their last steps
 
 
 class PlayedEpisode(NamedTuple):
@@ -365,6 +368,9 @@ def evaluate(player: Player, actor: Actor, quotas: list[int], num_steps: int) ->
             environments_first(np.stack([counts for _, counts, _ in piece])),
             torch.tensor([episode.score for episode in ended]),
             torch.tensor([episode.length for episode in ended]),
+            torch.tensor([episode.infos for episode in ended]).view(
+                len(ended), len(player.environments.info_keys)
+            ),
         )
 
 

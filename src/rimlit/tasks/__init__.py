@@ -7,6 +7,7 @@ from rimlit.tasks.base import Task
 from rimlit.tasks.classification import ClassificationTask
 from rimlit.tasks.copying import CopyingTask
 from rimlit.tasks.exporting import export
+from rimlit.tasks.forecasting import ForecastTask
 from rimlit.tasks.frame_classification import FrameClassificationTask
 from rimlit.tasks.frame_prediction import FramePredictionTask
 from rimlit.tasks.language_modeling import LanguageModelingTask
@@ -19,6 +20,7 @@ __all__ = [
     "ClassificationTask",
     "CopyingTask",
     "EncoderFactory",
+    "ForecastTask",
     "FrameClassificationTask",
     "FramePredictionTask",
     "HeadFactory",

@@ -1,7 +1,9 @@
 """Predict the next frame, and roll the prediction out (Goyal et al. 2021, sec. 4.2, arXiv:1909.10893)."""
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,10 +12,12 @@ from torchmetrics import Metric
 from rimlit.backbones import BackboneFactory
 from rimlit.checks import require_known
 from rimlit.data.bouncing_balls import FrameBatch
+from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import ConvolutionalEncoder, Encoder, EncoderFactory
 from rimlit.errors import ConfigError
+from rimlit.files import storage_error, whole_file
 from rimlit.heads import FrameHead, HeadFactory
-from rimlit.metrics.frames import FrameScores, locate_balls
+from rimlit.metrics.frames import FrameScores, FrameSquaredError, locate_balls
 from rimlit.nn.motion import CELL, TAPS, move_cells
 from rimlit.spec import build, to_spec
 from rimlit.tasks.base import Task
@@ -32,12 +36,13 @@ class FrameRollout(NamedTuple):
 
 
 class FramePredictionTask(Task):
-    """Predict each next frame of binary frames; trained on true frames, tested on its own.
+    """Predict each next frame; trained on true frames, tested on its own.
 
     The loss is the binary cross-entropy of the next frame given true ones, nats a pixel. The metrics score a
     rollout: ``context_length`` true frames, then ``rollout_length`` of the task's own. ``bce``, ``f1`` and
     ``position_error`` are means over it, ``…_at_N`` values of its frame N. What the task reads as its own frame is
-    each pixel's likelier value, or with ``prediction="motion"`` the moved frame, which has values in between.
+    each pixel's likelier value, its probability where frames have shades, or with ``prediction="motion"`` the
+    moved frame, which has values in between. Frames with shades have their ``mse``, a pixel, as a metric too.
 
     Args:
         backbone: Factory of the backbone, called with the encoder's output size.
@@ -46,6 +51,9 @@ class FramePredictionTask(Task):
         rollout_length: Frames of a rollout that are scored; from the data module.
         encoder: Factory of the encoder, called with ``frame_size``; by default the paper's convolutions.
         head: Factory of the head, whose outputs are pixels; by default the paper's resize convolutions.
+        num_channels: Channels of a frame; from the data module. With several, frames are (B, T, channels, height,
+            width), and encoder and head are called with ``num_channels``.
+        has_shades: Whether pixels are between black and white; from the data module.
         prediction: What the head says of the next frame: ``pixels``, as in the paper, or ``motion``, how each cell
             of 8 × 8 pixels of the frame before moves (:func:`rimlit.nn.move_cells`).
         optimizer: Factory, called with the parameters; by default Adam at 7e-4.
@@ -77,6 +85,8 @@ class FramePredictionTask(Task):
         *,
         encoder: EncoderFactory = ConvolutionalEncoder,
         head: HeadFactory = FrameHead,
+        num_channels: int = 1,
+        has_shades: bool = False,
         prediction: Prediction = "pixels",
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
@@ -86,18 +96,29 @@ class FramePredictionTask(Task):
             raise ConfigError(
                 f"prediction='motion' needs a frame_size divisible by {CELL}; got frame_size={frame_size}."
             )
+        if prediction == "motion" and (num_channels > 1 or has_shades):
+            raise ConfigError(
+                "prediction='motion' moves black and white frames; got "
+                f"num_channels={num_channels}, has_shades={has_shades}. Use prediction='pixels'."
+            )
         cells = frame_size // CELL
+        encoder_spec, head_spec = to_spec(encoder, "encoder"), to_spec(head, "head")
+        if num_channels > 1:
+            for spec in (encoder_spec, head_spec):
+                spec["init_args"]["num_channels"] = num_channels
         super().__init__(
-            build(to_spec(encoder, "encoder"), Encoder, frame_size),
+            build(encoder_spec, Encoder, frame_size),
             backbone,
-            frame_size**2 if prediction == "pixels" else cells**2 * 2 * TAPS,
-            head=head,
+            num_channels * frame_size**2 if prediction == "pixels" else cells**2 * 2 * TAPS,
+            head=head_spec,  # type: ignore[arg-type]
             optimizer=optimizer,
             scheduler=scheduler,
         )
         self.frame_size = frame_size
+        self.has_shades = has_shades
         self.context_length = context_length
         self.rollout_length = rollout_length
+        self._num_written = 0
         # log-odds of a pixel that is certainly moved there: .95 at the start
         self.certainty = nn.Parameter(torch.tensor(3.0)) if prediction == "motion" else None
 
@@ -115,7 +136,8 @@ class FramePredictionTask(Task):
     def _draw(self, outputs: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, T, pixels) of the frames that follow ``frames``, and frames to roll out from."""
         if self.certainty is None:
-            return outputs, (outputs > 0).view(frames.shape).to(outputs.dtype)
+            own = outputs.sigmoid() if self.has_shades else (outputs > 0).to(outputs.dtype)
+            return outputs, own.view(frames.shape)
         cells = self.frame_size // CELL
         scores = outputs.to(self.certainty.dtype).view(-1, cells, cells, 2, TAPS)
         moved = move_cells(frames.flatten(0, 1).to(scores.dtype), scores).reshape(frames.shape)
@@ -128,7 +150,8 @@ class FramePredictionTask(Task):
 
     def metrics(self) -> dict[str, Metric]:
         """Return the metrics of the rollout."""
-        return {"rollout": FrameScores(self.rollout_length)}
+        rollout: dict[str, Metric] = {"rollout": FrameScores(self.rollout_length)}
+        return rollout | ({"squared_error": FrameSquaredError(self.rollout_length)} if self.has_shades else {})
 
     def scored(self, outputs: Tensor, batch: FrameBatch) -> tuple[Tensor, ...]:
         """Return the rolled-out logits, and what :class:`rimlit.metrics.FrameScores` compares them with."""
@@ -136,6 +159,8 @@ class FramePredictionTask(Task):
         logits = self.rollout(batch.frames[:, :start]).logits[:, start - 1 :]
         truth = (part[:, start:stop] for part in (batch.frames, batch.positions, batch.visible))
         frames, positions, visible = truth
+        if frames.dim() == 5:  # the channels one above the other
+            logits, frames = logits.flatten(2, 3), frames.flatten(2, 3)
         return logits, frames, batch.radii, positions, visible
 
     @torch.no_grad()
@@ -167,11 +192,20 @@ class FramePredictionTask(Task):
         for prefix, metrics in self._metrics.items():
             scores = metrics["rollout"]
             assert isinstance(scores, FrameScores)
-            curves[prefix.partition("/")[2]] = scores.curves
+            curves[prefix.partition("/")[2]] = dict(scores.curves)
+            error = metrics["squared_error"] if self.has_shades else None
+            if isinstance(error, FrameSquaredError) and error.curve is not None:
+                curves[prefix.partition("/")[2]]["mse"] = error.curve
         return curves
 
     def predict_step(self, batch: FrameBatch, batch_index: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """Return for each sequence where the rollout has its balls and where they were, pixels."""
+        """Return for each sequence where the rollout has its balls and where they were, pixels.
+
+        Where no ball is known, the frames are written to ``rollouts/`` of the run's folder, an ``.npz`` with
+        ``predicted`` and ``true`` (rollout_length, [channels,] height, width), 0 to 1, for each sequence.
+        """
+        if batch.radii.shape[1] == 0:
+            return self._write_rollouts(batch, dataloader_idx)
         logits, _, radii, positions, visible = self.scored(batch.frames, batch)
         sought = (radii[:, None] * visible).flatten(0, 1)
         found = locate_balls(logits.float().sigmoid().flatten(0, 1), sought).view(*logits.shape[:2], -1, 2)
@@ -183,6 +217,29 @@ class FramePredictionTask(Task):
             }
             for own_radii, own_found, own_positions in zip(radii, found, positions, strict=True)
         ]
+
+    def _write_rollouts(self, batch: FrameBatch, dataloader_idx: int) -> list[dict[str, Any]]:
+        start, stop = self.context_length, self.context_length + self.rollout_length
+        predicted = self.rollout(batch.frames[:, :start]).logits[:, start - 1 :].float().sigmoid()
+        records = []
+        for own, true in zip(predicted, batch.frames[:, start:stop], strict=True):
+            rank, world_size = rank_and_world_size()
+            number = rank + world_size * self._num_written
+            self._num_written += 1
+            path = Path(self.trainer.default_root_dir) / "rollouts" / f"{number:06d}.npz"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(path) as file:
+                    np.savez_compressed(file, predicted=own.cpu().numpy(), true=true.cpu().numpy())
+            except OSError as error:
+                raise storage_error(path, None, error) from error
+            squares = (own - true).square().flatten(1).mean(dim=1)
+            records.append({"mse": [round(square, 6) for square in squares.tolist()], "file": str(path)})
+        return records
+
+    def on_predict_start(self) -> None:
+        """Count the sequences from the first."""
+        self._num_written = 0
 
 
 def _rounded(positions: Tensor) -> list[list[list[float] | None]]:

@@ -75,6 +75,7 @@ class PredictionFile(L.Callback):
                 name = data.sample_name("predict", group, index) if isinstance(data, DataModule) else index
                 line = {} if name is None else {"sequence": name}
                 line |= {"group": group} if group else {}
+                line |= data.sample_details("predict", group, index) if isinstance(data, DataModule) else {}
                 self._lines.write(f"{dataloader_idx:06d} {index:015d}\t{_to_json({**line, **record})}\n".encode())
                 if "text" in record:
                     say(f"{record.get('prompt', '')}{record['text']}")
