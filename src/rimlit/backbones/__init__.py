@@ -1,6 +1,6 @@
 """Backbones: recurrent networks under one contract, :class:`Backbone`."""
 
-from rimlit.backbones.base import Backbone, BackboneFactory
+from rimlit.backbones.base import Backbone, BackboneFactory, Bidirectional
 from rimlit.backbones.dnc import DNC
 from rimlit.backbones.entnet import EntNet
 from rimlit.backbones.gru import GRU
@@ -21,6 +21,7 @@ __all__ = [
     "RNN",
     "Backbone",
     "BackboneFactory",
+    "Bidirectional",
     "EntNet",
     "Transformer",
 ]

@@ -1,17 +1,21 @@
 """What every backbone of RIM layers has: a time loop, costs, and single steps without a graph."""
 
+import logging
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rimlit.backbones.base import Backbone
+from rimlit.backbones.layouts import Run
 from rimlit.backbones.watching import WatchedBackbone
 from rimlit.checks import require_positive
 from rimlit.kernels import Where, choose_loop, cpu
 from rimlit.mechanisms import NoBalance, RIMLayer
 from rimlit.nn.surroundings import is_plain, weights_in
 from rimlit.types import State, conform_state, map_state
+
+log = logging.getLogger(__name__)
 
 
 class LayeredBackbone(WatchedBackbone):
@@ -30,6 +34,9 @@ class LayeredBackbone(WatchedBackbone):
     def __init__(self) -> None:
         super().__init__()
         self._stepper: tuple[Any, Stepper] | None = None
+        self._announced: tuple[str, str] | None = None
+        self._penalty: Tensor | None = None
+        self._pieces: list[tuple[Tensor, int]] | None = None
 
     @property
     def _layers(self) -> list[RIMLayer]:
@@ -52,6 +59,48 @@ class LayeredBackbone(WatchedBackbone):
         first = self._first
         where = Where.of(first.like, num_slots)
         return choose_loop(self.backend, first, where if device is None else where._replace(device=device))
+
+    def announce_backend(self, num_slots: int) -> str:
+        """Return the time loop that runs now; log it where it is another than before."""
+        chosen = self.resolve_backend(num_slots)
+        if not torch.compiler.is_compiling() and chosen[0] != (self._announced or ("",))[0]:
+            log.info("RIM time loop: %s (%s).", *chosen)
+            self._announced = chosen
+        return chosen[0]
+
+    def keep_penalty(self, penalties: list[Tensor], num_steps: int) -> None:
+        """Keep what the layers add to the loss after ``num_steps`` steps of all samples, for :meth:`penalty`."""
+        penalty = torch.stack(penalties).sum() if penalties else None
+        if self._pieces is None:
+            self._penalty = penalty
+        elif penalty is not None:
+            self._pieces.append((penalty, num_steps))
+
+    def penalty(self) -> Tensor | None:
+        """Return what the balance of all layers adds to the loss after the last training forward, or None.
+
+        After one with ``lengths``, which runs in pieces, it is their mean, weighted by their numbers of steps.
+        """
+        return self._penalty
+
+    def run_lengths(
+        self, run: Run, inputs: Tensor, state: State | None, resets: Tensor | None, lengths: Tensor
+    ) -> tuple[Tensor, State]:
+        """See :meth:`Backbone.run_lengths`."""
+        self._pieces = []
+        try:
+            result = super().run_lengths(run, inputs, state, resets, lengths)
+            total = sum(steps for _, steps in self._pieces)
+            shares = [penalty * (steps / total) for penalty, steps in self._pieces]
+            self._penalty = torch.stack(shares).sum() if shares else None
+        finally:
+            self._pieces = None
+        return result
+
+    def after_step(self) -> None:
+        """Let the balance of every layer move; to be called after each step of the optimiser."""
+        for layer in self._layers:
+            layer.balance.after_step()
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step; see :meth:`Backbone.step`. Without a graph it takes the C++ loop's fast path."""
@@ -94,8 +143,8 @@ class LayeredBackbone(WatchedBackbone):
         return sum(layer.flops_per_step() for layer in self._layers)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what holds addresses: a copy builds its own."""
-        return {**self.__dict__, "_stepper": None}
+        """Leave out what holds addresses or a graph: a copy builds its own."""
+        return {**self.__dict__, "_stepper": None, "_penalty": None}
 
 
 def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
