@@ -94,7 +94,9 @@ def test_two_directions_have_no_single_steps(run: str) -> None:
 
 def test_a_task_refuses_two_directions() -> None:
     backbone = {"class_path": "rimlit.LSTM", "init_args": {"hidden_size": 8, "bidirectional": True}}
-    with pytest.raises(ConfigError, match=r"bidirectional must be False in a RegressionTask, .*bidirectional=True"):
+    with pytest.raises(
+        ConfigError, match=r"bidirectional must be False in a RegressionTask, .*bidirectional=True"
+    ):
         RegressionTask(backbone, output_size=1, input_size=2)
 
 
