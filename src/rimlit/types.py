@@ -183,7 +183,7 @@ def flat_state(state: State) -> list[Tensor]:
     return [tensor for part in state for tensor in flat_state(part)]
 
 
-def conform_state(state: Any, like: State) -> State:
+def conform_state(state: Any, like: State, layout: str = "batch first") -> State:
     """Return ``state`` as ``like`` is built, for states that a user passes in.
 
     Tuples and lists stand for NamedTuples, a bare tensor for a state of one field; floating-point tensors take the
@@ -192,6 +192,7 @@ def conform_state(state: Any, like: State) -> State:
     Args:
         state: What was given.
         like: A state of the same sizes, such as the initial one.
+        layout: How its tensors are laid out, for the message.
 
     Raises:
         ConfigError: The number of fields, a shape, a device or a kind of number differs.
@@ -213,7 +214,7 @@ def conform_state(state: Any, like: State) -> State:
         return type(like)(*fitting) if hasattr(like, "_fields") else type(like)(fitting)
 
     def mismatch() -> ConfigError:
-        return ConfigError(f"state must be {_describe(like)}, batch first; got {_describe(state)}.")
+        return ConfigError(f"state must be {_describe(like)}, {layout}; got {_describe(state)}.")
 
     return fit(state, like)
 

@@ -676,7 +676,7 @@ def test_tokens_outside_the_table_are_refused(backend: str) -> None:
 
 def test_tokens_and_tables_of_a_wrong_kind_are_refused() -> None:
     rim = RIM(2, 12, num_mechanisms=3, num_active=2)
-    with pytest.raises(ValueError, match=r"tokens must be non-empty integers, \(B, T\); got torch.float32"):
+    with pytest.raises(ValueError, match=r"tokens must be integers \(B, T\), with T above 0; got torch.float32"):
         rim.forward_tokens(torch.ones(2, 3), torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"table must be \(V, input_size\); got shape \(3, 5\), input_size=2"):
         rim.forward_tokens(torch.ones(2, 3, dtype=torch.long), torch.ones(3, 5))

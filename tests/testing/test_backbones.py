@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rimlit.backbones import Backbone
+from rimlit.backbones.layouts import ends_of
 from rimlit.testing import check_backbone, laws_of
 from rimlit.types import State, loads_as_data, replace_state
 from tests.laws.cases import law_cases
@@ -120,9 +122,41 @@ class ExportsOneBatchSize(Changed):
         return features if len(inputs) == 3 else features + 1
 
 
-class FailsOnNothing(Changed):
+class FailsOnNothing(Tiny):
+    def run_empty(self, run: Any, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return run(inputs + inputs[0], state, None)
+
+
+class AcceptsBatchesOnly(Tiny):
+    pass
+
+
+AcceptsBatchesOnly.forward = vars(Tiny)["forward"].__wrapped__  # type: ignore[method-assign]
+
+
+class EndsAtTheStart(Tiny):
+    def final_features(self, features: Any, lengths: Any = None) -> Tensor:
+        return ends_of(features, lengths)[0]
+
+
+class SharesMemory(Tiny):
+    def forward(self, *args: Any) -> tuple[Tensor, State]:
+        features, _ = super().forward(*args)
+        return features, Memory(features[:, -1])
+
+
+class CallsNoModule(Tiny):
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        state, _ = self.starting_state(inputs, state)
+        new = functional.linear(torch.cat([inputs[:, 0], state.hidden], dim=-1), *self.linear.parameters())
+        return new[:, None].expand(-1, inputs.shape[1], -1), Memory(new)
+
+
+class ReadsValues(Changed):
     def changed(self, features: Tensor, inputs: Tensor) -> Tensor:
-        return features + 0 * inputs[0].detach().amax()
+        return features * float(inputs.abs().max() >= 0)
 
 
 class SavesTooLittle(Tiny):
@@ -239,6 +273,18 @@ BROKEN: dict[str, tuple[type[Tiny], str]] = {
         r"outputs\[0\] has dtype torch\.float32, and the weights have torch\.float64",
     ),
     "shapes": (DeclaresAnotherSize, r"features have shape \(3, 6, 8\); expected \(3, 6, 9\)"),
+    "sizes_have_their_names": (DeclaresAnotherSize, "features have 8 numbers a step"),
+    "one_sequence_needs_no_batch": (AcceptsBatchesOnly, "RuntimeError: Tensors must have same number of dim"),
+    "packed_sequences_are_read": (AcceptsBatchesOnly, "'PackedSequence' object has no attribute 'shape'"),
+    "final_features": (EndsAtTheStart, rf"final_features at \[0\]: {NUMBERS}"),
+    "two_directions_are_two_backbones": (
+        ScalesByTheGreatestInput,
+        rf"features of sample 0 at \[0, 0, 0\]: {NUMBERS}",
+    ),
+    "in_place_changes_are_safe": (SharesMemory, rf"state and inputs\[0\] at \[0, 0\]: {NUMBERS}"),
+    "hooks_are_called_or_named": (CallsNoModule, "the hook on linear is not called, and no warning says so"),
+    "torch_func_works": (ReadsValues, r"RuntimeError: vmap: It looks like you're calling \.item\(\)"),
+    "traced_takes_any_batch": (ExportsOneBatchSize, rf"result of the traced module\[0\] at .*: {NUMBERS}"),
     "empty_batch": (FailsOnNothing, "IndexError: index 0 is out of bounds"),
     "no_state_means_the_initial_state": (StartsFromZero, rf"result\[0\] at \[0, 0, 0\]: {NUMBERS}"),
     "plain_states_are_read": (WantsItsOwnState, "AttributeError: 'tuple' object has no attribute 'hidden'"),
@@ -250,7 +296,7 @@ BROKEN: dict[str, tuple[type[Tiny], str]] = {
     "later_inputs_change_nothing_before": (LooksAhead, rf"features before the change at \[0, 0, 0\]: {NUMBERS}"),
     "padding_changes_nothing": (
         ScalesByTheGreatestInput,
-        rf"features of a sequence of 6 steps at \[0, 0, 0\]: {NUMBERS}",
+        rf"result of padded sequences\[0\] at \[0, 0, 0\]: {NUMBERS}",
     ),
     "gradients_reach_inputs_and_state": (CutsTheGraph, r"state\.hidden gets no gradient"),
     "bfloat16_weights_work": (

@@ -1,6 +1,6 @@
 """Backbones: recurrent networks under one contract, :class:`Backbone`."""
 
-from rimlit.backbones.base import Backbone, BackboneFactory
+from rimlit.backbones.base import Backbone, BackboneFactory, Bidirectional
 from rimlit.backbones.brim import BRIM
 from rimlit.backbones.dnc import DNC
 from rimlit.backbones.entnet import EntNet
@@ -24,6 +24,7 @@ __all__ = [
     "RNN",
     "Backbone",
     "BackboneFactory",
+    "Bidirectional",
     "EntNet",
     "MinGRU",
     "Transformer",

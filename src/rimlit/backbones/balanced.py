@@ -5,10 +5,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from rimlit.backbones.layouts import Run
 from rimlit.backbones.watching import WatchedBackbone
 from rimlit.kernels.scores import Followed
 from rimlit.mechanisms import RIMLayer
 from rimlit.mechanisms.balance import added_up
+from rimlit.types import State
 
 
 class BalancedBackbone(WatchedBackbone, ABC):
@@ -23,6 +25,7 @@ class BalancedBackbone(WatchedBackbone, ABC):
         super().__init__()
         self._followed: list[Followed] = []
         self._penalty: Tensor | None = None
+        self._is_in_pieces = False
 
     @property
     def _layers(self) -> list[RIMLayer]:
@@ -32,8 +35,22 @@ class BalancedBackbone(WatchedBackbone, ABC):
         """See :meth:`Backbone.penalty`: what balance and communication of all layers add to the loss."""
         followed = self._note(mask)
         if followed:
-            self._penalty = added_up(each.penalty(mask) for each in followed)
+            # a forward with lengths runs in pieces, of which the mean is taken, weighted by their steps
+            whole = sum(each.num_steps for each in followed) / len(self.layers)
+            parts = ((each.penalty(mask), each.num_steps / whole) for each in followed)
+            self._penalty = added_up(None if part is None else part * share for part, share in parts)
         return self._penalty
+
+    def run_lengths(
+        self, run: Run, inputs: Tensor, state: State | None, resets: Tensor | None, lengths: Tensor
+    ) -> tuple[Tensor, State]:
+        """See :meth:`Backbone.run_lengths`."""
+        self._forget()
+        self._is_in_pieces = True
+        try:
+            return super().run_lengths(run, inputs, state, resets, lengths)
+        finally:
+            self._is_in_pieces = False
 
     def after_step(self, rate: float = 1.0) -> None:
         """See :meth:`Backbone.after_step`: the balance of every layer moves."""
@@ -42,8 +59,9 @@ class BalancedBackbone(WatchedBackbone, ABC):
             layer.balance.after_step(layer, rate)
 
     def _forget(self) -> None:
-        self._note()
-        self._penalty = None
+        if not self._is_in_pieces:
+            self._note()
+            self._penalty = None
 
     def _note(self, mask: Tensor | None = None) -> list[Followed]:
         """Let balances note who was active in the last training forward, once, and return what to penalise."""

@@ -1,26 +1,44 @@
 """The contract of every backbone: a sequence and a state in, features and a state out."""
 
+import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
+from rimlit.backbones import layouts
+from rimlit.backbones.layouts import Run, require_resets
 from rimlit.errors import ConfigError
-from rimlit.nn.surroundings import is_traced
-from rimlit.types import State, conform_state, flat_state, replace_state
+from rimlit.nn.surroundings import is_symbolic, is_traced
+from rimlit.types import State, conform_state, flat_state, loads_as_data, replace_state
 
 
 class Backbone(nn.Module, ABC):
-    """A drop-in replacement for ``nn.LSTM(batch_first=True)``.
+    """A drop-in replacement for ``nn.LSTM(batch_first=True)``; ``docs/from_lstm.md`` shows how.
 
     Subclasses set ``input_size``, ``output_size`` and ``hidden_size`` and override the two abstract methods.
     Running a sequence step by step, with the state passed on, equals running it whole.
+
+    A ``forward`` is written for a batch (B, T, …). A call ``backbone(inputs, state, resets, lengths=lengths)``
+    also accepts
+
+    - ``lengths``, (B,) integers from 0 to T: features after a sequence's end are zero, and the state is the one at
+      its end. The padding has no influence.
+    - a ``PackedSequence``; the features are one too. State and resets (B, T) have the samples in the order in
+      which they were packed.
+    - one sequence (T, input_size); features and state have no batch dimension.
+    - no samples, B = 0.
+
+    Args:
+        bidirectional: Whether a second backbone of the same kind reads each sequence from its end:
+            :class:`Bidirectional`. A keyword of every subclass.
     """
 
     input_size: int
@@ -30,8 +48,22 @@ class Backbone(nn.Module, ABC):
     num_layers: int = 1
     batch_first: bool = True
     """As ``nn.LSTM`` names it: always, for inputs, features and states alike."""
+    bidirectional: bool = False
+    """Whether it is :class:`Bidirectional`."""
     num_mechanisms: int = 1
     """Equal parts into which the features fall, mechanism by mechanism."""
+
+    def __new__(cls, *args: Any, bidirectional: bool = False, **kwargs: Any) -> Self:
+        """Build two in one where ``bidirectional``; subclasses name the keyword for readers and YAML only."""
+        if bidirectional:  # no instance of cls, so that Python does not call __init__
+            return Bidirectional(functools.partial(cls, *args, **kwargs))  # type: ignore[return-value]
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a subclass accept the layouts that its ``forward`` is not written for."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = layouts.accept_layouts(cls.forward)  # type: ignore[method-assign]
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
@@ -99,6 +131,30 @@ class Backbone(nn.Module, ABC):
         without_graph: Callable[[Tensor, State], tuple[Tensor, State]] = torch.no_grad()(self.step)
         return without_graph
 
+    def final_features(
+        self, features: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the features of each sequence's last step, which are ``h_n[-1]`` of an ``nn.LSTM``.
+
+        Args:
+            features: What a call returned: (B, T, output_size), (T, output_size) or a PackedSequence.
+            lengths: As in that call.
+
+        Returns:
+            (B, output_size), or (output_size,) for one sequence; zeros for a sequence of no steps.
+        """
+        return layouts.ends_of(features, lengths)[1]
+
+    def run_lengths(
+        self, run: Run, inputs: Tensor, state: State | None, resets: Tensor | None, lengths: Tensor
+    ) -> tuple[Tensor, State]:
+        """Run over sequences (B, T, …) that end at ``lengths`` (B,), by ``run``, which is the forward."""
+        return layouts.run_lengths(self, run, inputs, state, resets, lengths)
+
+    def run_empty(self, run: Run, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Run over no samples, (0, T, …), by ``run``, which is the forward."""
+        return layouts.run_empty(self, run, inputs, state)
+
     def penalty(self, mask: Tensor | None = None) -> Tensor | None:
         """Return what a backbone adds to the loss after its last training forward, a scalar, or None.
 
@@ -152,6 +208,114 @@ class Backbone(nn.Module, ABC):
         return replace_state(conform_state(state, initial), initial, nowhere), initial
 
 
+@loads_as_data
+class BidirectionalState(NamedTuple):
+    """State of a bidirectional backbone."""
+
+    forward: State  # at each sequence's end
+    backward: State  # at each sequence's start
+
+
+class Bidirectional(Backbone):
+    """Two backbones of one kind, of which the second reads each sequence from its end.
+
+    ``bidirectional=True`` of any backbone builds one. Features are (B, T, 2·hidden_size), those of ``forwards``
+    first. A reset cuts a sequence in two for both directions. Each direction has all its layers to itself; in an
+    ``nn.LSTM`` the second layer reads both directions of the first.
+
+    Args:
+        build: Builds one direction.
+
+    Example:
+        >>> from rimlit import RIM
+        >>> rim = RIM(10, 60, bidirectional=True)
+        >>> features, state = rim(torch.ones(2, 5, 10), lengths=[5, 3])
+        >>> features.shape, state.backward.hidden.shape
+        (torch.Size([2, 5, 120]), torch.Size([2, 1, 6, 10]))
+    """
+
+    bidirectional = True
+
+    def __init__(self, build: Callable[[], Backbone]) -> None:
+        super().__init__()
+        self.forwards, self.backwards = build(), build()
+        one = self.forwards
+        self.input_size, self.hidden_size, self.output_size = one.input_size, one.hidden_size, 2 * one.output_size
+        self.num_layers, self.num_mechanisms = one.num_layers, 2 * one.num_mechanisms
+
+    def initial_state(self, batch_size: int) -> BidirectionalState:
+        """Return the states from which both directions start."""
+        return BidirectionalState(*(one.initial_state(batch_size) for one in self._directions))
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, BidirectionalState]:
+        """Run over (B, T, …) in both directions; see :meth:`Backbone.forward`.
+
+        The backward state that is given belongs to the sequences' ends, the one that is returned to their starts.
+        """
+        return self._run(inputs, state, resets, None)
+
+    def run_lengths(
+        self, run: Run, inputs: Tensor, state: State | None, resets: Tensor | None, lengths: Tensor
+    ) -> tuple[Tensor, BidirectionalState]:
+        """See :meth:`Backbone.run_lengths`; backwards, a sequence starts at its own end."""
+        return self._run(inputs, state, resets, lengths)
+
+    def _run(
+        self, inputs: Tensor, state: State | None, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, BidirectionalState]:
+        first, second = (None, None) if state is None else self.starting_state(inputs, state)[0]
+        features, first = self.forwards(inputs, first, resets, lengths=lengths)
+        turned = layouts.reverse(inputs, lengths)
+        turned_resets = None if resets is None else layouts.reverse_resets(resets, lengths)
+        others, second = self.backwards(turned, second, turned_resets, lengths=lengths)
+        return torch.cat([features, layouts.reverse(others, lengths)], -1), BidirectionalState(first, second)
+
+    def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Raise a ConfigError: a single step does not know what follows."""
+        raise ConfigError(
+            "bidirectional=True reads whole sequences: single steps need bidirectional=False; got inputs of "
+            f"shape {tuple(inputs.shape)}."
+        )
+
+    def stepper(self, batch_size: int = 1) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """Return :meth:`step`, which raises a ConfigError."""
+        return self.step
+
+    def final_features(
+        self, features: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """Return what each direction has after its last step: at a sequence's end, and at its start."""
+        first, last = layouts.ends_of(features, lengths)
+        size = self.forwards.output_size
+        return torch.cat([last[..., :size], first[..., size:]], dim=-1)
+
+    def penalty(self, mask: Tensor | None = None) -> Tensor | None:
+        """Return the sum of both directions' penalties."""
+        turned = None if mask is None else mask.flip(1)
+        given = zip(self._directions, (mask, turned), strict=True)
+        found = [penalty for one, own in given if (penalty := one.penalty(own)) is not None]
+        return torch.stack(found).sum() if found else None
+
+    def after_step(self, rate: float = 1.0) -> None:
+        """Run both directions' own."""
+        for one in self._directions:
+            one.after_step(rate)
+
+    def active_parameters(self) -> int:
+        """Return the sum of both directions."""
+        return sum(one.active_parameters() for one in self._directions)
+
+    def flops_per_step(self) -> int:
+        """Return the sum of both directions."""
+        return sum(one.flops_per_step() for one in self._directions)
+
+    @property
+    def _directions(self) -> tuple[Backbone, Backbone]:
+        return self.forwards, self.backwards
+
+
 BackboneFactory: TypeAlias = Callable[[int], Backbone]
 """Builds a backbone from its input size. In YAML: ``class_path`` and ``init_args`` without the input size."""
 
@@ -181,12 +345,6 @@ def require_input(
     backbone: Backbone, inputs: Tensor, resets: Tensor | None = None, *, allow_slots: bool = False
 ) -> None:
     """Raise a ConfigError if ``inputs`` or ``resets`` are not what ``backbone`` reads."""
-    if not isinstance(inputs, Tensor):
-        raise ConfigError(
-            f"inputs must be a tensor (B, T, input_size); got a {type(inputs).__name__}. Of a PackedSequence pass "
-            "the padded tensor, torch.nn.utils.rnn.pad_packed_sequence(inputs, batch_first=True)[0], and read "
-            "each sequence's features at its last step."
-        )
     if is_traced():  # sizes are tensors or symbols there, and a comparison would be a warning or a guard
         return
     if inputs.dim() == 4 and not allow_slots:
@@ -203,29 +361,21 @@ def require_input(
             f"input_size={backbone.input_size}."
         )
     if resets is not None:
-        _require_resets(inputs, resets)
+        require_resets(inputs, resets)
 
 
 def require_tokens(backbone: Backbone, tokens: Tensor, table: Tensor, resets: Tensor | None = None) -> None:
     """Raise a ConfigError if ``tokens``, ``table`` or ``resets`` do not have the shape ``backbone`` reads."""
-    if tokens.dim() != 2 or 0 in tokens.shape or tokens.is_floating_point():
+    if tokens.dim() != 2 or tokens.shape[1] == 0 or tokens.is_floating_point():
         raise ConfigError(
-            f"tokens must be non-empty integers, (B, T); got {tokens.dtype} of shape {tuple(tokens.shape)}."
+            f"tokens must be integers (B, T), with T above 0; got {tokens.dtype} of shape {tuple(tokens.shape)}."
         )
     if table.dim() != 2 or table.shape[1] != backbone.input_size:
         raise ConfigError(
             f"table must be (V, input_size); got shape {tuple(table.shape)}, input_size={backbone.input_size}."
         )
     if resets is not None:
-        _require_resets(tokens, resets)
-
-
-def _require_resets(inputs: Tensor, resets: Tensor) -> None:
-    if resets.shape != inputs.shape[:2] or resets.dtype != torch.bool:
-        raise ConfigError(
-            f"resets must be bool of shape (B, T) = {tuple(inputs.shape[:2])}; "
-            f"got {resets.dtype} of shape {tuple(resets.shape)}."
-        )
+        require_resets(tokens, resets)
 
 
 class LearnedState(nn.Module):
@@ -258,7 +408,9 @@ class LearnedState(nn.Module):
 
 
 def segments(resets: Tensor) -> list[tuple[int, int]]:
-    """Split T steps at every step in which some sample of ``resets`` (B, T) is reset."""
+    """Split T steps at every step in which some sample of ``resets`` (B, T) is reset, or may be."""
+    if is_symbolic():
+        return [(step, step + 1) for step in range(resets.shape[1])]
     cuts = resets.any(dim=0).nonzero().flatten().tolist()
     starts = sorted({0, *cuts})
     return list(zip(starts, [*starts[1:], resets.shape[1]], strict=True))

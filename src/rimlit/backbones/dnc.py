@@ -46,6 +46,7 @@ class DNC(MemoryBackbone):
         learn_initial_state: Whether the controller's state, the memory and what was read start at learned values,
             which start at zero; usage, links and weights always start at zero.
         forget_bias: What is added to the bias of the controller's forget gates at the start.
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: A size is below 1.
@@ -66,6 +67,7 @@ class DNC(MemoryBackbone):
         num_read_heads: int = 4,
         learn_initial_state: bool = False,
         forget_bias: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         require_positive(

@@ -33,6 +33,7 @@ class EntNet(SteppedBackbone):
         input_size: Features of each step, at least 1.
         hidden_size: Width of a slot and of the features, at least 1.
         num_slots: Slots, at least 1 (paper, bAbI: 20).
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: A size is below 1.
@@ -45,7 +46,9 @@ class EntNet(SteppedBackbone):
 
     emitted = ("memory",)
 
-    def __init__(self, input_size: int, hidden_size: int, *, num_slots: int = 20) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, *, num_slots: int = 20, bidirectional: bool = False
+    ) -> None:
         super().__init__()
         require_positive(input_size=input_size, hidden_size=hidden_size, num_slots=num_slots)
         self.input_size = input_size

@@ -15,6 +15,7 @@ class GRU(TorchRecurrent):
         num_layers: Layers, at least 1.
         dropout: Dropout between layers, 0 to 1.
         learn_initial_state: Whether the initial state is learned; otherwise it is zero.
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: A size is below 1 or the dropout out of range.
@@ -34,6 +35,7 @@ class GRU(TorchRecurrent):
         num_layers: int = 1,
         dropout: float = 0.0,
         learn_initial_state: bool = False,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__(
             nn.GRU,

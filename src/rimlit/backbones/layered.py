@@ -1,5 +1,6 @@
 """What every backbone of RIM layers has: a time loop, costs, and single steps without a graph."""
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,8 @@ from rimlit.kernels import Where, choose_loop, cpu
 from rimlit.mechanisms import RIMLayer
 from rimlit.nn.surroundings import is_plain, weights_in
 from rimlit.types import State, conform_state, map_state
+
+log = logging.getLogger(__name__)
 
 
 class LayeredBackbone(BalancedBackbone):
@@ -29,6 +32,7 @@ class LayeredBackbone(BalancedBackbone):
     def __init__(self) -> None:
         super().__init__()
         self._stepper: tuple[Any, Stepper] | None = None
+        self._announced: tuple[str, str] | None = None
 
     @property
     def _first(self) -> RIMLayer:
@@ -47,6 +51,14 @@ class LayeredBackbone(BalancedBackbone):
         first = self._first
         where = Where.of(first.like, num_slots)
         return choose_loop(self.backend, first, where if device is None else where._replace(device=device))
+
+    def announce_backend(self, num_slots: int) -> str:
+        """Return the time loop that runs now; log it where it is another than before."""
+        chosen = self.resolve_backend(num_slots)
+        if not torch.compiler.is_compiling() and chosen[0] != (self._announced or ("",))[0]:
+            log.info("RIM time loop: %s (%s).", *chosen)
+            self._announced = chosen
+        return chosen[0]
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Run one step; see :meth:`Backbone.step`. Without a graph it takes the C++ loop's fast path."""

@@ -17,6 +17,7 @@ class LSTM(TorchRecurrent):
         dropout: Dropout between layers, 0 to 1.
         learn_initial_state: Whether the initial state is learned; otherwise it is zero.
         forget_bias: What is added to the forget gates' bias at the start.
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: A size is below 1 or the dropout out of range.
@@ -36,6 +37,7 @@ class LSTM(TorchRecurrent):
         dropout: float = 0.0,
         learn_initial_state: bool = False,
         forget_bias: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__(
             nn.LSTM,

@@ -46,6 +46,7 @@ class NTM(MemoryBackbone):
         learn_initial_state: Whether the controller's state, the memory and what was read start at learned values.
             The memory's rows are then drawn at random, so that content tells them apart from the first step.
         forget_bias: What is added to the bias of the controller's forget gates at the start.
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -68,6 +69,7 @@ class NTM(MemoryBackbone):
         max_shift: int = 1,
         learn_initial_state: bool = False,
         forget_bias: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         require_positive(

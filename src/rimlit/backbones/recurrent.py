@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rimlit.backbones.base import Backbone, LearnedState, layers_first, require_input, segments
 from rimlit.checks import require_dropout, require_positive
-from rimlit.nn.surroundings import is_autocast_enabled, without_autocast
+from rimlit.nn.cells import step_plain
+from rimlit.nn.surroundings import is_autocast_enabled, is_transformed, without_autocast
 from rimlit.types import State, conform_state, replace_state
 
 CELLS: dict[str, Callable[..., Any]] = {
@@ -64,12 +66,13 @@ class TorchRecurrent(Backbone):
         """Run over (B, T, input_size); see :meth:`Backbone.forward`."""
         require_input(self, inputs, resets)
         state, initial = self.starting_state(inputs, state)
+        run = self._run_cells if is_transformed() else self._run
         if resets is None:
-            return self._run(inputs, state)
+            return run(inputs, state)
         pieces = []
         for start, stop in segments(resets):
             state = replace_state(state, initial, resets[:, start])
-            features, state = self._run(inputs[:, start:stop], state)
+            features, state = run(inputs[:, start:stop], state)
             pieces.append(features)
         return torch.cat(pieces, dim=1), state
 
@@ -85,8 +88,10 @@ class TorchRecurrent(Backbone):
         """Return :meth:`step` without what ``torch.nn`` prepares for a sequence; see :meth:`Backbone.stepper`."""
         network, layers = self.recurrent, self.recurrent.all_weights
         is_dropping = self.training and network.dropout > 0
-        if is_dropping or torch.is_autocast_enabled(layers[0][0].device.type):
+        is_hooked = bool(network._forward_hooks or network._forward_pre_hooks)
+        if is_dropping or is_hooked or torch.is_autocast_enabled(layers[0][0].device.type):
             return super().stepper(batch_size)
+
         cell = CELLS[network.mode]
 
         @torch.no_grad()
@@ -99,11 +104,23 @@ class TorchRecurrent(Backbone):
                 new = cell(inputs, olds if len(olds) > 1 else olds[0], *weights)
                 news.append(new if len(olds) > 1 else (new,))
                 inputs = news[-1][0]
-            if len(news) == 1:
-                return inputs, type(state)(*(part.unsqueeze(1) for part in news[0]))
-            return inputs, type(state)(*(torch.stack(parts, dim=1) for parts in zip(*news, strict=True)))
+            return inputs, _stack(type(state), news)
 
         return step
+
+    def _run_cells(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run in plain arithmetic: torch.func has no rules for the networks and cells of ``torch.nn``."""
+        features, news = inputs, []
+        for index, weights in enumerate(self.recurrent.all_weights):
+            if index > 0:
+                features = functional.dropout(features, self.recurrent.dropout, self.training)
+            now, pieces = tuple(part[:, index] for part in state), []
+            for given in features.unbind(dim=1):
+                now = step_plain(self.recurrent.mode, given, now, weights)
+                pieces.append(now[0])
+            features = torch.stack(pieces, dim=1)
+            news.append(now)
+        return features, _stack(type(state), news)
 
     def _named(self, state: State, inputs: Tensor) -> State:
         """Return a state for one step of ``inputs`` (B, input_size) with the names of its fields."""
@@ -119,6 +136,13 @@ class TorchRecurrent(Backbone):
         else:
             features, *parts = self.recurrent(inputs, *parts)
         return features, layers_first(type(state)(*parts))
+
+
+def _stack(state_type: Any, layers: list[tuple[Tensor, ...]]) -> State:
+    """Return a state from the tensors (B, hidden_size) of each layer."""
+    if len(layers) == 1:
+        return state_type(*(part.unsqueeze(1) for part in layers[0]))
+    return state_type(*(torch.stack(parts, dim=1) for parts in zip(*layers, strict=True)))
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """Recurrent Independent Mechanisms (Goyal et al. 2021, arXiv:1909.10893)."""
 
 import functools
-import logging
 from collections.abc import Mapping
 from typing import Literal
 
@@ -21,8 +20,6 @@ from rimlit.mechanisms import PartLike, PartsLike
 from rimlit.nn.resizing import resize_weights
 from rimlit.nn.surroundings import is_autocast_enabled
 from rimlit.types import State, carrying_type, map_state
-
-log = logging.getLogger(__name__)
 
 
 class RIM(LayeredBackbone):
@@ -74,6 +71,7 @@ class RIM(LayeredBackbone):
         dropout: Dropout on the features between layers, 0 to 1.
         learn_initial_state: Whether initial states are learned. Zeros (paper) tie all scores in the first step:
             the first mechanisms always win it, and the others may never wake up.
+        bidirectional: Whether a second RIM reads each sequence from its end; see :class:`Bidirectional`.
         backend: Time loop: ``auto`` (the fastest that can run this RIM where the weights are), ``cpu`` (C++,
             built on first use), ``function`` (one autograd.Function; on CUDA devices captured in CUDA graphs),
             ``eager`` (autograd; runs every part, and alone under ``torch.export``, ``torch.jit.trace``,
@@ -125,6 +123,7 @@ class RIM(LayeredBackbone):
         communication_dropout: float | None = None,
         dropout: float = 0.0,
         learn_initial_state: bool | None = None,
+        bidirectional: bool = False,
         backend: str = "auto",
         checkpoint_every: int | None = None,
         project_in_bf16: bool = False,
@@ -188,7 +187,6 @@ class RIM(LayeredBackbone):
         )
         self.initial.mechanism_rows = dict.fromkeys(self.initial.names, 1)
         refuse_frozen_states(self._first, recipe.learn_initial_state)
-        self._announced: tuple[str, str] | None = None
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state (B, num_layers, M, d) a sequence starts from."""
@@ -228,7 +226,7 @@ class RIM(LayeredBackbone):
         self, sequence: Tensor, tokens: Tensor | None, state: State | None, resets: Tensor | None
     ) -> tuple[Tensor, State]:
         """Run over ``sequence`` (B, T, N, D), or over the rows ``tokens`` (B, T) of a table (1, V, 1, D)."""
-        backend = self._announce_backend(sequence.shape[2])
+        backend = self.announce_backend(sequence.shape[2])
         if backend != "eager" and torch.compiler.is_compiling():
             from rimlit.kernels.graph_break import run_outside_graph
 
@@ -270,13 +268,6 @@ class RIM(LayeredBackbone):
         self.report_activity(tuple(activities))
         state = map_state(lambda *tensors: torch.stack(tensors, dim=1), *states)
         return features, state
-
-    def _announce_backend(self, num_slots: int) -> str:
-        chosen = self.resolve_backend(num_slots)
-        if not torch.compiler.is_compiling() and chosen[0] != (self._announced or ("",))[0]:
-            log.info("RIM time loop: %s (%s).", *chosen)
-            self._announced = chosen
-        return chosen[0]
 
     def with_mechanisms(self, num_mechanisms: int, num_active: int | None = None) -> "RIM":
         """Return a copy with another number of mechanisms of the same size.

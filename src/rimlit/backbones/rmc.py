@@ -39,6 +39,7 @@ class RMC(SteppedBackbone):
         forget_bias: What is added to the forget gates' bias at the start.
         learn_initial_state: Whether the initial state is learned. It starts with hidden states of zeros and a
             memory in which slot i holds 1 at feature i, so that the slots differ.
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -60,6 +61,7 @@ class RMC(SteppedBackbone):
         num_heads: int = 4,
         forget_bias: float = 1.0,
         learn_initial_state: bool = False,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         require_positive(input_size=input_size, hidden_size=hidden_size, num_slots=num_slots, num_heads=num_heads)

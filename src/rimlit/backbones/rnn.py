@@ -19,6 +19,7 @@ class RNN(TorchRecurrent):
         nonlinearity: ``tanh`` or ``relu``.
         dropout: Dropout between layers, 0 to 1.
         learn_initial_state: Whether the initial state is learned; otherwise it is zero.
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: A size is below 1, the dropout out of range or the nonlinearity unknown.
@@ -39,6 +40,7 @@ class RNN(TorchRecurrent):
         nonlinearity: Literal["tanh", "relu"] = "tanh",
         dropout: float = 0.0,
         learn_initial_state: bool = False,
+        bidirectional: bool = False,
     ) -> None:
         require_known(nonlinearity=(nonlinearity, ("tanh", "relu")))
         super().__init__(

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rimlit.backbones.base import Backbone, require_input
+from rimlit.backbones.base import Backbone, require_input, segments
 from rimlit.nn import LSTMController
 from rimlit.types import State, replace_state
 
@@ -39,10 +39,10 @@ class SteppedBackbone(Backbone):
         require_input(self, inputs, resets)
         state, initial = self.starting_state(inputs, state)
         projected = self.project(inputs.transpose(0, 1))
-        is_reset = [False] * inputs.shape[1] if resets is None else resets.any(dim=0).tolist()
+        reset_steps = {start for start, _ in segments(resets)} if resets is not None else set()
         emitted = []
         for step, parts in enumerate(zip(*(part.unbind() for part in projected), strict=True)):
-            if resets is not None and is_reset[step]:
+            if resets is not None and step in reset_steps:
                 state = replace_state(state, initial, resets[:, step])
             state = self.advance(parts, state)
             emitted.append([getattr(state, name) for name in self.emitted])

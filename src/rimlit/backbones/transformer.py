@@ -9,7 +9,7 @@ from torch.nn import functional
 from rimlit.backbones.base import Backbone, require_input
 from rimlit.checks import require_at_least, require_dropout, require_positive
 from rimlit.errors import ConfigError
-from rimlit.nn.surroundings import is_traced
+from rimlit.nn.surroundings import is_symbolic
 from rimlit.types import State, conform_state, loads_as_data
 
 
@@ -41,6 +41,7 @@ class Transformer(Backbone):
         feedforward_size: Width inside the feed-forward parts; by default 4 · hidden_size (paper).
         context: Steps that a step attends to, itself included, at least 2.
         dropout: Dropout on what each part adds, 0 to 1 (paper: .1).
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: A size is below 1, the context below 2, the dropout out of range, or there are more heads than
@@ -62,6 +63,7 @@ class Transformer(Backbone):
         feedforward_size: int | None = None,
         context: int = 512,
         dropout: float = 0.1,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         feedforward_size = 4 * hidden_size if feedforward_size is None else feedforward_size
@@ -108,8 +110,8 @@ class Transformer(Backbone):
             state = initial
         else:
             state = conform_state(state, initial)
-            # an exported graph reads the whole cache, since its size may not depend on the cache's content
-            cached = self.context - 1 if is_traced() else int(state.filled.sum(dim=1).max())
+            # a graph reads the whole cache, since its size may not depend on the cache's content
+            cached = self.context - 1 if is_symbolic() else int(state.filled.sum(dim=1).max())
         past_filled = state.filled[:, self.context - 1 - cached :]
         segments = number_segments(inputs, past_filled, resets)  # (B, cached + T)
         is_plain = cached == 0 and resets is None

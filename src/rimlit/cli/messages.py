@@ -115,7 +115,8 @@ def _unknown_class(value: str, key: str) -> str:
 
 
 def _is_usable(cls: type) -> bool:
-    return not inspect.isabstract(cls) and not cls.__name__.startswith("_")
+    is_built_by_keyword = getattr(cls, "bidirectional", False) is True
+    return not inspect.isabstract(cls) and not cls.__name__.startswith("_") and not is_built_by_keyword
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

@@ -46,6 +46,11 @@ class Followed(NamedTuple):
         scores = scores_of(layer, inputs, features) if layer.balance.has_penalty else None
         return cls(layer.balance, scores, activity.active.permute(1, 2, 0), activity.penalty)
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of all samples."""
+        return self.active.shape[0] * self.active.shape[2]
+
     def note(self, mask: Tensor | None = None) -> None:
         """Let the balance note who was active in the steps that ``mask`` (B, T) marks, by default all."""
         if self.balance.has_counts:

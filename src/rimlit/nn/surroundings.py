@@ -24,16 +24,24 @@ def is_traced() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func is active."""
+    # under torch.compile, a transform that the compiler cannot trace calls this again outside the trace
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_symbolic() -> bool:
+    """Return whether tensors may have no values to read: under a tracer, torch.compile or torch.func."""
+    return is_traced() or torch.compiler.is_compiling() or is_transformed()
+
+
 def find_tracer(device: torch.device) -> str | None:
     """Return the name of an active tracer or transform, under which only the eager loop runs, or None."""
     if device.type == "meta":
         return "the meta device"
     if is_traced():
         return "torch.export" if torch.compiler.is_exporting() else "torch.jit.trace"
-    # under torch.compile, a transform that the compiler cannot trace calls this again outside the trace
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "torch.func"
-    return None
+    return "torch.func" if is_transformed() else None
 
 
 def weights_in(module: torch.nn.Module) -> list[torch.Tensor]:

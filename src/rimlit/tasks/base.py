@@ -92,6 +92,11 @@ class Task(Rebuildable, L.LightningModule, ABC):
         self.save_hyperparameters(self.spec["init_args"], logger=False)
         self.encoder = encoder
         self.backbone: Backbone = build(to_spec(backbone, "backbone"), Backbone, encoder.output_size)
+        if self.backbone.bidirectional:  # it would read what is to be predicted, and the padding
+            raise ConfigError(
+                f"bidirectional must be False in a {type(self).__name__}, which reads sequences from their start; "
+                "got bidirectional=True. A module of your own can pass it the lengths (docs/from_lstm.md)."
+            )
         sizes = (self.backbone.output_size, output_size, self.backbone.num_mechanisms)
         self.head: nn.Module = build(to_spec(LinearHead if head is None else head, "head"), Head, *sizes)
         self._optimizer = to_spec(Adam if optimizer is None else optimizer, "optimizer")
