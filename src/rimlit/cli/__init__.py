@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "test": "score a checkpoint on the test data",
     "predict": "write a checkpoint's predictions, or continue a prompt",
     "compare": "train several configs with several seeds: one table, one figure per metric",
+    "summarize": "statistics over several comparisons: rimlit summarize FOLDER... --to FOLDER",
     "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
     "export": "write a checkpoint as safetensors and JSON: rimlit export RUN_OR_CHECKPOINT --to FOLDER",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
@@ -79,6 +80,16 @@ command resumes a comparison that was stopped; finished runs are not repeated.
 
 All other options are passed to every run: --trainer.max_steps 500, --config trainer/quick, --data.batch_size 32.
 OMP_NUM_THREADS gives each run more threads. Results do not depend on --jobs.
+"""
+
+
+SUMMARIZE_HELP = """\
+usage: rimlit summarize FOLDER... [--to FOLDER]
+
+Put the runs of several comparisons, one per dataset, on one scale (0 the floor, 1 the best run) and print each
+model's interquartile mean and how often it is better than the first model with the same seed, with 95 % intervals.
+With --to the table, a performance profile and all pairs are written to FOLDER: statistics.md, statistics.json,
+figures/.
 """
 
 
@@ -174,6 +185,13 @@ def _dispatch(arguments: list[str]) -> None:
             from rimlit.cli.compare import run_compare
 
             run_compare(arguments[1:])
+    elif arguments[0] == "summarize":
+        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
+            say(SUMMARIZE_HELP.removesuffix("\n"))
+        else:
+            from rimlit.cli.summarize import run_summarize
+
+            run_summarize(arguments[1:])
     elif arguments[0].startswith("--print_completion"):
         from rimlit.cli.completion import print_completion
 

@@ -7,6 +7,7 @@ from typing import Any
 from rimlit.cli.setup import prepare
 from rimlit.comparison.comparing import compare
 from rimlit.comparison.matching import TOLERANCE
+from rimlit.comparison.study import study_of
 from rimlit.comparison.tuning import EXAMPLE
 from rimlit.console import say, show
 from rimlit.errors import ConfigError, RunsFailedError
@@ -38,6 +39,10 @@ def run_compare(arguments: list[str]) -> None:
     show(comparison.rich())
     for note in comparison.notes():
         say(note)
+    if (study := study_of(comparison)) is not None:
+        show(study.rich())
+        for note in study.notes():
+            say(note)
     say(f"Everything about this comparison: {comparison.folder}")
     if comparison.failed:
         names = "; ".join(f"{run['name']} ({run['reason']}; {run['log']})" for run in comparison.failed)

@@ -6,6 +6,7 @@ from rimlit.console import say
 OPTIONS = {
     "compare": "--seeds --match --match_to --match_tolerance --tune --jobs --name --trust --help",
     "export": "--to --help",
+    "summarize": "--to --help",
     "sync": "",
     "configs": "",
 }

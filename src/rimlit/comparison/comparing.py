@@ -18,6 +18,7 @@ from rimlit.comparison.matching import MEASURES, TOLERANCE, WORDS, Measure
 from rimlit.comparison.planning import Entrant, Model, override_words, plan
 from rimlit.comparison.results import Comparison
 from rimlit.comparison.runs import Run, Work, cores, run_all, threads_of_a_run
+from rimlit.comparison.study import study_of
 from rimlit.data import DataModule
 from rimlit.errors import ConfigError
 from rimlit.files import try_folder
@@ -176,6 +177,8 @@ def _execute(
         )
         if has_runs:
             comparison.save(folder)
+            if (study := study_of(comparison)) is not None:
+                study.save(folder)
         if parent is not None:
             if has_runs:
                 _describe(parent, comparison, entrants)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rimlit.comparison.figures import draw_metric
 from rimlit.comparison.scores import Score, floor_of, mean_and_deviation, number, title, written
+from rimlit.comparison.statistics import Interval, interquartile_mean
 from rimlit.comparison.tuning import tuning_notes
 from rimlit.errors import DataError
 from rimlit.files import read_json, refuse_link, write_file
@@ -111,8 +112,16 @@ class Comparison:
 
     def score(self, model: str, name: str) -> Score | None:
         """Return a model's test score over its seeds; None where there is no run."""
-        values = [run["test"][name] for run in self.models[model]["runs"] if name in run["test"]]
-        return mean_and_deviation(values)
+        return mean_and_deviation(self.values(model, name))
+
+    def values(self, model: str, name: str) -> list[float]:
+        """Return a model's test score of each run."""
+        return [run["test"][name] for run in self.models[model]["runs"] if name in run["test"]]
+
+    def interquartile_mean(self, model: str, name: str) -> Interval | None:
+        """Return the interquartile mean of a test score over seeds with its 95 % interval; None without runs."""
+        values = self.values(model, name)
+        return interquartile_mean([values]) if values else None
 
     def curves(self, metric: str) -> dict[str, list[list[list[float]]]]:
         """Return by model the validation scores over training, ``[step, value]``, of each run that kept them."""
@@ -137,7 +146,11 @@ class Comparison:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict per model, for ``pandas.DataFrame(comparison.rows)``: sizes, means, ``…_std``."""
+        """One flat dict per model, for ``pandas.DataFrame(comparison.rows)``.
+
+        Sizes; of each score the mean, ``…_std``, and ``…_iqm``, the interquartile mean, with ``…_iqm_low`` and
+        ``…_iqm_high``, its 95 % interval over seeds.
+        """
         rows = []
         for model, facts in self.models.items():
             row = {"model": model, **self._tuned_value(model), "seeds": len(facts["runs"])}
@@ -146,6 +159,9 @@ class Comparison:
                 score = self.score(model, name)
                 row[name] = None if score is None else score.mean
                 row[f"{name}_std"] = None if score is None else score.deviation
+                middle = self.interquartile_mean(model, name)
+                for end, part in zip(("", "_low", "_high"), middle or (None, None, None), strict=True):
+                    row[f"{name}_iqm{end}"] = part
             rows.append(row)
         return rows
 
@@ -244,10 +260,10 @@ class Comparison:
 
     def csv(self) -> str:
         """Return the rows as comma-separated values."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(self.rows[0]), lineterminator="\n")
+        out, rows = io.StringIO(), self.rows
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         return out.getvalue()
 
     def rich(self) -> Group:
@@ -273,11 +289,11 @@ class Comparison:
             for metric in self.results["metrics"]
         }
 
-    def _group_scores(self, metric: str) -> dict[str, dict[str, Score | None]]:
-        """Return a metric's test scores by model and group."""
+    def _group_scores(self, metric: str) -> dict[str, dict[str, list[float]]]:
+        """Return a metric's test scores of all seeds, by model and group."""
         names = [name for name in self.score_names if name.rpartition("/")[2] == metric]
         return {
-            model: {name.rpartition("/")[0]: self.score(model, name) for name in names} for model in self.models
+            model: {name.rpartition("/")[0]: self.values(model, name) for name in names} for model in self.models
         }
 
     def save(self, folder: Path) -> None:
