@@ -17,7 +17,7 @@ from rich.text import Text
 from rimlit.comparison.figures import draw_metric
 from rimlit.comparison.scores import Score, floor_of, mean_and_deviation, number, title, written
 from rimlit.comparison.statistics import Interval, interquartile_mean
-from rimlit.comparison.tuning import tuning_notes
+from rimlit.comparison.tuning import short_names, short_value, tuning_notes
 from rimlit.errors import DataError
 from rimlit.files import read_json, refuse_link, write_file
 
@@ -51,7 +51,7 @@ class Comparison:
         results: What ``results.json`` holds: ``dataset``, ``command``, ``commit``, ``machine``, ``seeds``,
             ``match``, ``data`` (class, arguments and digest), ``differing`` (what is not alike in how the models
             were trained), ``metrics`` (those that are shown), ``higher_is_better`` by metric,
-            ``floors``, ``models`` and ``failed``.
+            ``floors``, ``models``, ``failed``, and of a comparison on a cluster ``pending`` and ``missing``.
         folder: Where it is kept.
 
     Example:
@@ -102,6 +102,18 @@ class Comparison:
         """Runs that failed: name, reason and log."""
         failed: list[dict[str, Any]] = self.results.get("failed", [])
         return failed
+
+    @property
+    def pending(self) -> list[str]:
+        """Runs that are jobs of a cluster and have not ended: name and job."""
+        pending: list[str] = self.results.get("pending", [])
+        return pending
+
+    @property
+    def missing(self) -> list[str]:
+        """Runs of a comparison on a cluster that have not been submitted."""
+        missing: list[str] = self.results.get("missing", [])
+        return missing
 
     @property
     def score_names(self) -> list[str]:
@@ -172,14 +184,18 @@ class Comparison:
 
     def _tuned_names(self) -> list[str]:
         """Return the last part of each setting that was tuned for a model."""
-        settings = (facts["tuning"]["setting"] for facts in self.models.values() if "tuning" in facts)
-        return list(dict.fromkeys(setting.rpartition(".")[2] for setting in settings))
+        names = (name for model in self.models for name in self._best_values(model))
+        return list(dict.fromkeys(names))
+
+    def _best_values(self, model: str) -> dict[str, Any]:
+        """Return a model's best value of each setting that was tuned for it, by the setting's short name."""
+        report = self.models[model].get("tuning", {"space": {}, "best": None})
+        best = report["best"] or {}
+        return {name: best.get(setting) for setting, name in short_names(list(report["space"])).items()}
 
     def _tuned_value(self, model: str) -> dict[str, Any]:
         """Return a model's best value of each setting that was tuned, None where it was not for this model."""
-        report = self.models[model].get("tuning", {"setting": "", "best": None})
-        name = report["setting"].rpartition(".")[2]
-        return {each: report["best"] if each == name else None for each in self._tuned_names()}
+        return dict.fromkeys(self._tuned_names()) | self._best_values(model)
 
     def body(self) -> list[list[Cell]]:
         """Return the table's rows: models, then the floor, then what others published."""
@@ -190,7 +206,7 @@ class Comparison:
             sizes = ["–" if facts.get(size) is None else f"{facts[size]:,}" for size in SIZES]
             scores = [self.score(model, name) for name in names]
             cells = [Cell(written(score), model in best[name]) for name, score in zip(names, scores, strict=True)]
-            tuned = ["–" if value is None else str(value) for value in self._tuned_value(model).values()]
+            tuned = ["–" if value is None else short_value(value) for value in self._tuned_value(model).values()]
             lines.append(
                 [Cell(model), *map(Cell, tuned), Cell(str(len(facts["runs"]))), *map(Cell, sizes), *cells]
             )
