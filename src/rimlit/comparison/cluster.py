@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ class Submitit:
         self.queue = JobQueue(settings.cluster)
         self.records = JobRecords(folder)
         self._places = 1 if settings.cluster == "debug" else places
-        self._jobs: list[Any] = []  # submitit's: the local one's hold processes
+        self._jobs: list[Any] = []  # of the local executor, which hold processes
 
     @property
     def places(self) -> int | None:
@@ -85,10 +86,16 @@ class Submitit:
             variables["MASTER_PORT"] = _free_port()
         try:
             with _exported(variables), _sigint_ignored(self.settings.cluster == "local"), executor.batch():
-                jobs = [executor.submit(train, run.arguments, variables) for run in runs]
+                jobs = [
+                    executor.submit(
+                        train, run.arguments, variables, is_own_process=self.settings.cluster != "debug"
+                    )
+                    for run in runs
+                ]
         except Exception as error:  # sbatch says what it does not like
             raise ConfigError(f"{self.settings.cluster} takes no job: {_reason(error)}") from error
-        self._jobs += jobs
+        if self.settings.cluster == "local":
+            self._jobs += jobs
         for run, job in zip(runs, jobs, strict=True):
             run.log = Path(job.paths.stdout)
             debug = job if self.settings.cluster == "debug" else None
@@ -148,10 +155,15 @@ class SubmittedRun:
         return 0 if self.run.folder.is_finished() else 1
 
     def _run_here(self) -> int:
+        """Run the job in this process, not by submitit's own ``results``, which leaves two files open."""
         self.run.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.run.log.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            (code,) = self._debug.results()
-        return int(code)
+        before = dict(os.environ)
+        try:
+            with self.run.log.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                return int(self._debug.submission().result())
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def terminate(self) -> None:
         """Cancel the job: the run saves and ends."""
@@ -194,6 +206,7 @@ def _exported(variables: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _sigint_ignored(is_wanted: bool) -> Iterator[None]:
     """Let a process that is started not be ended by the terminal's Ctrl-C."""
+    is_wanted = is_wanted and threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_wanted else None
     try:
         yield

@@ -1,5 +1,6 @@
 """What a job of a cluster runs. Imports nothing heavy: submitit loads this module before anything is set up."""
 
+import contextlib
 import importlib
 import os
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping
 STOPPING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM", "SIGINT") if hasattr(signal, name))
 
 
-def train(arguments: list[str], environment: Mapping[str, str]) -> int:
+def train(arguments: list[str], environment: Mapping[str, str], *, is_own_process: bool = True) -> int:
     """Run ``rimlit`` in this process: submitit's signals reach it, and rimlit's handlers replace submitit's.
 
     It has no method ``checkpoint``: rimlit saves and requeues, and not submitit as well.
@@ -16,19 +17,24 @@ def train(arguments: list[str], environment: Mapping[str, str]) -> int:
     Args:
         arguments: What follows ``rimlit``.
         environment: Variables that are set first.
+        is_own_process: Whether the process is the job's, and no command's that debugs it.
 
     Returns:
         The exit code.
     """
     os.environ.update(environment)
-    _name_processes()
+    if is_own_process:
+        _name_processes()
     can_block = hasattr(signal, "pthread_sigmask")
     if can_block:  # a signal that comes while torch is imported waits until it can be handled
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    import torch
+
     from rimlit.console import guard_streams
     from rimlit.training.signals import SignalFlag
 
-    is_own_process = "SUBMITIT_DEBUG_JOB_ID" not in os.environ
+    if (threads := int(environment["OMP_NUM_THREADS"])) != torch.get_num_threads():
+        torch.set_num_threads(threads)
     if is_own_process:
         guard_streams()
     # by its name: the command is above this level, and a process would be started as "python -m rimlit"
@@ -48,8 +54,12 @@ def train(arguments: list[str], environment: Mapping[str, str]) -> int:
 
 
 def _name_processes() -> None:
-    """Tell Lightning which of several tasks this is, where submitit started them on this machine."""
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and os.environ.get("SUBMITIT_LOCAL_NTASKS", "1") != "1":
+    """Leave the terminal, where submitit started this on the user's machine; tell Lightning which task it is."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "local":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        os.setsid()  # the terminal's Ctrl-C is for the comparison, which asks what becomes of its jobs
+    if os.environ.get("SUBMITIT_LOCAL_NTASKS", "1") != "1":
         os.environ["LOCAL_RANK"] = os.environ["SUBMITIT_LOCAL_LOCALID"]
         os.environ["WORLD_SIZE"] = os.environ["SUBMITIT_LOCAL_NTASKS"]
         os.environ["NODE_RANK"] = "0"
