@@ -16,6 +16,7 @@ from benchmarks.tables import (
     performance,
     readme,
     reinforcement_learning,
+    scaling,
     screen,
 )
 from benchmarks.tables.shared import ROOT, Tables
@@ -28,6 +29,7 @@ PAGES = {
     "docs/comparing.md": comparing,
     "docs/reinforcement_learning.md": reinforcement_learning,
     "docs/games.md": games,
+    "docs/scaling.md": scaling,
     "docs/competition.md": readme,
     "docs/research/screen.md": screen,
 }
