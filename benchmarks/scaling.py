@@ -1,9 +1,9 @@
 """How time and memory of a RIM grow with its sizes, what a second process brings, and 200 runs as jobs.
 
-Sizes: a forward and a backward pass of one RIM layer, one size doubled at a time, each point in a process of its
-own, whose peak memory is counted above what it had before the first pass. Processes: `rimlit fit copying/rim` with 1
-and 2 processes of one thread each (gloo), seconds per step without start-up: the difference of two lengths. Runs: a
-comparison of two models and 100 seeds by submitit's debug executor, whose process is watched.
+Sizes: a forward and a backward pass of one RIM layer, one size doubled at a time, each point in a process of
+its own, whose peak memory is counted above what it had before the first pass. Processes: `rimlit fit copying/rim`
+with 1 and 2 processes of one thread each (gloo), seconds per step without start-up: the difference of two lengths.
+Runs: a comparison of two models and 100 seeds by submitit's debug executor, whose process is watched.
 
 python benchmarks/scaling.py [--rounds 5] [--only sizes processes runs] [--json benchmarks/results/scaling.json]
 """

@@ -38,9 +38,9 @@ def scaling() -> str:
         counted = ", ".join(f"{name} {count}" for name, count in runs["in_the_table"].items())
         files, memory = runs["files"], runs["mebibytes"]
         parts.append(
-            f"{runs['runs']} runs in one process ended after {runs['seconds']:.0f} s, exit code "
-            f"{runs['exit_code']}; the table has {counted} runs. From a quarter of them on, open files went from {files[0]} to at most "
-            f"{files[1]}, memory from {memory[0]:.0f} to at most {memory[1]:.0f} MiB."
+            f"{runs['runs']} runs in one process ended after {runs['seconds']:.0f} s with exit code "
+            f"{runs['exit_code']}; the table has {counted} runs. From a quarter of them on, open files went from "
+            f"{files[0]} to at most {files[1]}, memory from {memory[0]:.0f} to at most {memory[1]:.0f} MiB."
         )
     return "## Measured\n\n" + "\n\n".join(parts)
 

@@ -37,7 +37,6 @@ class Submitit:
         self.queue = JobQueue(settings.cluster)
         self.records = JobRecords(folder)
         self._places = 1 if settings.cluster == "debug" else places
-        self._jobs: list[Any] = []  # of the local executor, which hold processes
 
     @property
     def places(self) -> int | None:
@@ -94,12 +93,9 @@ class Submitit:
                 ]
         except Exception as error:  # sbatch says what it does not like
             raise ConfigError(f"{self.settings.cluster} takes no job: {_reason(error)}") from error
-        if self.settings.cluster == "local":
-            self._jobs += jobs
         for run, job in zip(runs, jobs, strict=True):
             run.log = Path(job.paths.stdout)
-            debug = job if self.settings.cluster == "debug" else None
-            run.process = SubmittedRun(run, job.job_id, self.queue, debug)
+            run.process = SubmittedRun(run, job.job_id, self.queue, job)
         if self.settings.cluster != "debug":  # its jobs end with this process
             self.records.add(
                 {
@@ -137,19 +133,24 @@ class SubmittedRun:
         run: The run.
         job: The job's id.
         queue: Where its state is asked for.
-        debug: submitit's job of the debug executor, which runs when it is asked.
+        submitted: submitit's own job, None where another command submitted it.
     """
 
-    def __init__(self, run: Run, job: str, queue: JobQueue, debug: Any = None) -> None:
-        self.run, self.job, self._queue, self._debug = run, job, queue, debug
+    def __init__(self, run: Run, job: str, queue: JobQueue, submitted: Any = None) -> None:
+        self.run, self.job, self._queue, self._submitted = run, job, queue, submitted
 
     def poll(self) -> int | None:
-        """Return None while the cluster knows the job, then 0 for a finished run and 1 for any other."""
-        if self._debug is not None:
+        """Return None while the cluster knows the job, then 0 for a finished run and 1 for any other.
+
+        A job of the debug executor is run now.
+        """
+        if self._submitted is not None and self._queue.cluster == "debug":
             code = self._run_here()
             if code in (129, 130, 143):  # the signal was for this process, and the run's handler took it
                 raise KeyboardInterrupt
             return code
+        if self._submitted is not None and self._queue.cluster == "local":
+            self._submitted.done()  # it is a process of this one, which is to be reaped
         if self._queue.state(self.job) is not None:
             return None
         return 0 if self.run.folder.is_finished() else 1
@@ -160,7 +161,7 @@ class SubmittedRun:
         before = dict(os.environ)
         try:
             with self.run.log.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                return int(self._debug.submission().result())
+                return int(self._submitted.submission().result())
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -92,7 +92,7 @@ def read_space(given: str | Path | Mapping[str, Any]) -> Space:
         ('model.optimizer.init_args.lr',)
     """
     whose = "space"
-    if not isinstance(given, Mapping):
+    if isinstance(given, str | Path):
         whose = f"space={str(given)!r}"
         try:
             given = load_yaml(Path(given))
