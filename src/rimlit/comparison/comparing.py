@@ -118,6 +118,8 @@ def compare(
     if on is None and (collect or not wait):
         raise ConfigError("no-wait and collect are for jobs of a cluster: give --on slurm.yaml as well.")
     cluster = None if on is None else read_job_settings(on)
+    if cluster is not None and cluster.cluster == "debug" and not wait:
+        raise ConfigError("cluster 'debug' runs in this process, which waits: leave out --no-wait.")
     try:
         planned = plan(
             [str(config) for config in configs],
