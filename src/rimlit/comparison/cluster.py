@@ -46,10 +46,16 @@ class Submitit:
     def attach(self, runs: Sequence[Run]) -> None:
         """Take up the jobs of runs that an earlier command submitted and that have not ended."""
         for run in runs:
-            job = self.records.job_of(run.name)
-            if run.status == "waiting" and job is not None and self.queue.state(job) is not None:
-                run.status, run.log = "running", self.records.log_of(run.name)
-                run.process = SubmittedRun(run, job, self.queue)
+            if run.status == "waiting" and self._take_up(run):
+                run.status = "running"
+
+    def _take_up(self, run: Run) -> bool:
+        """Give a run the job that an earlier command submitted for it; return whether there is one at work."""
+        job = self.records.job_of(run.name)
+        if job is None or self.queue.state(job) is None:
+            return False
+        run.log, run.process = self.records.log_of(run.name), SubmittedRun(run, job, self.queue)
+        return True
 
     def name_ended(self, runs: Sequence[Run]) -> None:
         """Take runs whose job has ended before its end for failed, with the end of its log."""
@@ -64,14 +70,15 @@ class Submitit:
         return f"{run.name} (job {job}, {self.queue.state(job) or 'ending'})"
 
     def start(self, runs: Sequence[Run], parent: str | None) -> None:
-        """Submit runs: an array for those that need the same number of processes.
+        """Submit runs: an array for those that need the same number of processes. None is submitted twice.
 
         Raises:
             ConfigError: The cluster refuses them.
         """
         alike: dict[tuple[int, int], list[Run]] = defaultdict(list)
         for run in runs:
-            alike[run.nodes, run.devices].append(run)
+            if not self._take_up(run):
+                alike[run.nodes, run.devices].append(run)
         for (nodes, devices), group in alike.items():
             for first in range(0, len(group), MOST_IN_AN_ARRAY):
                 self._submit(group[first : first + MOST_IN_AN_ARRAY], parent, nodes, devices)
