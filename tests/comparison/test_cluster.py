@@ -318,6 +318,12 @@ def test_what_sbatch_says_is_the_message(here: Path, monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(ConfigError, match=r"slurm takes no job: .*invalid partition specified: gpu"):
         Submitit(JobSettings("slurm", {"timeout_min": 5}), here).start(runs_in(here, 1), None)
+    runs = runs_in(here, 2)
+    with pytest.raises(ConfigError, match="invalid partition"):
+        loop.run_all(
+            Work(runs), Submitit(JobSettings("slurm", {"timeout_min": 5}), here), console=Console(quiet=True)
+        )
+    assert [run.status for run in runs] == ["waiting", "waiting"]
     assert runners.LocalProcesses(3).places == 3
 
 

@@ -145,9 +145,8 @@ def run_of(model: Model, seed: int, folder: Path, *, is_trial: bool = False) -> 
     run = Run(model.name, seed, arguments, RunFolder(folder / name), folder / "logs" / f"{name}.log")
     steps = model.settings["trainer"].get("max_steps", -1)
     run.steps = steps if steps > 0 else None
-    devices, nodes = (model.settings["trainer"].get(name, 1) for name in ("devices", "num_nodes"))
-    run.devices = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
-    run.nodes = nodes if isinstance(nodes, int) else 1
+    trainer = model.settings["trainer"]
+    run.devices, run.nodes = _count(trainer.get("devices", 1)), _count(trainer.get("num_nodes", 1))
     before = read_settings(run.folder.path / "config.yaml")
     if before is not None:
         now = {**model.settings, "seed_everything": seed}
@@ -163,3 +162,10 @@ def run_of(model: Model, seed: int, folder: Path, *, is_trial: bool = False) -> 
     elif is_trial and run.folder.has_diverged():
         run.status, run.reason = "failed", "it diverged"
     return run
+
+
+def _count(given: Any) -> int:
+    """Return how many devices or machines a setting means: a number, also as text, or a list; 1 of ``auto``."""
+    if isinstance(given, list):
+        return len(given)
+    return max(1, int(given)) if isinstance(given, int) or str(given).isdigit() else 1

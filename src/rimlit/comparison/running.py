@@ -47,7 +47,9 @@ def run_all(work: Work, runner: Runner, *, console: Console, parent: str | None 
                 time.sleep(POLL_SECONDS)
     except BaseException as error:
         for run in work.runs:
-            if run.status == "running":
+            if run.status == "running" and run.process is None:  # it was being started
+                run.status = "waiting"
+            elif run.status == "running":
                 _look_at(run, work)
         running = [run for run in work.runs if run.status == "running"]
         said = runner.stop(running, signals.received) if running else ""
