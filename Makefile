@@ -86,6 +86,7 @@ bench: setup ## Measure layers and whole training steps on an idle machine; run 
 	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/guard.py --json benchmarks/results/guard.json
+	$(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json
 
 wheel: setup ## Build the wheel and the source archive into dist/
 	rm -rf dist

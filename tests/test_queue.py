@@ -85,7 +85,10 @@ def test_entries_come_in_order_and_other_seeds_run_at_the_best_rate(folder: Path
         *("lr-0.1-seed0.json", "lr-0.2-seed0.json", "lr-0.2-seed4.json", "seed0.json", "tuning.json")
     }
     tuning = json.loads((results / "tuning.json").read_text())
-    assert (tuning["best"], tuning["tried"][2]) == (0.2, {"value": 0.3, "score": None})
+    rate = "model.optimizer.init_args.lr"
+    assert tuning["best"] == {rate: 0.2}
+    diverged = {"label": "lr-0.3", "values": {rate: 0.3}, "score": None, "ended": "diverged"}
+    assert tuning["tried"][2] == diverged
     assert json.loads((results / "seed0.json").read_text())["commit"] == "c1"
 
 

@@ -12,7 +12,9 @@ from benchmarks.results_queue.entries import Entry, read_queue
 from benchmarks.results_queue.working import Queue, clean_commit
 from rich.console import Console
 
-from rimlit.comparison.runs import cores, run_all
+from rimlit.comparison.runners import LocalProcesses
+from rimlit.comparison.running import run_all
+from rimlit.comparison.runs import cores
 from rimlit.errors import StoppedError
 
 UNCLEAN = "The working tree has changes, and a result names its commit. Commit them; the same command resumes."
@@ -47,7 +49,7 @@ def main() -> None:
             console.print(f"{entry.name} waits for its files: {entry.needs}", highlight=False)
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        run_all(queue, given.jobs, console=console)
+        run_all(queue, LocalProcesses(given.jobs), console=console)
     except StoppedError as error:
         console.print(str(error), highlight=False)
         raise SystemExit(error.exit_code) from None

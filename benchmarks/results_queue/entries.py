@@ -11,7 +11,7 @@ import yaml
 from rimlit.cli.arguments import words_of
 from rimlit.cli.configs import find_config
 from rimlit.comparison.runs import Run
-from rimlit.comparison.tuning import Grid, Tuning, read_grid
+from rimlit.comparison.tuning import Grid, GridSearch, read_grid
 from rimlit.errors import ConfigError
 from rimlit.files import write_json
 from rimlit.tracking.run_folder import RunFolder
@@ -63,14 +63,17 @@ class Entry:
     def further_runs(self) -> list[Run]:
         """Return the runs of the other seeds, once the best value is known."""
         best = None if self.tuning is None else self.tuning.best()
-        return [] if best is None else [self._run(seed, best) for seed in self.seeds[1:]]
+        if best is None or self.grid is None:
+            return []
+        return [self._run(seed, best.values[self.grid.setting]) for seed in self.seeds[1:]]
 
     @cached_property
-    def tuning(self) -> Tuning | None:
+    def tuning(self) -> GridSearch | None:
         """What was found for each value of the grid."""
         if self.grid is None:
             return None
-        return Tuning(self.grid, self.seeds[0], [run.folder for run in self.first_runs()])
+        seed = self.seeds[0]
+        return GridSearch(self.grid, seed, lambda label: RunFolder(RUNS / self.name / f"{label}-seed{seed}"))
 
     def is_trial(self, run: Run) -> bool:
         """Return whether a run tells what a value is worth."""

@@ -71,7 +71,7 @@ class Queue(Work):
 
     def note_start(self, run: Run) -> None:
         """Let others on the machine go first."""
-        if run.process is not None and self._niceness:
+        if isinstance(run.process, subprocess.Popen) and self._niceness:
             let_others_go_first(run.process.pid, self._niceness)
 
     def note_end(self, run: Run) -> None:

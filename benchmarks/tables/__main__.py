@@ -17,6 +17,7 @@ from benchmarks.tables import (
     readme,
     reinforcement_learning,
     results,
+    scaling,
     screen,
     tasks,
 )
@@ -30,6 +31,7 @@ PAGES = {
     "docs/comparing.md": comparing,
     "docs/reinforcement_learning.md": reinforcement_learning,
     "docs/games.md": games,
+    "docs/scaling.md": scaling,
     "docs/competition.md": results,
     "docs/results.md": results,
     "docs/tasks.md": tasks,

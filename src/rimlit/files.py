@@ -156,6 +156,26 @@ def require_folder(folder: Path, needed: int) -> None:
         raise storage_error(folder, needed, error, disk=nearest) from error
 
 
+NETWORK_DISKS = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "orangefs"),
+    *("pvfs2", "wekafs", "panfs", "9p", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.s3fs"),
+}
+"""File systems that other machines share, whose locks may not hold."""
+
+
+def network_disk(path: Path) -> str | None:
+    """Return the kind of the network file system that a path is on, such as ``nfs4``; None on a local disk."""
+    import psutil
+
+    real = path.resolve()
+    found, depth = "", -1
+    for disk in psutil.disk_partitions(all=True):
+        place = Path(disk.mountpoint)
+        if len(place.parts) > depth and (place == real or place in real.parents):
+            found, depth = disk.fstype, len(place.parts)
+    return found if found in NETWORK_DISKS else None
+
+
 def _nearest(folder: Path) -> Path:
     """Return ``folder``, or the nearest one above it that exists."""
     try:

@@ -19,9 +19,10 @@ from rich.console import Console
 import rimlit
 from rimlit.cli.configs import configs_folder
 from rimlit.cli.parser import SettingsReader
-from rimlit.comparison import Comparison, planning, runs
+from rimlit.comparison import Comparison, planning, runners
+from rimlit.comparison import running as loop
 from rimlit.comparison.gathering import read_curve
-from rimlit.comparison.runs import Run, last_step, last_words
+from rimlit.comparison.runs import Run, Work, last_step, last_words
 from rimlit.errors import ConfigError
 from rimlit.tracking.run_folder import RunFolder
 from tests.cli import running
@@ -103,9 +104,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, ending: Ending) -> list[str]:
         names.append(run.name)
         return FakeFit(run, ending(run))
 
-    monkeypatch.setattr(runs, "start", start)
+    monkeypatch.setattr(runners, "start", start)
     monkeypatch.setattr(planning, "SettingsReader", reader)  # building the parser takes its time
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
     return names
 
 
@@ -386,7 +387,7 @@ def test_a_run_does_not_see_slurm_which_would_be_asked_twice_for_the_job(
     (tmp_path / "python").write_text("#!/bin/sh\nenv\n")
     (tmp_path / "python").chmod(0o755)
     run = Run("rim", 0, ["fit"], RunFolder(tmp_path / "run"), tmp_path / "log")
-    assert runs.start(run, None).wait(timeout=30) == 0
+    assert runners.start(run, None).wait(timeout=30) == 0
     assert "RIMLIT_BACKEND=eager" in run.log.read_text()
     assert "SLURM_" not in run.log.read_text()
 
@@ -538,12 +539,12 @@ def test_the_progress_bar_shows_what_is_done_and_the_step_of_each_run_at_work(
             self.run.folder.write_state(step=self.polls)
             return 0 if self.polls == 3 else None
 
-    monkeypatch.setattr(runs, "start", lambda run, parent: Slow(run))
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.2)  # the bar is drawn ten times a second
+    monkeypatch.setattr(runners, "start", lambda run, parent: Slow(run))
+    monkeypatch.setattr(loop, "POLL_SECONDS", 0.2)  # the bar is drawn ten times a second
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     several = [Run("rim", seed, [], RunFolder(tmp_path / str(seed)), tmp_path / "log", steps=4) for seed in (0, 1)]
-    runs.run_all(runs.Work(several), 1, console=console)
+    loop.run_all(Work(several), runners.LocalProcesses(1), console=console)
     text = screen.getvalue()
     assert "runs: 0 finished, 1 waiting" in text and "runs: 1 finished, 0 waiting" in text
     assert "rim-seed0" in text and "2/4" in text

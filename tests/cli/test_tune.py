@@ -8,7 +8,8 @@ import yaml
 
 import rimlit
 from rimlit.cli.configs import configs_folder
-from rimlit.comparison import Comparison, planning, runs
+from rimlit.comparison import Comparison, planning, runners
+from rimlit.comparison import running as loop
 from rimlit.comparison.runs import Run
 from tests.cli import running
 from tests.cli.running import COPYING, UNTRACKED, read_json
@@ -49,9 +50,9 @@ def started(monkeypatch: pytest.MonkeyPatch, diverging: list[float]) -> list[str
         names.append(run.name)
         return FakeTrial(run, tuple(diverging))
 
-    monkeypatch.setattr(runs, "start", start)
+    monkeypatch.setattr(runners, "start", start)
     monkeypatch.setattr(planning, "SettingsReader", reader)
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
     return names
 
 
@@ -63,9 +64,10 @@ def test_each_model_runs_its_seeds_at_the_rate_of_its_best_validation(folder: Pa
     assert sorted(started[6:]) == ["lstm-lr-0.01-seed1", "rim-lr-0.003-seed1"]
     results = read_json(COMPARISON / "results.json")
     tuning = results["models"]["rim"]["tuning"]
-    assert (tuning["setting"], tuning["metric"], tuning["seed"]) == (SPECIAL, "val/cross_entropy", 0)
-    assert tuning["best"] == 0.003
-    assert [trial["value"] for trial in tuning["tried"]] == list(RATES)
+    assert (tuning["metric"], tuning["seed"]) == ("val/cross_entropy", 0)
+    assert tuning["space"] == {SPECIAL: {"choice": list(RATES)}}
+    assert tuning["best"] == {SPECIAL: 0.003}
+    assert [trial["values"][SPECIAL] for trial in tuning["tried"]] == list(RATES)
     assert [run["seed"] for run in results["models"]["lstm"]["runs"]] == [0, 1]
     assert "lstm-lr-0.01-seed1" in results["models"]["lstm"]["runs"][1]["folder"]
     assert results["differing"] == {}  # the rates were tuned
@@ -96,9 +98,8 @@ def test_a_rate_that_diverges_is_worst_and_is_no_failure(
     answer = running.rimlit(*words)
     assert answer.code == 0, answer.err
     assert "diverged at 0.01" in answer.out
-    assert [read_json(COMPARISON / "results.json")["models"][model]["tuning"]["best"] for model in BEST] == [
-        0.003
-    ] * 2
+    models = read_json(COMPARISON / "results.json")["models"]
+    assert [models[model]["tuning"]["best"] for model in BEST] == [{SPECIAL: 0.003}] * 2
     before = len(started)
     assert running.rimlit(*words).code == 0
     assert len(started) == before
@@ -112,7 +113,7 @@ def test_a_rate_that_diverges_is_worst_and_is_no_failure(
 def test_a_run_that_fails_otherwise_leaves_the_choice_open(
     folder: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = runs.start
+    start = runners.start
 
     def fail_once(run: Run, parent: str | None) -> Any:
         if run.name == "rim-lr-0.003-seed0":
@@ -120,13 +121,13 @@ def test_a_run_that_fails_otherwise_leaves_the_choice_open(
             return FakeFit(run, 6)
         return start(run, parent)
 
-    monkeypatch.setattr(runs, "start", fail_once)
+    monkeypatch.setattr(runners, "start", fail_once)
     answer = running.rimlit("compare", *FAST, "--tune=lr=0.001,0.003")
     assert answer.code == 1
     assert "1 of the runs failed: rim-lr-0.003-seed0" in answer.err
     assert "rim has no best lr yet" in answer.out
     assert "rim-lr-0.001-seed1" not in started and "lstm-lr-0.003-seed1" in started
-    monkeypatch.setattr(runs, "start", start)
+    monkeypatch.setattr(runners, "start", start)
     before = len(started)
     assert running.rimlit("compare", *FAST, "--tune=lr=0.001,0.003").code == 0
     assert started[before:] == ["rim-lr-0.003-seed0", "rim-lr-0.003-seed1"]
@@ -158,7 +159,7 @@ def test_other_settings_are_tuned_and_the_size_is_that_of_the_best(folder: Path,
     answer = running.rimlit("compare", *FAST[1:], "--tune=model.backbone.hidden_size=8,32")
     assert answer.code == 0, answer.err
     lstm = read_json(COMPARISON / "results.json")["models"]["lstm"]
-    assert lstm["tuning"]["best"] == 8  # of equal ones the first
+    assert lstm["tuning"]["best"] == {"model.backbone.hidden_size": 8}  # of equal ones the first
     assert lstm["hidden_size"] == 8
     assert len(Comparison.load(COMPARISON).rows) == 1
 

@@ -19,6 +19,8 @@ SUBCOMMANDS = {
     "test": "score a checkpoint on the test data",
     "predict": "write a checkpoint's predictions, or continue a prompt",
     "compare": "train several configs with several seeds: one table, one figure per metric",
+    "tune": "search settings of one config with one seed: rimlit tune CONFIG --space FILE --trials N",
+    "summarize": "statistics over several comparisons: rimlit summarize FOLDER... --to FOLDER",
     "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
     "export": "write a checkpoint as safetensors and JSON: rimlit export RUN_OR_CHECKPOINT --to FOLDER",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
@@ -30,7 +32,7 @@ rimlit {__version__}: Recurrent Independent Mechanisms for PyTorch Lightning
 usage: rimlit COMMAND [CONFIG ...] [--key.of.the.config VALUE ...]
 
 commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:<11}{text}" for name, text in SUBCOMMANDS.items())}
 
 examples:
   rimlit fit copying/rim
@@ -73,12 +75,47 @@ command resumes a comparison that was stopped; finished runs are not repeated.
   --tune lr=0.001,0.003,0.01 train each model with the first seed at each value, and with the other seeds at
                              the value of the best validation; lr is short for model.optimizer.init_args.lr, and
                              other settings of model and trainer work, too; a config's 'tune: {lr: [...]}' wins
-  --jobs N                   runs at a time; by default as many as there are cores, or one on a GPU
+  --tune space.yaml --trials N
+                             search a space instead (extra 'tune'): every model gets N trials with the first
+                             seed, and the other seeds at the best; see 'rimlit tune --help'
+  --on slurm.yaml            run as jobs of a cluster by submitit (extra 'cluster'); the file holds its keys
+  --no-wait                  submit the jobs and return; with --collect instead, the same command reads them later
+  --jobs N                   runs at a time; by default as many as there are cores, one on a GPU, all on a cluster
   --name NAME                keep it in runs/<dataset>/compare-NAME; by default runs/<dataset>/compare
   --trust PACKAGE            as for fit
 
 All other options are passed to every run: --trainer.max_steps 500, --config trainer/quick, --data.batch_size 32.
 OMP_NUM_THREADS gives each run more threads. Results do not depend on --jobs.
+"""
+
+
+TUNE_HELP = """\
+usage: rimlit tune CONFIG --space space.yaml --trials N [options] [--key.of.the.config VALUE ...]
+
+Train a config with one seed at N points of a space, each as 'rimlit fit' in a process of its own. Optuna chooses
+the next point by what was best in validation so far; test scores play no part. The best settings are written as a
+config. The same command resumes a search that was stopped or killed: no trial is lost or repeated.
+
+  --space space.yaml         settings, such as model.optimizer.lr: {log_uniform: [0.0001, 0.01]}
+                             kinds: uniform, log_uniform, int, log_int: [LOW, HIGH]; choice: [A, B, ...]
+  --trials N                 how many trials there are in all
+  --seed 0                   seed of all trials
+  --prune false              do not stop trials that are worse than the median of the others at the same step
+  --storage WHERE            a journal file, or a database's URL; by default a journal in the search's folder
+  --on slurm.yaml            run as jobs of a cluster by submitit; --no-wait and --collect as for compare
+  --jobs N                   runs at a time; by default as many as there are cores, one on a GPU, 8 on a cluster
+  --name NAME                keep it in runs/<dataset>/tune-NAME; by default tune-<config>
+  --trust PACKAGE            as for fit
+"""
+
+
+SUMMARIZE_HELP = """\
+usage: rimlit summarize FOLDER... [--to FOLDER]
+
+Put the runs of several comparisons, one per dataset, on one scale (0 the floor, 1 the best run) and print each
+model's interquartile mean and how often it is better than the first model with the same seed, with 95 % intervals.
+With --to the table, a performance profile and all pairs are written to FOLDER: statistics.md, statistics.json,
+figures/.
 """
 
 
@@ -174,6 +211,20 @@ def _dispatch(arguments: list[str]) -> None:
             from rimlit.cli.compare import run_compare
 
             run_compare(arguments[1:])
+    elif arguments[0] == "tune":
+        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
+            say(TUNE_HELP.removesuffix("\n"))
+        else:
+            from rimlit.cli.compare import run_tune
+
+            run_tune(arguments[1:])
+    elif arguments[0] == "summarize":
+        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
+            say(SUMMARIZE_HELP.removesuffix("\n"))
+        else:
+            from rimlit.cli.summarize import run_summarize
+
+            run_summarize(arguments[1:])
     elif arguments[0].startswith("--print_completion"):
         from rimlit.cli.completion import print_completion
 

@@ -4,8 +4,11 @@ from rimlit.cli.configs import config_names
 from rimlit.console import say
 
 OPTIONS = {
-    "compare": "--seeds --match --match_to --match_tolerance --tune --jobs --name --trust --help",
+    "compare": "--seeds --match --match_to --match_tolerance --tune --trials --storage --prune --on --no-wait "
+    "--collect --jobs --name --trust --help",
+    "tune": "--space --trials --seed --prune --storage --on --no-wait --collect --jobs --name --trust --help",
     "export": "--to --help",
+    "summarize": "--to --help",
     "sync": "",
     "configs": "",
 }
@@ -14,7 +17,7 @@ OPTIONS = {
 PARSED = ["fit", "validate", "test", "predict"]
 """Commands whose options it knows."""
 
-TAKES_CONFIGS = ("compare", "configs")
+TAKES_CONFIGS = ("compare", "tune", "configs")
 
 SCRIPT = """
 _rimlit() {{

@@ -63,5 +63,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")
     # rimlit says it in its own words, with the option of the command line
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+    # on a login node a run is meant to be where it was started; cluster.md says how to submit one
+    warnings.filterwarnings("ignore", message=".*`srun` command is available on your system.*")
     # Lightning's own, about torch's pytree
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

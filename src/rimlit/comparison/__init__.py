@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from rimlit.comparison.comparing import compare
     from rimlit.comparison.matching import Match, match_parameters
     from rimlit.comparison.results import Comparison
+    from rimlit.comparison.study import Study
 
-__all__ = ["Comparison", "Match", "compare", "match_parameters"]
+__all__ = ["Comparison", "Match", "Study", "compare", "match_parameters"]
 
 _HOMES = {
     "Comparison": "rimlit.comparison.results",
     "Match": "rimlit.comparison.matching",
+    "Study": "rimlit.comparison.study",
     "compare": "rimlit.comparison.comparing",
     "match_parameters": "rimlit.comparison.matching",
 }

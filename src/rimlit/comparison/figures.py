@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rimlit.comparison.scores import Score, mean_and_deviation
+from rimlit.comparison.scores import mean_and_deviation
+from rimlit.comparison.statistics import Interval, Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,18 +22,18 @@ Curve = Sequence[Sequence[float]]
 def draw_metric(
     metric: str,
     curves: Mapping[str, Sequence[Curve]],
-    scores: Mapping[str, Mapping[str, Score | None]],
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
     floor: float | None,
 ) -> "Figure":
     """Draw a metric: on validation data over training steps, and on test data over the groups' number.
 
-    Lines are means over seeds, bands and bars standard deviations. Groups whose names end in a number, such as
-    ``span_50``, stand on an axis of numbers, others side by side.
+    Lines are means over seeds, bands and bars standard deviations, small points the seeds. Groups whose names end
+    in a number, such as ``span_50``, stand on an axis of numbers, others side by side.
 
     Args:
         metric: Its name.
         curves: Validation scores of each run, by model.
-        scores: Test scores by model and group; ``""`` is the group where there is only one.
+        scores: Test scores of each run, by model and group; ``""`` is the group where there is only one.
         floor: The metric's floor.
     """
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def _draw_curve(axis: "Axes", runs: Sequence[Curve], index: int) -> None:
 
 
 def _draw_groups(
-    axis: "Axes", metric: str, scores: Mapping[str, Mapping[str, Score | None]], floor: float | None
+    axis: "Axes", metric: str, scores: Mapping[str, Mapping[str, Sequence[float]]], floor: float | None
 ) -> None:
     groups = list(next(iter(scores.values())))
     numbers = [re.search(r"^(.*?)_?(\d+)$", group) for group in groups]
@@ -99,8 +100,8 @@ def _draw_groups(
         [float(found[2]) for found in numbers if found] if is_numeric else list(map(float, range(len(groups))))
     )
     for index, by_group in enumerate(scores.values()):
-        pairs = zip(places, by_group.values(), strict=True)
-        points = [(place, score) for place, score in pairs if score is not None]
+        pairs = list(zip(places, by_group.values(), strict=True))
+        points = [(place, score) for place, values in pairs if (score := mean_and_deviation(values)) is not None]
         style = _style(index) if is_numeric else {**_style(index), "linestyle": "none"}
         axis.errorbar(
             [place for place, _ in points],
@@ -110,6 +111,8 @@ def _draw_groups(
             markersize=5,
             **style,  # type: ignore[arg-type]
         )
+        every = [(place, value) for place, values in pairs for value in values]
+        axis.scatter([x for x, _ in every], [y for _, y in every], s=8, alpha=0.5, color=style["color"])
     _draw_floor(axis, floor)
     words = metric.replace("_", " ")
     axis.set(xlabel=kinds.pop().replace("_", " ") if is_numeric else "", ylabel=words, title=f"test, {words}")
@@ -121,3 +124,49 @@ def _draw_floor(axis: "Axes", floor: float | None) -> None:
     if floor is not None:
         axis.axhline(floor, color="#888888", linestyle=":", linewidth=1)
         axis.annotate("floor", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+
+
+def draw_profiles(profiles: Mapping[str, Profile]) -> "Figure":
+    """Draw the share of runs above each score, a line per model with its 95 % band.
+
+    Args:
+        profiles: Profiles by model.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for index, (model, profile) in enumerate(profiles.items()):
+        style = {**_style(index), "marker": ""}
+        axis.plot(profile.thresholds, profile.shares, label=model, **style)  # type: ignore[arg-type]
+        if profile.low is not None and profile.high is not None:
+            axis.fill_between(
+                profile.thresholds, profile.low, profile.high, color=style["color"], alpha=0.15, linewidth=0
+            )
+    axis.set(xlabel="score: 0 floor, 1 best run", ylabel="share of runs above", title="performance profile")
+    axis.set_ylim(-0.02, 1.02)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def draw_intervals(means: Mapping[str, Interval], points: Mapping[str, Sequence[float]]) -> "Figure":
+    """Draw interquartile means with their 95 % intervals, and every run as a point.
+
+    Args:
+        means: Interquartile means by model.
+        points: Scores of each run by model.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 1.2 + 0.45 * len(means)), layout="constrained")
+    axis = figure.subplots()
+    for index, (model, mean) in enumerate(means.items()):
+        colour = _style(index)["color"]
+        axis.scatter(points[model], [index] * len(points[model]), s=10, alpha=0.4, color=colour)
+        low, high = (mean.value if end is None else end for end in (mean.low, mean.high))
+        axis.plot([low, high], [index, index], color=colour, linewidth=2)
+        axis.plot([mean.value], [index], marker="|", markersize=14, markeredgewidth=2, color=colour)
+    axis.set_yticks(range(len(means)), list(means))
+    axis.invert_yaxis()
+    axis.set(xlabel="score: 0 floor, 1 best run", title="interquartile mean, 95 % interval")
+    return figure

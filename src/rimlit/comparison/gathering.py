@@ -26,15 +26,15 @@ RECIPE = (
 """Settings of the trainer that decide how a model is trained."""
 
 
-def recipe_of(settings: Mapping[str, Any], without: str | None = None) -> dict[str, str]:
+def recipe_of(settings: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, str]:
     """Return how a config trains its model, in words: optimiser, schedule, batch size, clipping, steps.
 
     Args:
         settings: Its resolved settings.
-        without: A setting that is left out, as it was tuned.
+        without: Settings that are left out, as they were tuned.
     """
-    if without is not None:
-        settings = _without(settings, [part for part in without.split(".") if part != "init_args"])
+    for setting in without:
+        settings = _without(settings, [part for part in setting.split(".") if part != "init_args"])
     model, data = (settings[part].get("init_args", {}) for part in ("model", "data"))
     optimizer, scheduler = model.get("optimizer"), model.get("scheduler")
     return {

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from rimlit.comparison.figures import draw_metric
 from rimlit.comparison.scores import Score, floor_of, mean_and_deviation, number, title, written
-from rimlit.comparison.tuning import tuning_notes
+from rimlit.comparison.statistics import Interval, interquartile_mean
+from rimlit.comparison.tuning import short_names, short_value, tuning_notes
 from rimlit.errors import DataError
 from rimlit.files import read_json, refuse_link, write_file
 
@@ -50,7 +51,7 @@ class Comparison:
         results: What ``results.json`` holds: ``dataset``, ``command``, ``commit``, ``machine``, ``seeds``,
             ``match``, ``data`` (class, arguments and digest), ``differing`` (what is not alike in how the models
             were trained), ``metrics`` (those that are shown), ``higher_is_better`` by metric,
-            ``floors``, ``models`` and ``failed``.
+            ``floors``, ``models``, ``failed``, and of a comparison on a cluster ``pending`` and ``missing``.
         folder: Where it is kept.
 
     Example:
@@ -103,6 +104,18 @@ class Comparison:
         return failed
 
     @property
+    def pending(self) -> list[str]:
+        """Runs that are jobs of a cluster and have not ended: name and job."""
+        pending: list[str] = self.results.get("pending", [])
+        return pending
+
+    @property
+    def missing(self) -> list[str]:
+        """Runs of a comparison on a cluster that have not been submitted."""
+        missing: list[str] = self.results.get("missing", [])
+        return missing
+
+    @property
     def score_names(self) -> list[str]:
         """Test scores that are shown, ``group/metric``: metric by metric, groups in their order."""
         tests = [run["test"] for model in self.models.values() for run in model["runs"]]
@@ -111,8 +124,16 @@ class Comparison:
 
     def score(self, model: str, name: str) -> Score | None:
         """Return a model's test score over its seeds; None where there is no run."""
-        values = [run["test"][name] for run in self.models[model]["runs"] if name in run["test"]]
-        return mean_and_deviation(values)
+        return mean_and_deviation(self.values(model, name))
+
+    def values(self, model: str, name: str) -> list[float]:
+        """Return a model's test score of each run."""
+        return [run["test"][name] for run in self.models[model]["runs"] if name in run["test"]]
+
+    def interquartile_mean(self, model: str, name: str) -> Interval | None:
+        """Return the interquartile mean of a test score over seeds with its 95 % interval; None without runs."""
+        values = self.values(model, name)
+        return interquartile_mean([values]) if values else None
 
     def curves(self, metric: str) -> dict[str, list[list[list[float]]]]:
         """Return by model the validation scores over training, ``[step, value]``, of each run that kept them."""
@@ -137,7 +158,11 @@ class Comparison:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict per model, for ``pandas.DataFrame(comparison.rows)``: sizes, means, ``…_std``."""
+        """One flat dict per model, for ``pandas.DataFrame(comparison.rows)``.
+
+        Sizes; of each score the mean, ``…_std``, and ``…_iqm``, the interquartile mean, with ``…_iqm_low`` and
+        ``…_iqm_high``, its 95 % interval over seeds.
+        """
         rows = []
         for model, facts in self.models.items():
             row = {"model": model, **self._tuned_value(model), "seeds": len(facts["runs"])}
@@ -146,6 +171,9 @@ class Comparison:
                 score = self.score(model, name)
                 row[name] = None if score is None else score.mean
                 row[f"{name}_std"] = None if score is None else score.deviation
+                middle = self.interquartile_mean(model, name)
+                for end, part in zip(("", "_low", "_high"), middle or (None, None, None), strict=True):
+                    row[f"{name}_iqm{end}"] = part
             rows.append(row)
         return rows
 
@@ -156,14 +184,18 @@ class Comparison:
 
     def _tuned_names(self) -> list[str]:
         """Return the last part of each setting that was tuned for a model."""
-        settings = (facts["tuning"]["setting"] for facts in self.models.values() if "tuning" in facts)
-        return list(dict.fromkeys(setting.rpartition(".")[2] for setting in settings))
+        names = (name for model in self.models for name in self._best_values(model))
+        return list(dict.fromkeys(names))
+
+    def _best_values(self, model: str) -> dict[str, Any]:
+        """Return a model's best value of each setting that was tuned for it, by the setting's short name."""
+        report = self.models[model].get("tuning", {"space": {}, "best": None})
+        best = report["best"] or {}
+        return {name: best.get(setting) for setting, name in short_names(list(report["space"])).items()}
 
     def _tuned_value(self, model: str) -> dict[str, Any]:
         """Return a model's best value of each setting that was tuned, None where it was not for this model."""
-        report = self.models[model].get("tuning", {"setting": "", "best": None})
-        name = report["setting"].rpartition(".")[2]
-        return {each: report["best"] if each == name else None for each in self._tuned_names()}
+        return dict.fromkeys(self._tuned_names()) | self._best_values(model)
 
     def body(self) -> list[list[Cell]]:
         """Return the table's rows: models, then the floor, then what others published."""
@@ -174,7 +206,7 @@ class Comparison:
             sizes = ["–" if facts.get(size) is None else f"{facts[size]:,}" for size in SIZES]
             scores = [self.score(model, name) for name in names]
             cells = [Cell(written(score), model in best[name]) for name, score in zip(names, scores, strict=True)]
-            tuned = ["–" if value is None else str(value) for value in self._tuned_value(model).values()]
+            tuned = ["–" if value is None else short_value(value) for value in self._tuned_value(model).values()]
             lines.append(
                 [Cell(model), *map(Cell, tuned), Cell(str(len(facts["runs"]))), *map(Cell, sizes), *cells]
             )
@@ -244,10 +276,10 @@ class Comparison:
 
     def csv(self) -> str:
         """Return the rows as comma-separated values."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(self.rows[0]), lineterminator="\n")
+        out, rows = io.StringIO(), self.rows
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         return out.getvalue()
 
     def rich(self) -> Group:
@@ -273,11 +305,11 @@ class Comparison:
             for metric in self.results["metrics"]
         }
 
-    def _group_scores(self, metric: str) -> dict[str, dict[str, Score | None]]:
-        """Return a metric's test scores by model and group."""
+    def _group_scores(self, metric: str) -> dict[str, dict[str, list[float]]]:
+        """Return a metric's test scores of all seeds, by model and group."""
         names = [name for name in self.score_names if name.rpartition("/")[2] == metric]
         return {
-            model: {name.rpartition("/")[0]: self.score(model, name) for name in names} for model in self.models
+            model: {name.rpartition("/")[0]: self.values(model, name) for name in names} for model in self.models
         }
 
     def save(self, folder: Path) -> None:

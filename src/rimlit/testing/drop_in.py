@@ -236,7 +236,7 @@ def _try_torch_func(backbone: Backbone, inputs: Tensor) -> None:
     def loss(parameters: Mapping[str, Tensor], inputs: Tensor, *given: Any) -> Tensor:
         state, resets, lengths = given
         arguments, names = (inputs, state, resets), {"lengths": lengths}
-        features, _ = torch.func.functional_call(backbone, parameters, arguments, names)
+        features, _ = torch.func.functional_call(backbone, dict(parameters), arguments, names)
         return weighted_sum(features)
 
     whole = loss(parameters, inputs, start, resets, None)
