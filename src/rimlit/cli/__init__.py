@@ -149,6 +149,11 @@ LONGEST = 2000
 """Characters of a message that are shown; of a longer one the middle is left out."""
 
 
+def _require_extra() -> None:
+    """Answer in one line where only the core is installed."""
+    import rimlit._train  # noqa: F401
+
+
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(HELP.removesuffix("\n"))
@@ -157,6 +162,7 @@ def _dispatch(arguments: list[str]) -> None:
     elif arguments[0] == "configs":
         say((read_config(arguments[1]) if len(arguments) > 1 else list_configs()).removesuffix("\n"))
     elif arguments[0] == "sync":
+        _require_extra()
         from rimlit.cli.sync import sync
 
         sync(arguments[1:])
@@ -164,6 +170,7 @@ def _dispatch(arguments: list[str]) -> None:
         if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
             say(EXPORT_HELP.removesuffix("\n"))
         else:
+            _require_extra()
             from rimlit.cli.export import run_export
 
             run_export(arguments[1:])
@@ -171,14 +178,17 @@ def _dispatch(arguments: list[str]) -> None:
         if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
             say(COMPARE_HELP.removesuffix("\n"))
         else:
+            _require_extra()
             from rimlit.cli.compare import run_compare
 
             run_compare(arguments[1:])
     elif arguments[0].startswith("--print_completion"):
+        _require_extra()
         from rimlit.cli.completion import print_completion
 
         print_completion(arguments, list(SUBCOMMANDS))
     elif arguments[0] in SUBCOMMANDS:
+        _require_extra()
         from rimlit.cli.run import run
 
         run(arguments)
