@@ -73,7 +73,7 @@ class Entry:
         return Tuning(self.grid, self.seeds[0], [run.folder for run in self.first_runs()])
 
     def is_trial(self, run: Run) -> bool:
-        """Return whether a run tells what a value is worth."""
+        """Return whether a run says what a value is worth."""
         return self.grid is not None and run.seed == self.seeds[0]
 
     def json_of(self, run: Run) -> Path:

@@ -22,6 +22,8 @@ SUBCOMMANDS = {
     "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
     "export": "write a checkpoint as safetensors and JSON: rimlit export RUN_OR_CHECKPOINT --to FOLDER",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
+    "new": "write a class that runs, and its test: rimlit new task|backbone|selection NAME",
+    "doctor": "print versions, the time loop and why, compiler, GPU, tracking: what a report of a fault needs",
 }
 
 HELP = f"""\
@@ -88,6 +90,14 @@ usage: rimlit export RUN_OR_CHECKPOINT --to FOLDER
 Write the weights of a checkpoint, or of a run's best one, to FOLDER/model.safetensors, and the task with its
 arguments, the data's sizes and the versions to FOLDER/config.json. rimlit.load_checkpoint("FOLDER") loads the
 task; any other program reads both files without this package. Neither can hold code.
+"""
+
+
+NEW_HELP = """\
+usage: rimlit new task|backbone|selection NAME
+
+Write a class to a module of that name in the working directory, and a test that runs the laws of rimlit.testing on
+it. Both run as they are; the class is an example to change.
 """
 
 
@@ -161,6 +171,17 @@ def _dispatch(arguments: list[str]) -> None:
         say(f"rimlit {__version__}")
     elif arguments[0] == "configs":
         say((read_config(arguments[1]) if len(arguments) > 1 else list_configs()).removesuffix("\n"))
+    elif arguments[0] == "doctor":
+        from rimlit.cli.doctor import run_doctor
+
+        run_doctor()
+    elif arguments[0] == "new":
+        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
+            say(NEW_HELP.removesuffix("\n"))
+        else:
+            from rimlit.cli.new import run_new
+
+            run_new(arguments[1:])
     elif arguments[0] == "sync":
         _require_extra()
         from rimlit.cli.sync import sync

@@ -8,6 +8,8 @@ OPTIONS = {
     "export": "--to --help",
     "sync": "",
     "configs": "",
+    "new": "task backbone selection --help",
+    "doctor": "",
 }
 """Commands whose options the parser of the settings does not know."""
 

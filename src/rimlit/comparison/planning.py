@@ -237,7 +237,7 @@ def run_of(model: Model, seed: int, folder: Path, *, is_trial: bool = False) -> 
         model: The model.
         seed: The seed.
         folder: The comparison's folder.
-        is_trial: Whether a training that diverged is done: it tells what a value is worth.
+        is_trial: Whether a training that diverged is done: it says what a value is worth.
 
     Raises:
         ConfigError: There is one of this name with other settings.
