@@ -29,7 +29,18 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md"]
-exclude_patterns = [".*/**", "build/**", "runs/**", "data/**", "mlruns/**", "**/.ipynb_checkpoints/**"]
+exclude_patterns = [
+    ".venv",
+    ".git",
+    "build",
+    "dist",
+    "runs",
+    "data",
+    "mlruns",
+    "src",
+    "tests",
+    "**/.ipynb_checkpoints",
+]
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]

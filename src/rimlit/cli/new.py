@@ -54,7 +54,7 @@ def names_of(given: str) -> tuple[str, str]:
     Raises:
         ConfigError: It cannot be the name of a class.
     """
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", given)
+    words = re.findall(r"[A-Z]+[0-9]*(?![a-z0-9])|[A-Z]?[a-z0-9]+", given)
     is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", given) is not None
     module = "_".join(word.lower() for word in words)
     if not is_plain or not words or keyword.iskeyword(module):

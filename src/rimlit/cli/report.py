@@ -141,8 +141,8 @@ def build_table(
     }
     columns = {header: values for header, values in columns.items() if any(value is not None for value in values)}
     known = [_describe(name, result) for name, result in recorded.items() if name in columns]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.caption = "\n".join(["recorded:", *known]) if known else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = "\n".join(["recorded:", *known]) if known else None, "left"
     table.add_column(stage)
     table.add_column("metric")
     for header in columns:  # a recorded result by its config's last name, so that the table fits 80 columns
