@@ -22,11 +22,11 @@ import rimlit
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(rimlit.__file__).parent
-MODULES = ("errors", "spec", "types")
+MODULES = ("deprecation", "errors", "spec", "types")
 """Public modules that are no packages."""
 ORDER = (
     *("backbones", "mechanisms", "kernels", "encoders", "heads", "nn", "tasks", "data", "metrics", "training"),
-    *("rl", "comparison", "tracking", "pictures", "testing", "types", "spec", "errors"),
+    *("rl", "comparison", "tracking", "pictures", "testing", "types", "spec", "errors", "deprecation"),
 )
 """Pages in the order of the contents; a package that is not named here comes last."""
 LIGHT = ("backbones", "mechanisms", "kernels", "encoders", "heads", "nn", "testing", *MODULES)
@@ -116,11 +116,9 @@ def full_name_of(name: str) -> str:
 def summary_of(found: Any) -> str:
     """Return the first line of an object's docstring."""
     text = (found.__doc__ or "").strip().partition("\n")[0] if callable(found) else ""
-    return (
-        text.replace("``", "`").replace("|", "\\|")
-        if text and not text.startswith("type(")
-        else "A type for annotations."
-    )
+    if not text or text.startswith("type("):
+        return "A type for annotations."
+    return re.sub(r":\w+:(?=`)", "", text).replace("``", "`").replace("|", "\\|")
 
 
 def package_page(name: str) -> str:
@@ -186,6 +184,22 @@ def load_lazy_names(app: Sphinx, config: Any) -> None:
         module = importlib.import_module(f"rimlit.{name}")
         for each in getattr(module, "__all__", ()):
             setattr(module, each, getattr(module, each))
+
+
+def skip_field(app: Sphinx, what: str, name: str, found: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out the fields of a NamedTuple that say nothing but their number: the signature names them."""
+    return True if str(getattr(found, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def show_signature(
+    app: Sphinx, what: str, name: str, found: Any, options: Any, signature: str | None, result: str | None
+) -> tuple[str, str | None] | None:
+    """Give a class whose metaclass is called with anything the arguments of its constructor."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    shown = inspect.signature(found)
+    plain = [each.replace(annotation=inspect.Parameter.empty) for each in shown.parameters.values()]
+    return str(shown.replace(parameters=plain, return_annotation=inspect.Signature.empty)), result
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement) -> Any:
@@ -279,6 +293,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", write_pages, priority=100)
     # types are in annotations: "Word: text" below an attribute is a sentence
     GoogleDocstring._consume_inline_attribute = lambda self: ("", self._dedent(self._consume_to_end()))  # type: ignore[method-assign]
+    app.connect("autodoc-skip-member", skip_field)
+    app.connect("autodoc-process-signature", show_signature)
     app.connect("missing-reference", resolve)
     app.connect("env-check-consistency", check_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
