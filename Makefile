@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs golden notebooks screen results bench wheel wheel-check clean
+.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs site golden notebooks screen results bench wheel wheel-check clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='…']"
@@ -48,11 +48,13 @@ readme: setup ## Run the README's fenced commands at a small size
 chaos: setup ## Kill training runs 100 times (kill -9), resume them and compare bit for bit; takes minutes
 	$(BIN)/python -m tests.chaos --kills 100 --starts 20 --json benchmarks/results/chaos.json $(ARGS)
 
-check: lint types links shuffle slow wheel-check notebooks ## Run everything that CI runs
+check: lint types links site shuffle slow wheel-check notebooks ## Run everything that CI runs
 
-lint: setup ## Check format and style
+lint: setup ## Check format, style, spelling and wording
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/python docs/check_words.py
 
 format: setup ## Format the code and fix what can be fixed automatically
 	$(BIN)/ruff format .
@@ -68,8 +70,13 @@ docs: setup ## Rewrite the tables of README and docs from benchmarks/results, th
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python docs/check_links.py
 
-golden: setup ## Rewrite tests/golden; only when the curves are meant to change
+site: setup ## Build the documentation site into build/site; warnings and broken links are errors; ARGS are passed to sphinx
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -j auto -c docs -d build/doctrees $(ARGS) . build/site
+	@echo "build/site/index.html"
+
+golden: setup ## Rewrite tests/golden; only when curves, public names or options are meant to change
 	$(BIN)/python tests/golden/refresh.py
+	$(BIN)/python -m tests.golden.names
 
 notebooks: setup ## Execute every notebook in a temporary folder
 	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
@@ -91,6 +98,8 @@ bench: setup ## Measure layers and whole training steps on an idle machine; run 
 wheel: setup ## Build the wheel and the source archive into dist/
 	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 # unpacked outside the checkout and first on the path: what is not in the wheel is not found
 wheel-check: wheel ## Run rimlit from the built wheel, outside the checkout
@@ -99,7 +108,8 @@ wheel-check: wheel ## Run rimlit from the built wheel, outside the checkout
 	cd "$$folder"; export PYTHONPATH="$$folder/wheel"; \
 	"$$bin/python" -c 'import rimlit, sys; assert rimlit.__file__.startswith(sys.argv[1]), rimlit.__file__' "$$folder"; \
 	"$$bin/rimlit" configs; \
-	"$$bin/rimlit" fit --config copying/rim --trainer.fast_dev_run true
+	"$$bin/rimlit" fit --config copying/rim --trainer.fast_dev_run true; \
+	"$$bin/rimlit" new selection Fading; "$$bin/python" -m pytest -q -p no:cacheprovider test_fading.py
 
 clean: ## Remove build results and caches; keep .venv, runs and mlflow.db
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,7 @@
 Between two rollouts of a real training the weights of the moment play as many steps in a bare loop of ``env.step``
 (and ``env.reset`` where an episode ends) and of the network (encoder, the backbone's fastest single step, head,
 drawing an action, by the package's own functions) without gradients, which keeps nothing and checks nothing; that
-states start anew where episodes do is not in its time. Compared with it is all that the package takes for a
+states are reset where episodes do is not in its time. Compared with it is all that the package takes for a
 rollout, with what it keeps for learning. The bare loop plays before every second rollout, and the others are
 compared with it: both then begin in the same place of a training, when learning has taken the processor's caches.
 Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first rollouts are told

@@ -50,7 +50,7 @@ class CellLoop(nn.Module):
 
 
 class Recreated(nn.Module):
-    """What the authors' released code does in a step, written anew from a description of it.
+    """What the authors' released code does in a step, written again from a description of it.
 
     One dense LSTM cell whose weights are masked to blocks in every step, projections of the input step by step, a
     null slot in memory, and a look from the host at the mask.

@@ -19,7 +19,7 @@ READS_SETTINGS = (
 )
 # what a part may import: its own level's neighbours and everything below; a module may have a level of its own
 LEVELS = (
-    ("_lazy", "_version", "checks", "errors", "types", "spec"),  # the ground floor
+    ("_lazy", "_train", "_version", "checks", "deprecation", "errors", "types", "spec"),  # the ground floor
     ("causes", "checkpoints", "console", "files", "yaml_files"),
     ("nn",),
     ("mechanisms",),

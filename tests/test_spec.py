@@ -38,7 +38,7 @@ def no_trust_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A package of somebody's that can be imported and leaves a mark when it is."""
+    """A foreign package that can be imported and leaves a mark when it is."""
     (tmp_path / "stranger.py").write_text(
         "from rimlit.backbones import LSTM\nclass Own(LSTM):\n    pass\nclass Other:\n    pass\n"
     )

@@ -76,7 +76,7 @@ class Entry:
         return GridSearch(self.grid, seed, lambda label: RunFolder(RUNS / self.name / f"{label}-seed{seed}"))
 
     def is_trial(self, run: Run) -> bool:
-        """Return whether a run tells what a value is worth."""
+        """Return whether a run says what a value is worth."""
         return self.grid is not None and run.seed == self.seeds[0]
 
     def json_of(self, run: Run) -> Path:

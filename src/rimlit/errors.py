@@ -7,6 +7,9 @@ Exit codes: 0 done, 1 anything else, 2 configuration, 3 data, 4 checkpoint, 5 no
 import importlib.metadata
 import re
 
+CORE_EXTRA = "train"
+"""The extra that every other one contains: Lightning, MLflow, data and the command line."""
+
 
 def install_command(extra: str) -> str:
     """Return the command that installs what an optional extra of this package needs.
@@ -20,8 +23,10 @@ def install_command(extra: str) -> str:
         >>> install_command("completion")
         "pip install 'shtab>=1.7' (in a checkout: pip install '.[completion]')"
     """
-    packages = " ".join(f"'{package}'" for package in _packages(extra))
     in_checkout = f"pip install '.[{extra}]'"
+    if extra == CORE_EXTRA:  # too many packages to name
+        return f"{in_checkout} in a checkout, or pip install 'PATH_OF_THE_WHEEL[{extra}]'"
+    packages = " ".join(f"'{package}'" for package in _packages(extra))
     return f"pip install {packages} (in a checkout: {in_checkout})" if packages else in_checkout
 
 
@@ -36,7 +41,10 @@ def _packages(extra: str) -> list[str]:
         if not re.search(rf"extra == ['\"]{extra}['\"]", marker):
             continue
         other = re.fullmatch(r"rimlit\[(\w+)\]", package.strip())
-        packages += _packages(other[1]) if other else [package.strip()]
+        if other is None:
+            packages.append(package.strip())
+        elif other[1] != CORE_EXTRA:  # who misses this extra has that one
+            packages += _packages(other[1])
     return packages
 
 
@@ -48,6 +56,12 @@ class RimlitError(Exception):
 
 class ConfigError(RimlitError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class MissingExtraError(RimlitError, ImportError):
+    """What was asked for needs packages that one of the extras installs."""
 
     exit_code = 2
 

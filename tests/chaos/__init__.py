@@ -1,1 +1,1 @@
-"""Training runs killed at random instants, gone on with, and compared bit for bit: ``python -m tests.chaos``."""
+"""Training runs killed at random instants, resumed, and compared bit for bit: ``python -m tests.chaos``."""

@@ -27,7 +27,7 @@ RUN = Path("runs/atari/rim-seed0")
 
 
 @pytest.mark.slow
-def test_a_game_is_learnt_from_gone_on_with_tested_and_recorded(folder: Path) -> None:
+def test_a_game_is_trained_on_resumed_tested_and_recorded(folder: Path) -> None:
     game = (*GAME, "--data.environment=ALE/Breakout-v5")
     succeed("fit", *game, "--data.total_steps=16", "--test_after_fit=false")
     succeed("fit", *game, "--data.total_steps=32")
@@ -46,7 +46,7 @@ def test_what_is_no_game_is_answered_with_the_nearest_ones(folder: Path) -> None
     assert "environment='ALE/Pongg-v5' is no game of ale-py. Did you mean ALE/Pong-v5" in answer.err
 
 
-def test_a_missing_extra_is_answered_with_the_command_that_mends_it(
+def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)

@@ -493,7 +493,7 @@ def test_real_runs_end_in_a_table_and_in_children_of_one_mlflow_run(
 
 
 @pytest.mark.slow
-def test_an_interrupted_comparison_saves_its_runs_and_goes_on_with_them(
+def test_an_interrupted_comparison_saves_its_runs_and_resumes_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))

@@ -67,7 +67,7 @@ def test_a_config_may_ask_for_it_and_the_one_beside_is_the_default(target: Path)
     content = yaml.safe_load((configs_folder() / "copying/lstm.yaml").read_text())
     (folder / "mine.yaml").write_text(yaml.safe_dump({**content, "match": "state"}))
     answer = succeed("fit", "--config=mine.yaml", *LSTM[1:], "--trainer.fast_dev_run=true")
-    assert "hidden_size=24: 48 numbers in the state, 0.00 % more than 48." in answer.err
+    assert "hidden_size=24: 48 state values, 0.00 % more than 48." in answer.err
 
 
 @pytest.mark.parametrize("chosen", ["--model.backbone=GRU", "--model.backbone.num_active=5"])

@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,32 @@ def test_each_group_has_a_line_for_each_headline_metric_beside_its_floor() -> No
 
 def test_recorded_runs_stand_beside_with_parameters_and_steps_and_a_dash_for_what_they_lack() -> None:
     header, *scores = [row[-1] for row in rows_of(recorded=RECORDED)]
-    assert header == "copying/lstm, recorded\n(1,234,567 parameters, 10,000 steps)"
+    assert header == "lstm"
     assert scores == ["0.5000", "12.35", "–", "–"]
+
+
+def test_a_table_with_four_recorded_runs_fits_80_columns_and_says_what_they_are() -> None:
+    names = ("rim", "rim_paper", "lstm", "gru")
+    recorded = {f"copying/{name}": RECORDED["copying/lstm"] for name in names}
+    table = build_table(SCORES, ("cross_entropy", "sequence_accuracy"), FLOORS, recorded, "rim-seed0")
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    row = next(line.split() for line in text.splitlines() if line.startswith("span 200"))
+    assert row == ["span", "200", "cross", "entropy", "1.2346", "2.0794", *["12.35"] * 4]
+    for name in names:
+        assert f"copying/{name}: 1,234,567 parameters, 10,000 steps" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0000"), (1e-9, "< 0.0001"), (-1e-9, "> -0.0001"), (0.5, "0.5000"), (123.4, "123.40")],
+)
+def test_a_number_that_is_almost_0_is_no_power_of_ten(value: float, text: str) -> None:
+    scores = {"accuracy": value}
+    rows = build_table(scores, ("accuracy",), {}, {}, "run").columns[2].cells
+    assert list(rows) == [text]
 
 
 def test_a_column_without_a_number_is_left_out() -> None:
@@ -171,7 +196,7 @@ def test_a_damaged_record_counts_as_absent(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "copying/damaged.json").write_text(content)
     found = recorded_results(data)
     assert found == {"copying/whole": whole}
-    assert rows_of(recorded=found)[0][-1] == "copying/whole, recorded"
+    assert rows_of(recorded=found)[0][-1] == "whole"
 
 
 def test_every_record_holds_its_data_and_its_budget() -> None:

@@ -64,7 +64,7 @@ def test_a_run_trains_its_budget_tests_itself_and_is_then_done(folder: Path) -> 
     assert "--data.total_steps" in said
 
 
-def test_a_larger_budget_goes_on_with_a_run(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_larger_budget_resumes_a_run(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     succeed("fit", *POLE)
     succeed("fit", *POLE, "--data.total_steps=200")
     assert "data.init_args.total_steps was 120 and is 200 from here on" in caplog.text
@@ -73,7 +73,7 @@ def test_a_larger_budget_goes_on_with_a_run(folder: Path, caplog: pytest.LogCapt
     assert last["global_step"] == 5 * 2
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_counts_optimiser_and_scale(folder: Path) -> None:
+def test_a_run_that_was_stopped_is_resumed_with_its_counts_optimiser_and_scale(folder: Path) -> None:
     def stop(callback: Checkpointer, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -127,7 +127,7 @@ def test_other_environments_are_tested_by_name(folder: Path) -> None:
     assert {"CartPole-v0/episode_return", "CartPole-v1/episode_return"} <= scores_of(folder / RUN).keys()
 
 
-def test_continuous_actions_are_learnt_from(folder: Path) -> None:
+def test_continuous_actions_are_trained_on(folder: Path) -> None:
     pendulum = (
         "--data.environment=Pendulum-v1",
         "--data.observed=[0,1]",
@@ -143,7 +143,7 @@ def test_an_unknown_environment_is_answered_with_the_nearest(folder: Path) -> No
     assert "Did you mean CartPole-v1" in said
 
 
-def test_a_missing_extra_is_answered_with_the_command_that_mends_it(
+def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)

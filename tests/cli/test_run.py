@@ -255,7 +255,7 @@ def test_validation_of_a_checkpoint_prints_its_scores(copying: Path) -> None:
 # Going on
 
 
-def test_fit_goes_on_from_the_last_step_in_the_same_folder_and_mlflow_run(folder: Path, store: str) -> None:
+def test_fit_resumes_from_the_last_step_in_the_same_folder_and_mlflow_run(folder: Path, store: str) -> None:
     succeed("fit", *COPYING)  # a run of its own: the MLflow run changes
     copying = folder / "runs/copying/rim-seed0"
     rows = rows_of(copying / "metrics.csv")
@@ -300,7 +300,7 @@ def test_the_same_command_starts_goes_on_and_says_that_it_is_done(folder: Path) 
     assert read_json(run / "run_state.json")["step"] == 5
 
 
-def test_going_on_with_other_settings_is_refused_by_name_unless_allowed(
+def test_resuming_with_other_settings_is_refused_by_name_unless_allowed(
     copying: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = {path: path.read_bytes() for path in copying.rglob("*") if path.is_file()}
@@ -344,7 +344,7 @@ def test_another_learning_rate_is_used_and_said(copying: Path, caplog: pytest.Lo
     assert group["initial_lr"] == 0.001
 
 
-def test_fit_goes_on_from_a_named_file_or_run_in_its_own_folder(copying: Path) -> None:
+def test_fit_resumes_from_a_named_file_or_run_in_its_own_folder(copying: Path) -> None:
     longer = ("fit", *COPYING, *UNTRACKED, FIGURELESS, "--test_after_fit=false", "--trainer.max_steps=6")
     for number, named in enumerate((copying / "checkpoints/best.ckpt", copying)):
         succeed(*longer, f"--resume={named}", f"--name=other-{number}")
@@ -443,7 +443,7 @@ def test_predicting_copying_writes_what_was_shown_and_what_was_emitted(copying: 
         assert all(1 <= symbol <= 8 for symbol in record["symbols"])
 
 
-def test_a_language_model_goes_on_with_a_prompt_without_its_text_and_repeats_itself(language: Path) -> None:
+def test_a_language_model_continues_a_prompt_without_its_text_and_repeats_itself(language: Path) -> None:
     for path in (language.parents[2] / "novel").iterdir():
         path.unlink()
 

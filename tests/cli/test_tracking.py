@@ -14,18 +14,18 @@ from rimlit.tracking import MLflowTracker
 from rimlit.tracking.process_names import process_name
 from tests.cli.running import COPYING, read_json, rimlit, scores_of, succeed
 
-NOBODY = "http://127.0.0.1:9"
+NO_SERVER = "http://127.0.0.1:9"
 FIGURELESS = "--trainer.callbacks+={class_path: rimlit.pictures.MechanismActivity, init_args: {figure: false}}"
 
 
 def test_a_run_that_requires_its_tracker_does_not_start_without_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     answer = rimlit("fit", *COPYING, "--require_tracking=true")
     assert answer.code == 1
-    assert answer.err.startswith(f"rimlit: error: MLflow at {NOBODY} cannot be reached (")
+    assert answer.err.startswith(f"rimlit: error: MLflow at {NO_SERVER} cannot be reached (")
     assert answer.err.count("\n") == 1
     assert "MLFLOW_TRACKING_URI" in answer.err and "require_tracking" in answer.err
     assert list(folder.iterdir()) == []
@@ -36,9 +36,9 @@ def test_a_run_without_its_server_ends_well_and_is_sent_by_the_command_sync(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="rimlit"):
-        patch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+        patch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
         succeed("fit", *COPYING, FIGURELESS)
-        assert f"MLflow at {NOBODY} does not take what is logged" in caplog.text
+        assert f"MLflow at {NO_SERVER} does not take what is logged" in caplog.text
         run = folder / "runs/copying/rim-seed0"
         assert read_json(run / "run_state.json")["status"] == "finished"
         answer = rimlit("sync")
@@ -114,7 +114,7 @@ def test_sync_of_the_folder_of_another_person_sends_nothing_but_its_own_files(fo
         "experiment": "copying",
         "run": 5,
         "sent": "all",
-        "tracking_uri": NOBODY,
+        "tracking_uri": NO_SERVER,
         "process": "",
     }
     (run / "tracking.json").write_text(json.dumps(notes))

@@ -160,7 +160,7 @@ def test_a_size_that_does_not_grow_with_the_width_cannot_be_matched() -> None:
         def state_size(self) -> int:
             return 7
 
-    with pytest.raises(ConfigError, match=r"Constant has 7 numbers in the state at any hidden_size; 8 cannot"):
+    with pytest.raises(ConfigError, match=r"Constant has 7 state values at any hidden_size; 8 cannot"):
         match_parameters(Constant, 8, input_size=5, measure="state")
 
 

@@ -26,7 +26,7 @@ def dataset(data: Copying, split: Any, group: str = "") -> CopyingDataset:
     return data.datasets(split)[group]
 
 
-def test_a_sequence_is_laid_out_as_in_the_paper() -> None:
+def test_a_sequence_is_as_in_the_paper() -> None:
     inputs, targets = dataset(Copying(train_span=50), "train")[7]
     assert len(inputs) == len(targets) == 70
     symbols = inputs[:10]

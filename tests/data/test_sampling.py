@@ -1,4 +1,4 @@
-"""The order of samples: every index dealt once, at any number of processes."""
+"""The order of samples: every index drawn once, at any number of processes."""
 
 import itertools
 
@@ -10,21 +10,21 @@ from rimlit.errors import ConfigError
 
 
 def shares(monkeypatch: pytest.MonkeyPatch, sampler: IndexSampler, world_size: int) -> list[list[int]]:
-    """What each process is dealt; of an endless stream the first 5."""
-    dealt = []
+    """What each process draws; of an endless stream the first 5."""
+    drawn = []
     for rank in range(world_size):
         monkeypatch.setattr(sampling, "rank_and_world_size", lambda rank=rank: (rank, world_size))
-        dealt.append(list(itertools.islice(sampler, 5 if sampler.size is None else None)))
+        drawn.append(list(itertools.islice(sampler, 5 if sampler.size is None else None)))
         if sampler.size is not None:
-            assert len(sampler) == len(dealt[-1])
-    return dealt
+            assert len(sampler) == len(drawn[-1])
+    return drawn
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_in_evaluation_every_index_is_dealt_exactly_once(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
-    dealt = shares(monkeypatch, index_sampler(11), world_size)
-    assert sorted(itertools.chain(*dealt)) == list(range(11))
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+def test_in_evaluation_every_index_is_drawn_exactly_once(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
+    drawn = shares(monkeypatch, index_sampler(11), world_size)
+    assert sorted(itertools.chain(*drawn)) == list(range(11))
+    assert max(map(len, drawn)) - min(map(len, drawn)) <= 1
 
 
 def batches(share: list[int], size: int) -> list[list[int]]:
@@ -38,18 +38,18 @@ def test_in_training_the_batches_of_all_processes_together_are_those_of_a_single
 ) -> None:
     sampler = index_sampler(size, shuffle=True, seed=4, batch_size=8)
     assert isinstance(sampler, FiniteIndexSampler)
-    dealt: dict[int, list[list[list[int]]]] = {}
+    drawn: dict[int, list[list[list[int]]]] = {}
     for world_size in (1, 2, 4):
         for rank in range(world_size):
             monkeypatch.setattr(sampling, "rank_and_world_size", lambda rank=rank, all=world_size: (rank, all))
             loader = EpochBatches(sampler, 8 // world_size, first)
-            dealt.setdefault(world_size, []).append(list(loader))
-            assert len(loader) == len(list(loader)) == first + len(dealt[world_size][-1])
-    (alone,) = dealt[1]
+            drawn.setdefault(world_size, []).append(list(loader))
+            assert len(loader) == len(list(loader)) == first + len(drawn[world_size][-1])
+    (alone,) = drawn[1]
     if first == 0:
         assert sorted(itertools.chain(*alone)) == list(range(size))
     for world_size in (2, 4):
-        for whole, *parts in zip(alone, *dealt[world_size], strict=True):
+        for whole, *parts in zip(alone, *drawn[world_size], strict=True):
             # each process takes all of a batch that is too small to be shared
             expected = whole if len(whole) >= world_size else whole * world_size
             assert sorted(itertools.chain(*parts)) == sorted(expected)
@@ -71,7 +71,7 @@ def test_an_endless_stream_has_the_same_batches_at_any_number_of_processes(
             assert sorted(itertools.chain(*share)) == list(range(8 * number, 8 * number + 8))
 
 
-def test_a_batch_that_cannot_be_dealt_evenly_is_refused_with_both_numbers() -> None:
+def test_a_batch_that_cannot_be_sharded_evenly_is_refused_with_both_numbers() -> None:
     message = (
         "batch_size counts the sequences of all processes and must be a multiple of their number; "
         "got batch_size=6 with 4 processes."

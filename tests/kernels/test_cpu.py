@@ -218,7 +218,7 @@ def test_parts_agree_with_the_whole_in_everything(case: dict[str, Any], every: i
     assert_agree(parts, run("cpu", case, torch.float64), rtol=1e-10, atol=1e-12)
 
 
-def test_the_walk_back_over_parts_leaves_what_the_walk_forward_returned() -> None:
+def test_the_backward_pass_over_parts_leaves_what_the_forward_pass_returned() -> None:
     torch.manual_seed(0)
     rim = RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu", checkpoint_every=3)
     features, state = rim(random_tensor(2, 8, 4))
@@ -256,11 +256,11 @@ def test_what_is_kept_of_a_projection_comes_to_the_whole_of_it(input_size: int, 
 
 def test_the_first_pass_of_a_part_that_is_computed_again_keeps_no_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
-    lend = memory.empty_together
+    allocate = memory.empty_together
 
     def note(shapes: dict[str, tuple[int, ...]], *arguments: Any) -> dict[str, Tensor]:
         kept.extend(shape[0] for name, shape in shapes.items() if name == "gates")
-        return lend(shapes, *arguments)
+        return allocate(shapes, *arguments)
 
     monkeypatch.setattr(memory, "empty_together", note)
     rim = RIM(4, 12, num_mechanisms=4, num_active=2, backend="cpu", checkpoint_every=3)

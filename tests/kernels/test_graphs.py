@@ -248,7 +248,7 @@ def test_a_graph_makes_room_only_after_it_was_long_unused(
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     monkeypatch.setattr(graphs, "PATIENCE", 6)
     call(kept, 2, 2, 3, 3)
-    for _ in range(3):  # lengths that take turns: nothing is recorded anew
+    for _ in range(3):  # lengths that take turns: nothing is recorded again
         call(kept, 4, 3, 2)
     assert sizes(kept) == [3, 2]
     call(kept, 4, 2, 2, 2)

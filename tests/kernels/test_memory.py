@@ -1,4 +1,4 @@
-"""Memory that is lent: whole while somebody holds it, lent again afterwards, and never two tensors' at once."""
+"""Pooled buffers: whole while a tensor holds them, reused afterwards, and never two tensors' at once."""
 
 import gc
 import mmap
@@ -28,14 +28,14 @@ def bytes_of(size: int) -> Tensor:
     return memory.empty(size, dtype=torch.uint8)
 
 
-def test_memory_is_lent_again_when_its_tensor_is_gone() -> None:
+def test_memory_is_reused_when_its_tensor_is_gone() -> None:
     tensor = bytes_of(3 * MEGABYTE)
     address = tensor.data_ptr()
     del tensor
     assert bytes_of(2 * MEGABYTE).data_ptr() == address
 
 
-def test_memory_is_not_lent_while_a_view_of_it_lives() -> None:
+def test_memory_is_not_reused_while_a_view_of_it_lives() -> None:
     tensor = bytes_of(3 * MEGABYTE)
     view = tensor.fill_(7)[5:9]
     del tensor
@@ -58,7 +58,7 @@ def test_tensors_in_one_piece_hold_it_until_the_last_is_gone() -> None:
     assert second.unique().tolist() == [1]
 
 
-def test_a_piece_that_is_much_too_large_is_not_lent() -> None:
+def test_a_piece_that_is_much_too_large_is_not_reused() -> None:
     large = bytes_of(40 * MEGABYTE)
     address = large.data_ptr()
     del large
@@ -73,7 +73,7 @@ def test_what_lies_idle_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(map(len, memory._idle)) == 8 * MEGABYTE
 
 
-def test_a_system_that_takes_no_advice_lends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_takes_no_advice_allocates_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1, raising=False)
     monkeypatch.setattr(mmap, "MADV_FREE", -1, raising=False)
     tensor = bytes_of(2 * MEGABYTE)
@@ -97,21 +97,21 @@ def test_a_tensor_like_another_has_its_strides(order: tuple[int, ...]) -> None:
     assert len(memory._idle) == 1
 
 
-def test_threads_are_never_lent_the_same_memory() -> None:
-    spoilt = []
+def test_threads_never_get_the_same_memory() -> None:
+    overwritten = []
 
     def use(number: int) -> None:
         for _ in range(30):
             tensor = bytes_of(MEGABYTE + number).fill_(number)
             if tensor.min() != number or tensor.max() != number:
-                spoilt.append(number)
+                overwritten.append(number)
 
     threads = [threading.Thread(target=use, args=(number,)) for number in range(1, 5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not spoilt
+    assert not overwritten
     assert len(memory._idle) <= 2 * len(threads)  # a thread holds one while it asks for the next
 
 
@@ -140,24 +140,22 @@ def test_the_loop_reads_nothing_that_it_has_not_written(
         return [gradient.clone() for gradient in torch.autograd.grad(features.sum(), [inputs, *rim.parameters()])]
 
     expected = gradients()
-    lend = memory._lend
-    lent = []
+    allocate = memory._allocate
+    pooled = []
 
-    def lend_spoilt(size: int) -> Tensor:
-        lent.append(size)
-        return lend(size).fill_(255)  # every number of these bytes is NaN
+    def allocate_nan(size: int) -> Tensor:
+        pooled.append(size)
+        return allocate(size).fill_(255)  # every number of these bytes is NaN
 
-    monkeypatch.setattr(memory, "_lend", lend_spoilt)
+    monkeypatch.setattr(memory, "_allocate", allocate_nan)
     for gradient, other in zip(gradients(), expected, strict=True):
         assert torch.equal(gradient, other)
-    assert max(lent) > MEGABYTE
+    assert max(pooled) > MEGABYTE
 
 
 @needs_loop
 @pytest.mark.parametrize("checkpoint_every", [None, 8])
-def test_a_step_gives_back_all_that_it_was_lent(
-    checkpoint_every: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_gives_back_all_that_it_took(checkpoint_every: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     rim = RIM(32, 132, num_mechanisms=3, num_active=2, backend="cpu", checkpoint_every=checkpoint_every)
     new, taken = memory._new, []
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
     not tiles.are_available(), reason="this processor has no tiles, or nothing is built"
 )
 
-# around the sides of tiles, and around what is laid out at once
+# around the sides of tiles, and around what is packed at once
 SIZES = [(32, 32, 32), (33, 513, 47), (65, 64, 97), (257, 1025, 63), (300, 511, 33)]
 
 
@@ -68,7 +68,7 @@ def test_rows_that_repeat_and_an_expanded_gradient_need_no_copy_of_ours() -> Non
     torch.testing.assert_close(y.grad, x.t() @ torch.ones(40, 50))
 
 
-@pytest.mark.parametrize("width", [70, 300])  # 300: more rows of a gradient than are laid out at once
+@pytest.mark.parametrize("width", [70, 300])  # 300: more rows of a gradient than are packed at once
 @pytest.mark.parametrize("steps", [slice(0, 20), slice(7, 16)])
 def test_rows_are_read_where_they_lie_in_a_sequence(steps: slice, width: int) -> None:
     sequence, y = random_tensor(9, 20, width), random_tensor(width, 50, seed=1).requires_grad_()

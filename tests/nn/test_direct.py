@@ -1,4 +1,4 @@
-"""The shortest way to a module's forward is taken only where nobody would notice."""
+"""The fast path to a module's forward is taken only where it makes no difference."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from rimlit.nn import direct
 
 
-def test_a_module_that_nobody_listens_to_is_run_by_its_forward() -> None:
+def test_a_module_without_hooks_is_run_by_its_forward() -> None:
     layer = nn.Linear(2, 3)
     assert direct(layer) == layer.forward
 

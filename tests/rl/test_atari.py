@@ -212,7 +212,7 @@ def test_wrappers_are_refused() -> None:
         make_environments("ALE/Pong-v5", 2, wrappers=["a.B"])
 
 
-def test_a_missing_extra_is_answered_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_answered_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(ConfigError, match=r"needs ale_py: pip install .*'ale-py.*pip install '\.\[atari\]'"):
         make_environments("ALE/Pong-v5", 2)

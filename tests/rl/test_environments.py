@@ -283,7 +283,7 @@ def test_a_reason_that_is_a_sentence_gets_no_second_full_stop() -> None:
         make(f"{__name__}.Stuck").reset(0)
 
 
-def test_a_missing_extra_is_answered_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_answered_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ConfigError, match=r"needs gymnasium: pip install 'gymnasium.*pip install '\.\[rl\]'"):
         make("CartPole-v1")

@@ -148,7 +148,7 @@ def test_validation_is_scored_once_per_episode_and_shows_the_mechanisms(tmp_path
     task = make_task(data)
     activity = MechanismActivity(figure=False)
     trainer, _ = fit(tmp_path, task, data, limit_val_batches=1.0, callbacks=[Seeing(), activity])
-    # 5 episodes in 4 environments made anew: one of them has a second one
+    # 5 episodes in 4 environments made again: one of them has a second one
     assert trainer.callback_metrics["val/episode_length"] == 4
     assert trainer.callback_metrics["val/episode_return"] > 0
     shares = [float(trainer.callback_metrics[f"mechanisms/usage_{m}"]) for m in range(3)]
@@ -159,7 +159,7 @@ def test_validation_is_scored_once_per_episode_and_shows_the_mechanisms(tmp_path
 def test_returns_and_lengths_stay_apart_when_no_episode_ends_in_the_first_piece(tmp_path: Path) -> None:
     data = make_experience(options={"length": 15})  # pieces of 10 steps
     (scores,) = make_trainer(tmp_path).test(make_task(data), data, verbose=False)
-    # four environments begin with 1 + … + 15, one goes on with 16 + … + 30
+    # four environments begin with 1 + … + 15, one continues with 16 + … + 30
     assert scores == {"test/episode_return": (4 * 120 + 345) / 5, "test/episode_length": 15}
 
 

@@ -234,7 +234,7 @@ def test_a_checkpoint_deals_the_carried_state_to_any_number_of_processes(
     whole = task._carried
     assert whole is not None
 
-    def dealt(world_size: int) -> list[list[Tensor]]:
+    def sharded(world_size: int) -> list[list[Tensor]]:
         states = []
         for rank in range(world_size):
             monkeypatch.setattr(module, "rank_and_world_size", lambda: (rank, world_size))  # noqa: B023
@@ -244,19 +244,19 @@ def test_a_checkpoint_deals_the_carried_state_to_any_number_of_processes(
         return states
 
     for world_size in (1, 2, 4):
-        states = dealt(world_size)
+        states = sharded(world_size)
         assert {len(part) for state in states for part in state} == {4 // world_size}
         for part, parts in zip(whole, zip(*states, strict=True), strict=True):
             assert torch.equal(torch.cat(parts), part)
-    checkpoint["rimlit"]["carried"] = dealt(4)  # as four processes write it
-    for part, parts in zip(whole, dealt(1)[0], strict=True):
+    checkpoint["rimlit"]["carried"] = sharded(4)  # as four processes write it
+    for part, parts in zip(whole, sharded(1)[0], strict=True):
         assert torch.equal(parts, part)
     (state, *rest) = checkpoint["rimlit"]["carried"]
     damaged = ([], state[:-1], [state[0][:, :-1], *state[1:]], [state[0][:0], *state[1:]])
     for other in damaged:
         checkpoint["rimlit"]["carried"] = [other, *rest]
         with pytest.raises(CheckpointError, match="carried in the checkpoint is of another model, or damaged"):
-            dealt(1)
+            sharded(1)
 
 
 # Sampling

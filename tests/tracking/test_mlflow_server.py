@@ -96,7 +96,7 @@ def wait_until_sent(tracker: MLflowTracker, seconds: float = 60) -> None:
     assert tracker.send_rest(seconds).failure is None
 
 
-def test_a_server_that_is_killed_frozen_and_back_again_gets_every_step_once_and_nobody_waits(
+def test_a_server_that_is_killed_frozen_and_back_again_gets_every_step_once_and_training_does_not_wait(
     server: Server, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

@@ -161,7 +161,7 @@ def test_an_episode_is_in_the_run_as_a_film(tmp_path: Path, store: str) -> None:
     assert [file.path for file in figures] == ["figures/episode.gif"]
 
 
-def test_a_run_is_gone_on_with_by_its_id(store: str) -> None:
+def test_a_run_is_resumed_by_its_id(store: str) -> None:
     first = MLflowTracker("copying", "mine", tracking_uri=store)
     first.log_metrics({"train/loss": 2.0}, step=1)
     assert first.flush()
@@ -180,7 +180,7 @@ def test_a_run_is_gone_on_with_by_its_id(store: str) -> None:
         (StoppedError("by SIGTERM", 143), "KILLED"),
     ],
 )
-def test_the_status_tells_how_a_training_ended(tmp_path: Path, store: str, error: Exception, status: str) -> None:
+def test_the_status_says_how_a_training_ended(tmp_path: Path, store: str, error: Exception, status: str) -> None:
     class Fails(MechanismActivity):
         def on_train_batch_end(self, *arguments: Any) -> None:
             raise error

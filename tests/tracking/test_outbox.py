@@ -32,7 +32,7 @@ class Receiver:
         self.tries += 1
         self.may_go_on.wait(30)
         if self.is_down:
-            raise ConnectionError("nobody there")
+            raise ConnectionError("no server")
         self.batches.append(entries)
 
     @property
@@ -104,13 +104,13 @@ def test_what_a_receiver_that_is_down_misses_arrives_when_it_is_back(
     assert receiver.steps == list(range(7))
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if "does not take" in message] == [
-        "MLflow does not take what is logged (ConnectionError: nobody there). The run is not affected: everything "
+        "MLflow does not take what is logged (ConnectionError: no server). The run is not affected: everything "
         f"is kept in {tmp_path / 'tracking.jsonl'} and sent later, or by 'rimlit sync {tmp_path}'."
     ]
     assert len([message for message in messages if "answers again" in message]) == 1
 
 
-def test_nobody_waits_for_a_receiver_that_hangs_and_the_end_waits_as_long_as_it_is_told(
+def test_training_does_not_wait_for_a_receiver_that_hangs_and_the_end_waits_as_long_as_it_is_told(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     receiver.may_go_on.clear()

@@ -32,7 +32,7 @@ def test_entries_of_state_and_results_are_added_to_those_there(tmp_path: Path) -
     assert again.checkpoints == tmp_path / "runs/copying/mine/checkpoints"
 
 
-def test_an_earlier_run_is_set_aside_under_the_next_free_number(
+def test_an_earlier_run_is_archived_under_the_next_free_number(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(tmp_path / "mine")

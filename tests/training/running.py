@@ -1,4 +1,4 @@
-"""Runs that are stopped and gone on with, and how they are compared."""
+"""Runs that are stopped and resumed, and how they are compared."""
 
 import contextlib
 from collections.abc import Callable

@@ -263,13 +263,13 @@ def test_the_newest_whole_checkpoint_is_found_and_the_damaged_are_named(tmp_path
     content = bytearray((tmp_path / "last.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "last.ckpt").write_bytes(content)
-    spoilt = read_checkpoint(tmp_path / "best.ckpt")
-    spoilt["global_step"] = 99
-    spoilt["state_dict"]["head.linear.bias"][1] = torch.nan
-    torch.save(spoilt, tmp_path / "spoilt.ckpt")
+    non_finite = read_checkpoint(tmp_path / "best.ckpt")
+    non_finite["global_step"] = 99
+    non_finite["state_dict"]["head.linear.bias"][1] = torch.nan
+    torch.save(non_finite, tmp_path / "non_finite.ckpt")
     path, _, (*passed_over, other) = newest_checkpoint(tmp_path)
     assert path == tmp_path / "best.ckpt"
-    assert other.endswith("spoilt.ckpt cannot be used: state_dict.head.linear.bias holds NaN or infinity.")
+    assert other.endswith("non_finite.ckpt cannot be used: state_dict.head.linear.bias holds NaN or infinity.")
     assert passed_over == [f"{tmp_path / 'last.ckpt'} is damaged: its SHA-256 is not the one it was written with."]
     with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
         fit(CASES["endless"], tmp_path, ckpt_path=tmp_path / "last.ckpt")

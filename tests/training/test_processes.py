@@ -33,7 +33,7 @@ def process(rank: int, **entries: Any) -> ProcessState:
     return ProcessState(rank, f"pid {rank} on node", **{"heard": 100.0, "limit": 40.0, **entries})
 
 
-def test_while_all_work_nobody_is_blamed() -> None:
+def test_while_all_work_no_process_is_blamed() -> None:
     assert verdict_of(process(0), process(1)) is None
     # one has left, and what it says no more is no silence
     assert verdict_of(process(0), process(1, has_left=True, heard=0.0, is_lost=True, is_alive=False)) is None
@@ -75,7 +75,7 @@ def test_of_processes_at_the_same_step_the_one_that_does_not_wait_is_blamed() ->
     assert both.message == "Processes 0 (pid 0 on node), 1 (pid 1 on node) hang: no step for 41 s."
 
 
-def test_nobody_is_blamed_for_waiting_while_another_works() -> None:
+def test_no_process_is_blamed_for_waiting_while_another_works() -> None:
     waiting = process(0, idle=500.0, position=7, is_waiting=True)
     assert verdict_of(waiting, process(1, idle=3.0, position=7)) is None
     # it saves a checkpoint or compiles, which may take as long as start-up

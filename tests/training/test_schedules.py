@@ -93,7 +93,7 @@ def test_a_value_out_of_its_range_is_refused_with_its_value(arguments: dict[str,
         rates(1, **arguments)
 
 
-def test_a_run_that_is_gone_on_with_for_longer_takes_its_own_length() -> None:
+def test_a_run_that_is_resumed_for_longer_takes_its_own_length() -> None:
     def schedule(total_steps: int) -> WarmupCosine:
         return WarmupCosine(torch.optim.SGD([torch.zeros(1)], lr=1.0), total_steps=total_steps)
 

@@ -125,7 +125,7 @@ def test_finite_numbers_whose_sum_is_not_end_nothing(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
 
 
-class Spoilt(L.Callback):
+class NonFinite(L.Callback):
     """Make a number infinite in some steps: of the gradient, or of the loss alone."""
 
     def __init__(self, *steps: int, loss: bool = False) -> None:
@@ -143,39 +143,39 @@ class Spoilt(L.Callback):
 def test_an_update_that_is_not_finite_may_be_left_out_so_many_times(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = train(tmp_path / "skip", Spoilt(2, 4), FiniteGuard(skip=2))
+    task = train(tmp_path / "skip", NonFinite(2, 4), FiniteGuard(skip=2))
     assert all(parameter.isfinite().all() for parameter in task.parameters())
     assert "is left out, 1 of 2" in caplog.text and "is left out, 2 of 2" in caplog.text
     with pytest.raises(NonFiniteError, match=r"gradient is not finite at step 4 .* gradient norm inf"):
-        train(tmp_path / "stop", Spoilt(2, 4), FiniteGuard(skip=1))
+        train(tmp_path / "stop", NonFinite(2, 4), FiniteGuard(skip=1))
     with pytest.raises(NonFiniteError, match=r"loss is not finite at step 2 .* loss inf, gradient norm \d"):
-        train(tmp_path / "loss", Spoilt(2, loss=True), FiniteGuard())
+        train(tmp_path / "loss", NonFinite(2, loss=True), FiniteGuard())
     with pytest.raises(ValueError, match="skip must be at least 0; got skip=-1"):
         FiniteGuard(skip=-1)
 
 
 def test_without_the_guard_the_checkpoint_refuses(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="is not written"):
-        train(tmp_path, Spoilt(2), task=make_copying_task())
+        train(tmp_path, NonFinite(2), task=make_copying_task())
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
 
 
 def test_a_left_out_update_is_counted_over_stops(tmp_path: Path) -> None:
-    train(tmp_path, Spoilt(2), FiniteGuard(skip=1), steps=4)
+    train(tmp_path, NonFinite(2), FiniteGuard(skip=1), steps=4)
     with pytest.raises(NonFiniteError, match="at step 5"):
-        train(tmp_path, Spoilt(5), FiniteGuard(skip=1), ckpt_path=tmp_path / "last.ckpt")
+        train(tmp_path, NonFinite(5), FiniteGuard(skip=1), ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_all_batches_of_an_accumulated_update_are_named(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"epoch 1, batches 0 to 1, process 0\): loss \d\S+, \d\S+, gradient"):
-        train(tmp_path, Spoilt(2), FiniteGuard(), accumulate_grad_batches=2)
+        train(tmp_path, NonFinite(2), FiniteGuard(), accumulate_grad_batches=2)
 
 
 def test_a_loss_scale_that_collapses_ends_the_run(tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-10)
     half = MixedPrecision("16-mixed", "cpu", scaler)
     with pytest.raises(NonFiniteError, match=r"loss scale has collapsed to 3\.\d+e-05 at step \d") as error:
-        train(tmp_path, Spoilt(*range(99)), FiniteGuard(), steps=20, plugins=[half])
+        train(tmp_path, NonFinite(*range(99)), FiniteGuard(), steps=20, plugins=[half])
     assert error.value.exit_code == 5
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 5, "the last one is whole"
 
@@ -183,7 +183,7 @@ def test_a_loss_scale_that_collapses_ends_the_run(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_a_loss_scale_that_collapses_on_a_gpu_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="loss scale has collapsed"):
-        train(tmp_path, Spoilt(*range(99)), FiniteGuard(), steps=60, accelerator="gpu", precision="16-mixed")
+        train(tmp_path, NonFinite(*range(99)), FiniteGuard(), steps=60, accelerator="gpu", precision="16-mixed")
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_with_what_is_free(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ SUBCOMMANDS = {
     "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
     "export": "write a checkpoint as safetensors and JSON: rimlit export RUN_OR_CHECKPOINT --to FOLDER",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
+    "new": "write a class that runs, and its test: rimlit new task|backbone|selection NAME",
+    "doctor": "print versions, the time loop and why, compiler, GPU, tracking: what a report of a fault needs",
 }
 
 HELP = f"""\
@@ -128,6 +130,14 @@ task; any other program reads both files without this package. Neither can hold 
 """
 
 
+NEW_HELP = """\
+usage: rimlit new task|backbone|selection NAME
+
+Write a class to a module of that name in the working directory, and a test that runs the laws of rimlit.testing on
+it. Both run as they are; the class is an example to change.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with the codes of :mod:`rimlit.errors`.
 
@@ -186,6 +196,11 @@ LONGEST = 2000
 """Characters of a message that are shown; of a longer one the middle is left out."""
 
 
+def _require_extra() -> None:
+    """Answer in one line where only the core is installed."""
+    import rimlit._train  # noqa: F401
+
+
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(HELP.removesuffix("\n"))
@@ -193,7 +208,19 @@ def _dispatch(arguments: list[str]) -> None:
         say(f"rimlit {__version__}")
     elif arguments[0] == "configs":
         say((read_config(arguments[1]) if len(arguments) > 1 else list_configs()).removesuffix("\n"))
+    elif arguments[0] == "doctor":
+        from rimlit.cli.doctor import run_doctor
+
+        run_doctor()
+    elif arguments[0] == "new":
+        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
+            say(NEW_HELP.removesuffix("\n"))
+        else:
+            from rimlit.cli.new import run_new
+
+            run_new(arguments[1:])
     elif arguments[0] == "sync":
+        _require_extra()
         from rimlit.cli.sync import sync
 
         sync(arguments[1:])
@@ -201,6 +228,7 @@ def _dispatch(arguments: list[str]) -> None:
         if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
             say(EXPORT_HELP.removesuffix("\n"))
         else:
+            _require_extra()
             from rimlit.cli.export import run_export
 
             run_export(arguments[1:])
@@ -208,6 +236,7 @@ def _dispatch(arguments: list[str]) -> None:
         if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
             say(COMPARE_HELP.removesuffix("\n"))
         else:
+            _require_extra()
             from rimlit.cli.compare import run_compare
 
             run_compare(arguments[1:])
@@ -226,10 +255,12 @@ def _dispatch(arguments: list[str]) -> None:
 
             run_summarize(arguments[1:])
     elif arguments[0].startswith("--print_completion"):
+        _require_extra()
         from rimlit.cli.completion import print_completion
 
         print_completion(arguments, list(SUBCOMMANDS))
     elif arguments[0] in SUBCOMMANDS:
+        _require_extra()
         from rimlit.cli.run import run
 
         run(arguments)

@@ -11,6 +11,8 @@ OPTIONS = {
     "summarize": "--to --help",
     "sync": "",
     "configs": "",
+    "new": "task backbone selection --help",
+    "doctor": "",
 }
 """Commands whose options the parser of the settings does not know."""
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
+from rich import box
 from rich.table import Table
 
 from rimlit.cli.configs import shipped_folder
@@ -136,17 +137,16 @@ def build_table(
     columns: dict[str, list[float | None]] = {
         "this run": [scores[key] for _, _, key in rows],
         "floor": [floors.get(key, floors.get(metric)) for _, metric, key in rows],
-        **{
-            _header(name, result): [result["test"].get(key) for _, _, key in rows]
-            for name, result in recorded.items()
-        },
+        **{name: [result["test"].get(key) for _, _, key in rows] for name, result in recorded.items()},
     }
     columns = {header: values for header, values in columns.items() if any(value is not None for value in values)}
-    table = Table(title=title, title_justify="left")
+    known = [_describe(name, result) for name, result in recorded.items() if name in columns]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = "\n".join(["recorded:", *known]) if known else None, "left"
     table.add_column(stage)
     table.add_column("metric")
-    for header in columns:
-        table.add_column(header, justify="right")
+    for header in columns:  # a recorded result by its config's last name, so that the table fits 80 columns
+        table.add_column(header.rpartition("/")[2], justify="right")
     above = None
     for (group, metric, _), *values in zip(rows, *columns.values(), strict=True):
         if metric != above:
@@ -156,16 +156,16 @@ def build_table(
     return table
 
 
-def _header(name: str, result: dict[str, Any]) -> str:
+def _describe(name: str, result: dict[str, Any]) -> str:
     sizes = [f"{result[key]:,} {key}" for key in ("parameters", "steps") if isinstance(result.get(key), int)]
-    return f"{name}, recorded" + (f"\n({', '.join(sizes)})" if sizes else "")
+    return name + (f": {', '.join(sizes)}" if sizes else "")
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    if 0 < value < 0.00005:
-        return "< 0.0001"
+    if 0 < abs(value) < 0.00005:
+        return "< 0.0001" if value > 0 else "> -0.0001"
     if abs(value) < 10:
         return f"{value:.4f}"
     return f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}"

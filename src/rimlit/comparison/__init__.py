@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import rimlit._train  # noqa: F401
 from rimlit._lazy import lazy
 
 if TYPE_CHECKING:

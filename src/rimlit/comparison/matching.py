@@ -17,7 +17,7 @@ from rimlit.tracking.recording import sizes_of
 
 Measure: TypeAlias = Literal["params", "flops", "state"]
 MEASURES = {"params": "parameters", "flops": "flops_per_step", "state": "state_size"}
-WORDS = {"params": "parameters", "flops": "FLOPs a step", "state": "numbers in the state"}
+WORDS = {"params": "parameters", "flops": "FLOPs a step", "state": "state values"}
 TOLERANCE = 0.05
 TRIES = 1024  # widths tried upwards until one can be built: a RIM takes multiples of its mechanisms only
 
@@ -104,7 +104,7 @@ def match_parameters(
         )
     target = to if isinstance(to, int) else size_of(to, measure)
     make, name = _maker(spec, is_task, input_size)
-    with torch.random.fork_rng(devices=[]):  # matching draws weights that nobody trains
+    with torch.random.fork_rng(devices=[]):  # matching draws weights that are never trained
         return _solve(make, name, target, measure, tolerance)
 
 

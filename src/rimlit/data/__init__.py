@@ -1,5 +1,6 @@
 """Data modules: each supplies one dataset and declares its sizes as plain ints."""
 
+import rimlit._train  # noqa: F401
 from rimlit.data.adding import Adding
 from rimlit.data.base import DataModule
 from rimlit.data.blinking_balls import BlinkingBalls

@@ -252,7 +252,7 @@ class BouncingBalls(DataModule):
         )
 
     def check_shares(self, world_size: int) -> None:
-        """Raise a ConfigError if a batch cannot be dealt evenly to ``world_size`` processes."""
+        """Raise a ConfigError if a batch cannot be sharded evenly over ``world_size`` processes."""
         super().check_shares(world_size)
         share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
 

@@ -1,4 +1,4 @@
-"""The order in which samples are taken: a function of seed and epoch, dealt to any number of processes."""
+"""The order in which samples are taken: a function of seed and epoch, sharded over any number of processes."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def share_of(batch_size: int, *, key: str = "batch_size", world_size: int | None
         world_size: Processes; None for those of torch.distributed.
 
     Raises:
-        ConfigError: The batch cannot be dealt evenly.
+        ConfigError: The batch cannot be sharded evenly.
 
     Example:
         >>> share_of(64, world_size=4)
@@ -48,13 +48,13 @@ class IndexSampler(Sampler[int]):
     """Deal sample indices to the processes in turn, none left out.
 
     The k-th batches of all processes together are the k-th batch of a single one, at any number of processes.
-    Without shuffling no index is dealt twice, so that evaluation scores every sample once. With shuffling all
+    Without shuffling no index is drawn twice, so that evaluation scores every sample once. With shuffling all
     processes get as many batches, because in training the last one would wait for the others: where the last batch
     of an epoch has fewer samples than there are processes, each takes all of it, which has the same gradient.
 
     Args:
         size: Number of samples; None for an endless stream 0, 1, 2, ….
-        shuffle: Whether to permute a finite set anew in each epoch.
+        shuffle: Whether to permute a finite set again in each epoch.
         seed: Seed of the permutations.
         batch_size: Samples of a batch over all processes, a multiple of their number.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rimlit.kernels.autograd import Gradients, Operands, Outputs
 from rimlit.kernels.layer import LayerInputs, LayerOptions
-from rimlit.kernels.tape import StepTape, WalkBack, cell_gate, operand_gradients, split_heads
+from rimlit.kernels.tape import StepGradients, StepTape, cell_gate, operand_gradients, split_heads
 from rimlit.mechanisms.selection import gate_gradient, log_odds_gradient
 from rimlit.types import MaybeTensor
 
@@ -71,7 +71,7 @@ class BackwardPass:
                 if memory is not None:
                     initial_memory += memory * was_reset
                     memory = memory.masked_fill(was_reset, 0)
-        walk = WalkBack(
+        walk = StepGradients(
             gates=self.gates,
             recurrent=self.recurrent,
             scores=self.scores,

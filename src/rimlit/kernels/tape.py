@@ -1,4 +1,4 @@
-"""What a walk over the steps leaves on tape, and the gradients that are formed of it after the walk back.
+"""What a walk over the steps leaves on tape, and the gradients that are formed of it after the backward pass.
 
 Every weight's gradient is one product over all steps: summed step by step, a weight's full size would be read and
 written in every step. Loops that write this tape share those products.
@@ -34,7 +34,7 @@ class StepTape(NamedTuple):
     moved: MaybeTensor  # (M, T, B, d): candidate and what it read, less the old state, where there are gates
 
 
-class WalkBack(NamedTuple):
+class StepGradients(NamedTuple):
     """Gradients that the backward pass leaves, of what :class:`StepTape` names alike; it owns them."""
 
     gates: Tensor  # (M, T, B, gates), before their activation
@@ -96,7 +96,7 @@ def operand_gradients(
     operands: Operands,
     tape: StepTape,
     attention: Tensor,
-    walk: WalkBack,
+    walk: StepGradients,
 ) -> Operands:
     """Return the gradient of every operand.
 
@@ -104,9 +104,9 @@ def operand_gradients(
         options: The layer's parts.
         inputs: What the loop ran on.
         operands: What it is differentiated by.
-        tape: What the walk forward left.
+        tape: What the forward pass left.
         attention: To the slots, (M, T, B, I, N).
-        walk: What the walk back left; its ``gates`` are overwritten.
+        walk: What the backward pass left; its ``gates`` are overwritten.
     """
     heads = options.input_heads
     read = attention

@@ -1,5 +1,6 @@
 """Metrics of sequences, as torchmetrics objects."""
 
+import rimlit._train  # noqa: F401
 from rimlit.metrics.forecast import Coverage, ForecastAbsoluteError, ForecastSquaredError, Pinball
 from rimlit.metrics.frames import FrameScores
 from rimlit.metrics.regression import MeanAbsoluteError, MeanSquaredError

@@ -1,4 +1,4 @@
-"""The shortest way to a module's forward, for many small steps."""
+"""The fast path to a module's forward, for many small steps."""
 
 from collections.abc import Callable
 

@@ -37,7 +37,7 @@ class GroupedLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Draw all parameters again."""
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -self.init_scale, self.init_scale)
 

@@ -1,5 +1,6 @@
 """Reinforcement learning: environments, rollouts and recurrent PPO. gymnasium is the extra ``rl``."""
 
+import rimlit._train  # noqa: F401
 from rimlit.rl.environments import Environments, Step, make_environments
 from rimlit.rl.experience import Experience
 from rimlit.rl.observations import SlotEncoder, VectorEncoder

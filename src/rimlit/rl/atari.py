@@ -1,6 +1,6 @@
 """Atari games of the Arcade Learning Environment, stepped together by its own C++ code.
 
-ale-py is the extra ``atari``; it is GPL-2.0-only and imported here only, where somebody asks for a game.
+ale-py is the extra ``atari``; it is GPL-2.0-only and imported here only, where a game is asked for.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,6 @@
 """Tasks: LightningModules that join encoder, backbone, head, loss and metrics."""
 
+import rimlit._train  # noqa: F401
 from rimlit.backbones import BackboneFactory
 from rimlit.encoders import EncoderFactory
 from rimlit.heads import HeadFactory

@@ -5,6 +5,7 @@ Names are imported when they are first used: data modules and tasks import :mod:
 
 from typing import TYPE_CHECKING
 
+import rimlit._train  # noqa: F401
 from rimlit._lazy import lazy
 
 if TYPE_CHECKING:

@@ -34,7 +34,6 @@ from rimlit.training._lightning import spare_this_process, starts_commands
 SLOW_MODULES = (
     "torch._dynamo",
     "torch._inductor",
-    "torch.utils.cpp_extension",
     "torch.serialization",
     "triton.compiler",
     "rimlit.kernels.cpu.build",

@@ -31,11 +31,11 @@ inline Int tiles_size(Int side, Int inner) { return blocks(side, kSide) * blocks
 
 #ifdef RIMLIT_AMX
 
-// The kernel lends a process the registers when it asks for them.
+// The kernel gives a process the registers when it asks for them.
 inline bool is_available() {
     constexpr int ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    static const bool is_lent = syscall(SYS_arch_prctl, ask, tile_data) == 0;
-    return is_lent;
+    static const bool is_granted = syscall(SYS_arch_prctl, ask, tile_data) == 0;
+    return is_granted;
 }
 
 // finite, and not so large that the first part would round to infinity
@@ -222,7 +222,7 @@ inline void multiply(const uint16_t* left, const uint16_t* right, float* out, In
 template <typename Left, typename Right, typename Buffer>
 inline bool product(const Left& left, bool is_left_turned, const Right& right, bool is_right_turned, float* out,
                     Int rows, Int inner, Int columns, Buffer& left_buffer, Buffer& right_buffer) {
-    constexpr Int some = 256;  // what is laid out at once stays in a near cache
+    constexpr Int some = 256;  // what is packed at once stays in a near cache
     const Int many = blocks(blocks(inner, kInner), blocks(inner, 2 * some)) * kInner;
     uint16_t* left_tiles = left_buffer.take(tiles_size(std::min(some, rows), many));
     uint16_t* right_tiles = right_buffer.take(tiles_size(columns, many));

@@ -6,6 +6,9 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -18,13 +21,24 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("loop.cpp")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-pthread")
+FLAGS = (
+    "-std=c++20",
+    "-shared",
+    "-fPIC",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp-simd",
+    "-pthread",
+)
+LIBRARIES = ("-ltorch_cpu",)  # torch's products of matrices
 BUILD_SECONDS = 300.0
 
 
 def library_path() -> Path:
     """Return where this machine's library lies: another processor, torch or source is another file."""
-    key = "\0".join((torch.__version__, *FLAGS, *_extra_flags(), platform.machine(), _processor()))
+    key = "\0".join((torch.__version__, *FLAGS, *LIBRARIES, *_extra_flags(), platform.machine(), _processor()))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES) + key.encode()).hexdigest()[:16]
     return cache_folder() / f"cpu-{digest}" / "loop.so"
 
@@ -53,19 +67,23 @@ def _build(path: Path) -> None:
         if path.exists():
             return
         log.warning("Building the C++ time loop, once for this machine (some ten seconds) …")
-        from torch.utils import cpp_extension
-
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            cpp_extension.load(
-                "loop",
-                [str(SOURCE)],
-                extra_cflags=[*FLAGS, *_extra_flags()],
-                extra_ldflags=["-pthread", *_extra_flags()],
-                build_directory=folder,
-                is_python_module=False,
-            )
+            built = Path(folder) / "loop.so"
+            libraries = ("-L", str(Path(torch.__file__).parent / "lib"), *LIBRARIES)
+            command = [*_compiler(), *FLAGS, *_extra_flags(), str(SOURCE), "-o", str(built), *libraries]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS)
+            if done.returncode != 0:
+                raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
             # a build that is killed leaves no half-written library behind
-            os.replace(Path(folder) / "loop.so", path)
+            os.replace(built, path)
+
+
+def _compiler() -> list[str]:
+    """Return the compiler's command, from the variable that other tools read, too."""
+    command = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(f"there is no C++ compiler {command[0]!r}")
+    return command
 
 
 def _extra_flags() -> list[str]:

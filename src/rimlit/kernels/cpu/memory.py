@@ -1,4 +1,4 @@
-"""Memory that is lent, given back and lent again.
+"""A caching allocator for large CPU buffers.
 
 What is taken from the system costs a fault for every page of it, which for a tape of every training step comes to
 some hundredths of the step's time.
@@ -22,24 +22,24 @@ _idle: deque[mmap.mmap] = deque()  # its methods need no lock, and whoever drops
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Return what :func:`torch.empty` does, in memory that is lent until the tensor is gone."""
-    return _lend(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+    """Return what :func:`torch.empty` does, in pooled memory."""
+    return _allocate(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def empty_like(tensor: Tensor) -> Tensor:
-    """Return what :func:`torch.empty_like` does, strides included, in memory that is lent until it is gone."""
+    """Return what :func:`torch.empty_like` does, strides included, in pooled memory."""
     if not tensor.is_cpu or tensor.nbytes < _LEAST:
         return torch.empty_like(tensor)
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     shape = [tensor.shape[dimension] for dimension in order]
     back = sorted(range(tensor.dim()), key=order.__getitem__)
-    return _lend(tensor.nbytes).view(tensor.dtype).view(shape).permute(back)
+    return _allocate(tensor.nbytes).view(tensor.dtype).view(shape).permute(back)
 
 
 def empty_together(
     shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], default: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return tensors that are not initialised and lie in one piece of memory, lent until all of them are gone.
+    """Return tensors that are not initialised and lie in one piece of pooled memory.
 
     Args:
         shapes: Of each.
@@ -50,14 +50,14 @@ def empty_together(
     ends, end = {}, 0
     for name, size in sizes.items():
         ends[name] = end = (end + 63) // 64 * 64 + size
-    memory = _lend(end)
+    memory = _allocate(end)
     return {
         name: memory[ends[name] - size : ends[name]].view(dtypes.get(name, default)).view(shapes[name])
         for name, size in sizes.items()
     }
 
 
-def _lend(size: int) -> Tensor:
+def _allocate(size: int) -> Tensor:
     if size < _LEAST or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.empty(size, dtype=torch.uint8)
     fitting = [block for block in list(_idle) if size <= len(block) <= 2 * size + _PAGE]

@@ -22,7 +22,7 @@ from rimlit.errors import install_command
 from rimlit.kernels.autograd import Gradients, Operands, Outputs
 from rimlit.kernels.graphs import Recorded
 from rimlit.kernels.layer import LayerInputs, LayerOptions, describe
-from rimlit.kernels.tape import StepTape, WalkBack, empty_tape, operand_gradients
+from rimlit.kernels.tape import StepGradients, StepTape, empty_tape, operand_gradients
 from rimlit.mechanisms import RIMLayer
 from rimlit.types import MaybeTensor
 
@@ -362,7 +362,7 @@ class TritonLoop:
                 depth=launch.tile(launch.num_gates),
                 feature_tile=launch.tile(size),
             )
-        walk = WalkBack(
+        walk = StepGradients(
             gates=into_gates,
             recurrent=into_recurrent,
             scores=into_scores,
