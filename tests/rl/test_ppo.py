@@ -286,7 +286,7 @@ def test_a_balance_of_mechanisms_is_part_of_the_loss_and_moves(tmp_path: Path) -
     backbone = {**SMALL_RIM, "init_args": {**SMALL_RIM["init_args"], **still, "balance": balance}}
     data = make_experience()
     task = make_task(data, backbone)
-    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0)
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0, num_sanity_val_steps=0)
     trainer.fit(task, datamodule=data)
     assert trainer.callback_metrics["train/penalty"] > 0
     assert task.backbone.layers[0].balance.parts[1].bias.any()
