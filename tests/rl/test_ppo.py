@@ -282,10 +282,22 @@ def test_a_task_is_loaded_from_its_checkpoint_with_its_scale(tmp_path: Path) -> 
 
 def test_a_balance_of_mechanisms_is_part_of_the_loss_and_moves(tmp_path: Path) -> None:
     balance = [{"z_loss": {"coefficient": 1.0}}, {"loss_free_bias": {"step": 0.1}}]
-    backbone = {**SMALL_RIM, "init_args": {**SMALL_RIM["init_args"], "balance": balance}}
+    still = {"input_dropout": 0.0, "communication_dropout": 0.0}
+    backbone = {**SMALL_RIM, "init_args": {**SMALL_RIM["init_args"], **still, "balance": balance}}
     data = make_experience()
     task = make_task(data, backbone)
-    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0)
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0, num_sanity_val_steps=0)
     trainer.fit(task, datamodule=data)
     assert trainer.callback_metrics["train/penalty"] > 0
     assert task.backbone.layers[0].balance.parts[1].bias.any()
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [({"selection": "gumbel_top_k"}, "GumbelTopK"), ({"balance": ["random_activation"]}, "CombinedBalance")],
+)
+def test_mechanisms_with_noise_are_refused(part: dict[str, Any], name: str) -> None:
+    still = {"input_dropout": 0.0, "communication_dropout": 0.0}
+    backbone = {**SMALL_RIM, "init_args": {**SMALL_RIM["init_args"], **still, **part}}
+    with pytest.raises(ConfigError, match=rf"^PPOTask needs mechanisms without noise: .*; got {name} in backbone"):
+        PPOTask(backbone, observation_shape=[2], num_actions=2)

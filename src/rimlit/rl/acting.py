@@ -18,6 +18,7 @@ from rimlit.encoders import Encoder, EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
+from rimlit.mechanisms import Balance, Selection
 from rimlit.metrics.mean import Mean
 from rimlit.nn import direct
 from rimlit.rl.observations import (
@@ -189,6 +190,11 @@ class ActingTask(Task):
 
     def _require_no_dropout(self) -> None:
         for name, module in self.named_modules():
+            if isinstance(module, Selection | Balance) and module.is_noisy:
+                raise ConfigError(
+                    f"{type(self).__name__} needs mechanisms without noise: training could not compute again what "
+                    f"a rollout holds; got {type(module).__name__} in {name}."
+                )
             dropouts = {key: value for key, value in vars(module).items() if "dropout" in key}
             if isinstance(module, nn.Dropout):
                 dropouts["dropout"] = module.p
