@@ -323,8 +323,9 @@ class BRIM(BalancedBackbone):
     def flops_per_step(self) -> int:
         """Return the operations of one step that are needed; see :meth:`rimlit.RIM.flops_per_step`."""
         total = sum(layer.flops_per_step() for layer in self._layers)
-        for layer, *sharings in zip(self._layers, self.top_down_key, self.top_down_value, strict=False):
-            key, value = (cast(Sharing, each).groups() for each in sharings)
+        modules = zip(self._layers, self.top_down_key, self.top_down_value, strict=False)
+        for layer, *shared in modules:  # the top layer has none
+            key, value = (cast(Sharing, each).groups() for each in shared)
             total += 2 * (key.numel() + value.numel() + layer.num_mechanisms * key.shape[-1])
         return total
 

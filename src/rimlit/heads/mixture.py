@@ -52,7 +52,7 @@ class MixtureHead(Head):
                 f"output_size must be divisible by place_size; got output_size={output_size}, "
                 f"place_size={place_size}."
             )
-        self.num_places = output_size // place_size
+        self.place_size, self.num_places = place_size, output_size // place_size
         self.decoder = nn.Sequential(
             nn.Linear(input_size // num_mechanisms, hidden_size),
             nn.ReLU(),
@@ -73,7 +73,7 @@ class MixtureHead(Head):
         """Return the values (…, M, places, values) and the mask logits (…, M, places) of every mechanism."""
         spoken = self.decoder(self.by_mechanism(features))
         values = spoken[..., : self.output_size]
-        values = values.reshape(*values.shape[:-1], self.num_places, -1)
+        values = values.reshape(*values.shape[:-1], self.num_places, self.place_size)
         # a softmax in bfloat16 is coarse
         masks = spoken[..., self.output_size :]
         return values, masks.to(torch.promote_types(masks.dtype, torch.float32))
