@@ -229,7 +229,8 @@ def check_torch_func_works(build: Subject, inputs: Tensor | None = None) -> None
 
 
 def _try_torch_func(backbone: Backbone, inputs: Tensor) -> None:
-    start, parameters = some_state(backbone, inputs), dict(backbone.named_parameters())
+    start = some_state(backbone, inputs)
+    parameters: dict[str, Tensor] = dict(backbone.named_parameters())
     resets = torch.eye(*inputs.shape[:2], dtype=torch.bool)
     lengths = torch.tensor([inputs.shape[1] - sample % 2 for sample in range(len(inputs))])
 
