@@ -22,6 +22,7 @@ def test_slow_laws_and_those_for_a_gpu_are_listed_where_they_are_asked_for() -> 
     assert {law.__name__ for law in slow} - {law.__name__ for law in fast} == {
         "check_compiled_equals_eager",
         "check_exported_takes_any_batch",
+        "check_traced_takes_any_batch",
     }
     assert [law.__name__ for law in everything if law not in slow] == ["check_gpu_equals_cpu"]
 
