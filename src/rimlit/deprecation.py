@@ -32,6 +32,7 @@ def deprecated(
         ... def count(*, num_active=4):
         ...     return num_active
         >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
         ...     count(topk=3)
         3
         >>> str(caught[0].message)
