@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+GENERATED = ROOT / "docs" / "api"
+"""Pages that `make site` writes and whose links it checks."""
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)|<img[^>]+src=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+\s+(.+)$", re.MULTILINE)
@@ -29,6 +31,8 @@ def check_page(page: Path) -> list[str]:
             continue  # another site
         name, _, anchor = link.partition("#")
         target = page.parent / name if name else page
+        if target.resolve().is_relative_to(GENERATED):
+            continue
         if not target.exists():
             messages.append(f"{page.relative_to(ROOT)}: {link} does not exist")
         elif anchor and target.suffix == ".md" and anchor not in anchors(target):

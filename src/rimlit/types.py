@@ -192,7 +192,7 @@ def conform_state(state: Any, like: State, layout: str = "batch first") -> State
     Args:
         state: What was given.
         like: A state of the same sizes, such as the initial one.
-        layout: How its tensors are laid out, for the message.
+        layout: Shapes of its tensors in words, for the message.
 
     Raises:
         ConfigError: The number of fields, a shape, a device or a kind of number differs.

@@ -234,7 +234,7 @@ def test_the_local_executor_runs_a_command_in_a_process_that_outlives_this_one(
     settings = read_job_settings(write("cluster: local\ntimeout_min: 5\n"))
     runner = Submitit(settings, here)
     (run,) = runs_in(here, 1)
-    run.arguments = ["fot"]
+    run.arguments = ["fitt"]
     runner.start([run], None)
     job = JobRecords(here).job_of(run.name)
     assert job is not None and run.process is not None

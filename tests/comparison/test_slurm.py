@@ -1,4 +1,4 @@
-"""A comparison through a real SLURM: an array of four, of which one is pre-empted and one is killed."""
+"""A comparison through a real SLURM: an array of four, of which one is preempted and one is killed."""
 
 import contextlib
 import json
@@ -96,7 +96,7 @@ def test_a_comparison_of_jobs_one_pre_empted_and_one_killed_is_the_one_of_proces
     (array,) = {job.partition("_")[0] for job in jobs.values()}
     assert sorted(jobs.values()) == [f"{array}_{task}" for task in range(4)]
 
-    # one is pre-empted, another is killed outright, both in mid-training
+    # one is preempted, another is killed outright, both in mid-training
     waiting = {"rim-seed0": "preempt", "lstm-seed1": "kill"}
 
     def disturb() -> bool:

@@ -104,7 +104,7 @@ def test_a_search_that_was_stopped_anywhere_goes_on_as_if_it_had_not(tmp_path: P
         trial = search.ask()
         assert trial is not None
         found.append(trial.values)
-        if stop % 2:  # its run ended, and nobody noted it
+        if stop % 2:  # its run ended, which was not noted
             finish(search, trial, cost(trial))
         else:
             search = search_in(tmp_path / "parts", 8)

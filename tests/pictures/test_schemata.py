@@ -11,7 +11,7 @@ from rimlit.heads import MixtureHead
 from rimlit.pictures import RolloutPictures
 from rimlit.pictures.rollouts import predict_film
 from rimlit.pictures.schemata import (
-    NOBODY,
+    NO_BALL,
     SchemaScene,
     draw_schemata,
     enlarge,
@@ -39,14 +39,14 @@ SCHEMATA = {
 def scene() -> SchemaScene:
     """Two states, the left half of 4 × 4 pixels and the right one; state 1 sleeps in the last of three steps."""
     owners = torch.tensor([0, 0, 1, 1]).expand(3, 4, 4)
-    schema = torch.tensor([[0, 1], [0, 0], [1, NOBODY]])
+    schema = torch.tensor([[0, 1], [0, 0], [1, NO_BALL]])
     positions = torch.tensor([[[0.5, 0.5], [3.9, 2.0], [9.0, 9.0]]] * 3)
     positions[1, 0] = torch.tensor([2.5, 0.5])  # the first ball crosses over
     return SchemaScene("balls_2", schema, 2, owners, positions, torch.tensor([1.5, 2.0, 0.0]))
 
 
 def test_a_ball_has_the_schema_of_the_state_that_its_centre_belongs_to() -> None:
-    assert schema_of_balls(scene()).tolist() == [[0, 1], [0, 0], [1, NOBODY]]
+    assert schema_of_balls(scene()).tolist() == [[0, 1], [0, 0], [1, NO_BALL]]
     other = scene()._replace(schema=torch.tensor([[2, 1], [2, 1], [2, 1]]))
     assert schema_of_balls(other).tolist() == [[2, 1], [1, 1], [2, 1]]
 
@@ -87,7 +87,7 @@ def test_a_test_of_schemata_draws_them(tmp_path: Path) -> None:
     film = predict_film(task, batch, "balls_2")
     assert film.scene is not None and film.owners is not None and film.active is not None
     assert film.owners.shape == film.truth.shape
-    assert torch.equal(film.scene.schema == NOBODY, ~film.active)
+    assert torch.equal(film.scene.schema == NO_BALL, ~film.active)
     torch.testing.assert_close(film.scene.positions, batch.positions[0, 1 : 1 + len(film.truth)])
 
 

@@ -32,7 +32,7 @@ def usage_of(active: Tensor, mask: Tensor | None = None, **others: object) -> Us
         (["x.x.", ".x.x"], 0, 0, 1),
         (["xxx.", "...x"], 0.5, 0.5, 1 / 3),
         (["xxxx", "..xx"], 1 / 3, 1 / 3, 1 / 6),  # the sets 1, 1, 12, 12: Jaccard 1, ½, 1
-        (["....", "...."], 1, 1, 0),  # no set changes; nobody is used
+        (["....", "...."], 1, 1, 0),  # no set changes; none is used
     ],
 )
 def test_collapse_and_turnover_of_a_pattern_are_known_by_hand(

@@ -134,7 +134,7 @@ def run_of(model: Model, seed: int, folder: Path, *, is_trial: bool = False) -> 
         model: The model.
         seed: The seed.
         folder: The comparison's folder.
-        is_trial: Whether a training that diverged is done: it tells what a value is worth.
+        is_trial: Whether a training that diverged is done: the search needs its end, not its score.
 
     Raises:
         ConfigError: There is one of this name with other settings.

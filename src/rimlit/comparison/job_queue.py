@@ -85,7 +85,9 @@ class JobQueue:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         except FileNotFoundError as error:
-            raise ConfigError("There is no squeue on this machine, which tells what became of jobs.") from error
+            raise ConfigError(
+                "There is no squeue on this machine, which lists the jobs and their states."
+            ) from error
         except subprocess.SubprocessError as error:
             if self._states is None:
                 reason = " ".join(str(getattr(error, "stderr", None) or error).split())

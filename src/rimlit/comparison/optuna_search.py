@@ -260,7 +260,7 @@ class OptunaSearch(Search):
         return next(index for index, each in enumerate(self.trials) if each.label == trial.label)
 
     def outcome(self, trial: Trial) -> Outcome | None:
-        """Return how a trial ended, None before its end; a run that ended while nobody looked is noted."""
+        """Return how a trial ended, None before its end; a run that ended unseen is noted."""
         if trial.label not in self._ended:
             number = self._number(trial)
             self.note_end(trial)

@@ -12,7 +12,7 @@ class Schedule(Work):
     Searches take turns: the model with the fewest trials so far gets the next one.
 
     Args:
-        entrants: The configs; nobody else is at work on their searches.
+        entrants: The configs, whose searches no other process works on.
     """
 
     def __init__(self, entrants: list[Entrant]) -> None:

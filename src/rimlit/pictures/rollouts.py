@@ -15,7 +15,7 @@ from rimlit.data.bouncing_balls import FrameBatch
 from rimlit.heads import MixtureHead, SlotMixtureHead
 from rimlit.pictures.activity import COLOURS
 from rimlit.pictures.files import encode_gif, font, save_figure, write_and_track
-from rimlit.pictures.schemata import NOBODY, SchemaScene, draw_schemata, enlarge, owners_by_attention
+from rimlit.pictures.schemata import NO_BALL, SchemaScene, draw_schemata, enlarge, owners_by_attention
 from rimlit.tasks import FramePredictionTask
 from rimlit.tracking.optional import optional
 from rimlit.types import Watched
@@ -142,7 +142,7 @@ def predict_film(task: FramePredictionTask, batch: FrameBatch, name: str) -> Fil
         ahead = slice(1, 1 + len(schema)) if owners is not None else slice(0, len(schema))
         scene = SchemaScene(
             name,
-            torch.where(active, schema, NOBODY),
+            torch.where(active, schema, NO_BALL),
             task.context_length,
             None if found is None else found.cpu(),
             batch.positions[0, ahead].cpu(),

@@ -12,7 +12,7 @@ from rimlit.pictures.activity import COLOURS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOBODY = -1
+NO_BALL = -1
 ASLEEP = "#EEEEEE"
 
 
@@ -91,7 +91,7 @@ def draw_schemata(scenes: Sequence[SchemaScene], run: str = "") -> "Figure":
             np.ascontiguousarray(rows.T.numpy()),
             aspect="auto",
             cmap=colours,
-            vmin=NOBODY - 0.5,
+            vmin=NO_BALL - 0.5,
             vmax=num_schemata - 0.5,
             interpolation="nearest",
         )
