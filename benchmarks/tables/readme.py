@@ -22,7 +22,13 @@ from rimlit.heads import Head
 from rimlit.mechanisms import known_parts
 from rimlit.tasks import Task
 
-MODELS = {"awake": "**RIM**, `preset: dynamic`", "paper": "RIM, the paper's rule", "lstm": "LSTM", "gru": "GRU"}
+MODELS = {
+    "awake": "**RIM**, `preset: dynamic`",
+    "sparse": "**RIM**, the same, being awake costs",
+    "paper": "RIM, the paper's rule",
+    "lstm": "LSTM",
+    "gru": "GRU",
+}
 """Models of the screen that the front page shows."""
 SCORES = {
     "copying": "copying, cross-entropy",
