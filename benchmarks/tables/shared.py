@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
-NAMES = {"rim": "RIM", "lstm": "LSTM"}
+NAMES = {"rim": "RIM", "rim_paper": "RIM, the paper's rule", "lstm": "LSTM"}
 Result = dict[str, Any]
 
 Tables = dict[str, Callable[[], str]]
