@@ -25,7 +25,6 @@ extensions = [
     "command_line",
     "navigation",
     "source_pages",
-    "task_gallery",
 ]
 root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md"]

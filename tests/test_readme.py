@@ -107,6 +107,10 @@ def test_a_complete_task_of_ones_own_takes_under_30_lines() -> None:
     assert len([line for line in own_task().splitlines() if line.strip()]) < 30
 
 
+def test_it_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def test_the_plain_pytorch_example_runs() -> None:
     namespace: dict[str, object] = {}
     exec(fenced("python")[0], namespace)  # the README's own text
