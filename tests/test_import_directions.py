@@ -134,7 +134,8 @@ def test_kernels_are_reached_from_backbones_with_mechanisms_only() -> None:
         if part_of(path) != "kernels" and any(name.startswith("rimlit.kernels") for name in imports_of(path))
     }
     assert "backbones/rim.py" in users
-    own = {"backbones/rim.py", "backbones/brim.py", "backbones/layered.py", "backbones/watching.py"}
+    names = ("rim", "brim", "balanced", "layered", "watching")
+    own = {f"backbones/{name}.py" for name in names}
     assert {user for user in users if user.startswith("backbones/")} == own
     assert {user.split("/")[0] for user in users} <= {"backbones", *WITH_LIGHTNING}
 

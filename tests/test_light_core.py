@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CORE_PACKAGES = ("mechanisms", "kernels", "backbones", "encoders", "heads", "nn", "testing")
 OTHER_PACKAGES = ("data", "tasks", "metrics", "tracking", "training", "pictures", "rl", "comparison")
 CORE_NAMES = {
-    *("DNC", "GRU", "LSTM", "NTM", "RIM", "RMC", "RNN", "EntNet", "Transformer", "Backbone"),
+    *("BRIM", "DNC", "GRU", "LSTM", "NTM", "RIM", "RMC", "RNN", "EntNet", "MinGRU", "Transformer", "Backbone"),
     *("BackboneFactory", "EncoderFactory", "HeadFactory", "__version__", "trust"),
 }
 

@@ -26,7 +26,8 @@ def install_command(extra: str) -> str:
     in_checkout = f"pip install '.[{extra}]'"
     if extra == CORE_EXTRA:  # too many packages to name
         return f"{in_checkout} in a checkout, or pip install 'PATH_OF_THE_WHEEL[{extra}]'"
-    packages = " ".join(f"'{package}'" for package in _packages(extra))
+    known = set(_packages(CORE_EXTRA))  # who misses this extra has that one
+    packages = " ".join(f"'{package}'" for package in _packages(extra) if package not in known)
     return f"pip install {packages} (in a checkout: {in_checkout})" if packages else in_checkout
 
 
@@ -43,7 +44,7 @@ def _packages(extra: str) -> list[str]:
         other = re.fullmatch(r"rimlit\[(\w+)\]", package.strip())
         if other is None:
             packages.append(package.strip())
-        elif other[1] != CORE_EXTRA:  # who misses this extra has that one
+        else:
             packages += _packages(other[1])
     return packages
 

@@ -367,10 +367,10 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"communication_dropout": -0.5}, r"communication_dropout must be .*; got communication_dropout=-0\.5\."),
         ({"dropout": 2.0}, r"dropout must be .*; got dropout=2\.0\."),
         ({"preset": "papers"}, r"preset must be one of paper, official, dynamic; got preset='papers'\."),
-        ({"cell": "rnn"}, r"^cell must be one of gru, lstm, or a class path; got cell='rnn'\."),
+        ({"cell": "rnn"}, r"^cell must be one of gru, lstm, schemata, or a class path; got cell='rnn'\."),
         (
             {"selection": "top"},
-            r"^selection must be one of across_mechanisms, least_null, or a class path; got selection='top'\.",
+            r"^selection must be one of across_mechanisms, .*, least_null, .*, or a class path; got selection='top'\.",
         ),
         ({"communication.output": "sum"}, r"must be one of linear, tanh, gated, cell_gate; got output='sum'\."),
         (

@@ -25,7 +25,8 @@ PAIRS = sorted(
     (f"{dataset}/rim", name)
     for name in NAMES
     for dataset, _, stem in [name.rpartition("/")]
-    if stem not in ("rim", "rim_objects") and f"{dataset}/rim" in NAMES  # objects have other encoders and heads
+    if stem not in ("rim", "rim_objects", "schemata")
+    and f"{dataset}/rim" in NAMES  # these have other encoders and heads
 )
 BACKBONES = ("MinGRU", "NTM", "DNC", "RMC", "EntNet", "Transformer")
 SMALL = {
@@ -258,8 +259,12 @@ def test_a_pair_differs_in_the_backbone_only(pair: tuple[str, str]) -> None:
     assert rim == other
 
 
-# the paper's own pairs are not of equal size
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not pair[0].startswith("paper/")], ids="-".join)
+# the paper's own pairs are not of equal size, and a BRIM's width goes in steps of its mechanisms
+@pytest.mark.parametrize(
+    "pair",
+    [pair for pair in PAIRS if not pair[0].startswith("paper/") and not pair[1].endswith("/brim")],
+    ids="-".join,
+)
 def test_a_pair_has_parameters_equal_within_2_percent(texts: Path, pair: tuple[str, str]) -> None:
     counts = []
     for name in pair:

@@ -50,8 +50,8 @@ def nothing_is_left(folder: Path) -> bool:
         ("--model=CopingTask", ["model: 'CopingTask' is no known class", "Did you mean CopyingTask?"]),
         ("--model=rimlit.tasks.CopingTask", ["'rimlit.tasks.CopingTask'", "Did you mean CopyingTask?"]),
         ("--model.class_path=rimlit.tasks.CopingTask", ["model: ", "CopingTask'", "Did you mean CopyingTask?"]),
-        (f"{BACKBONE}=RIMM", ["model.backbone: 'RIMM'", "Did you mean RIM?", "There are "]),
-        (f"{BACKBONE}.class_path=rimlit.backbones.RIMM", ["model.backbone: ", "RIMM'", "Did you mean RIM?"]),
+        (f"{BACKBONE}=RIMM", ["model.backbone: 'RIMM'", "Did you mean RIM, BRIM?", "There are "]),
+        (f"{BACKBONE}.class_path=rimlit.backbones.RIMM", ["model.backbone: ", "RIMM'", "Did you mean RIM, BRIM?"]),
         (f"{BACKBONE}=torch.nn.LSTM", ["model.backbone: 'torch.nn.LSTM'", "There are "]),
         ("--model.head=SumHed", ["model.head: 'SumHed'", "Did you mean SumHead", "AttentionHead, "]),
         ("--model.head=TiedHead", ["model.head: 'TiedHead'", "AttentionHead, "]),
@@ -70,7 +70,7 @@ def nothing_is_left(folder: Path) -> bool:
         ("--trainer.max_steps=many", ["trainer.max_steps must be int; got many."]),
         ("--seed_everything=abc", ["seed_everything must be", "int; got abc."]),
         # values that are none of a few
-        (f"{RIM}.cell=gruu", ["cell must be one of gru, lstm, or a class path; got cell='gruu'."]),
+        (f"{RIM}.cell=gruu", ["cell must be one of gru, lstm, schemata, or a class path; got cell='gruu'."]),
         (
             f"{RIM}.preset=papr",
             ["model.backbone.preset must be one of 'paper', 'official', 'dynamic'; got papr."],

@@ -33,6 +33,7 @@ from tests.cli.running import (
     write_novel,
 )
 
+FIGURES = ["figures/activity.png", "figures/mechanisms.png"]
 FIGURELESS = "--trainer.callbacks+={class_path: rimlit.pictures.MechanismActivity, init_args: {figure: false}}"
 
 
@@ -133,7 +134,7 @@ def test_the_resolved_config_and_the_numbers_are_in_the_mlflow_run(
     assert {"config.yaml", "figures"} <= names
     kept = Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
     assert kept.read_text() == (folder / "config.yaml").read_text()
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/activity.png"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == FIGURES
     assert run.data.params["backbone.hidden_size"] == "24"
     assert run.data.params["seed"] == "0"
     assert int(run.data.params["parameters"]) == read_json(folder / "results.json")["parameters"]

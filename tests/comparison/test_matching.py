@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rimlit.backbones import GRU, LSTM, RIM, Backbone
+from rimlit.backbones import BRIM, GRU, LSTM, RIM, Backbone
 from rimlit.comparison import match_parameters
 from rimlit.comparison.matching import Measure, size_of
 from rimlit.errors import ConfigError
@@ -74,7 +74,7 @@ def test_a_rim_of_many_mechanisms_is_matched(mechanisms: int) -> None:
 
 @pytest.mark.parametrize("backbone", backbone_classes(), ids=lambda cls: cls.__name__)
 def test_every_backbone_can_be_matched_in_parameters(backbone: type[Backbone]) -> None:
-    target = 60_000
+    target = 240_000 if backbone is BRIM else 60_000  # a BRIM's width goes in larger steps
     found = match_parameters(backbone, target, input_size=16, tolerance=0.25)
     assert target <= found.size == size_of(found.model, "params")
     assert found.model.output_size == found.width

@@ -69,7 +69,7 @@ def test_pictures_of_bytes_are_read_as_shares_of_white_in_every_channel() -> Non
         (ObjectEncoder, {"frame_size": 20}, "frame_size must be divisible by 8, .* got 20"),
         (ConvolutionalEncoder, {"frame_size": (3, 16)}, r"channels, height and width; got frame_size=\(3, 16\)"),
         (ConvolutionalEncoder, {"frame_size": (3, 16, 12)}, r"divisible by 8, .* got \(3, 16, 12\)"),
-        (ConvolutionalEncoder, {"frame_size": (0, 16, 16)}, "frame_channels=0"),
+        (ConvolutionalEncoder, {"frame_size": (0, 16, 16)}, "num_channels=0"),
     ],
 )
 def test_sizes_out_of_range_are_refused_by_name(cls: Any, arguments: dict[str, Any], message: str) -> None:

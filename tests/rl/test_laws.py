@@ -24,7 +24,7 @@ STEPS = 24
 
 
 def without_dropout(cls: type[Backbone], arguments: dict[str, Any]) -> dict[str, Any]:
-    names = {"RIM": ("input_dropout", "communication_dropout", "dropout")}.get(cls.__name__, ("dropout",))
+    names = ("input_dropout", "communication_dropout", "dropout")
     taken = cls.__init__.__kwdefaults__ or {}
     dropouts = {name: 0.0 for name in names if name in taken}
     return {"class_path": path_of(cls), "init_args": {"hidden_size": HIDDEN_SIZE, **nested(arguments), **dropouts}}

@@ -39,6 +39,8 @@ from tests.tasks.running import make_copying, make_copying_task, make_trainer, q
 from tests.tasks.test_frame_prediction import make_data as make_frame_data
 from tests.tasks.test_frame_prediction import make_task as make_frame_task
 
+FIGURES = ["figures/activity.png", "figures/mechanisms.png"]
+
 pytestmark = [
     *quiet,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's own, of SQLAlchemy and others
@@ -137,7 +139,7 @@ def test_a_run_has_config_parameters_metrics_figure_and_tags_and_is_finished(tmp
     assert "rimlit fit --config mine" in run.data.tags["mlflow.note.content"]
     paths = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert paths == {"config.yaml", "figures", "mechanisms.json"}, "no clutter"
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/activity.png"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == FIGURES
     assert RunFolder(tmp_path).read_state()["status"] == "finished"
 
 
@@ -242,7 +244,7 @@ def test_a_store_that_fails_costs_a_warning_and_gets_everything_when_it_works_ag
         kept = [(int(row["step"]), pytest.approx(float(row[name]))) for row in rows if row[name]]
         assert kept and metrics_of(store, tracker.run_id, name) == kept
     paths = [file.path for file in MlflowClient(store).list_artifacts(tracker.run_id, "figures")]
-    assert paths == ["figures/activity.png"]
+    assert paths == FIGURES
     assert status_of(store, tracker.run_id) == "FINISHED"
 
 

@@ -55,6 +55,7 @@ class BRIM(BalancedBackbone):
         communication_dropout: Dropout on the communication, 0 to 1.
         dropout: Dropout on what a layer reads of the layer below, 0 to 1 (published, sequential MNIST: .5).
         learn_initial_state: Whether initial states are learned.
+        bidirectional: Whether a second BRIM reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: An argument is out of its range or unknown.
@@ -94,6 +95,7 @@ class BRIM(BalancedBackbone):
         communication_dropout: float | None = None,
         dropout: float = 0.0,
         learn_initial_state: bool | None = None,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         require_positive(input_size=input_size, hidden_size=hidden_size, input_heads=input_heads)
@@ -188,6 +190,8 @@ class BRIM(BalancedBackbone):
         if sequence.dtype != like.dtype and not is_autocast_enabled(device):
             raise ConfigError(f"inputs must be {like.dtype}, as the weights are; got {sequence.dtype}.")
         state, initial = self.starting_state(inputs, state)
+        for layer in self._layers:
+            layer.look_for_hooks()
         weights = [layer.weights() for layer in self._layers]
         # the input's keys and values do not depend on the state: all steps at once
         key = self._project(sequence, weights[0].input_key).to(like.dtype)  # (1 or M, B, T, N, I, key)

@@ -28,6 +28,7 @@ class MinGRU(Backbone):
         dropout: Dropout between layers, 0 to 1.
         learn_initial_state: Whether the initial state is learned; otherwise it is zero.
         forget_bias: What is subtracted from the update gates' bias at the start: greater values keep more.
+        bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
     Raises:
         ConfigError: A size is below 1 or the dropout out of range.
@@ -47,6 +48,7 @@ class MinGRU(Backbone):
         dropout: float = 0.0,
         learn_initial_state: bool = False,
         forget_bias: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         require_positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)

@@ -292,8 +292,12 @@ class RIM(LayeredBackbone):
     def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return weights of a RIM with another number of mechanisms for this one; see :meth:`with_mechanisms`."""
         adapted = resize_weights(self, weights)
-        if any(adapted[name] is not weights[name] for name in weights):
-            require_resizable(self.layers)
+        if all(adapted[name] is weights[name] for name in weights):
+            return weights
+        own = self.state_dict()
+        if any(name in own and own[name].shape != adapted[name].shape for name in adapted):
+            return weights  # of another model, which loading them says
+        require_resizable(self.layers)
         return adapted
 
     def extra_repr(self) -> str:

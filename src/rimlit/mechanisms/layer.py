@@ -124,12 +124,16 @@ class RIMLayer(nn.Module):
 
     def forward(self, run: Callable[..., Any], inputs: Any) -> Any:
         """Return ``run(self, self.weights(), inputs)``: a time loop over a sequence."""
+        self.look_for_hooks()
+        return run(self, self.weights(), inputs)
+
+    def look_for_hooks(self) -> None:
+        """Warn once where a hook is registered on a module whose weight alone is read."""
         # a look at every module takes as long as a small step: only after some hook was registered somewhere
         if not torch.compiler.is_compiling() and self._handles_at_look != RemovableHandle.next_id:
             self._handles_at_look = RemovableHandle.next_id
             if not self._has_warned:
                 self._warn_of_hooks()
-        return run(self, self.weights(), inputs)
 
     def _warn_of_hooks(self) -> None:
         for name, module in self.named_modules():

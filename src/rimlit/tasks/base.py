@@ -229,10 +229,8 @@ class Task(Rebuildable, L.LightningModule, ABC):
     def predict_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Return one plain record per sequence: inputs, targets, outputs."""
         outputs, _ = self(batch.inputs)
-        return [
-            {"inputs": inputs.tolist(), "targets": targets.tolist(), "outputs": output.tolist()}
-            for inputs, targets, output in zip(batch.inputs, batch.targets, outputs, strict=True)
-        ]
+        rows = zip(batch.inputs.tolist(), batch.targets.tolist(), outputs.tolist(), strict=True)
+        return [{"inputs": read, "targets": target, "outputs": output} for read, target, output in rows]
 
     def on_validation_epoch_start(self) -> None:
         """Start the validation metrics."""
