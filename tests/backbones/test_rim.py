@@ -370,7 +370,7 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"cell": "rnn"}, r"^cell must be one of gru, lstm, schemata, or a class path; got cell='rnn'\."),
         (
             {"selection": "top"},
-            r"^selection must be one of across_mechanisms, .*, least_null, .*, or a class path; got selection='top'\.",
+            r"^selection must be one of across_mechanisms, .*, or a class path; got selection='top'\.",
         ),
         ({"communication.output": "sum"}, r"must be one of linear, tanh, gated, cell_gate; got output='sum'\."),
         (
