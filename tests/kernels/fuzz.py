@@ -113,6 +113,10 @@ def draw(seed: int) -> Case:
         "learn_initial_state": not may_tie or r.random() < 0.7,
         "checkpoint_every": r.choice([None, None, 1, 2, 4]),
     }
+    of_sharing = random.Random(f"sharing {seed}")  # apart, so that the other draws stay as they were
+    for name in ("sharing", "input_sharing"):
+        if arguments[name] == "shared":
+            arguments[name] = of_sharing.choice(["shared", "embedded", "low_rank"])
     steps, batch = r.choice([1, 2, 3, 4, 5]), r.choice([1, 2, 3, 4])
     resets, threads = r.random() < 0.4, r.choice([1, 2])
     return Case(arguments, r.choice([1, 3, 7]), batch, steps, slots, vocabulary, resets, threads)
