@@ -11,13 +11,12 @@ from torch.nn import functional
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
 from rimlit.backbones.layered import LayeredBackbone
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
-from rimlit.backbones.rim_resizing import require_resizable, with_mechanisms
+from rimlit.backbones.rim_resizing import fit_weights, with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
 from rimlit.kernels.scores import Followed
 from rimlit.mechanisms import PartLike, PartsLike
-from rimlit.nn.resizing import resize_weights
 from rimlit.nn.surroundings import is_autocast_enabled
 from rimlit.types import State, carrying_type, map_state
 
@@ -291,14 +290,7 @@ class RIM(LayeredBackbone):
 
     def adapt_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return weights of a RIM with another number of mechanisms for this one; see :meth:`with_mechanisms`."""
-        adapted = resize_weights(self, weights)
-        if all(adapted[name] is weights[name] for name in weights):
-            return weights
-        own = self.state_dict()
-        if any(name in own and own[name].shape != adapted[name].shape for name in adapted):
-            return weights  # of another model, which loading them says
-        require_resizable(self.layers)
-        return adapted
+        return fit_weights(self, weights)
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""

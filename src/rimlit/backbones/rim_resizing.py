@@ -1,15 +1,16 @@
 """A RIM with more or fewer mechanisms than it was trained with, where they share their weights."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rimlit.checks import require_positive
 from rimlit.errors import ConfigError
 from rimlit.mechanisms import Part, Sharing
 from rimlit.mechanisms.selection import require_active
-from rimlit.nn.resizing import resize_module
+from rimlit.nn.resizing import resize_module, resize_weights
 
 
 def with_mechanisms(rim: Any, num_mechanisms: int, num_active: int) -> Any:
@@ -45,3 +46,20 @@ def require_resizable(layers: nn.ModuleList) -> None:
                 f"with_mechanisms needs weights that all mechanisms share, sharing='shared' or 'embedded'; {name} "
                 f"is {type(module).__name__}."
             )
+
+
+def fit_weights(rim: Any, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights of a RIM with another number of mechanisms for ``rim``.
+
+    Raises:
+        ConfigError: As in :func:`require_resizable`.
+    """
+    adapted = resize_weights(rim, weights)
+    resized = [name for name in weights if adapted[name] is not weights[name]]
+    if not resized:
+        return weights
+    own = rim.state_dict()
+    if any(name not in own or own[name].shape != adapted[name].shape for name in resized):
+        return weights  # of another model, which loading them says
+    require_resizable(rim.layers)
+    return adapted
