@@ -53,7 +53,7 @@ def promise() -> str:
         f"**Copied whole in the worst of {len(runs)} seeds: {copied[0]} of the sequences at span 50, {copied[1]} "
         f"at 100, {copied[2]} at 200 and {copied[3]} at 400**, spans beyond 50 being never trained on. "
         f"That is what `make train` reaches in {steps} with {parameters}. "
-        f"It took {min(minutes):.0f} to {max(minutes):.0f} minutes on {result['machine']}."
+        f"It took {min(minutes):.0f} to {max(minutes):.0f} minutes on {result['machine'].replace('1 threads', '1 thread')}."
     )
 
 
@@ -83,8 +83,8 @@ def speed() -> str:
     arms = measured["speed"]["result"][0]["arms"]
     return (
         "**[Faster than `nn.LSTM`.](docs/performance.md)** On a CPU a layer of the paper's size takes "
-        f"{arms['RIM, cpu']['ratio']:.2f} of the time of `nn.LSTM(600)`, and the authors' code "
-        f"{arms[AUTHORS]['ratio']:.1f} times that time."
+        f"{arms['RIM, cpu']['ratio']:.2f} of the time of `nn.LSTM(600)`; the authors' code takes "
+        f"{arms[AUTHORS]['ratio']:.1f} times the LSTM's."
     )
 
 
