@@ -49,11 +49,12 @@ def promise() -> str:
     copied = [f"{100 * share:.1f} %" for share in worst]
     minutes = [run["train_seconds"] / 60 for run in runs]
     steps, parameters = f"{result['steps']:,} steps", f"{result['parameters']:,} parameters"
+    machine = result["machine"].replace("1 threads", "1 thread")
     return (
         f"**Copied whole in the worst of {len(runs)} seeds: {copied[0]} of the sequences at span 50, {copied[1]} "
         f"at 100, {copied[2]} at 200 and {copied[3]} at 400**, spans beyond 50 being never trained on. "
         f"That is what `make train` reaches in {steps} with {parameters}. "
-        f"It took {min(minutes):.0f} to {max(minutes):.0f} minutes on {result['machine'].replace('1 threads', '1 thread')}."
+        f"It took {min(minutes):.0f} to {max(minutes):.0f} minutes on {machine}."
     )
 
 
