@@ -5,19 +5,18 @@ target is the sum of the two. Always answering 1 has a squared error of 1/6.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from rimlit.checks import require_at_least
-from rimlit.data.base import SPLITS, DataModule, Split
+from rimlit.data.base import DataModule, Split
+from rimlit.data.drawn import DrawnDataset
 from rimlit.errors import ConfigError
 
 
-class AddingDataset(Dataset[tuple[Tensor, Tensor]]):
+class AddingDataset(DrawnDataset[tuple[Tensor, Tensor]]):
     """Adding sequences; sample i is a function of (seed, split, i) and of nothing else.
 
     Args:
@@ -33,20 +32,12 @@ class AddingDataset(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, length: int, split: Split, seed: int, size: int | None) -> None:
+        super().__init__(split, seed, size)
         self.length = length
-        self.split = split
-        self.seed = seed
-        self.size = size
-
-    def __len__(self) -> int:
-        """Return the number of samples of a finite set."""
-        if self.size is None:
-            raise TypeError("An endless stream has no length.")
-        return self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return numbers and marks (length, 2) and their marked sum (1,)."""
-        generator = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        generator = self.generator(index)
         inputs = np.zeros((self.length, 2), dtype=np.float32)
         inputs[:, 0] = generator.random(self.length, dtype=np.float32)
         half = self.length // 2
@@ -118,11 +109,6 @@ class Adding(DataModule):
         return {
             name: AddingDataset(length, split, self.seed, self._sizes[split]) for name, length in lengths.items()
         }
-
-    def size_of(self, dataset: Dataset[Any]) -> int | None:
-        """Return the number of samples, None for the endless training stream."""
-        assert isinstance(dataset, AddingDataset)
-        return dataset.size
 
     def floors(self) -> dict[str, float]:
         """Return what a model scores that always answers 1."""

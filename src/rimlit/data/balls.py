@@ -3,6 +3,7 @@
 The box is 10 units wide; a pixel is lit if its centre lies inside a ball.
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -56,6 +57,27 @@ def parse_ball_set(given: int | str, name: str = "balls") -> BallSet:
             f"got {name}={given!r}."
         )
     return BallSet(f"balls_{fewest}" if fewest == most else f"balls_{fewest}-{most}", fewest, most, False)
+
+
+def draw_motion(
+    radii: np.ndarray, count: int, speed: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw where the first ``count`` balls are and how they move; those that are not there stay at 0.
+
+    Args:
+        radii: Radii of all balls, units.
+        count: How many are there.
+        speed: Norm of their velocities together, units a frame.
+        generator: What draws.
+
+    Returns:
+        Centres and velocities, each (balls, 2).
+    """
+    positions, velocities = np.zeros((len(radii), 2)), np.zeros((len(radii), 2))
+    drawn = generator.normal(size=(count, 2))
+    velocities[:count] = drawn * (speed / math.sqrt((drawn**2).sum()))
+    positions[:count] = place_balls(radii[:count].tolist(), generator)
+    return positions, velocities
 
 
 def place_balls(radii: list[float], generator: np.random.Generator) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from rimlit.checks import require_at_least
 from rimlit.data.checks import CheckedCollate, FiniteIndexed, Indexed, Sizes
+from rimlit.data.drawn import SPLITS as SPLITS
+from rimlit.data.drawn import DrawnDataset
+from rimlit.data.drawn import Split as Split
 from rimlit.data.sampling import (
     EpochBatches,
     FiniteIndexSampler,
@@ -32,9 +35,6 @@ log = logging.getLogger(__name__)
 
 PLACES = ("path", "dataset")
 """Arguments of a data module that name where its files are; what they hold is told by the digest."""
-
-Split = Literal["train", "val", "test", "predict"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
 
 
 class DataModule(Rebuildable, L.LightningDataModule, ABC):
@@ -56,6 +56,9 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
     strict: bool = False
     """Whether doubtful data are an error; a subclass that can doubt its data takes it as an argument."""
 
+    eval_batch_size: int | None = None
+    """Sequences in a batch of validation, test and prediction; None for as many as in training."""
+
     def __init__(self, *, batch_size: int = 64, num_workers: int = 0, seed: int | None = None) -> None:
         super().__init__()
         require_at_least(1, batch_size=batch_size)
@@ -72,6 +75,8 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
     def check_shares(self, world_size: int) -> None:
         """Raise a ConfigError if a batch cannot be divided evenly among ``world_size`` processes."""
         share_of(self.batch_size, world_size=world_size)
+        if self.eval_batch_size is not None:
+            share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
 
     def start_training_at(self, epoch: int, batch: int) -> None:
         """Let the next training loader begin at a batch of an epoch, to resume a run."""
@@ -83,7 +88,8 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
 
     def size_of(self, dataset: Dataset[Any]) -> int | None:
         """Return the number of samples in ``dataset``, None for an endless one."""
-        return len(dataset)  # type: ignore[arg-type]
+        size: int | None = dataset.size if isinstance(dataset, DrawnDataset) else len(dataset)  # type: ignore[arg-type]
+        return size
 
     @property
     def num_epochs(self) -> int | None:
@@ -251,7 +257,8 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
     def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
         """Return a loader that takes ``dataset`` in the order of :class:`IndexSampler` and checks each batch."""
         size = self.size_of(dataset)
-        batch_size: int | None = options.pop("batch_size", self.batch_size)
+        default = self.batch_size if split == "train" else self.eval_batch_size or self.batch_size
+        batch_size: int | None = options.pop("batch_size", default)
         if batch_size is not None:
             dataset = Indexed(dataset) if size is None else FiniteIndexed(dataset)
         shuffle = options.pop("shuffle", split == "train")

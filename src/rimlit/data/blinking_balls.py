@@ -6,16 +6,16 @@ ball that is asked for, which is grey. The paper's generator was not published; 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from rimlit.checks import require_at_least, require_known
-from rimlit.data.balls import BOX, BallSet, parse_ball_set, place_balls, render, simulate
-from rimlit.data.base import SPLITS, DataModule, Split
+from rimlit.data.balls import BOX, BallSet, draw_motion, parse_ball_set, render, simulate
+from rimlit.data.base import DataModule, Split
+from rimlit.data.drawn import DrawnDataset
 from rimlit.errors import ConfigError
 
 Question = Literal["first", "most"]
@@ -69,7 +69,7 @@ def draw_blinks(
             return Blinks(balls, colours, asked, answers[asked])
 
 
-class BlinkingBallsDataset(Dataset[tuple[Tensor, Tensor]]):
+class BlinkingBallsDataset(DrawnDataset[tuple[Tensor, Tensor]]):
     """Sequences of blinking balls; sample i is a function of (seed, split, i) and of nothing else.
 
     Args:
@@ -97,21 +97,13 @@ class BlinkingBallsDataset(Dataset[tuple[Tensor, Tensor]]):
         seed: int,
         size: int | None,
     ) -> None:
+        super().__init__(split, seed, size)
         self.balls = balls
         self.length = length
         self.question: Question = question
         self.num_colours = num_colours
         self.speed = speed
         self.frame_size = frame_size
-        self.split = split
-        self.seed = seed
-        self.size = size
-
-    def __len__(self) -> int:
-        """Return the number of samples of a finite set."""
-        if self.size is None:
-            raise TypeError("An endless stream has no length.")
-        return self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return frames (T + 1, 3, size, size) uint8, 0 to 255, and the answer (), a colour."""
@@ -150,15 +142,13 @@ class BlinkingBallsDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _draw(self, index: int) -> tuple[Blinks, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Draw a sequence: its blinks, and how it starts: centres, velocities and radii, units."""
-        generator = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        generator = self.generator(index)
         most = self.balls.most
         count = int(generator.integers(self.balls.fewest, most + 1))
         blinks = draw_blinks(count, self.length, self.num_colours, self.question, generator)
-        positions, velocities, radii = np.zeros((most, 2)), np.zeros((most, 2)), np.zeros(most)
-        drawn = generator.normal(size=(count, 2))
-        velocities[:count] = drawn * (self.speed / math.sqrt((drawn**2).sum()))
+        radii = np.zeros(most)
         radii[:count] = RADIUS
-        positions[:count] = place_balls(radii[:count].tolist(), generator)
+        positions, velocities = draw_motion(radii, count, self.speed, generator)
         return blinks, (positions, velocities, radii)
 
 
@@ -288,11 +278,6 @@ class BlinkingBalls(DataModule):
             seed=self.seed,
             size=self._sizes[split],
         )
-
-    def size_of(self, dataset: Dataset[Any]) -> int | None:
-        """Return the number of samples, None for an endless training stream."""
-        assert isinstance(dataset, BlinkingBallsDataset)
-        return dataset.size
 
     def floors(self) -> dict[str, float]:
         """Return the scores of guessing; ``unbound_accuracy`` knows the colours and not whose they were."""

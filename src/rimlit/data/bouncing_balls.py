@@ -6,12 +6,11 @@ whose generator was never published: this one, :mod:`rimlit.data.balls`, follows
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from rimlit.checks import require_at_least
 from rimlit.data.balls import (
@@ -21,13 +20,13 @@ from rimlit.data.balls import (
     CURTAIN_SPEED,
     SPEED,
     BallSet,
+    draw_motion,
     parse_ball_set,
-    place_balls,
     render,
     simulate,
 )
-from rimlit.data.base import SPLITS, DataModule, Split
-from rimlit.data.sampling import share_of
+from rimlit.data.base import DataModule, Split
+from rimlit.data.drawn import DrawnDataset
 from rimlit.errors import ConfigError
 from rimlit.metrics.frames import drawn_frame_scores, summarise
 
@@ -70,7 +69,7 @@ class FrameBatch(NamedTuple):
         return (self.radii > 0)[:, None] & ~(inside.all(dim=-1) & (width[..., 0] > 0))
 
 
-class BouncingBallsDataset(Dataset[Scene]):
+class BouncingBallsDataset(DrawnDataset[Scene]):
     """Scenes of bouncing balls; sample i is a function of (seed, split, i) and of nothing else.
 
     Nothing is kept: the scenes of a batch are simulated together when they are asked for, each from its own draws.
@@ -98,19 +97,11 @@ class BouncingBallsDataset(Dataset[Scene]):
         seed: int,
         size: int | None,
     ) -> None:
+        super().__init__(split, seed, size)
         self.balls = balls
         self.radii, self.masses = ((CURTAIN_RADIUS,), (1.0,)) if balls.has_curtain else (radii, masses)
         self.num_frames = num_frames
         self.frame_size = frame_size
-        self.split = split
-        self.seed = seed
-        self.size = size
-
-    def __len__(self) -> int:
-        """Return the number of samples of a finite set."""
-        if self.size is None:
-            raise TypeError("An endless stream has no length.")
-        return self.size
 
     def __getitem__(self, index: int) -> Scene:
         """Return the scene of one index."""
@@ -128,17 +119,14 @@ class BouncingBallsDataset(Dataset[Scene]):
 
     def _draw(self, index: int) -> tuple[np.ndarray, ...]:
         """Draw how a scene starts: centres, velocities, radii, masses (units) and curtain (pixels)."""
-        generator = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        generator = self.generator(index)
         most = self.balls.most
         count = int(generator.integers(self.balls.fewest, most + 1))
         kinds = generator.integers(0, len(self.radii), count)
-        velocities, radii, masses = np.zeros((most, 2)), np.zeros(most), np.ones(most)
+        radii, masses = np.zeros(most), np.ones(most)
         radii[:count], masses[:count] = np.asarray(self.radii)[kinds], np.asarray(self.masses)[kinds]
-        drawn = generator.normal(size=(count, 2))
         speed = CURTAIN_SPEED if self.balls.has_curtain else SPEED
-        velocities[:count] = drawn * (speed / math.sqrt((drawn**2).sum()))
-        positions = np.zeros((most, 2))
-        positions[:count] = place_balls(radii[:count].tolist(), generator)
+        positions, velocities = draw_motion(radii, count, speed, generator)
         curtain = np.zeros(3)
         if self.balls.has_curtain:
             width = round(CURTAIN_SHARE * self.frame_size)
@@ -229,7 +217,7 @@ class BouncingBalls(DataModule):
         self.frame_size = frame_size
         self.context_length = context_length
         self.rollout_length = rollout_length
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size: int = eval_batch_size
         self._sizes = {"train": train_size, "val": val_size, "test": test_size, "predict": test_size}
         self._floor_curves: dict[str, dict[str, dict[str, Tensor]]] | None = None
 
@@ -250,22 +238,6 @@ class BouncingBalls(DataModule):
             seed=self.seed,
             size=self._sizes[split],
         )
-
-    def check_shares(self, world_size: int) -> None:
-        """Raise a ConfigError if a batch cannot be sharded evenly over ``world_size`` processes."""
-        super().check_shares(world_size)
-        share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
-
-    def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
-        """Return a loader; see :meth:`DataModule.loader`."""
-        if split != "train":
-            options.setdefault("batch_size", self.eval_batch_size)
-        return super().loader(dataset, split, **options)
-
-    def size_of(self, dataset: Dataset[Any]) -> int | None:
-        """Return the number of samples, None for an endless training stream."""
-        assert isinstance(dataset, BouncingBallsDataset)
-        return dataset.size
 
     def collate(self, samples: list[Scene]) -> FrameBatch:
         """Draw the frames of a batch of scenes."""

@@ -7,16 +7,15 @@ during which the symbols are to be emitted: T + 20 steps. Token ids: blank 0, sy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from rimlit.checks import require_at_least
-from rimlit.data.base import SPLITS, DataModule, Split
+from rimlit.data.base import DataModule, Split
+from rimlit.data.drawn import DrawnDataset
 from rimlit.errors import ConfigError
 from rimlit.metrics import IGNORED
 from rimlit.types import SequenceBatch
@@ -24,7 +23,7 @@ from rimlit.types import SequenceBatch
 BLANK = 0
 
 
-class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
+class CopyingDataset(DrawnDataset[tuple[Tensor, Tensor]]):
     """Copying sequences; sample i is a function of the arguments and of i, and of nothing else.
 
     Groups of consecutive samples share a generator: to seed one takes some ten times as long as to draw a sample.
@@ -50,21 +49,13 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
         size: int | None,
         samples_per_span: int,
     ) -> None:
+        super().__init__(split, seed, size)
         self.spans = spans
         self.num_symbols = num_symbols
         self.recall_length = recall_length
-        self.split = split
-        self.seed = seed
-        self.size = size
         self.samples_per_span = samples_per_span
         # the group that was asked for last, its span and symbols
         self._group: tuple[int, int, np.ndarray] = (-1, 0, np.empty(0))
-
-    def __len__(self) -> int:
-        """Return the number of samples of a finite set."""
-        if self.size is None:
-            raise TypeError("An endless stream has no length.")
-        return self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets, each (span + 2·recall_length,)."""
@@ -82,7 +73,7 @@ class CopyingDataset(Dataset[tuple[Tensor, Tensor]]):
     def _draw(self, group: int) -> tuple[int, np.ndarray]:
         """Return the blank span (steps) and the symbols (samples_per_span, recall_length) of a group."""
         if self._group[0] != group:  # neighbours ask for the same one
-            generator = np.random.default_rng((self.seed, SPLITS.index(self.split), group))
+            generator = self.generator(group)
             least, greatest = self.spans
             span = int(generator.integers(least, greatest + 1))
             symbols = generator.integers(1, self.num_symbols + 1, (self.samples_per_span, self.recall_length))
@@ -200,11 +191,6 @@ class Copying(DataModule):
             size=self._sizes[split],
             samples_per_span=self.samples_per_span,
         )
-
-    def size_of(self, dataset: Dataset[Any]) -> int | None:
-        """Return the number of samples, None for the endless training stream."""
-        assert isinstance(dataset, CopyingDataset)
-        return dataset.size
 
     def collate(self, samples: list[tuple[Tensor, Tensor]]) -> SequenceBatch:
         """Pad sequences of different spans at the end; padding is not scored."""

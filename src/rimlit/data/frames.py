@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from rimlit.checks import require_at_least
 from rimlit.data.base import DataModule, Split
 from rimlit.data.bouncing_balls import COPY, FrameBatch
 from rimlit.data.frame_sources import FrameFiles, digest_frames, read_frames
 from rimlit.data.identity import digest_parts
-from rimlit.data.sampling import share_of
 from rimlit.errors import ConfigError, DataError
 from rimlit.metrics.frames import copied_frame_scores, summarise
 
@@ -293,17 +292,6 @@ class Frames(DataModule):
         frames = torch.stack(samples)
         nothing = torch.zeros(*frames.shape[:2], 0, 2)
         return FrameBatch(frames, nothing, nothing, torch.zeros(len(frames), 0), torch.zeros(len(frames), 3))
-
-    def check_shares(self, world_size: int) -> None:
-        """Raise a ConfigError if a batch cannot be divided evenly among ``world_size`` processes."""
-        super().check_shares(world_size)
-        share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
-
-    def loader(self, dataset: Dataset[Any], split: Split, **options: Any) -> DataLoader[Any]:
-        """Return a loader; see :meth:`DataModule.loader`."""
-        if split != "train":
-            options.setdefault("batch_size", self.eval_batch_size)
-        return super().loader(dataset, split, **options)
 
     def floor_curves(self) -> Curves:
         """Return the scores of repeating the last true frame by group, prediction, metric: (rollout_length,)."""

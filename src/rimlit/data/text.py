@@ -305,11 +305,6 @@ class Text(DataModule):
         """Return the number of a prompt's line, from 1."""
         return self.prompts[index][0]
 
-    def check_shares(self, world_size: int) -> None:
-        """Raise a ConfigError if the rows of a batch cannot be divided evenly among ``world_size`` processes."""
-        super().check_shares(world_size)
-        share_of(self.eval_batch_size, key="eval_batch_size", world_size=world_size)
-
     def group_names(self, split: Split) -> list[str]:
         """Return the one unnamed group."""
         return [""]
