@@ -86,6 +86,8 @@ LIGHT_COMMANDS = ("--version", "--help", "configs", "configs copying/rim")
 HEAVY_COMMANDS = (
     "fit copying/rim",
     "compare copying/rim",
+    "tune copying/rim",
+    "summarize runs",
     "sync",
     "export runs --to out",
     "--print_completion=shtab-bash",

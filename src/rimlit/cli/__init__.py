@@ -1,11 +1,13 @@
 """The command ``rimlit``. This module imports neither torch nor Lightning, so that help answers at once."""
 
+import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from rimlit._version import __version__
 from rimlit.cli.configs import list_configs, read_config
@@ -201,6 +203,34 @@ def _require_extra() -> None:
     import rimlit._train  # noqa: F401
 
 
+class Own(NamedTuple):
+    """A command with arguments of its own: where its function is, its help, and whether it needs the extra."""
+
+    module: str
+    function: str
+    help: str | None = None  # None: an empty command runs, and the function takes --help
+    needs_extra: bool = True
+
+
+OWN = {
+    "new": Own("new", "run_new", NEW_HELP, needs_extra=False),
+    "sync": Own("sync", "sync"),
+    "export": Own("export", "run_export", EXPORT_HELP),
+    "compare": Own("compare", "run_compare", COMPARE_HELP),
+    "tune": Own("compare", "run_tune", TUNE_HELP),
+    "summarize": Own("summarize", "run_summarize", SUMMARIZE_HELP),
+}
+
+
+def _run_own(command: Own, arguments: list[str]) -> None:
+    if command.help is not None and (not arguments or {"-h", "--help"} & set(arguments)):
+        say(command.help.removesuffix("\n"))
+        return
+    if command.needs_extra:
+        _require_extra()
+    getattr(importlib.import_module(f"rimlit.cli.{command.module}"), command.function)(arguments)
+
+
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(HELP.removesuffix("\n"))
@@ -212,48 +242,8 @@ def _dispatch(arguments: list[str]) -> None:
         from rimlit.cli.doctor import run_doctor
 
         run_doctor()
-    elif arguments[0] == "new":
-        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
-            say(NEW_HELP.removesuffix("\n"))
-        else:
-            from rimlit.cli.new import run_new
-
-            run_new(arguments[1:])
-    elif arguments[0] == "sync":
-        _require_extra()
-        from rimlit.cli.sync import sync
-
-        sync(arguments[1:])
-    elif arguments[0] == "export":
-        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
-            say(EXPORT_HELP.removesuffix("\n"))
-        else:
-            _require_extra()
-            from rimlit.cli.export import run_export
-
-            run_export(arguments[1:])
-    elif arguments[0] == "compare":
-        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
-            say(COMPARE_HELP.removesuffix("\n"))
-        else:
-            _require_extra()
-            from rimlit.cli.compare import run_compare
-
-            run_compare(arguments[1:])
-    elif arguments[0] == "tune":
-        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
-            say(TUNE_HELP.removesuffix("\n"))
-        else:
-            from rimlit.cli.compare import run_tune
-
-            run_tune(arguments[1:])
-    elif arguments[0] == "summarize":
-        if len(arguments) == 1 or {"-h", "--help"} & set(arguments):
-            say(SUMMARIZE_HELP.removesuffix("\n"))
-        else:
-            from rimlit.cli.summarize import run_summarize
-
-            run_summarize(arguments[1:])
+    elif arguments[0] in OWN:
+        _run_own(OWN[arguments[0]], arguments[1:])
     elif arguments[0].startswith("--print_completion"):
         _require_extra()
         from rimlit.cli.completion import print_completion
