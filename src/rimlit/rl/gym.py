@@ -61,12 +61,7 @@ class GymEnvironments(Environments):
         self.info_keys = tuple(info_keys)
         observations, actions = self._envs[0].observation_space, self._envs[0].action_space
         assert isinstance(observations, spaces.Box)
-        self._shape = self.observation_shape = observations.shape
-        self._observed: Array | slice | None = None
-        if observed is not None:
-            self._observed = self.places(observed, observations.shape)
-            self.observation_shape = (len(observed),)
-        self.observation_type = np.uint8 if observations.dtype == np.uint8 else np.float32
+        self._shape, self._observed = take_observations(self, observations, observed)
         self._dtype = np.dtype(self.observation_type)
         self._is_float = self._dtype.kind == "f"
         self._first_action: Any = take_actions(self, actions)
@@ -299,6 +294,24 @@ def _make(
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
         env = ClipAction(RescaleAction(env, np.float32(-1), np.float32(1)))
     return env
+
+
+def take_observations(
+    environments: Environments, space: Any, observed: Sequence[int] | None
+) -> tuple[tuple[int, ...], Array | slice | None]:
+    """Set what ``environments`` show of arrays of ``space``; return their shape, and the places if not all.
+
+    Raises:
+        ConfigError: ``observed`` names no places of them.
+    """
+    shape: tuple[int, ...] = space.shape or ()
+    environments.observation_type = np.uint8 if space.dtype == np.uint8 else np.float32
+    if observed is None:
+        environments.observation_shape = shape
+        return shape, None
+    places = environments.places(observed, shape)
+    environments.observation_shape = (len(observed),)
+    return shape, places
 
 
 def take_actions(environments: Environments, actions: Any) -> Any:

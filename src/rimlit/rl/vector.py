@@ -13,7 +13,7 @@ from gymnasium.wrappers.vector import FlattenObservation
 
 from rimlit.errors import ConfigError, DataError, SpecError
 from rimlit.rl.environments import Array, Environments, Step
-from rimlit.rl.gym import KINDS, GymEnvironments, number_in, take_actions, wrapped
+from rimlit.rl.gym import KINDS, GymEnvironments, number_in, take_actions, take_observations, wrapped
 from rimlit.spec import find_class
 
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
@@ -137,13 +137,7 @@ class VectorEnvironments(Environments):
                     f"{environment} shows what cannot be flattened to a vector: {vector.single_observation_space}."
                 ) from error
         self._vector = vector
-        space = vector.single_observation_space
-        self._shape = self.observation_shape = space.shape or ()
-        self._observed: Array | slice | None = None
-        if observed is not None:
-            self._observed = self.places(observed, self._shape)
-            self.observation_shape = (len(observed),)
-        self.observation_type = np.uint8 if space.dtype == np.uint8 else np.float32
+        self._shape, self._observed = take_observations(self, vector.single_observation_space, observed)
         actions = vector.single_action_space
         self._first_action = take_actions(self, actions)
         self._bounds: tuple[Array, Array] | None = None
