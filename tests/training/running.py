@@ -103,9 +103,9 @@ DROPPED = {
 }
 
 
-def copying(data: DataModule) -> Task:
+def copying(data: DataModule, backbone: Any = DROPPED) -> Task:
     return CopyingTask(
-        DROPPED,
+        backbone,
         data.vocabulary_size,
         data.recall_length,
         embedding_size=8,
@@ -125,14 +125,7 @@ def balanced(data: DataModule) -> Task:
         **SMALL_RIM,
         "init_args": {**SMALL_RIM["init_args"], "balance": parts, "selection": "gumbel_top_k"},
     }
-    return CopyingTask(
-        backbone,
-        data.vocabulary_size,
-        data.recall_length,
-        embedding_size=8,
-        optimizer=partial(Adam, lr=0.01),
-        scheduler=partial(WarmupCosine, warmup_steps=3, total_steps=STEPS),
-    )
+    return copying(data, backbone)
 
 
 def averaging(data: DataModule) -> Task:
