@@ -1,4 +1,4 @@
-"""What a training forward leaves behind for the balance of mechanisms: counts, and a term of the loss."""
+"""What backbones of RIM layers share: the balance of mechanisms, and what a step costs."""
 
 from abc import ABC
 from typing import Any, cast
@@ -57,6 +57,28 @@ class BalancedBackbone(WatchedBackbone, ABC):
         self._note()
         for layer in self._layers:
             layer.balance.after_step(layer, rate)
+
+    def active_parameters(self) -> int:
+        """Return how many parameters take part in one step of one sequence.
+
+        Dynamics and communication belong to a mechanism and count for the K active ones; where others read the
+        candidates of inactive ones, all mechanisms compute them. Everything else counts in full.
+        """
+        idle = sum(
+            (1 - layer.num_active / layer.num_mechanisms) * layer.parameters_of_mechanisms()
+            for layer in self._layers
+            if not layer.computes_all
+        )
+        return super().active_parameters() - round(idle)
+
+    def flops_per_step(self) -> int:
+        """Return the multiplications and additions of one step of one sequence with one input slot, forward.
+
+        Counted are the products of matrices that a step needs, which are those that the C++ loop runs: queries,
+        input keys and values and the scores of all mechanisms; dynamics and communication of the K active ones
+        (of all where others read candidates), since what others read of an inactive one stays as it was.
+        """
+        return sum(layer.flops_per_step() for layer in self._layers)
 
     def _forget(self) -> None:
         if not self._is_in_pieces:

@@ -315,18 +315,9 @@ class BRIM(BalancedBackbone):
         parts = [part.flatten(1) for part in carried if part is not None]
         return carrying_type(self.state_type)(*state, torch.cat(parts, dim=1)) if parts else state
 
-    def active_parameters(self) -> int:
-        """Return how many parameters take part in one step; see :meth:`rimlit.RIM.active_parameters`."""
-        idle = sum(
-            round((1 - layer.num_active / layer.num_mechanisms) * layer.parameters_of_mechanisms())
-            for layer in self._layers
-            if not layer.computes_all
-        )
-        return super().active_parameters() - idle
-
     def flops_per_step(self) -> int:
         """Return the operations of one step that are needed; see :meth:`rimlit.RIM.flops_per_step`."""
-        total = sum(layer.flops_per_step() for layer in self._layers)
+        total = super().flops_per_step()
         modules = zip(self._layers, self.top_down_key, self.top_down_value, strict=False)
         for layer, *shared in modules:  # the top layer has none
             key, value = (cast(Sharing, each).groups() for each in shared)

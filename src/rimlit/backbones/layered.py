@@ -81,25 +81,6 @@ class LayeredBackbone(BalancedBackbone):
         require_positive(batch_size=batch_size)
         return Stepper(self, batch_size, fold=True)
 
-    def active_parameters(self) -> int:
-        """Return how many parameters take part in one step of one sequence.
-
-        Dynamics and communication belong to a mechanism and count for the K active ones; where others read the
-        candidates of inactive ones, all mechanisms compute them. Everything else counts in full.
-        """
-        idle_share = 1 - self.num_active / self.num_mechanisms
-        own = sum(layer.parameters_of_mechanisms() for layer in self._layers if not layer.computes_all)
-        return super().active_parameters() - round(idle_share * own)
-
-    def flops_per_step(self) -> int:
-        """Return the multiplications and additions of one step of one sequence with one input slot, forward.
-
-        Counted are the products of matrices that a step needs, which are those that the C++ loop runs: queries,
-        input keys and values and the scores of all mechanisms; dynamics and communication of the K active ones
-        (of all where others read candidates), since what others read of an inactive one stays as it was.
-        """
-        return sum(layer.flops_per_step() for layer in self._layers)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what holds addresses or a graph: a copy builds its own."""
         return {**super().__getstate__(), "_stepper": None}
