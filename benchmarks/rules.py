@@ -24,6 +24,17 @@ from rimlit import RIM
 CONTINUOUS = {"selection": {"margin": "scores"}, "learn_initial_state": True}
 GATED = {"communication": {**PAPER["communication"], "output": "cell_gate"}}
 HARD = {"learn_initial_state": True}
+BALANCES = (
+    "loss_free_bias",
+    "switch",
+    "gshard",
+    "noisy_top_k",
+    "z_loss",
+    "usage_floor",
+    "random_activation",
+    "dead_reset",
+    "expected_sparsity",
+)
 
 
 def rules(rounds: int) -> dict[str, Any]:
@@ -71,6 +82,30 @@ def sleep(rounds: int) -> dict[str, Any]:
     return result
 
 
+def parts(rounds: int) -> dict[str, Any]:
+    """Time a step with penalty and counts, with each balance and each kind of sharing, over one without either."""
+    torch.manual_seed(0)
+    inputs = torch.randn(BATCH, STEPS, SIZE)
+    options: dict[str, dict[str, Any]] = {"neither": {}}
+    options |= {f"balance {name}": {"balance": name} for name in BALANCES}
+    options |= {f"sharing {name}": {"sharing": name} for name in ("shared", "embedded", "low_rank")}
+    layers = {name: rim(backend="cpu", **given) for name, given in options.items()}
+    return compare(
+        {name: lambda layer=layer: train_balanced(layer, inputs) for name, layer in layers.items()},
+        "neither",
+        rounds,
+        1,
+    )
+
+
+def train_balanced(layer: RIM, inputs: torch.Tensor) -> None:
+    """Take a step without an optimiser, as a task does: loss and penalty, backward, counts."""
+    loss, penalty = layer(inputs)[0].square().mean(), layer.penalty()
+    (loss if penalty is None else loss + penalty).backward()
+    layer.after_step()
+    layer.zero_grad()
+
+
 def since(rounds: int, checkout: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Time this version's loops over those of another checkout."""
     before = other_version(checkout)
@@ -106,17 +141,20 @@ def other_version(checkout: Path) -> type[nn.Module]:
     return found
 
 
+TABLES = {"rules": rules, "sleep": sleep, "parts": parts}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="undisturbed rounds of each table")
-    parser.add_argument("--only", nargs="+", choices=["rules", "sleep"], default=["rules", "sleep"])
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
     parser.add_argument("--before-arguments", type=json.loads, default=PAPER, help="of its RIM, as JSON")
     parser.add_argument("--json", type=Path, help="where to write the result; tables not measured stay")
     arguments = parser.parse_args()
     found = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
-    tables: dict[str, Any] = {name: {"rules": rules, "sleep": sleep}[name] for name in arguments.only}
+    tables: dict[str, Any] = {name: TABLES[name] for name in arguments.only}
     if arguments.before:
         tables["since"] = lambda rounds: since(rounds, arguments.before, arguments.before_arguments)
     for name, measure in tables.items():
