@@ -60,6 +60,7 @@ struct Fixed {
 };
 template <typename Run>
 void with_sizes(Int key, Int value, const Run& run) {
+    if (key == 8 && value == 8) return run(Fixed<8>(), Fixed<8>());
     if (key == 16 && value == 16) return run(Fixed<16>(), Fixed<16>());
     if (key == 32 && value == 32) return run(Fixed<32>(), Fixed<32>());
     if (key == 64 && value == 64) return run(Fixed<64>(), Fixed<64>());
