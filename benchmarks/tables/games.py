@@ -1,10 +1,26 @@
 """The tables of docs/games.md."""
 
+import json
 import statistics
 
 import yaml
-from benchmarks.tables.shared import NAMES, ROOT, Result, Tables, load, published, seeds_of, table
+from benchmarks.tables.shared import NAMES, RESULTS, ROOT, Result, Tables, load, published, seeds_of, table
 
+POPGYM = {
+    "repeat_previous": "RepeatPrevious",
+    "autoencode": "Autoencode",
+    "count_recall": "CountRecall",
+    "position_cartpole": "PositionOnlyCartPole",
+    "noisy_cartpole": "NoisyPositionOnlyCartPole",
+}
+MEMORIES = {
+    "rim": "RIM",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "mingru": "minGRU",
+    "rmc": "RMC",
+    "transformer": "Transformer",
+}
 REPORTED_DOORKEY = {
     "RIM, reported by users": (0.90, 0.68, 0.38, 0.18),
     "LSTM, reported by users": (0.90, 0.63, 0.35, 0.12),
@@ -51,6 +67,33 @@ def repeat_previous() -> str:
     return agents("repeat_previous", {"episode_return": "100 episodes"}, {})
 
 
+def popgym() -> str:
+    """A row per memory, a column per task: the mean return over seeds, the least and the greatest."""
+    runs = {(memory, task): popgym_runs(task, memory) for memory in MEMORIES for task in POPGYM}
+    if not any(runs.values()):
+        return "(not recorded)"
+    rows = [[name, *[returns(runs[memory, task], "test") for task in POPGYM]] for memory, name in MEMORIES.items()]
+    floors = [returns([run for memory in MEMORIES for run in runs[memory, task]], "floor") for task in POPGYM]
+    return table(["mean return", *POPGYM.values()], [*rows, ["random actions", *floors]])
+
+
+def returns(runs: list[Result], key: str) -> str:
+    """The mean return, the least and the greatest; in brackets the number of seeds where these are not three."""
+    if not runs:
+        return ""
+    seeds = len({run["seed"] for run in runs})
+    return spread([run[key]["episode_return"] for run in runs], 2) + ("" if seeds == 3 else f" [{seeds}]")
+
+
+def popgym_runs(task: str, memory: str) -> list[Result]:
+    """Return the recorded runs of a memory on a task, all seeds."""
+    if task == "repeat_previous" and memory in ("rim", "lstm"):
+        return seeds_of(task, memory)
+    return [
+        json.loads(path.read_text()) for path in sorted((RESULTS / "popgym" / f"{task}-{memory}").glob("*.json"))
+    ]
+
+
 def doorkey() -> str:
     sizes = (5, 6, 8, 16)
     reported = {model: [f"{score:.2f}" for score in scores] for model, scores in REPORTED_DOORKEY.items()}
@@ -89,6 +132,7 @@ def atari_speed() -> str:
 
 TABLES: Tables = {
     "repeat_previous": repeat_previous,
+    "popgym": popgym,
     "doorkey": doorkey,
     "atari": atari,
     "atari_speed": atari_speed,

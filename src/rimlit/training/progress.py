@@ -38,6 +38,7 @@ class ProgressBar(TQDMProgressBar):
         else:
             done, self.train_progress_bar.total = self._progress
             self.train_progress_bar.initial = self.train_progress_bar.initial or done
+            self.train_progress_bar.n = done  # below `initial` the bar would show a negative rate
             self.train_progress_bar.unit = " steps"
             self.train_progress_bar.set_description("Environment steps", refresh=False)
 
