@@ -5,6 +5,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from multiprocessing import Queue, parent_process
 from typing import Any
 
@@ -50,8 +51,12 @@ def _name(run: Run) -> str:
     return f"{run.task}-{run.variant}-{run.rate:g}-{run.seed}"
 
 
-def train(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
+def train(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[dict[str, int], dict[str, Any]]:
     """Train and test on one thread.
+
+    Args:
+        run: Task, variant, learning rate and seed.
+        changes: Arguments of the backbone in place of the variant's.
 
     Returns:
         Width and parameters; and the validation, the scores (None where the training diverged), seconds, commit
@@ -63,7 +68,7 @@ def train(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
     task = tasks()[run.task]
     L.seed_everything(run.seed, verbose=False)
     data = build_data({"data": task["data"]})
-    size, model = _model(task, run, data)
+    size, model = _model(task, run, data, changes or {})
     trainer = _trainer(max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, **task["trainer"])
     began = time.process_time()
     trainer.fit(model, data)
@@ -80,7 +85,7 @@ def train(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
     }
 
 
-def _model(task: dict[str, Any], run: Run, data: Any) -> tuple[dict[str, int], Task]:
+def _model(task: dict[str, Any], run: Run, data: Any, changes: Mapping[str, Any]) -> tuple[dict[str, int], Task]:
     """Return sizes and the model whose whole task has as many parameters as the task's LSTM."""
     cls = find_class(task["model"]["class_path"], Task)
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": run.rate}}
@@ -95,9 +100,11 @@ def _model(task: dict[str, Any], run: Run, data: Any) -> tuple[dict[str, int], T
     aim = build(spec(_backbone(lstm, task["width"])), Task)
     target = sum(weight.numel() for weight in aim.parameters())
     shared = target - sum(weight.numel() for weight in aim.backbone.parameters())
-    found = match_parameters(spec(_backbone(variants()[run.variant], 60)), target, tolerance=TOLERANCE)
+    variant = variants()[run.variant]
+    variant = {**variant, "init_args": {**variant["init_args"], **changes}}
+    found = match_parameters(spec(_backbone(variant, 60)), target, tolerance=TOLERANCE)
     L.seed_everything(run.seed, verbose=False)
-    model = build(spec(_backbone(variants()[run.variant], found.width)), Task)
+    model = build(spec(_backbone(variant, found.width)), Task)
     return {"width": found.width, "parameters": found.size, "lstm_parameters": target, "shared": shared}, model
 
 

@@ -1,9 +1,12 @@
 """The tables of docs/research/screen.md."""
 
+import json
+import statistics
 from functools import partial
 
 from benchmarks.screen.runs import tasks, variants
 from benchmarks.screen.table import is_less_better, rows
+from benchmarks.screen.trial import read_trials
 from benchmarks.tables.shared import Tables, table
 
 
@@ -32,7 +35,24 @@ def what_tasks() -> str:
     return table(["task", "what is learned", "training", "learning rates", "scores in, out"], body)
 
 
+def what_was_tried() -> str:
+    """Return a row per trial: a variation of a variant, one task, one seed."""
+    body = []
+    for trial in read_trials():
+        task = tasks()[trial["task"]]
+        change = ", ".join(f"{key}: {json.dumps(value)}" for key, value in trial["change"].items())
+        scores = [
+            "diverged" if None in values else f"{statistics.mean(values):.3g}"
+            for values in ([trial["scores"].get(key) for key in task[place]] for place in ("inside", "outside"))
+        ]
+        what = f"`{change}`".replace('"', "") if change else ""
+        name = trial["task"].replace("_", " ")
+        body.append([f"`{trial['variant']}`", what, name, f"{trial['rate']:g}", str(trial["seed"]), *scores])
+    return table(["variant", "changed", "task", "learning rate", "seed", "in", "out"], body)
+
+
 TABLES: Tables = {
+    "screen-trials": what_was_tried,
     "screen-inside": partial(screen, "inside"),
     "screen-outside": partial(screen, "outside"),
     "screen-models": what_ran,
