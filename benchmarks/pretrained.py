@@ -44,7 +44,7 @@ MODELS = {
         r"span_\d+/(cross_entropy|sequence_accuracy|symbol_accuracy)$",
     ),
     "bouncing_balls": ShippedModel(
-        "bouncing_balls/small-seed0",
+        "bouncing_balls/small",
         "Bouncing balls with a small RIM",
         "A RIM of 6 mechanisms, 4 of them active (the paper's rule), that predicts the next frame of 4 bouncing "
         "balls, 64 × 64 pixels, as the motion of cells. Its encoder and head are smaller than those of "

@@ -166,6 +166,13 @@ def test_a_sequence_of_a_fixed_length_gives_what_single_steps_give() -> None:
         torch.testing.assert_close(whole[:, step], now)
 
 
+def test_a_program_keeps_the_type_of_the_weights() -> None:
+    program = Program(task_of("LSTM").double())
+    assert {port.dtype for port in (*program.inputs(), *program.outputs())} == {torch.float64}
+    _, differences = build_programs(program, ("torch",))
+    assert differences["torch"] <= 1e-12
+
+
 def test_a_program_of_other_weights_is_found_to_differ() -> None:
     task = task_of("LSTM")
     run = torch_runner(torch_file(trace(Program(task))))

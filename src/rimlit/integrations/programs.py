@@ -72,7 +72,9 @@ class Program(nn.Module):
                 f"{type(encoder).__name__} must be a rimlit.encoders.Encoder to be exported: its example_inputs "
                 "says what it reads. --format safetensors works."
             )
-        return encoder.example_inputs(batch_size, num_steps, torch.Generator().manual_seed(0))
+        example = encoder.example_inputs(batch_size, num_steps, torch.Generator().manual_seed(0))
+        dtype = next(self.task.parameters()).dtype
+        return map_state(lambda part: part.to(dtype) if part.is_floating_point() else part, example)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Map inputs and state to outputs and the next state."""
