@@ -44,13 +44,14 @@ MODELS = {
         r"span_\d+/(cross_entropy|sequence_accuracy|symbol_accuracy)$",
     ),
     "bouncing_balls": ShippedModel(
-        "bouncing_balls/small",
+        "bouncing_balls/small_tested",
         "Bouncing balls with a small RIM",
         "A RIM of 6 mechanisms, 4 of them active (the paper's rule), that predicts the next frame of 4 bouncing "
         "balls, 64 × 64 pixels, as the motion of cells. Its encoder and head are smaller than those of "
         "`configs/bouncing_balls/rim.yaml`, so that the file is small.",
-        "Trained for minutes on 4 balls of two kinds, not to the paper's budget. Own frames that are rolled out "
-        "blur after about ten. Behind a curtain it is little better than a copy of the last frame.",
+        "Trained in 1,200 steps of 8 sequences, not to the paper's budget. On 4 balls the F1 of its own frames falls "
+        "from .93 in the first to .40 in the tenth. By then it places 6 to 8 balls little better, and balls behind a "
+        "curtain no better, than a copy of the last true frame does.",
         r"(balls_4|balls_6-8|curtain)/(bce|f1|position_error)_at_(1|5|10)$",
     ),
     "cartpole": ShippedModel(
@@ -78,7 +79,7 @@ def write_model(name: str, runs: Path) -> None:
     for path in folder.glob("*"):
         path.unlink()
     export_task(run, folder)
-    results = {key: value for key, value in results.items() if key not in ("floor", "tested", "warnings")}
+    results = {key: value for key, value in results.items() if key not in ("floor", "warnings")}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > MOST_BYTES:

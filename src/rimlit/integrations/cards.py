@@ -59,9 +59,10 @@ def class_name(spec: Any) -> str:
 
 def _origin(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Return how a model was trained, one line each."""
-    seconds = results.get("train_seconds")
+    seconds, tested = results.get("train_seconds"), results.get("tested", {})
     rows = {
         "command": f"`{results['command']}`" if "command" in results else None,
+        "tested by": None if tested.get("after_fit", True) else f"`{tested['command']}`",
         "commit": results.get("commit"),
         "seed": results.get("seed"),
         "steps": results.get("steps", config.get("step")),
