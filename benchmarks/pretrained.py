@@ -49,9 +49,9 @@ MODELS = {
         "A RIM of 6 mechanisms, 4 of them active (the paper's rule), that predicts the next frame of 4 bouncing "
         "balls, 64 × 64 pixels, as the motion of cells. Its encoder and head are smaller than those of "
         "`configs/bouncing_balls/rim.yaml`, so that the file is small.",
-        "Trained in 1,200 steps of 8 sequences, not to the paper's budget. On 4 balls the F1 of its own frames falls "
-        "from .93 in the first to .40 in the tenth. By then it places 6 to 8 balls little better, and balls behind a "
-        "curtain no better, than a copy of the last true frame does.",
+        "Trained in 1,200 steps of 8 sequences, not to the paper's budget. On 4 balls the F1 of its own frames "
+        "falls from .93 in the first to .40 in the tenth. By then it places 6 to 8 balls little better, and balls "
+        "behind a curtain no better, than a copy of the last true frame does.",
         r"(balls_4|balls_6-8|curtain)/(bce|f1|position_error)_at_(1|5|10)$",
     ),
     "cartpole": ShippedModel(

@@ -65,7 +65,9 @@ def test_a_card_says_where_a_model_comes_from(name: str) -> None:
     assert "## Limits" in card and "Licence: MIT." in card
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "bouncing_balls" else ()) for name in MODELS]
+)
 def test_a_model_has_the_scores_of_its_card(name: str, tmp_path: Path) -> None:
     pytest.importorskip("gymnasium", reason="an extra") if name == "cartpole" else None
     spec = json.loads((FOLDER / name / "config.json").read_text())["data"]
