@@ -108,6 +108,7 @@ wheel-check: wheel ## Run rimlit from the built wheel, outside the checkout
 	cd "$$folder"; export PYTHONPATH="$$folder/wheel"; \
 	"$$bin/python" -c 'import rimlit, sys; assert rimlit.__file__.startswith(sys.argv[1]), rimlit.__file__' "$$folder"; \
 	"$$bin/rimlit" configs; \
+	"$$bin/python" -c 'import rimlit; names = list(rimlit.pretrained()); print(names); assert len(names) == 3; [rimlit.from_pretrained(name) for name in names]'; \
 	"$$bin/rimlit" fit --config copying/rim --trainer.fast_dev_run true; \
 	"$$bin/rimlit" new selection Fading; "$$bin/python" -m pytest -q -p no:cacheprovider test_fading.py
 

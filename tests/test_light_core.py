@@ -16,7 +16,17 @@ import rimlit
 
 ROOT = Path(__file__).parents[1]
 CORE_PACKAGES = ("mechanisms", "kernels", "backbones", "encoders", "heads", "nn", "testing")
-OTHER_PACKAGES = ("data", "tasks", "metrics", "tracking", "training", "pictures", "rl", "comparison")
+OTHER_PACKAGES = (
+    "data",
+    "tasks",
+    "metrics",
+    "tracking",
+    "training",
+    "pictures",
+    "rl",
+    "comparison",
+    "integrations",
+)
 CORE_NAMES = {
     *("BRIM", "DNC", "GRU", "LSTM", "NTM", "RIM", "RMC", "RNN", "EntNet", "MinGRU", "Transformer", "Backbone"),
     *("BackboneFactory", "EncoderFactory", "HeadFactory", "__version__", "trust"),

@@ -26,7 +26,18 @@ MODULES = ("deprecation", "errors", "spec", "types")
 """Public modules that are no packages."""
 ORDER = (
     *("backbones", "mechanisms", "kernels", "encoders", "heads", "nn", "tasks", "data", "metrics", "training"),
-    *("rl", "comparison", "tracking", "pictures", "testing", "types", "spec", "errors", "deprecation"),
+    *(
+        "rl",
+        "comparison",
+        "integrations",
+        "tracking",
+        "pictures",
+        "testing",
+        "types",
+        "spec",
+        "errors",
+        "deprecation",
+    ),
 )
 """Pages in the order of the contents; a package that is not named here comes last."""
 LIGHT = ("backbones", "mechanisms", "kernels", "encoders", "heads", "nn", "testing", *MODULES)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rimlit.data import DataModule
     from rimlit.encoders import EncoderFactory
     from rimlit.heads import HeadFactory
+    from rimlit.integrations import from_pretrained, pretrained, push_to_hub
     from rimlit.spec import trust
     from rimlit.tasks import OptimizerFactory, SchedulerFactory, Task, load_checkpoint
 
@@ -56,8 +57,11 @@ __all__ = [
     "__version__",
     "compare",
     "fit",
+    "from_pretrained",
     "load_checkpoint",
     "match_parameters",
+    "pretrained",
+    "push_to_hub",
     "trust",
 ]
 
@@ -83,8 +87,11 @@ _HOMES = {
     "Task": "rimlit.tasks",
     "compare": "rimlit.comparison",
     "fit": "rimlit.cli.fit",
+    "from_pretrained": "rimlit.integrations",
     "load_checkpoint": "rimlit.tasks",
     "match_parameters": "rimlit.comparison",
+    "pretrained": "rimlit.integrations",
+    "push_to_hub": "rimlit.integrations",
     "trust": "rimlit.spec",
 }
 

@@ -89,3 +89,15 @@ def test_weights_and_links_stay_within_their_bounds_over_a_long_sequence() -> No
         assert part.max() <= 1 + 1e-5
     for part in (state.precedence, state.write_weights, state.read_weights, state.link, state.link.mT):
         assert part.sum(dim=-1).max() <= 1 + 1e-5
+
+
+def test_a_tracer_gets_the_same_allocation_without_a_sort() -> None:
+    usage = torch.cat([random_tensor(3, 6).sigmoid(), torch.tensor([[0.5, 0.2, 0.5, 0.5, 0.2, 1.0]])])  # with ties
+    traced = torch.export.export(_Allocation(), (usage,)).module()
+    assert not any("sort" in str(node.target) for node in traced.graph.nodes)
+    torch.testing.assert_close(traced(usage), allocation(usage))
+
+
+class _Allocation(torch.nn.Module):
+    def forward(self, usage: Tensor) -> Tensor:
+        return allocation(usage)

@@ -16,6 +16,7 @@ from rimlit.encoders import (
     ObjectEncoder,
     ScreenEncoder,
 )
+from rimlit.errors import ConfigError
 from rimlit.testing import Law, classes_in
 from tests.conftest import random_tensor
 from tests.laws.cases import law_cases
@@ -65,3 +66,25 @@ def test_an_encoder_keeps_the_law(name: str, law: Law) -> None:
 def test_slots_are_a_dimension_of_their_own() -> None:
     build, frames = ENCODERS["ConvolutionalEncoder-slots"]
     assert build()(frames).shape == (BATCH, STEPS, 16, 6)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_example_inputs_are_of_the_kind_that_is_read(name: str) -> None:
+    build, inputs = ENCODERS[name]
+    encoder = build()
+    example = encoder.example_inputs(2, 4, torch.Generator().manual_seed(0))
+    assert example.shape == (2, 4, *inputs.shape[2:])
+    assert encoder(example).shape[:2] == (2, 4)
+    assert torch.equal(example, encoder.example_inputs(2, 4, torch.Generator().manual_seed(0)))
+    assert not torch.equal(example[:, 0], example[:, 1])
+    assert (example != 0).any()
+
+
+def test_an_encoder_without_a_size_is_asked_for_its_example() -> None:
+    class Unsized(Encoder):
+        output_size = 3
+
+    with pytest.raises(
+        ConfigError, match=r"^Unsized must have an input_size or override example_inputs; got input_size=None\.$"
+    ):
+        Unsized().example_inputs(1, 1, torch.Generator())

@@ -52,6 +52,8 @@ class Backbone(nn.Module, ABC):
     """Whether it is :class:`Bidirectional`."""
     num_mechanisms: int = 1
     """Equal parts into which the features fall, mechanism by mechanism."""
+    unordered_state: tuple[str, ...] = ()
+    """Fields of the state whose entries may be in another order without an effect on any feature."""
 
     def __new__(cls, *args: Any, bidirectional: bool = False, **kwargs: Any) -> Self:
         """Build two in one where ``bidirectional``; subclasses name the keyword for readers and YAML only."""

@@ -9,6 +9,7 @@ from torch.nn import functional
 from rimlit.backbones.stepped import InitialState, MemoryBackbone
 from rimlit.checks import require_positive
 from rimlit.nn import LSTMController, address_content
+from rimlit.nn.surroundings import is_traced
 from rimlit.types import loads_as_data
 
 
@@ -56,6 +57,9 @@ class DNC(MemoryBackbone):
         >>> features.shape, state.link.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 32, 32]))
     """
+
+    # rounding decides which of several equally free locations is written first
+    unordered_state = ("memory", "usage", "link", "precedence", "write_weights", "read_weights")
 
     def __init__(
         self,
@@ -153,7 +157,18 @@ def allocation(usage: Tensor) -> Tensor:
         >>> allocation(torch.tensor([[1.0, 0.5, 0.25]]))
         tensor([[0.0000, 0.1250, 0.7500]])
     """
+    if is_traced():
+        return _allocation_by_comparison(usage)
     ascending, order = usage.sort(dim=-1, stable=True)
     logarithms = ascending.clamp_min(1e-6).log()
     free = (1 - ascending) * (logarithms.cumsum(dim=-1) - logarithms).exp()
     return torch.zeros_like(free).scatter(-1, order, free)
+
+
+def _allocation_by_comparison(usage: Tensor) -> Tensor:
+    """Return the same in N² comparisons per sample: ONNX has no stable sort."""
+    index = torch.arange(usage.shape[-1], device=usage.device)
+    own, other = usage.unsqueeze(-1), usage.unsqueeze(-2)
+    is_before = (other < own) | ((other == own) & (index < index[:, None]))  # (B, N, N): the second is used less
+    logarithms = usage.clamp_min(1e-6).log().unsqueeze(-1)
+    return (1 - usage) * (is_before.to(usage.dtype) @ logarithms).squeeze(-1).exp()

@@ -17,7 +17,7 @@ from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
 from rimlit.kernels.scores import Followed
 from rimlit.mechanisms import PartLike, PartsLike
-from rimlit.nn.surroundings import is_autocast_enabled
+from rimlit.nn.surroundings import is_autocast_enabled, is_traced
 from rimlit.types import State, carrying_type, map_state
 
 
@@ -217,7 +217,8 @@ class RIM(LayeredBackbone):
         the batch holds more tokens than the table has rows.
         """
         require_tokens(self, tokens, table, resets)
-        if tokens.numel() <= table.shape[0] or self._first.normalize_scores:
+        # a graph for batches of any size may not depend on their size
+        if is_traced() or tokens.numel() <= table.shape[0] or self._first.normalize_scores:
             return super().forward_tokens(tokens, table, state, resets)
         return self._run(table[None, :, None], tokens, state, resets)
 

@@ -24,7 +24,7 @@ SUBCOMMANDS = {
     "tune": "search settings of one config with one seed: rimlit tune CONFIG --space FILE --trials N",
     "summarize": "statistics over several comparisons: rimlit summarize FOLDER... --to FOLDER",
     "sync": "send to MLflow what it did not take while runs were trained: rimlit sync [FOLDER ...]",
-    "export": "write a checkpoint as safetensors and JSON: rimlit export RUN_OR_CHECKPOINT --to FOLDER",
+    "export": "write a checkpoint as safetensors, torch program or ONNX: rimlit export RUN --to FOLDER",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
     "new": "write a class that runs, and its test: rimlit new task|backbone|selection NAME",
     "doctor": "print versions, the time loop and why, compiler, GPU, tracking: what a report of a fault needs",
@@ -124,11 +124,24 @@ figures/.
 
 
 EXPORT_HELP = """\
-usage: rimlit export RUN_OR_CHECKPOINT --to FOLDER
+usage: rimlit export RUN_OR_CHECKPOINT --to FOLDER [--format FORMAT ...] [--sequence STEPS]
 
-Write the weights of a checkpoint, or of a run's best one, to FOLDER/model.safetensors, and the task with its
-arguments, the data's sizes and the versions to FOLDER/config.json. rimlit.load_checkpoint("FOLDER") loads the
-task; any other program reads both files without this package. Neither can hold code.
+Write the task of a checkpoint, or of a run's best one, to a new or empty folder, with a README.md whose code runs
+it.
+
+  --to FOLDER                where to write; an earlier export in the same formats is replaced
+  --format FORMAT ...        one or several of
+                             safetensors  the weights, and the task with its arguments, the data's sizes and the
+                                          versions in config.json: rimlit.load_checkpoint("FOLDER") loads the
+                                          task, and any other program reads both files. By default
+                             torch        model.pt2, a program of torch.export: runs with torch alone
+                             onnx         model.onnx: runs with ONNX Runtime and NumPy (extra 'onnx')
+  --sequence STEPS           programs run a whole sequence of this length; by default one step,
+                             (inputs, *state) -> (outputs, *next state)
+
+Programs take batches of any size and contain encoder and head: they read what the data holds. Each is compared
+with the backbone's own step over 20 steps, or over the sequence, before anything is written: a difference above
+1e-5 is refused.
 """
 
 

@@ -7,7 +7,7 @@ OPTIONS = {
     "compare": "--seeds --match --match_to --match_tolerance --tune --trials --storage --prune --on --no-wait "
     "--collect --jobs --name --trust --help",
     "tune": "--space --trials --seed --prune --storage --on --no-wait --collect --jobs --name --trust --help",
-    "export": "--to --help",
+    "export": "--to --format --sequence --help",
     "summarize": "--to --help",
     "sync": "",
     "configs": "",
@@ -33,6 +33,7 @@ _rimlit() {{
   fi
   case "$previous" in
     --config|-c|--match_to) COMPREPLY=($(compgen -f -W "$configs" -- "$current")); return ;;
+    --format) COMPREPLY=($(compgen -W "safetensors torch onnx" -- "$current")); return ;;
     --to) COMPREPLY=($(compgen -d -- "$current")); return ;;
     --ckpt_path) COMPREPLY=($(compgen -f -W "best last" -- "$current")); return ;;
   esac

@@ -63,6 +63,7 @@ class ConvolutionalEncoder(Encoder):
                 f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."
             )
         self.input_size = frame_size if isinstance(frame_size, int) else list(frame_size)
+        self.num_channels = colours
         self.output_size = output_size
         self.position_wise = position_wise
         layers: list[nn.Module] = []
@@ -74,6 +75,16 @@ class ConvolutionalEncoder(Encoder):
         size = channels[-1] if position_wise else channels[-1] * self.num_positions
         self.linear = nn.Sequential(nn.Linear(size, output_size), nn.ELU(), nn.LayerNorm(output_size))
         self.place = nn.Parameter(0.1 * torch.randn(self.num_positions, channels[-1])) if position_wise else None
+
+    def example_inputs(self, batch_size: int, num_steps: int, generator: torch.Generator) -> Tensor:
+        """Return random frames: pixels 0 or 1, or bytes where the encoder reads pictures of bytes."""
+        if not isinstance(self.input_size, int):
+            return torch.randint(
+                256, (batch_size, num_steps, *self.input_size), generator=generator, dtype=torch.uint8
+            )
+        channels = [self.num_channels] if self.num_channels > 1 else []
+        shape = (batch_size, num_steps, *channels, self.input_size, self.input_size)
+        return torch.randint(2, shape, generator=generator).float()
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames (B, T, [channels,] height, width) to (B, T, output_size).

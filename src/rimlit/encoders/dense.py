@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from rimlit.checks import require_positive
@@ -37,6 +38,11 @@ class DenseEncoder(Encoder):
             layers += [nn.Linear(before, width), nn.ELU(), nn.LayerNorm(width)]
             before = width
         self.layers = nn.Sequential(*layers)
+
+    def example_inputs(self, batch_size: int, num_steps: int, generator: torch.Generator) -> Tensor:
+        """Return random frames (B, T, height, width) of pixels 0 or 1."""
+        shape = (batch_size, num_steps, self.input_size, self.input_size)
+        return torch.randint(2, shape, generator=generator).float()
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames (B, T, height, width) to (B, T, output_size)."""

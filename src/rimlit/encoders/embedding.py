@@ -1,5 +1,6 @@
 """Token embedding."""
 
+import torch
 from torch import Tensor, nn
 
 from rimlit.checks import require_dropout, require_positive
@@ -33,6 +34,10 @@ class Embedding(Encoder):
     def drops(self) -> bool:
         """Whether dropout acts now, so that equal tokens have different vectors."""
         return self.training and self.dropout.p > 0
+
+    def example_inputs(self, batch_size: int, num_steps: int, generator: torch.Generator) -> Tensor:
+        """Return random tokens (B, T)."""
+        return torch.randint(self.input_size, (batch_size, num_steps), generator=generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, T) to vectors (B, T, output_size)."""

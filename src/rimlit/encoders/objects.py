@@ -66,6 +66,10 @@ class ObjectEncoder(Encoder):
             nn.Linear(2 * output_size, output_size),
         )
 
+    def example_inputs(self, batch_size: int, num_steps: int, generator: torch.Generator) -> Tensor:
+        """Return random frames; see :meth:`ConvolutionalEncoder.example_inputs`."""
+        return self.map.example_inputs(batch_size, num_steps, generator)
+
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames (B, T, height, width) to slots (B, T, N, output_size).
 
@@ -79,7 +83,7 @@ class ObjectEncoder(Encoder):
 
     def _gather(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.key_value(self.map(frames).flatten(0, 1)).chunk(2, dim=-1)  # (B·T, positions, D) each
-        slots = self.start.expand(len(key), *self.start.shape)
+        slots = self.start.expand(key.shape[0], *self.start.shape)
         for _ in range(self.num_iterations):
             scores = self.query(slots) @ key.mT / math.sqrt(self.output_size)  # (B·T, N, positions)
             attention = scores.softmax(dim=1)

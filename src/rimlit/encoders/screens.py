@@ -56,6 +56,11 @@ class ScreenEncoder(Encoder):
                 nn.init.orthogonal_(layer.weight, gain=nn.init.calculate_gain("relu"))
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
+    def example_inputs(self, batch_size: int, num_steps: int, generator: torch.Generator) -> Tensor:
+        """Return random screens of bytes (B, T, screens, height, width)."""
+        shape = (batch_size, num_steps, *self.input_size)
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
     def forward(self, screens: Tensor) -> Tensor:
         """Map screens (B, T, screens, height, width), bytes or 0 to 255, to (B, T, output_size)."""
         # bytes are moved, not floats; many times faster on a CPU

@@ -14,6 +14,8 @@ def is_autocast_enabled(device_type: str) -> bool:
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Return a context in which products on devices of this type keep the precision of their factors."""
+    if is_traced() and not is_autocast_enabled(device_type):
+        return contextlib.nullcontext()  # a graph would hold it as a graph of its own
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -179,6 +179,8 @@ class PolicyEncoder(Encoder):
         super().__init__()
         self.observations = encoder
         self.encode_actions = policy.encode  # not the policy itself: its parameters are registered elsewhere
+        self._likeliest, self._num_outputs = policy.mode, policy.size
+        self.unread = ("actions", "rewards") if previous == "hidden" else ()
         self.previous = previous
         self.normalization = normalization
         added = policy.size + 1
@@ -195,6 +197,19 @@ class PolicyEncoder(Encoder):
             return lambda inputs: encode(inputs.observations)
         normalize = direct(self.normalization)
         return lambda inputs: encode(normalize(inputs.observations))
+
+    def example_inputs(self, batch_size: int, num_steps: int, generator: torch.Generator) -> PolicyInput:
+        """Return random observations, actions and rewards; no episode starts after the first step."""
+        outputs = torch.randn(batch_size, num_steps, self._num_outputs, generator=generator)
+        actions = self._likeliest(outputs.flatten(0, 1))
+        starts = torch.zeros(batch_size, num_steps, dtype=torch.bool)
+        starts[:, 0] = True
+        return PolicyInput(
+            self.observations.example_inputs(batch_size, num_steps, generator),
+            actions.view(batch_size, num_steps, *actions.shape[1:]),
+            torch.randn(batch_size, num_steps, generator=generator),
+            starts,
+        )
 
     def forward(self, inputs: PolicyInput) -> Tensor:
         """Map (B, T, …) to (B, T, output_size), or to slots (B, T, N, output_size)."""

@@ -1,0 +1,8 @@
+"""Other programs: exports as torch and ONNX programs, the Hugging Face hub, and the trained models that ship."""
+
+import rimlit._train  # noqa: F401
+from rimlit.integrations.exporting import ExportReport, export_task
+from rimlit.integrations.hub import from_pretrained, push_to_hub
+from rimlit.integrations.shipped import pretrained
+
+__all__ = ["ExportReport", "export_task", "from_pretrained", "pretrained", "push_to_hub"]
