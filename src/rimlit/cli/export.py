@@ -18,7 +18,7 @@ def run_export(arguments: list[str]) -> None:
 
     Raises:
         ConfigError: The arguments are not those that export takes.
-        CheckpointError: There is no whole checkpoint.
+        CheckpointError: There is no intact checkpoint.
         StorageError: The folder cannot be written.
     """
     parser = _Parser(prog="rimlit export", add_help=False)

@@ -39,7 +39,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
     checkpoint = read_checkpoint(source if "://" in str(source) else path)
     named = checkpoint["rimlit"]
     if "task" not in named:
-        raise CheckpointError(f"{path} holds weights of a module that is no task of rimlit.")
+        raise CheckpointError(f"{path} holds weights of a module that is not a task of rimlit.")
     # a copy of each tensor: safetensors refuses shared memory
     weights = save(
         {name: tensor.detach().clone().contiguous() for name, tensor in checkpoint["state_dict"].items()}
@@ -100,7 +100,7 @@ def checkpoint_in(folder: Path) -> Path:
     path = kept_checkpoint(folder)
     if path is None:
         best = folder / "checkpoints/best.ckpt"
-        raise CheckpointError(f"{folder} is no run with a checkpoint: there is no {best}.")
+        raise CheckpointError(f"{folder} is not a run with a checkpoint: there is no {best}.")
     return path
 
 
