@@ -105,7 +105,8 @@ usage: rimlit tune CONFIG --space space.yaml --trials N [options]
 Train a config with one seed at N points of a space, each as 'rimlit fit' in a
 separate process. Optuna chooses the next point from the validations so far;
 test scores play no part. The best settings are written as a config. The same
-command resumes a search that was stopped or killed: no trial is lost or repeated.
+command resumes a search that was stopped or killed: no trial is lost or
+repeated.
 
   --space space.yaml    settings, such as
                         model.optimizer.lr: {log_uniform: [0.0001, 0.01]}
