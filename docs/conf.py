@@ -41,6 +41,7 @@ exclude_patterns = [
     "**/.ipynb_checkpoints",
 ]
 
+smartquotes = False  # --match would become –match
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 nb_execution_mode = "off"  # `make notebooks` executes them

@@ -149,16 +149,16 @@ def _cell(score: Score | None, best: float | None) -> str:
 def catalogue() -> str:
     """Return the names of what can be put together, found in the package."""
     rows = [
-        ["backbones", "[backbones.md](docs/backbones.md)", _classes(rimlit.backbones, Backbone)],
+        ["backbones", "[backbones](docs/backbones.md)", _classes(rimlit.backbones, Backbone)],
         *(
-            [f"`{argument}` of a RIM", "[mechanisms.md](docs/mechanisms.md)", _names(known_parts(base))]
+            [f"`{argument}` of a RIM", "[mechanisms](docs/mechanisms.md)", _names(known_parts(base))]
             for argument, base in KINDS.items()
             if argument != "input_sharing"
         ),
-        ["encoders", "[extending.md](docs/extending.md)", _classes(rimlit.encoders, Encoder)],
-        ["heads", "[extending.md](docs/extending.md)", _classes(rimlit.heads, Head)],
-        ["tasks", "[tasks.md](docs/tasks.md)", f"{_classes(rimlit.tasks, Task)}, `PPOTask`"],
-        ["data", "[tasks.md](docs/tasks.md)", f"{_classes(rimlit.data, DataModule)}, `Experience`"],
+        ["encoders", "[extending](docs/extending.md)", _classes(rimlit.encoders, Encoder)],
+        ["heads", "[extending](docs/extending.md)", _classes(rimlit.heads, Head)],
+        ["tasks", "[tasks](docs/tasks.md)", f"{_classes(rimlit.tasks, Task)}, `PPOTask`"],
+        ["data", "[tasks](docs/tasks.md)", f"{_classes(rimlit.data, DataModule)}, `Experience`"],
     ]
     return table(["what", "page", "names"], [[what, page, names] for what, page, names in rows])
 
