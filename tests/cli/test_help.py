@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 import rimlit as package
+from rimlit.backbones.rim_parts import KINDS
 from rimlit.cli import SUBCOMMANDS
 from rimlit.cli.completion import OPTIONS
 from rimlit.cli.configs import config_names, configs_folder
 from rimlit.cli.listing import HELP_OF
+from rimlit.mechanisms import known_parts
 from tests.cli.running import COPYING, rimlit, succeed
 
 ASK = """\
@@ -78,6 +80,19 @@ def test_configs_lists_every_file_with_its_first_line_in_80_columns(monkeypatch:
         assert name == path.relative_to(configs_folder()).with_suffix("").as_posix()
         assert first.split() == path.read_text().splitlines()[0].removeprefix("# ").split()
     assert config_names() == [name for name, _ in listed]
+
+
+def test_mechanisms_lists_every_part_of_each_kind_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = succeed("mechanisms").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert [line.removesuffix(":") for line in text.splitlines() if line[0] != " "] == list(KINDS)
+    for kind, base in KINDS.items():
+        listed = re.findall(r"^  (\w+)", succeed("mechanisms", kind).out, flags=re.MULTILINE)
+        assert set(listed) == set(known_parts(base)) and len(listed) > 1
+    answer = rimlit("mechanisms", "balances")
+    assert answer.code == 2 and "kind must be one of selection, cell" in answer.err
+    assert "got kind='balances'" in answer.err
 
 
 @pytest.mark.parametrize("command", ["", *HELP_OF])
@@ -168,6 +183,7 @@ def test_completion_is_a_script_for_the_shell(shell: str) -> None:
         ("rimlit tune copying/rim --tri", ["--trials"]),
         ("rimlit summarize --t", ["--to"]),
         ("rimlit new sel", ["selection"]),
+        ("rimlit mechanisms ba", ["balance"]),
     ],
 )
 def test_completion_in_bash_has_commands_options_and_config_names(

@@ -100,6 +100,7 @@ class Own(NamedTuple):
 OWN = {
     "new": Own("new", "run_new", NEW_HELP, needs_extra=False),
     "sync": Own("sync", "sync"),
+    "mechanisms": Own("parts", "run_mechanisms", needs_extra=False),
     "export": Own("export", "run_export", EXPORT_HELP),
     "compare": Own("compare", "run_compare", COMPARE_HELP),
     "tune": Own("compare", "run_tune", TUNE_HELP),

@@ -11,6 +11,7 @@ OPTIONS = {
     "summarize": "--to --help",
     "sync": "",
     "configs": "",
+    "mechanisms": "selection cell communication sharing input_sharing balance --help",
     "new": "task backbone selection --help",
     "doctor": "",
 }

@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "sync": "send to MLflow what it did not take before: rimlit sync [FOLDER...]",
     "export": "write safetensors and JSON: rimlit export RUN --to FOLDER",
     "configs": "list the shipped configs, or print one: rimlit configs copying/rim",
+    "mechanisms": "list the parts of a RIM, or of one kind: rimlit mechanisms balance",
     "new": "write a class and its test: rimlit new task|backbone|selection NAME",
     "doctor": "print versions, time loop, compiler, GPU, tracking, for bug reports",
 }
@@ -145,6 +146,15 @@ Write the weights of a checkpoint, or of a run's best one, to
 FOLDER/model.safetensors, and the task with its arguments, the data's sizes and
 the versions to FOLDER/config.json. rimlit.load_checkpoint("FOLDER") loads the
 task; other programs can read both files. Neither can hold code.
+"""
+
+MECHANISMS_HELP = """\
+usage: rimlit mechanisms [KIND ...]
+
+List the parts that the mechanisms of a RIM are made of, by kind: selection, cell,
+communication, sharing, input_sharing, balance. Each short name is a value of the
+argument of that kind: --model.backbone.selection entmax. docs/mechanisms.md
+describes them.
 """
 
 NEW_HELP = """\

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rimlit.cli.completion import OPTIONS, PARSED
-from rimlit.cli.help import COMPARE_HELP, EXPORT_HELP, NEW_HELP, SUMMARIZE_HELP, TUNE_HELP
+from rimlit.cli.help import COMPARE_HELP, EXPORT_HELP, MECHANISMS_HELP, NEW_HELP, SUMMARIZE_HELP, TUNE_HELP
 from rimlit.cli.parser import build_parser
 
 HELP_OF = {
@@ -14,6 +14,7 @@ HELP_OF = {
     "tune": TUNE_HELP,
     "summarize": SUMMARIZE_HELP,
     "export": EXPORT_HELP,
+    "mechanisms": MECHANISMS_HELP,
     "new": NEW_HELP,
 }
 """Commands whose help is a text."""
