@@ -151,10 +151,10 @@ task; other programs can read both files. Neither can hold code.
 MECHANISMS_HELP = """\
 usage: rimlit mechanisms [KIND ...]
 
-List the parts that the mechanisms of a RIM are made of, by kind: selection, cell,
-communication, sharing, input_sharing, balance. Each short name is a value of the
-argument of that kind: --model.backbone.selection entmax. docs/mechanisms.md
-describes them.
+List the parts that the mechanisms of a RIM are made of, by kind: selection,
+cell, communication, sharing, input_sharing, balance. Each short name is a value
+of the argument of that kind: --model.backbone.selection entmax.
+docs/mechanisms.md describes them.
 """
 
 NEW_HELP = """\
