@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rimlit needs Python 3.11 or newer; name one with PYTHON=…, for example make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	# torch first and alone: whichever build is at hand (CPU or CUDA) then serves the rest
+	# torch first and alone: the other packages then use whichever build is available (CPU or CUDA)
 	$(BIN)/python -m pip install "$(TORCH)"
 	$(BIN)/python -m pip install -e '.[dev]'
 	$(BIN)/python -m rimlit.kernels.cpu

@@ -74,11 +74,11 @@ def measure(config: str, rounds: int) -> dict[str, Any]:
         collected = time.perf_counter()
         order = np.concatenate([generator.permutation(number) for _ in range(data.num_passes)])
         learn(task, data, optimizer, rollout, order)
-        learnt = time.perf_counter()
+        learned = time.perf_counter()
         seconds["emulator"].append(emulated - start)
         seconds["environments"].append(wrapped - emulated)
         seconds["collecting"].append(collected - wrapped)
-        seconds["training"].append(learnt - wrapped)
+        seconds["training"].append(learned - wrapped)
     per_second = {name: number * length / statistics.median(times) for name, times in seconds.items()}
     ratios = {
         name: statistics.median(own / limit for own, limit in zip(times, seconds["emulator"], strict=True))

@@ -6,8 +6,8 @@ drawing an action, by the package's own functions) without gradients, which keep
 states are reset where episodes do is not in its time. Compared with it is all that the package takes for a
 rollout, with what it keeps for learning. The bare loop plays before every second rollout, and the others are
 compared with it: both then begin in the same place of a training, when learning has taken the processor's caches.
-Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first rollouts are told
-apart. With ``--shortcuts`` the bare loop takes the package's two: it asks modules for no hooks and makes
+Medians over rollouts, so that a busy machine matters little. Short episodes cost most: the first rollouts are
+shown apart. With ``--shortcuts`` the bare loop takes the package's two: it asks modules for no hooks and makes
 environments without gymnasium's check of the order of calls.
 
 python benchmarks/collecting.py [--steps 150000] [--json benchmarks/results/collecting.json]

@@ -3,7 +3,7 @@
 The paper's copying layer: 600 inputs, 6 mechanisms of 100, 4 active, values of 400, communication 4 × 16, batch
 64, 35 steps, no dropout. All arms of a table are interleaved in one process, so that a disturbance hits all; a
 round in which an arm on one thread takes over 5 % more wall than CPU time is dropped: then something else ran.
-Beside speed stands the largest relative difference of all gradients against the float64 reference.
+The tables also have the largest relative difference of all gradients from the float64 reference.
 
 python benchmarks/layer.py [--rounds 7] [--only speed …] [--json benchmarks/results/layer.json]
 """
@@ -53,7 +53,7 @@ class Recreated(nn.Module):
     """What the authors' released code does in a step, written again from a description of it.
 
     One dense LSTM cell whose weights are masked to blocks in every step, projections of the input step by step, a
-    null slot in memory, and a look from the host at the mask.
+    null slot in memory, and a host synchronisation to read the mask.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ def gradient_error(layer: nn.Module) -> float | None:
     reference = copy.deepcopy(layer).double()
     reference.backend = "reference"
     inputs = torch.randn(2, 5, SIZE, generator=torch.Generator().manual_seed(1))
-    # random states: zeros tie all scores, and a tie broken otherwise is no error of a gradient
+    # random states: zeros tie all scores, and a tie broken otherwise is not a gradient error
     torch.manual_seed(2)
     state = type(layer.initial_state(2))(*(torch.randn_like(part) for part in layer.initial_state(2)))
     gradients = []

@@ -19,7 +19,7 @@ METRICS = ("f1", "position_error")
 
 
 def rimlit(*words: str) -> None:
-    """Run a command of rimlit; its end decides whether this goes on."""
+    """Run a command of rimlit; raise where it fails."""
     if subprocess.run([sys.executable, "-m", "rimlit", *words], check=False).returncode:
         raise SystemExit(f"rimlit {' '.join(words)} failed.")
 

@@ -20,8 +20,8 @@ def record(
 ) -> Path:
     """Copy ``results.json`` of ``run``; refuse one that cannot be traced to a commit.
 
-    Runs at the paper's size stand apart, with the course of their validation: what the command line shows beside a
-    config is of the size that config has.
+    Runs at the paper's size are stored separately, with the curve of their validation: the command line shows
+    results next to a config only if they have its size.
 
     Args:
         run: The run's folder.
@@ -65,7 +65,7 @@ def _place(run: Path, *, is_of_paper_size: bool) -> Path:
     name = run.name.removesuffix("-seed0")
     if is_of_paper_size:
         return RESULTS / "paper" / f"{run.parent.name}-{name}.json"
-    # other seeds than 0 stand apart: the command line shows one recorded run per config
+    # seeds other than 0 are stored separately: the command line shows one recorded run per config
     is_first = run.name.endswith("-seed0") or "-seed" not in run.name
     folder = RESULTS / run.parent.name
     return folder / f"{name}.json" if is_first else folder / "seeds" / f"{run.name}.json"

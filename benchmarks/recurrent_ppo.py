@@ -1,7 +1,7 @@
 """An outside check: sb3-contrib's RecurrentPPO on CartPole without velocities, with our budget and settings.
 
 It sees what our configs see, is validated and tested as they are (20 episodes every 15 rollouts, 100 at the end,
-likeliest actions, the best policy kept), and has an LSTM of as many features. Where our settings have no name in
+most likely actions, the best policy kept), and has an LSTM of as many features. Where our settings have no name in
 it, its own stand: it encodes observations by nothing and puts two dense layers behind the LSTM.
 
 pip install --no-deps --target build/sb3 sb3-contrib==2.9.2 stable-baselines3==2.9.2
@@ -130,7 +130,7 @@ def train(seed: int) -> dict[str, Any]:
     }
 
 
-def seconds_of_ours(name: str, rollouts: int) -> float:
+def seconds_of_rimlit(name: str, rollouts: int) -> float:
     settings = yaml.safe_load(find_config(f"cartpole/{name}").read_text())
     settings["data"]["init_args"]["total_steps"] = rollouts * NUMBER * LENGTH
     data = build_data(settings)
@@ -159,8 +159,8 @@ def seconds_of_theirs(rollouts: int) -> float:
 
 def speed(rounds: int) -> dict[str, Any]:
     arms = {
-        "rimlit, RIM": lambda: seconds_of_ours("rim", 8),
-        "rimlit, LSTM": lambda: seconds_of_ours("lstm", 8),
+        "rimlit, RIM": lambda: seconds_of_rimlit("rim", 8),
+        "rimlit, LSTM": lambda: seconds_of_rimlit("lstm", 8),
         "sb3-contrib, LSTM": lambda: seconds_of_theirs(8),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}

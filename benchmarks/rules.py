@@ -59,25 +59,25 @@ def rules(rounds: int) -> dict[str, Any]:
 
 
 def sleep(rounds: int) -> dict[str, Any]:
-    """Time a dynamic count and top-K over top-K with all mechanisms active, by how many are awake in the mean."""
+    """Time a dynamic count and top-K over top-K with all mechanisms active, by the mean number of active ones."""
     torch.manual_seed(0)
     inputs = torch.randn(BATCH, STEPS, SIZE)
     layers = {f"top-K, {active} of 6": rim(backend="cpu", num_active=active) for active in (6, 5, 4, 3, 2, 1)}
-    awake = {f"top-K, {active} of 6": float(active) for active in (6, 5, 4, 3, 2, 1)}
+    mean_active = {f"top-K, {active} of 6": float(active) for active in (6, 5, 4, 3, 2, 1)}
     for bias in (6.0, 0.5, 0.0, -0.5, -1.0):
         layer = rim(
             backend="cpu", num_active=6, selection={"dynamic": True}, score_bias=bias, learn_initial_state=True
         )
-        with torch.no_grad():  # scores of about ±1: then the bias decides how many are awake
+        with torch.no_grad():  # scores of about ±1: then the bias decides how many are active
             layer.layers[0].input_query.weight.mul_(20)
             with layer.record_activity() as activities:
                 layer(inputs)
         mean = float(activities[0].active.sum(dim=-1).float().mean())
         name = f"dynamic count, score bias {bias:+}"
-        layers[name], awake[name] = layer, mean
+        layers[name], mean_active[name] = layer, mean
     arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
     result = compare(arms, "top-K, 6 of 6", rounds, 1)
-    for name, mean in awake.items():
+    for name, mean in mean_active.items():
         result["arms"][name]["mechanisms_awake"] = mean
     return result
 
@@ -163,7 +163,7 @@ def main() -> None:
         show(result, name)
         for arm, values in result.get("arms", {}).items():
             if "mechanisms_awake" in values:
-                print(f"          {values['mechanisms_awake']:.2f} awake in the mean: {arm}")
+                print(f"          {values['mechanisms_awake']:.2f} active in the mean: {arm}")
         found[name] = {**whence, "result": result}
         write(arguments.json, found)
 

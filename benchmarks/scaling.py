@@ -1,4 +1,4 @@
-"""How time and memory of a RIM grow with its sizes, what a second process brings, and 200 runs as jobs.
+"""How time and memory of a RIM grow with its sizes, what a second process gains, and 200 runs as jobs.
 
 Sizes: a forward and a backward pass of one RIM layer, one size doubled at a time, each point in a process of
 its own, whose peak memory is counted above what it had before the first pass. Processes: `rimlit fit copying/rim`

@@ -1,7 +1,7 @@
 """Whole training steps of the shipped configs, and what of a step is not the model.
 
-Each config is trained by the command line with everything it brings: bar, logs, MLflow, checkpoints, activity.
-After each step a twin of the task takes a bare one on the same batch: forward, backward, clipping and
+Each config is trained by the command line with everything it includes: bar, logs, MLflow, checkpoints, activity.
+After each step a copy of the task takes a bare step on the same batch: forward, backward, clipping and
 optimiser. What the first takes longer than the second is the share of all else. Both are added up over rounds
 of as many steps as lie between two logs, so that logging and the bar have their part in each. The median of the
 rounds is taken: what else the machine does meets both loops alike. The same is done with the processor time of
@@ -39,7 +39,7 @@ ROUND = 50
 
 
 def bare_step(task: Task, clip: float | None) -> Callable[[Any], None]:
-    """Return what does nothing but train on a batch: a twin of ``task``, with an optimiser of its own."""
+    """Return a function that only trains on a batch: a copy of ``task`` with its own optimiser."""
     spec = task.spec
     spec["init_args"].pop("scheduler", None)
     twin = cast(Task, build(spec, Task)).train()

@@ -28,6 +28,26 @@ BANNED = {
     r"tells? (whether|how|what|which)": "returns, says",
     r"musts and aims": "required and target",
     r"what it makes of": "name the thing",
+    r"(go|goes|going|gone) on (by|when|after|where|straight)": "continue",
+    r"(?<!there )(is|are) no (array|change|checkpoint|class|command|default|folder|game|key|known|metric|option|"
+    r"package|page|part|slot|square|step|task|tensor|token|vector|view|wrapper)(s|es)?": "is not a …",
+    r"asleep|(being|stays?|are|is|keeps?) awake": "active, inactive",
+    r"what (came|comes) (of it|out|back|in)": "results, true values",
+    r"of (yours|ours)": "your own, rimlit's",
+    r"likeliest": "most likely",
+    r"learnt": "learned",
+    r"brought to mean": "standardised to mean",
+    r"for want of": "because there is no",
+    r"at hand": "available",
+    r"stands? (beside|twice|apart|between|behind|inside)": "is next to, occurs twice, is between",
+    r"hand(s|ed|ing)? (it |them )?(on|over|around)": "pass",
+    r"(take|takes|took|taken) (it |them )?up again": "restore, resume",
+    r"(put|puts) (it |them )?back": "restore, requeue",
+    r"(loops?|kernels?|models?|parsers?) (does|do) not know": "does not support",
+    r"speaks? about|whose word counts": "predict, weigh",
+    r"for ever": "forever",
+    r"told apart|tells? [a-z]+ apart": "distinguish",
+    r"deals? (the )?(samples|sequences|indices)": "shards",
 }
 """Patterns of whole words, and what to write instead."""
 

@@ -41,6 +41,7 @@ exclude_patterns = [
     "**/.ipynb_checkpoints",
 ]
 
+smartquotes = False  # --match would become –match
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 nb_execution_mode = "off"  # `make notebooks` executes them
@@ -56,7 +57,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 nitpicky = True
 nitpick_ignore = [("py:class", "Figure")]  # matplotlib's, imported for type checkers only
-suppress_warnings = ["misc.highlighting_failure"]  # a notebook's shell commands are no Python
+suppress_warnings = ["misc.highlighting_failure"]  # the shell commands of a notebook are not Python
 
 html_theme = "furo"
 html_title = f"rimlit {__version__}"

@@ -67,12 +67,12 @@ def tree_of(path: Path) -> ast.Module:
 
 @functools.cache
 def imported_modules(path: Path) -> set[str]:
-    """The modules of ours that a file imports anywhere."""
+    """The modules of rimlit that a file imports anywhere."""
     return modules_in(tree_of(path))
 
 
 def modules_in(tree: ast.Module, *, with_functions: bool = True) -> set[str]:
-    """The modules of ours that a tree imports; ``from rimlit.nn import attention`` means the module."""
+    """The modules of rimlit that a tree imports; ``from rimlit.nn import attention`` means the module."""
     found: set[str] = set()
     for node in ast.walk(tree) if with_functions else tree.body:
         if isinstance(node, ast.Import):

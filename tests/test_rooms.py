@@ -58,7 +58,7 @@ def test_a_reason_stands_at_the_top_in_words(suffix: str, text: str, expected: b
 
 
 def test_the_command_line_of_the_process_is_read_in_one_place() -> None:
-    """It is written for Lightning, which starts other processes with it, and put back by ``rimlit.fit``."""
+    """It is written for Lightning, which starts other processes with it, and restored by ``rimlit.fit``."""
     readers = [
         name_of(path)
         for path in FILES

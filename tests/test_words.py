@@ -23,6 +23,10 @@ from check_words import BANNED, check_text  # noqa: E402
         ("`rimlit` sets it aside", "sets it aside", "archive"),
         ("Nobody reads it", "Nobody", "say which code"),
         ("12 numbers in the state", "numbers in the state", "state size"),
+        ("'fitt' is no command", "is no command", "is not a"),
+        ("a class of yours", "of yours", "your own"),
+        ("what\ncame of it", "what came of it", "results"),
+        ("mechanisms are awake", "are awake", "active"),
     ],
 )
 def test_an_idiom_is_found_with_its_line_and_a_better_word(text: str, idiom: str, instead: str) -> None:
@@ -41,6 +45,9 @@ def test_an_idiom_is_found_with_its_line_and_a_better_word(text: str, idiom: str
         "amend",
         "a walkthrough",
         "ideal talent",
+        "there is no command",
+        "pandas is no longer needed",
+        "hand-written on a GPU",
     ],
 )
 def test_a_word_that_holds_an_idiom_is_none(text: str) -> None:

@@ -119,7 +119,7 @@ def read_queue(path: Path) -> list[Entry]:
         wrong = sorted(given.keys() - KEYS)
         lacking = sorted({"name", "config", "seeds", "results"} - given.keys())
         if wrong or lacking or name in found:
-            what = f"has {wrong[0]!r}" if wrong else f"lacks {lacking[0]!r}" if lacking else "stands twice"
+            what = f"has {wrong[0]!r}" if wrong else f"lacks {lacking[0]!r}" if lacking else "occurs twice"
             raise SystemExit(f"{path}: the entry {name!r} {what}; entries have {', '.join(sorted(KEYS))}.")
         try:
             find_config(given["config"])

@@ -1,4 +1,4 @@
-"""Environments of the screen that gymnasium does not know."""
+"""Environments of the screen that gymnasium does not register."""
 
 import gymnasium
 

@@ -32,7 +32,7 @@ PAGES = {
     "docs/reinforcement_learning.md": reinforcement_learning,
     "docs/games.md": games,
     "docs/scaling.md": scaling,
-    "docs/choosing.md": readme,
+    "docs/when_to_use_a_rim.md": readme,
     "docs/competition.md": results,
     "docs/results.md": results,
     "docs/tasks.md": tasks,

@@ -8,7 +8,7 @@ ROLLOUT_FRAMES = (1, 5, 10, 20)
 
 ROLLOUT_METRICS = {"bce": "BCE", "f1": "F1", "position_error": "position error, px"}
 
-PREDICTORS = {"copy": "copy of the last frame", "constant_velocity": "constant velocity, told by an oracle"}
+PREDICTORS = {"copy": "copy of the last frame", "constant_velocity": "constant velocity (oracle)"}
 
 
 def rollouts() -> dict[str, dict[str, Any]]:

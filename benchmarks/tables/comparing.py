@@ -43,7 +43,7 @@ PAPER_SIZE = {
     "lstm-spans-1-to-50": ("LSTM, spans 1 to 50, cosine decay, learned initial state, forget bias 1", "lstm"),
 }
 
-"""Runs at the paper's size → what they are called, and whose figures of the paper's stand beside them."""
+"""Runs at the paper's size → what they are called, and the paper's scores to show next to them."""
 
 
 def paper_copying(model: str) -> str:

@@ -97,7 +97,7 @@ def goals() -> str:
             f"{one[cpu]['milliseconds'] / two[cpu]['milliseconds']:.2f}",
         ],
     ]
-    return table(["", "must", "aim", "measured"], rows)
+    return table(["", "required", "target", "measured"], rows)
 
 
 def tokens() -> str:

@@ -12,6 +12,7 @@ class Shown(NamedTuple):
     learns: str
     key: str
     words: str
+    figure: str = ""
 
 
 SHOWN = (
@@ -19,23 +20,31 @@ SHOWN = (
         "copying/rim",
         "repeat 10 symbols after 1 to 50 blanks",
         "span_200/sequence_accuracy",
-        "copied whole at span 200",
+        "copied without an error at span 200",
+        "[activity](images/copying_activity.png)",
     ),
     Shown("adding/rim", "add two marked numbers of 50", "length_200/mse", "squared error at 200 steps"),
     Shown("sequential_mnist/rim", "scikit-learn's digits, pixel by pixel", "size_8/accuracy", "accuracy at 8 × 8"),
     Shown("mnist/rim", "MNIST, pixel by pixel", "size_14/accuracy", "accuracy at 14 × 14"),
-    Shown("bouncing_balls/rim", "predict frames of four balls", "balls_4/f1_at_5", "F1 at frame 5"),
+    Shown(
+        "bouncing_balls/rim",
+        "predict frames of four balls",
+        "balls_4/f1_at_5",
+        "F1 at frame 5",
+        "[rollout](images/bouncing_balls.gif)",
+    ),
     Shown("tinyshakespeare/rim", "characters of a text", "perplexity", "perplexity"),
     Shown("wikitext-2/rim", "words of a text", "perplexity", "perplexity"),
     Shown("language/rim", "bytes of Python's sources", "perplexity", "perplexity"),
     Shown("sequences/rim", "your own sequences", "accuracy", "accuracy"),
     Shown("cartpole/rim", "balance a pole without velocities", "episode_return", "return, of 500"),
-    Shown("repeat_previous/rim", "say the suit of the card before", "episode_return", "return, of 1"),
+    Shown("repeat_previous/rim", "name the suit of an earlier card", "episode_return", "return, of 1"),
     Shown(
         "doorkey/rim",
         "fetch a key, open a door",
         "MiniGrid-DoorKey-5x5-v0/episode_return",
         "return at 5 × 5, of 1",
+        "[episode](images/doorkey.gif)",
     ),
     Shown("atari/rim", "Pong from the screen", "episode_return", "return, −21 to 21"),
 )
@@ -49,8 +58,8 @@ def gallery() -> str:
         if result is not None and row.key in result["test"]:
             score = f"{row.words}: {result['test'][row.key]:.3g}"
             time = f"{max(1, round(result['train_seconds'] / 60))} min"
-        rows.append([f"[`{row.config}`](../configs/{row.config}.yaml)", row.learns, score, time])
-    return table(["config", "task", "recorded", "training, 1 thread"], rows)
+        rows.append([f"[`{row.config}`](../configs/{row.config}.yaml)", row.learns, score, time, row.figure])
+    return table(["config", "task", "recorded", "training, 1 thread", "figure"], rows)
 
 
 TABLES: Tables = {"gallery": gallery}

@@ -23,7 +23,7 @@ import rimlit
 log = logging.getLogger(__name__)
 PACKAGE = Path(rimlit.__file__).parent
 MODULES = ("deprecation", "errors", "spec", "types")
-"""Public modules that are no packages."""
+"""Public modules that are not packages."""
 ORDER = (
     *("backbones", "mechanisms", "kernels", "encoders", "heads", "nn", "tasks", "data", "metrics", "training"),
     *(

@@ -51,14 +51,29 @@ def describe() -> Iterator[str]:
         for option in new:
             if option.group != group:
                 group = option.group
-                yield from ("", f"### {HEADINGS.get(group, group)} of {command}", "")
+                yield from ("", f"### {heading(group)} of {command}", "")
             default = f" Default: `{option.default}`." if option.default else ""
             text = option.help.replace("*", "\\*").replace("<", "&lt;").replace("`", "")
             text = text.partition(" (type:")[0].rstrip(".")
             yield from (f"`{option.name}`", f": {text or 'See the class'}.{default}", "")
 
 
-HEADINGS = {"options": "Settings", "positional arguments": "Arguments"}
+HEADINGS = {
+    "options": "Settings",
+    "positional arguments": "Arguments",
+    "Customize every aspect of training via flags": "Trainer",
+    "Base of all tasks": "Task",
+    "Base of all data modules": "Data module",
+    "Runs the full": "Run",
+    "Perform one evaluation": "Run",
+    "Run inference": "Run",
+}
+"""Headings of the page by the beginning of those that the parser has."""
+
+
+def heading(group: str) -> str:
+    """Return the heading of a group of options."""
+    return next((short for start, short in HEADINGS.items() if group.startswith(start)), group)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

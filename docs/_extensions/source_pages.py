@@ -27,7 +27,7 @@ def shown_files(env: BuildEnvironment) -> dict[str, set[str]]:
 
 
 def link_source_pages(app: Sphinx, document: nodes.document) -> None:
-    """Turn links to files and folders that are no pages of the site into links to their source pages."""
+    """Turn links to files and folders that are not pages of the site into links to their source pages."""
     env, root = app.env, Path(app.srcdir)
     here = root / env.docname
     for node in list(document.findall(addnodes.download_reference)) + list(
@@ -86,7 +86,7 @@ def page_of(app: Sphinx, path: str) -> str:
 
 
 def page(path: str, body: str) -> tuple[str, dict[str, Any], str]:
-    """Return what Sphinx needs to write a page that is no document."""
+    """Return what Sphinx needs to write a page that is not a document."""
     title = f"<h1><code>{html.escape(path)}</code></h1>"
     return f"{FOLDER}/{path}", {"title": path, "body": title + body, "parents": []}, "page.html"
 

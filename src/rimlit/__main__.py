@@ -7,7 +7,7 @@ import sys
 
 
 def end_with_parent() -> None:
-    """Let Linux send SIGTERM when the process named in ``RIMLIT_PARENT_PROCESS`` dies, however it dies."""
+    """Let Linux send SIGTERM when the process named in ``RIMLIT_PARENT_PROCESS`` dies, in any way."""
     parent = os.environ.pop("RIMLIT_PARENT_PROCESS", None)  # this process's children have another parent
     if parent is None or sys.platform != "linux":
         return

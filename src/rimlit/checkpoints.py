@@ -76,7 +76,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The path is a URL, is missing, cannot be read, is damaged, holds a number that is not
-            finite, or is no checkpoint of rimlit.
+            finite, or is not a checkpoint of rimlit.
         ConfigError: It names a class outside the trusted packages.
     """
     if "://" in str(path):
@@ -176,7 +176,7 @@ def check_specs(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     bases = (Rebuildable, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
     named = checkpoint["rimlit"]
     specs = [{"class_path": "rimlit", "init_args": checkpoint.get("hyper_parameters", {})}]
-    specs += [named["task"]] if "task" in named else []  # a module that is no task of rimlit has none
+    specs += [named["task"]] if "task" in named else []  # a module that is not a task of rimlit has none
     specs += [named["data"]] if named.get("data") is not None else []
     for spec in specs:
         try:

@@ -3,15 +3,17 @@
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from typing import Any, TextIO
 
 
 class UnfailingStream:
     """A text stream whose writes never raise.
 
-    What the encoding does not know is written as an escape; what the device does not take (a full disk, a closed
-    pipe) is dropped. Everything else is the wrapped stream's.
+    Characters that the encoding lacks are written as escapes; text that the device does not take (a full disk, a
+    closed pipe) is dropped. Everything else is the wrapped stream's.
 
     Args:
         stream: The stream, for example ``sys.stdout``.
@@ -53,6 +55,23 @@ def guard_streams() -> None:
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for the life of the process
         if not isinstance(stream, UnfailingStream):
             setattr(sys, name, UnfailingStream(stream))
+
+
+def in_columns(name: str, text: str, width: int) -> str:
+    """Return a name and a text beside it, wrapped at the width of the terminal, or 80 columns without one.
+
+    Args:
+        name: Longer than ``width`` it pushes the text to the right.
+        text: The text; words and paths are not broken.
+        width: Columns before the text.
+    """
+    return textwrap.fill(
+        f"{name:<{width - 1}} {text}",
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * width,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

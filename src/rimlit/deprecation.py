@@ -24,7 +24,7 @@ def deprecated(
         removed_in: The version without it, for example ``0.4``.
 
     Raises:
-        ValueError: ``removed_in`` is no version above the present one.
+        ValueError: ``removed_in`` is not a version above the present one.
         TypeError: The old and the new argument are both given.
 
     Example:

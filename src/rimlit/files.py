@@ -88,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is no valid JSON"
+        reason = getattr(error, "strerror", None) or "it is not valid JSON"
     if path not in _reported:
         _reported.add(path)
         log.warning("%s is damaged and counts as absent: %s.", path, reason)

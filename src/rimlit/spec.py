@@ -62,7 +62,7 @@ def find_class(class_path: str, base: type[T]) -> type[T]:
         base: What the class must be a subclass of.
 
     Raises:
-        ConfigError: The path is not trusted, does not exist or is no subclass of ``base``.
+        ConfigError: The path is not trusted, does not exist or is not a subclass of ``base``.
     """
     for known in subclasses(base):
         if path_of(known) == class_path:
@@ -141,7 +141,7 @@ def to_spec(factory: Any, name: str) -> Spec:
     if isinstance(factory, type):
         return {"class_path": path_of(factory), "init_args": {}}
     if isinstance(factory, functools.partial):
-        # jsonargparse hands the class as the last positional argument of a partial of its own
+        # jsonargparse passes the class as the last positional argument of a partial of its own
         candidates = [part for part in (factory.func, *factory.args) if isinstance(part, type)]
         if len(candidates) == 1:
             init_args = {key: to_plain(value, f"{name}.{key}") for key, value in factory.keywords.items()}

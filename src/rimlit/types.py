@@ -168,7 +168,7 @@ class Looped(Protocol):
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:
-    """Apply ``function`` to the tensors that stand at the same place in each of ``states``."""
+    """Apply ``function`` to the tensors at the same place in each of ``states``."""
     first = states[0]
     if isinstance(first, Tensor):
         return function(*states)

@@ -51,7 +51,7 @@ def _require_bounds(text: str) -> None:
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (anchor for anchor, _ in opened):
-                raise UnusableError(f"the alias *{event.anchor} stands inside what it names")
+                raise UnusableError(f"the alias *{event.anchor} refers to a node that contains it")
             total += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, total))
@@ -82,7 +82,7 @@ def _require_unique_keys(node: yaml.Node) -> None:
                 children += [key, value]
                 if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                        None, None, f"the key {key.value!r} occurs twice", key.start_mark
                     )
                 keys.add((key.tag, str(key.value)))
         new = [child for child in children if id(child) not in seen]

@@ -145,7 +145,7 @@ def test_a_change_above_reaches_the_layer_below_one_step_later() -> None:
         for weight in brim.top_down_value.parameters():
             weight.zero_()
     first, second = (brim(inputs, given)[1].hidden[:, 0] for given in (state, changed))
-    torch.testing.assert_close(first, second)  # without the way down the lower layer does not know
+    torch.testing.assert_close(first, second)  # without top-down attention the lower layer cannot see it
 
 
 class Counting(Balance):

@@ -1,4 +1,4 @@
-"""Backbones in the place of an ``nn.LSTM``: the numbers of torch, two directions, lengths, what is refused."""
+"""Backbones as drop-in replacements for ``nn.LSTM``: equal results, two directions, lengths, refused calls."""
 
 import copy
 import io

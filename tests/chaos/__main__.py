@@ -203,7 +203,7 @@ def lost_and_corrupt(folder: Path) -> tuple[int, int]:
 
 
 def chaos(kills: int, seed: int, *, whole: bool = True) -> dict[str, Any]:
-    """Kill ``kills`` times; return what came of it."""
+    """Kill ``kills`` times; return the outcomes."""
     chance = random.Random(seed)
     counts: collections.Counter[str] = collections.Counter()
     corrupt = lost = bits = runs = done = 0

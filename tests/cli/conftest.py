@@ -1,4 +1,4 @@
-"""What a command changes in its process is put back; two small runs are trained once for all tests."""
+"""What a command changes in its process is restored; two small runs are trained once for all tests."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from tests.conftest import list_shipped_classes
 
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put back what ``main`` changes for the process it thinks its own."""
+    """Restore what ``main`` changes in the process."""
     monkeypatch.setattr(sys, "argv", ["rimlit"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(spec, "_trusted_here", set())

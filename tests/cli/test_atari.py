@@ -1,4 +1,4 @@
-"""Atari by the command line: any game is trained on, tested and recorded; what is no game exits with 2."""
+"""Atari by the command line: any game is trained on, tested and recorded; what is not a game exits with 2."""
 
 import sys
 from pathlib import Path
@@ -40,10 +40,10 @@ def test_a_game_is_trained_on_resumed_tested_and_recorded(folder: Path) -> None:
         assert gif.size == (12 + 168 + 12 + 80 * 3 + 12, 168 + 2 * 18 + 12)
 
 
-def test_what_is_no_game_is_answered_with_the_nearest_ones(folder: Path) -> None:
+def test_an_unknown_game_is_answered_with_the_nearest_ones(folder: Path) -> None:
     answer = rimlit("fit", *GAME, "--data.environment=ALE/Pongg-v5")
     assert answer.code == 2
-    assert "environment='ALE/Pongg-v5' is no game of ale-py. Did you mean ALE/Pong-v5" in answer.err
+    assert "environment='ALE/Pongg-v5' is not a game of ale-py. Did you mean ALE/Pong-v5" in answer.err
 
 
 def test_a_missing_extra_is_answered_with_the_command_that_installs_it(

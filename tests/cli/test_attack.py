@@ -374,7 +374,7 @@ def load(folder: Path) -> str | None:
     return None
 
 
-def test_an_archive_with_a_file_of_another_name_is_no_array_file(folder: Path) -> None:
+def test_an_archive_with_a_file_of_another_name_is_refused(folder: Path) -> None:
     with zipfile.ZipFile(folder / "own.npz", "w") as archive:
         archive.writestr("../../inputs.npy", b"x")
     (folder / "own.yaml").write_text(OWN.replace("FILE", "own.npz"))

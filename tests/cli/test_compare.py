@@ -305,10 +305,10 @@ def test_python_gives_the_same_comparison(folder: Path, started: list[str]) -> N
         (["--seeds=2"], ["compare needs the files or names of configs"]),
         (
             ["copying/rim", "--seeds", "1", "copying/lstm"],
-            ["'copying/lstm' stands behind an option", "rimlit compare copying/rim copying/lstm"],
+            ["'copying/lstm' follows an option", "rimlit compare copying/rim copying/lstm"],
         ),
-        (["copying/rim", "--trainer.max_steps=4", "copying/lstm"], ["'copying/lstm' stands behind an option"]),
-        (["--seeds", "1", "copying/lstm"], ["'copying/lstm' stands behind an option"]),
+        (["copying/rim", "--trainer.max_steps=4", "copying/lstm"], ["'copying/lstm' follows an option"]),
+        (["--seeds", "1", "copying/lstm"], ["'copying/lstm' follows an option"]),
         (
             ["copying/rim", "paper/copying/rim"],
             ["about different data: data.min_train_span is 1 and None"],

@@ -47,7 +47,7 @@ def nothing_is_left(folder: Path) -> bool:
         ("--trainer.max_epoch=3", ["'trainer.max_epoch' is not a setting", "Did you mean trainer.max_epochs"]),
         ("--seed_everythin=3", ["'seed_everythin' is not a setting", "Did you mean seed_everything?"]),
         # unknown classes
-        ("--model=CopingTask", ["model: 'CopingTask' is no known class", "Did you mean CopyingTask?"]),
+        ("--model=CopingTask", ["model: 'CopingTask' is not a known class", "Did you mean CopyingTask?"]),
         ("--model=rimlit.tasks.CopingTask", ["'rimlit.tasks.CopingTask'", "Did you mean CopyingTask?"]),
         ("--model.class_path=rimlit.tasks.CopingTask", ["model: ", "CopingTask'", "Did you mean CopyingTask?"]),
         (f"{BACKBONE}=RIMM", ["model.backbone: 'RIMM'", "Did you mean RIM, BRIM?", "There are "]),
@@ -130,10 +130,10 @@ def test_a_setting_that_only_the_optimizer_can_judge_is_one_message_too(folder: 
         ("data: {init_args: {batch_size: 0}}", ["batch_size must be at least 1; got batch_size=0."]),
         ("model: {init_args: {recall_length: 12}}", ["model.recall_length comes from the data module", "=12."]),
         ("model: [1, 2\ntrainer: {", ["config='own.yaml' is not valid YAML", "line 2"]),
-        ("data: {}\nmodel: {}\ndata: {}\n", ["config='own.yaml'", "the key 'data' stands twice", "line 3"]),
+        ("data: {}\nmodel: {}\ndata: {}\n", ["config='own.yaml'", "the key 'data' occurs twice", "line 3"]),
         (
             "data: {init_args: {batch_size: 2, seed: 1, batch_size: 3}}\n",
-            ["config='own.yaml'", "the key 'batch_size' stands twice", "line 1"],
+            ["config='own.yaml'", "the key 'batch_size' occurs twice", "line 1"],
         ),
         ("- 1\n- 2\n", ["config='own.yaml' must hold keys such as model, data and trainer; got [1, 2]."]),
         ("", ["config='own.yaml' must hold keys", "got None."]),
@@ -152,9 +152,9 @@ def test_a_mistake_in_a_file_is_told_as_one_on_the_command_line(folder: Path, te
     [
         (
             ["fitt"],
-            ["'fitt' is no command", ", ".join(SUBCOMMANDS), "Did you mean fit?"],
+            ["'fitt' is not a command", ", ".join(SUBCOMMANDS), "Did you mean fit?"],
         ),
-        (["--verson"], ["'--verson' is no command"]),
+        (["--verson"], ["'--verson' is not a command"]),
         (["fit"], ["data, model must be given, by --config", "rimlit configs"]),
         (["test"], ["data, model must be given, by --config"]),
         (["fit", "--config"], ["--config", "expected one argument"]),
@@ -351,7 +351,7 @@ def test_a_folder_without_a_whole_checkpoint_is_refused_and_what_was_passed_over
     answer = rimlit("fit", *COPYING, "--resume=.")
     passed_over, error = answer.err.splitlines()
     assert passed_over.startswith("Passed over: garbage.ckpt cannot be read as a checkpoint")
-    assert error.startswith("rimlit: error: resume='.': there is no whole checkpoint in .")
+    assert error.startswith("rimlit: error: resume='.': there is no intact checkpoint in .")
     assert answer.code == 4
     assert nothing_is_left(folder)
 

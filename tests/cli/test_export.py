@@ -88,7 +88,7 @@ def test_a_changed_export_is_refused(copying: Path, tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["none.ckpt", "--to", "out"], 4, ["No checkpoint at none.ckpt"]),
-        (["empty", "--to", "out"], 4, ["empty is no run with a checkpoint", "empty/checkpoints/best.ckpt"]),
+        (["empty", "--to", "out"], 4, ["empty is not a run with a checkpoint", "empty/checkpoints/best.ckpt"]),
         (["https://example.org/a.ckpt", "--to", "out"], 4, ["local files"]),
         (["empty"], 2, ["--to"]),
         (["empty", "--too", "out"], 2, ["--to"]),

@@ -1,5 +1,6 @@
 """Help, names of configs, completion: quick, and parsed by what they print."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,12 @@ import pytest
 import yaml
 
 import rimlit as package
+from rimlit.backbones.rim_parts import KINDS
 from rimlit.cli import SUBCOMMANDS
+from rimlit.cli.completion import OPTIONS
 from rimlit.cli.configs import config_names, configs_folder
+from rimlit.cli.listing import HELP_OF
+from rimlit.mechanisms import known_parts
 from tests.cli.running import COPYING, rimlit, succeed
 
 ASK = """\
@@ -64,15 +69,43 @@ def test_a_module_runs_as_the_command_does() -> None:
     assert done.stdout == f"rimlit {package.__version__}\n"
 
 
-def test_configs_lists_every_file_with_its_first_line() -> None:
-    listed = succeed("configs").out.splitlines()
+def test_configs_lists_every_file_with_its_first_line_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = succeed("configs").out
+    assert max(map(len, text.splitlines())) <= 80
+    listed = [entry.split(maxsplit=1) for entry in re.split(r"\n(?! )", text.strip())]
     files = sorted(configs_folder().rglob("*.yaml"))
     assert len(files) == len(listed) > 0
-    for path in files:
-        name = path.relative_to(configs_folder()).with_suffix("").as_posix()
-        line = next(line for line in listed if line.split()[0] == name)
-        assert line.split(maxsplit=1)[1] == path.read_text().splitlines()[0].removeprefix("# ")
-    assert config_names() == [line.split()[0] for line in listed]
+    for path, (name, first) in zip(files, listed, strict=True):
+        assert name == path.relative_to(configs_folder()).with_suffix("").as_posix()
+        assert first.split() == path.read_text().splitlines()[0].removeprefix("# ").split()
+    assert config_names() == [name for name, _ in listed]
+
+
+def test_mechanisms_lists_every_part_of_each_kind_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = succeed("mechanisms").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert [line.removesuffix(":") for line in text.splitlines() if line[0] != " "] == list(KINDS)
+    for kind, base in KINDS.items():
+        listed = re.findall(r"^  (\w+)", succeed("mechanisms", kind).out, flags=re.MULTILINE)
+        assert set(listed) == set(known_parts(base)) and len(listed) > 1
+    answer = rimlit("mechanisms", "balances")
+    assert answer.code == 2 and "kind must be one of selection, cell" in answer.err
+    assert "got kind='balances'" in answer.err
+
+
+@pytest.mark.parametrize("command", ["", *HELP_OF])
+def test_help_fits_80_columns(command: str) -> None:
+    lines = succeed(*command.split(), "--help").out.splitlines()
+    assert len(lines) > 3
+    assert [line for line in lines if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", ["compare", "tune", "summarize"])
+def test_each_option_of_the_help_is_completed(command: str) -> None:
+    named = set(re.findall(r"^  (--[\w-]+)", HELP_OF[command], flags=re.MULTILINE))
+    assert named and named <= set(OPTIONS[command].split())
 
 
 @pytest.mark.parametrize("name", ["copying/rim", "configs/copying/rim.yaml", "copying/rim.yaml"])
@@ -146,9 +179,14 @@ def test_completion_is_a_script_for_the_shell(shell: str) -> None:
         ("rimlit configs language/", ["language/rim"]),
         ("rimlit export --t", ["--to"]),
         ("rimlit test --ckpt_path be", ["best"]),
+        ("rimlit tune copying/ri", ["copying/rim"]),
+        ("rimlit tune copying/rim --tri", ["--trials"]),
+        ("rimlit summarize --t", ["--to"]),
+        ("rimlit new sel", ["selection"]),
+        ("rimlit mechanisms ba", ["balance"]),
     ],
 )
-def test_completion_in_bash_knows_commands_options_and_config_names(
+def test_completion_in_bash_has_commands_options_and_config_names(
     completion: str, folder: Path, line: str, words: list[str]
 ) -> None:
     typed = [*line.split(), *([""] if line.endswith(" ") else [])]

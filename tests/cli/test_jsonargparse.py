@@ -86,11 +86,11 @@ def test_a_function_is_refused_wherever_it_stands_and_a_default_is_not() -> None
     refuse_functions(Namespace(a=[1, "b", {"c": None}], d=Namespace(class_path="torch.optim.Adam")))
     default = Namespace(class_path="torch.nn.TransformerEncoderLayer", init_args=Namespace(activation=torch.relu))
     for value in (torch.relu, functools.partial(torch.relu), default):
-        with pytest.raises(ConfigError, match="is no class"):
+        with pytest.raises(ConfigError, match="is not a class"):
             refuse_functions(Namespace(a=[Namespace(b=value)]))
     default.init_args.activation = torch.nn.functional.relu
     refuse_functions(default)
-    with pytest.raises(ConfigError, match=r"class_path='torch\.relu' is no class\."):
+    with pytest.raises(ConfigError, match=r"class_path='torch\.relu' is not a class\."):
         refuse_functions(Namespace(class_path="torch.relu"))
 
 

@@ -84,6 +84,7 @@ def test_the_doctor_names_versions_loop_compiler_gpu_and_tracking(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@example.org/mlflow")
     monkeypatch.setenv("RIMLIT_SOME_TOKEN", "abc")
+    monkeypatch.setenv("COLUMNS", "2000")  # nothing is wrapped
     lines = dict(line.partition(":")[::2] for line in succeed("doctor").out.splitlines() if ":" in line)
     assert lines["rimlit"].split()[0] == package.__version__
     assert {"Python", "system", "packages", "compiler", "threads", "GPU", "time loop", "tracking"} <= lines.keys()
@@ -92,6 +93,13 @@ def test_the_doctor_names_versions_loop_compiler_gpu_and_tracking(
     assert "https://***@example.org/mlflow" in lines["tracking"]
     assert "RIMLIT_SOME_TOKEN=***" in lines["variables"] and "secret" not in lines["variables"]
     assert list(here.iterdir()) == []
+
+
+def test_the_doctor_wraps_its_lines_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("RIMLIT_CXXFLAGS", " ".join(["-O1"] * 40))
+    lines = succeed("doctor").out.splitlines()
+    assert all(len(line) <= 80 or len(line.split()[-1]) > 60 for line in lines), lines  # long paths stay whole
 
 
 def test_the_doctor_says_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,8 +177,8 @@ def test_new_files_without_targets_are_predicted_by_the_checkpoint_alone(checkpo
             ["level,sequence,target", "1,a,quick"],
             "new.csv: sequence a of predict has the label quick; training has",
         ),
-        (["level,sequence,sequence", "1,a,a"], "new.csv: the name 'sequence' stands twice in the header"),
-        (["level;sequence", "1;a"], "If ';' stand between the cells, give --data.delimiter ';'."),
+        (["level,sequence,sequence", "1,a,a"], "new.csv: the name 'sequence' occurs twice in the header"),
+        (["level;sequence", "1;a"], "If the cells are separated by ';', give --data.delimiter ';'."),
         ([], "new.csv cannot be read as a table: it is empty."),
     ],
 )

@@ -120,7 +120,7 @@ def test_every_factory_and_size_reaches_a_task_whose_author_did_not_name_them(mi
             "model.input_size comes from the data module, which says 1; remove",
         ),
         (["--data=mine.Silent"], "Named needs input_size, which the data module does not declare."),
-        (["--model.optimizer=SGDD"], "'SGDD' is no known class."),
+        (["--model.optimizer=SGDD"], "'SGDD' is not a known class."),
         (["--model.encoder=Embedding"], "output_size must be given"),
     ],
 )

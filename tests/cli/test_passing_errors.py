@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
     "early stopping, in training": (
         (*FIT, callback("EarlyStopping", monitor="train/los")),
         2,
-        ["EarlyStopping: monitor='train/los' is no metric of CopyingTask", "train/loss"],
+        ["EarlyStopping: monitor='train/los' is not a metric of CopyingTask", "train/loss"],
     ),
     "learning-rate finder": (
         (*FIT, callback("LearningRateFinder")),
@@ -125,9 +125,9 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
     "plateau, of Lightning": (
         (*FIT, f"{SCHEDULER}=lightning.pytorch.cli.ReduceLROnPlateau", f"{SCHEDULER}.monitor=val/los"),
         2,
-        ["ReduceLROnPlateau: monitor='val/los' is no metric", "val/loss"],
+        ["ReduceLROnPlateau: monitor='val/los' is not a metric", "val/loss"],
     ),
-    # parts of a config that are no mappings
+    # parts of a config that are not mappings
     "trainer": (lambda: config("trainer: 5"), 2, ["trainer must be a mapping", "got 5"]),
     "trainer, option": ((*FIT, "--trainer=5"), 2, ["trainer must be a mapping", "5"]),
     "trainer, none": (lambda: config("trainer: null"), 2, ["trainer must be a mapping", "got None"]),
@@ -135,14 +135,18 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
     "model, class path": (lambda: config("model: {class_path: 5}"), 2, ["model must be", "{'class_path': 5}"]),
     "data": (lambda: config("data: []"), 2, ["data must be the name of a class", "got []"]),
     "arguments": (lambda: config("model: {init_args: 5}"), 2, ["model must be", "{'init_args': 5}"]),
-    "a key that is no text": (lambda: config("5: 6"), 2, ["config='own.yaml' must hold keys", "{5: 6}"]),
+    "a key that is not text": (lambda: config("5: 6"), 2, ["config='own.yaml' must hold keys", "{5: 6}"]),
     # YAML without bounds
-    "recursive alias": (lambda: config("model: &a {x: *a}"), 2, ["config='own.yaml'", "*a stands inside"]),
+    "recursive alias": (
+        lambda: config("model: &a {x: *a}"),
+        2,
+        ["config='own.yaml'", "*a refers to a node that contains it"],
+    ),
     "billion laughs": (lambda: config(LAUGHS), 2, ["config='own.yaml'", "more than 20,000 values"]),
     "nesting": (lambda: config("model: " + "{a: " * 100_000), 2, ["config='own.yaml'", "deeper than 50 levels"]),
     "size": (lambda: config("a: 1\n" * 300_000), 2, ["config='own.yaml'", "1,048,576 bytes"]),
     "a checkpoint for a config": (("fit", "runs/best.ckpt"), 2, ["is a checkpoint", "--ckpt_path"]),
-    # folders that are no folders
+    # folders that are not folders
     **{
         scheme: (
             (*FIT, f"--trainer.default_root_dir={scheme}://bucket/x"),
@@ -297,7 +301,7 @@ def test_merge_keys_of_yaml_work_and_a_second_one_is_refused(folder: Path) -> No
     assert "max_steps: 3" in printed and "log_every_n_steps: 7" in printed
     (folder / "own.yaml").write_text("trainer: {<<: {max_steps: 2}, <<: {max_epochs: 2}}\n")
     answer = rimlit(*FIT, "--config=own.yaml")
-    assert answer.code == 2 and "the key '<<' stands twice" in answer.err
+    assert answer.code == 2 and "the key '<<' occurs twice" in answer.err
 
 
 def test_configs_may_be_given_first_without_their_option_and_options_before_them(folder: Path) -> None:
@@ -314,7 +318,7 @@ def test_configs_may_be_given_first_without_their_option_and_options_before_them
 
 
 @pytest.mark.parametrize("name", ["RichProgressBar", "TQDMProgressBar"])
-def test_a_progress_bar_of_lightning_takes_the_place_of_ours(folder: Path, name: str) -> None:
+def test_a_progress_bar_of_lightning_replaces_rimlit_s(folder: Path, name: str) -> None:
     answer = rimlit(*FIT, callback(name), "--trainer.enable_progress_bar=true")
     assert answer.code == 0, answer.err
 

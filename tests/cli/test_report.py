@@ -61,7 +61,7 @@ def test_each_group_has_a_line_for_each_headline_metric_beside_its_floor() -> No
     ]
 
 
-def test_recorded_runs_stand_beside_with_parameters_and_steps_and_a_dash_for_what_they_lack() -> None:
+def test_recorded_runs_are_shown_with_parameters_and_steps_and_a_dash_for_missing_values() -> None:
     header, *scores = [row[-1] for row in rows_of(recorded=RECORDED)]
     assert header == "lstm"
     assert scores == ["0.5000", "12.35", "–", "–"]

@@ -156,7 +156,7 @@ def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
         (("--data.num_environments=5",), "num_environments=5, batch_size=2"),
         (
             ("--trust=tests", "--data.environment=tests.rl.quadrants.Strange", "--data.observed=null"),
-            "actions of a kind that PPOTask does not know",
+            "actions of a kind that PPOTask does not support",
         ),
         (
             ("--data.observed=[9]",),

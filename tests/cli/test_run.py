@@ -253,7 +253,7 @@ def test_validation_of_a_checkpoint_prints_its_scores(copying: Path) -> None:
     assert f"{best['callbacks']['Checkpointer']['best_score']:.4f}" in answer.out
 
 
-# Going on
+# Resuming
 
 
 def test_fit_resumes_from_the_last_step_in_the_same_folder_and_mlflow_run(folder: Path, store: str) -> None:

@@ -351,7 +351,9 @@ def test_a_schedule_as_long_as_the_run_is_stretched_with_it(folder: Path) -> Non
     assert stretched == rate_of(folder / "other")
 
 
-def test_what_a_callback_sets_is_no_change_of_the_users(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_of_a_callback_do_not_count_as_changed_by_the_user(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     accumulate = "{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}"
     options = (f"--trainer.callbacks+={accumulate}",)
     resumed(folder, *options, steps=4)

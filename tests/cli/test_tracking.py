@@ -88,7 +88,7 @@ def test_a_damaged_file_of_notes_is_named_by_sync_and_stops_nothing(folder: Path
 def test_sync_of_a_folder_that_is_not_there_is_one_message(folder: Path) -> None:
     answer = rimlit("sync", "rnus")
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith("rimlit: error: rnus is no folder; rimlit sync takes folders of runs")
+    assert answer.err.startswith("rimlit: error: rnus is not a folder; rimlit sync takes folders of runs")
 
 
 def test_an_archived_run_keeps_what_it_could_not_send(copying: Path, store: str) -> None:

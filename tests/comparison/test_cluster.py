@@ -86,7 +86,7 @@ def test_a_job_asks_for_a_task_per_process_for_sigusr1_and_to_be_requeued(
 
 
 def test_what_the_cluster_still_knows_has_not_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that was put back into the queue is pending, whatever submitit wrote about its first end."""
+    """A requeued job is pending, whatever submitit wrote about its first end."""
     programs(here, monkeypatch, squeue='echo "17_0 PENDING"; echo "17_1 RUNNING"; echo "17_2 COMPLETING"')
     queue = JobQueue("slurm")
     assert [queue.state(f"17_{task}") for task in range(4)] == ["pending", "running", "running", None]
@@ -157,7 +157,7 @@ def test_ctrl_c_asks_whether_the_jobs_are_cancelled(
         loop.run_all(Interrupted(runs_in(here, 2)), runner, console=Console(quiet=True))
     assert stopped.value.exit_code == 130
     assert Path("cancelled").exists() is is_cancelled
-    words = "Cancelled 2 jobs, which save first: 5_0, 5_1." if is_cancelled else "2 jobs go on: 5_0, 5_1."
+    words = "Cancelled 2 jobs, which save first: 5_0, 5_1." if is_cancelled else "2 jobs keep running: 5_0, 5_1."
     assert words in str(stopped.value)
     assert is_cancelled or ("--collect" in str(stopped.value) and "scancel 5_0 5_1" in str(stopped.value))
 
@@ -169,7 +169,7 @@ def test_without_a_terminal_the_jobs_are_left(here: Path, monkeypatch: pytest.Mo
     runner = Submitit(JobSettings("slurm", {"timeout_min": 5}), here)
     runs = runs_in(here, 1)
     runner.start(runs, None)
-    assert "1 jobs go on: 5." in runner.stop(runs, signal.SIGTERM)
+    assert "1 jobs keep running: 5." in runner.stop(runs, signal.SIGTERM)
     assert not Path("cancelled").exists()
 
 
@@ -256,7 +256,7 @@ def test_the_local_executor_runs_a_command_in_a_process_that_outlives_this_one(
         ("[1]", "must hold submitit's keys, such as timeout_min"),
         ("timeout_min: [", "is not valid YAML"),
         ("cluster: slrm\ntimeout_min: 1", "cluster must be one of slurm, local, debug; got 'slrm'"),
-        ("timout_min: 1", "'timout_min' is no key of submitit. Did you mean timeout_min?"),
+        ("timout_min: 1", "'timout_min' is not a key of submitit. Did you mean timeout_min?"),
         ("timeout_min: 1\nslurm_partitoin: gpu", "Did you mean slurm_partition?"),
         ("cluster: local", "must hold timeout_min"),
         ("timeout_min: long\ncluster: local", "timeout_min must be a whole number; got 'long'"),

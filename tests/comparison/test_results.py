@@ -100,7 +100,7 @@ def test_a_score_that_is_not_a_number_is_never_best(names: str) -> None:
     assert Comparison(results(models=models)).best("accuracy") == {"b"}
 
 
-def test_what_cannot_be_told_apart_in_the_table_shares_the_bold() -> None:
+def test_models_that_are_equal_in_the_table_are_all_bold() -> None:
     models = {name: model({"accuracy": value}) for name, value in (("a", 0.70001), ("b", 0.7), ("c", 0.5))}
     assert Comparison(results(models=models)).best("accuracy") == {"a", "b"}
 
@@ -129,7 +129,7 @@ def test_the_floor_is_a_group_s_own_or_that_of_all() -> None:
     assert row["cross entropy, span 9"] == "2.000"
 
 
-def test_published_figures_stand_beside_the_same_scores_of_data_trained_on_alike() -> None:
+def test_published_figures_are_shown_with_the_same_scores_on_the_same_data() -> None:
     models = {"rim": model({"span_50/cross_entropy": 0.1, "span_200/cross_entropy": 0.2})}
     paper = {"train_span": 50, "recall_length": 10, "num_symbols": 8}
     alike = Comparison(results(data=data_of("data.Copying", **paper), models=models))
@@ -144,7 +144,7 @@ def test_published_figures_stand_beside_the_same_scores_of_data_trained_on_alike
     assert "published" not in Comparison(results(data=data_of("data.Copying", **paper))).markdown()
 
 
-def test_the_paper_s_adding_stands_beside_50_steps_only() -> None:
+def test_the_paper_s_adding_is_shown_with_50_steps_only() -> None:
     models = {"rim": model({"length_200/mse": 0.01})}
     shown = {"metrics": ["mse"], "higher_is_better": {"mse": False}, "models": models}
     alike = Comparison(results(**shown, data=data_of("data.Adding", train_length=50)))
@@ -153,7 +153,7 @@ def test_the_paper_s_adding_stands_beside_50_steps_only() -> None:
     assert "published" not in unlike.markdown()
 
 
-def test_figures_of_mnist_stand_beside_mnist_only_whatever_the_folder_is_called() -> None:
+def test_figures_of_mnist_are_shown_with_mnist_only_whatever_the_folder_is_called() -> None:
     models = {"rim": model({"size_16/accuracy": 0.5})}
     data = data_of("data.SequentialImages", image_size=14, path="data/mnist")
     for digest, is_mnist in ((published_figures()["mnist"]["digest"], True), ("other", False), (None, False)):

@@ -81,7 +81,7 @@ def state_of(name: str) -> dict[str, Any]:
 
 
 def release(job: str) -> None:
-    """Let a job start at once that was put back into the queue: SLURM makes it wait for two minutes."""
+    """Let a requeued job start at once: SLURM makes it wait for two minutes."""
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False, capture_output=True)
 
 
@@ -117,7 +117,7 @@ def test_a_comparison_of_jobs_one_pre_empted_and_one_killed_is_the_one_of_proces
     assert f"SLURM puts job {jobs['rim-seed0']} back into its queue." in stopped["reason"]
     assert 0 < stopped["step"] < 4000
     # once: it is one line of the queue, as before
-    wait_for(lambda: f"{jobs['rim-seed0']} PENDING" in queue(), "the job to be put back")
+    wait_for(lambda: f"{jobs['rim-seed0']} PENDING" in queue(), "the job to be requeued")
     pending = compare("--on=slurm.yaml", "--collect")
     assert f"rim-seed0 (job {jobs['rim-seed0']}, pending)" in pending.stdout, pending.stdout + pending.stderr
     refused = compare()

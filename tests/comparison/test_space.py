@@ -94,7 +94,7 @@ def test_the_highest_is_best_where_higher_is_better(tmp_path: Path) -> None:
 
 
 def test_a_search_that_was_stopped_anywhere_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
-    """Asked, told, or neither: the trials are those of a search that was never stopped."""
+    """Asked, told, or neither: the trials are those of an uninterrupted search."""
     whole = run(search_in(tmp_path / "whole", 8), 8)
     found: list[dict[str, Any]] = []
     for stop in range(4):

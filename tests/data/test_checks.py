@@ -163,7 +163,7 @@ def test_batches_that_are_good_come_through_unchanged() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_nan_in_the_data_is_told_apart_from_a_training_that_diverges(tmp_path: Any, workers: int) -> None:
+def test_nan_in_the_data_is_distinguished_from_a_training_that_diverges(tmp_path: Any, workers: int) -> None:
     def fit(data: DataModule, **optimizer: Any) -> None:
         options: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": optimizer}
         task = RegressionTask(SMALL_LSTM, output_size=1, input_size=2, optimizer=options)

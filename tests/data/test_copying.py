@@ -32,7 +32,7 @@ def test_a_sequence_is_as_in_the_paper() -> None:
     symbols = inputs[:10]
     assert ((symbols >= 1) & (symbols <= 8)).all()
     assert (inputs[10:59] == 0).all()  # 49 blanks
-    assert inputs[59] == 9  # the marker stands in the last blank's place
+    assert inputs[59] == 9  # the marker replaces the last blank
     assert (inputs[60:] == 0).all()
     assert (targets[:60] == 0).all()
     assert torch.equal(targets[60:], symbols)

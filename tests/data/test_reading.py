@@ -300,7 +300,7 @@ def test_an_archive_that_holds_an_array_twice_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("odd", [["a", 1], [["a"], ["b"]], {"a": 1}, "text", [None], []])
-def test_a_list_of_several_kinds_is_no_array(tmp_path: Path, odd: Any) -> None:
+def test_a_list_of_several_kinds_is_refused(tmp_path: Path, odd: Any) -> None:
     torch.save({"inputs": torch.from_numpy(INPUTS), "split": odd}, tmp_path / "a.pt")
     refuse(sequences(tmp_path / "a.pt"), r"a\.pt: split must be a tensor or a list of one kind|split must name")
 

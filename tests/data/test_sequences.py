@@ -310,7 +310,7 @@ def test_classes_and_scales_come_back_from_a_checkpoint_as_plain_data(tmp_path: 
     assert row[0].item() == pytest.approx(expected, rel=1e-5)
     other = make(write(tmp_path / "c.npz", inputs=INPUTS[..., :1], targets=LABELS), standardize=True)
     other.load_state_dict(state)
-    with pytest.raises(DataError, match=r"c\.npz: train has 1 inputs per step or sequence; the model knows 2\."):
+    with pytest.raises(DataError, match=r"c\.npz: train has 1 inputs per step or sequence; the model expects 2\."):
         other.setup("test")
 
 

@@ -252,5 +252,5 @@ def test_a_new_file_needs_the_values_of_training(tmp_path: Path, counting: Path)
     np.save(tmp_path / "two.npy", np.zeros((40, 2)))
     other = make(counting, predict_path=str(tmp_path / "two.npy"))
     other.load_state_dict(data.state_dict())
-    with pytest.raises(DataError, match="has 2 values in each step; the model knows 1"):
+    with pytest.raises(DataError, match="has 2 values in each step; the model expects 1"):
         other.datasets("predict")

@@ -33,14 +33,14 @@ def read(path: Path, **arguments: Any) -> SequenceData:
 @pytest.mark.parametrize(
     ("header", "places"),
     [
-        ("sequence,x,target,target", "'target' stands twice in the header, for columns 3 and 4"),
-        ("sequence,x,x,target", "'x' stands twice in the header, for columns 2 and 3"),
-        ("sequence,x, x,target", "'x' stands twice in the header, for columns 2 and 3"),
-        ("sequence,sequence,x,target", "'sequence' stands twice in the header, for columns 1 and 2"),
+        ("sequence,x,target,target", "'target' occurs twice in the header, for columns 3 and 4"),
+        ("sequence,x,x,target", "'x' occurs twice in the header, for columns 2 and 3"),
+        ("sequence,x, x,target", "'x' occurs twice in the header, for columns 2 and 3"),
+        ("sequence,sequence,x,target", "'sequence' occurs twice in the header, for columns 1 and 2"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
-def test_a_name_that_stands_twice_is_refused_with_both_places(
+def test_a_name_that_occurs_twice_is_refused_with_both_places(
     tmp_path: Path, suffix: str, header: str, places: str
 ) -> None:
     path = tmp_path / f"a{suffix}"
@@ -170,7 +170,7 @@ def test_a_column_of_true_and_false_is_one_and_zero(tmp_path: Path) -> None:
     assert data.inputs[:, 0].tolist() == [1.0, 0.0, 1.0]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_does_not_belong_to_the_first_name(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", "sequence,x,y,target")
     plain = read(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())

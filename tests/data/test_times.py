@@ -1,4 +1,4 @@
-"""Times of steps: every kind that a table may hold, and how they go on."""
+"""Times of steps: every kind that a table may hold, and how they continue."""
 
 from pathlib import Path
 from typing import Any

@@ -35,7 +35,7 @@ def test_slots_are_the_positions_of_the_feature_map() -> None:
     assert changed[:2].sum() == changed[:, :4].sum() == 0
 
 
-def test_slots_can_be_told_apart_by_their_place() -> None:
+def test_slots_differ_by_their_place() -> None:
     encoded = ConvolutionalEncoder(16, 6, channels=(2, 3), position_wise=True)(torch.zeros(1, 1, 16, 16))
     assert not torch.allclose(encoded[0, 0, 0], encoded[0, 0, 5])
 

@@ -40,7 +40,7 @@ def test_weights_start_orthogonal() -> None:
             assert not layer.bias.any()
 
 
-def test_a_cell_s_integers_are_told_apart() -> None:
+def test_a_cell_s_integers_have_different_vectors() -> None:
     encoder = GridEncoder((1, 1, 2), 6)
     pairs = torch.tensor([[3, 5], [5, 3], [3, 3], [0, 8]])[:, None, None, None]
     encoded = encoder(pairs)[:, 0]

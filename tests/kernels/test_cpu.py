@@ -23,7 +23,7 @@ from tests.kernels.test_backends import CASES, assert_agree, run
 
 pytestmark = pytest.mark.skipif(load()[0] is None, reason="the C++ loop cannot be built here")
 
-# sizes that are no multiple of a vector, smaller than one, just above one, and around the tiles of product.h
+# sizes that are not a multiple of a vector, smaller than one, just above one, and around the tiles of product.h
 ODD = [
     {"input_size": 1, "size": 1, "num_mechanisms": 1, "num_active": 1, "batch": 1, "steps": 1},
     {"input_size": 7, "size": 5, "num_mechanisms": 3, "num_active": 2, "batch": 9, "steps": 6},

@@ -357,7 +357,7 @@ def recorded() -> Iterator[Any]:
     graphs.clear()
 
 
-# the Triton loop knows one slot
+# the Triton loop supports one slot
 EITHER_CASE = [("function", case) for case in [*CASES, "tiles"]] + [
     pytest.param("triton", case, marks=compiled) for case in [*ONE_SLOT, "tiles"]
 ]

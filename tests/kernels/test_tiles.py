@@ -62,7 +62,7 @@ def test_the_largest_numbers_that_tiles_hold_are_exact() -> None:
     assert torch.equal(tiles.multiply(y, x), x)
 
 
-def test_rows_that_repeat_and_an_expanded_gradient_need_no_copy_of_ours() -> None:
+def test_rows_that_repeat_and_an_expanded_gradient_need_no_copy() -> None:
     x, y = random_tensor(1, 48).expand(40, 48), random_tensor(48, 50, seed=1).requires_grad_()
     tiles.multiply(x, y).sum().backward()
     torch.testing.assert_close(y.grad, x.t() @ torch.ones(40, 50))

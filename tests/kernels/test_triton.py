@@ -247,12 +247,12 @@ def test_the_loop_is_taken_on_a_gpu_if_asked_for_and_not_by_auto() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"selection": {"margin": "scores"}, "learn_initial_state": True}, "does not know margins"),
-        ({"soft_cap": 3.0}, "does not know a cap"),
-        ({"communication": {"output": "cell_gate"}}, "does not know communication through the cell's gate"),
+        ({"selection": {"margin": "scores"}, "learn_initial_state": True}, "does not support margins"),
+        ({"soft_cap": 3.0}, "does not support a cap"),
+        ({"communication": {"output": "cell_gate"}}, "does not support communication through the cell's gate"),
     ],
 )
-def test_what_the_kernels_do_not_know_is_refused_with_the_reason(arguments: dict[str, Any], reason: str) -> None:
+def test_unsupported_parts_are_refused_with_the_reason(arguments: dict[str, Any], reason: str) -> None:
     rim = RIM(4, 12, backend="triton", **arguments)
     with pytest.raises(ConfigError, match=reason):
         rim.resolve_backend(device=torch.device("cuda"))

@@ -23,7 +23,7 @@ from tests.conftest import random_tensor
 DYNAMIC: dict[str, Any] = {"num_mechanisms": 4, "preset": "dynamic"}
 
 
-def test_sleep_is_free_and_who_is_awake_pays_its_attention() -> None:
+def test_inactive_mechanisms_cost_nothing_and_active_ones_their_attention() -> None:
     relevance = torch.tensor([[[2.0], [-1.0]], [[0.5], [0.5]]], requires_grad=True)  # (T, M, B)
     penalty = ExpectedSparsity(2, 2, coefficient=0.4).penalty(relevance[..., None, None], relevance > 0)
     awake = torch.tensor([2.0, 0.5, 0.5]).sigmoid().sum() / 4
@@ -120,8 +120,8 @@ def test_gshard_counts_first_choices() -> None:
     mean = relevance.softmax(dim=1).mean(dim=(0, 2)).tolist()
     expected = 0.3 / 4 * sum(count / 15 * p for count, p in zip(firsts, mean, strict=True))
     assert float(GshardBalance(4, 2, coefficient=0.3).penalty(scores, active)) == pytest.approx(expected)
-    asleep = GshardBalance(4, 2, coefficient=0.3).penalty(scores, torch.zeros_like(active))
-    assert asleep == 0
+    inactive = GshardBalance(4, 2, coefficient=0.3).penalty(scores, torch.zeros_like(active))
+    assert inactive == 0
 
 
 def test_the_z_loss_is_the_mean_square_of_the_logsumexp() -> None:

@@ -84,7 +84,10 @@ def test_it_is_trained_by_yaml_named_in_the_log_and_recorded_with_the_run(packag
     finished = start(package, "rimlit", "fit", "--config", "rim.yaml", "--trust", "rules", "--name", "own")
     assert finished.returncode == 0, finished.stderr[-3000:]
     text = finished.stdout + finished.stderr
-    assert text.count("RIM time loop: eager (cpu: does not know Rotating; function: does not know Rotating).") == 1
+    assert (
+        text.count("RIM time loop: eager (cpu: does not support Rotating; function: does not support Rotating).")
+        == 1
+    )
     (saved,) = package.glob("runs/*/own/config.yaml")
     assert "rules.rotating.Rotating" in saved.read_text()
     with contextlib.closing(sqlite3.connect(package / "mlflow.db")) as store:

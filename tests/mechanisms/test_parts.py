@@ -155,10 +155,10 @@ def test_a_subclass_with_a_rule_of_its_own_never_runs_as_its_parent() -> None:
     rim = rim_with(communication=Forgetting)()
     name, reason = rim.resolve_backend()
     assert name == "eager"
-    assert reason == "cpu: does not know Forgetting; function: does not know Forgetting"
+    assert reason == "cpu: does not support Forgetting; function: does not support Forgetting"
     rim.backend = "cpu"
     with pytest.raises(
-        ConfigError, match=r"^backend='cpu': this loop does not know Forgetting\. Allowed here: 'auto', 'eager'"
+        ConfigError, match=r"^backend='cpu': this loop does not support Forgetting\. Allowed here: 'auto', 'eager'"
     ):
         rim(torch.ones(1, 2, 3))
 

@@ -69,13 +69,13 @@ def test_losers_get_the_gradient_of_what_they_would_have_done() -> None:
     rim = rim_with(selection="straight_through", communication="none")().double().eval()
     with rim.record_activity() as activities:
         features, _ = rim(random_tensor(1, 1, 3, dtype=torch.float64))
-    asleep = ~activities[0].active[0, 0]
-    (gradient,) = torch.autograd.grad(features.view(5, 4)[asleep].sum(), rim.layers[0].input_query.weight)
-    assert (gradient[asleep].abs().sum(dim=(1, 2)) > 0).all()
+    inactive = ~activities[0].active[0, 0]
+    (gradient,) = torch.autograd.grad(features.view(5, 4)[inactive].sum(), rim.layers[0].input_query.weight)
+    assert (gradient[inactive].abs().sum(dim=(1, 2)) > 0).all()
     hard = rim_with(selection="least_null", communication="none", backend="eager")().double().eval()
     hard.load_state_dict(rim.state_dict())
     features, _ = hard(random_tensor(1, 1, 3, dtype=torch.float64))
-    (gradient,) = torch.autograd.grad(features.view(5, 4)[asleep].sum(), hard.layers[0].input_query.weight)
+    (gradient,) = torch.autograd.grad(features.view(5, 4)[inactive].sum(), hard.layers[0].input_query.weight)
     assert (gradient == 0).all()
 
 

@@ -37,7 +37,7 @@ SCHEMATA = {
 
 
 def scene() -> SchemaScene:
-    """Two states, the left half of 4 × 4 pixels and the right one; state 1 sleeps in the last of three steps."""
+    """Two states, the left half of 4 × 4 pixels and the right one; state 1 is inactive in the last step."""
     owners = torch.tensor([0, 0, 1, 1]).expand(3, 4, 4)
     schema = torch.tensor([[0, 1], [0, 0], [1, NO_BALL]])
     positions = torch.tensor([[[0.5, 0.5], [3.9, 2.0], [9.0, 9.0]]] * 3)

@@ -100,7 +100,7 @@ def test_a_truncated_game_returns_its_last_screen_and_restarts_in_the_same_step(
     assert np.array_equal(final[:, :3], uncut[:, :3])
     # ale-py does not pool the very last screen, in which a flickering ball differs
     assert (final != uncut).mean() < 0.001 < 0.1 < (began != uncut).mean()
-    # no step of an episode is a dummy: each brings a new screen
+    # no step of an episode is a dummy: each returns a new screen
     assert all(not np.array_equal(a.observations, b.observations) for a, b in itertools.pairwise(cut))
 
 
@@ -176,14 +176,14 @@ def test_games_take_as_many_threads_as_torch(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("environment", "options", "message"),
     [
-        ("ALE/Pongg-v5", {}, r"environment='ALE/Pongg-v5' is no game .* Did you mean ALE/Pong-v5"),
+        ("ALE/Pongg-v5", {}, r"environment='ALE/Pongg-v5' is not a game .* Did you mean ALE/Pong-v5"),
         ("ALE/?", {}, r"There are 1\d\d, such as ALE/Pong-v5"),
         ("ALE/Pong-v5", {"frame_skip": 4}, "ALE/Pong-v5 has no option 'frame_skip'. Did you mean frameskip"),
         ("ALE/Pong-v5", {"episodic_life": True}, "has no option 'episodic_life'"),
         ("ALE/Pong-v5", {"frameskip": 0}, "ALE/Pong-v5 with frameskip=0: .*must be positive"),
     ],
 )
-def test_what_is_no_game_or_option_is_answered_with_what_is(
+def test_an_unknown_game_or_option_is_answered_with_known_ones(
     environment: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

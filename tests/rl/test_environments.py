@@ -29,7 +29,7 @@ def test_the_next_episode_begins_in_the_step_that_ends_one() -> None:
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
-def test_an_end_and_a_cut_are_told_apart(is_cut: bool) -> None:
+def test_termination_and_truncation_are_distinguished(is_cut: bool) -> None:
     environments = make(length=1, is_cut=is_cut)
     environments.reset(0)
     step = environments.step(np.array([0, 0]))
@@ -166,9 +166,9 @@ def test_nothing_untrusted_is_imported(name: str) -> None:
 def test_an_untrusted_wrapper_is_not_imported() -> None:
     with pytest.raises(ConfigError, match="outside the trusted packages"):
         make_environments("CartPole-v1", 1, wrappers=["os.path"])
-    with pytest.raises(ConfigError, match=r"'gymnasium\.make' is no wrapper"):
+    with pytest.raises(ConfigError, match=r"'gymnasium\.make' is not a wrapper"):
         make_environments("CartPole-v1", 1, wrappers=["gymnasium.make"])
-    with pytest.raises(ConfigError, match=r"'gymnasium\.nowhere\.Wrapper' is no wrapper"):
+    with pytest.raises(ConfigError, match=r"'gymnasium\.nowhere\.Wrapper' is not a wrapper"):
         make_environments("CartPole-v1", 1, wrappers=["gymnasium.nowhere.Wrapper"])
 
 
@@ -184,7 +184,7 @@ def test_an_option_that_is_not_one_is_named() -> None:
         make("CartPole-v1", gravity=3)
 
 
-def test_observations_that_are_no_vector_ask_for_a_wrapper() -> None:
+def test_observations_that_cannot_be_flattened_need_a_wrapper() -> None:
     with pytest.raises(ConfigError, match=r"cannot be flattened .*mission.* Name in wrappers"):
         make("MiniGrid-DoorKey-5x5-v0")
 

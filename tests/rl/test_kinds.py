@@ -63,7 +63,7 @@ def test_switches_are_parts_of_two_choices() -> None:
     environments.num_choices = None
     assert take_actions(environments, spaces.MultiBinary([2, 3])) == 0
     assert environments.num_choices == (2,) * 6
-    with pytest.raises(ConfigError, match=r"takes actions of a kind that PPOTask does not know: Text"):
+    with pytest.raises(ConfigError, match=r"takes actions of a kind that PPOTask does not support: Text"):
         take_actions(environments, spaces.Text(3))
 
 
@@ -168,7 +168,7 @@ def test_a_wrapper_takes_arguments() -> None:
         ({"class_path": SCALED, "init_args": {"size": 3}}, r"wrappers: Scaled\(size=3\): .*unexpected keyword"),
         ({"class_path": "os.system"}, "outside the trusted packages"),
         ({"name": SCALED}, r"wrappers must have the keys class_path and init_args; got \['name'\]"),
-        ({"class_path": "TimeLimits"}, "is no wrapper of gymnasium. Did you mean TimeLimit"),
+        ({"class_path": "TimeLimits"}, "is not a wrapper of gymnasium. Did you mean TimeLimit"),
     ],
 )
 def test_a_wrapper_that_does_not_exist_or_takes_other_arguments_is_one_line(

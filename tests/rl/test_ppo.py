@@ -261,7 +261,7 @@ def test_a_plateau_of_a_return_is_where_it_grows_no_more(tmp_path: Path) -> None
     trainer.fit(task, datamodule=data)
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     assert (scheduler.mode, scheduler.last_epoch) == ("max", 2)
-    # the same episodes, whose rewards go on growing
+    # the same episodes, whose rewards keep growing
     assert scheduler.num_bad_epochs == 0 and scheduler.best > 0
 
 

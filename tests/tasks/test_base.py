@@ -125,7 +125,7 @@ def test_arguments_given_at_loading_replace_the_checkpoint_s(trained: tuple[Copy
 
 def test_a_checkpoint_of_another_class_is_refused_with_both_names(trained: tuple[CopyingTask, Path]) -> None:
     with pytest.raises(
-        CheckpointError, match=r"last\.ckpt holds a CopyingTask, which is no LanguageModelingTask\."
+        CheckpointError, match=r"last\.ckpt holds a CopyingTask, which is not a LanguageModelingTask\."
     ):
         LanguageModelingTask.load_from_checkpoint(trained[1])
 
@@ -141,7 +141,7 @@ def test_a_path_without_a_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "best.ckpt")
 
 
-def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "notes.ckpt").write_text("these are notes")
     with pytest.raises(CheckpointError, match=r"notes\.ckpt cannot be read as a checkpoint"):
         read_checkpoint(tmp_path / "notes.ckpt")
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_names_an_untrusted_class_is_refused_before_any_import
     assert "antigravity" not in sys.modules
 
 
-def test_a_checkpoint_whose_class_is_no_task_is_refused(trained: tuple[CopyingTask, Path]) -> None:
+def test_a_checkpoint_whose_class_is_not_a_task_is_refused(trained: tuple[CopyingTask, Path]) -> None:
     path = change(trained[1], lambda c: c["rimlit"]["task"].update(class_path="rimlit.backbones.RIM"))
     with pytest.raises(ConfigError, match=r"rimlit\.backbones\.RIM' must be a subclass of rimlit\.tasks\.Task"):
         Task.load_from_checkpoint(path)

@@ -195,7 +195,7 @@ def test_a_run_scores_predicts_and_draws(waves: Series, tmp_path: Path) -> None:
     axes = draw_forecasts(windows, curves, task.quantiles).axes
     assert len(axes) == 4
     drawn = axes[0].lines[1].get_ydata()
-    assert np.allclose(drawn, windows[0].truth), "what came stands beside the forecast"
+    assert np.allclose(drawn, windows[0].truth), "the observations are drawn next to the forecast"
     loaded = Task.load_from_checkpoint(tmp_path / "a.ckpt")
     (record,) = trainer.predict(loaded, datamodule=waves)[0]  # type: ignore[index]
     assert record["target"] is None

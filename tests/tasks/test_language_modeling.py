@@ -367,7 +367,7 @@ def test_a_size_or_dropout_out_of_its_range_is_refused_with_its_key(
         make_task(**arguments)
 
 
-def test_equal_tokens_share_their_projection_unless_dropout_tells_them_apart(
+def test_equal_tokens_share_their_projection_unless_there_is_dropout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = LanguageModelingTask(SMALL_RIM, vocabulary_size=5, level="byte", embedding_size=8, dropout=0.5)

@@ -49,14 +49,14 @@ class Unannotated(Named):
 
 
 class Keywords(Named):
-    """Hands all keywords on."""
+    """Passes all keywords on."""
 
     def __init__(self, *args: Any, scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
 
 class OfItsOwn(Task):
-    """Hands keywords on to the base, beside an encoder and an optimiser of its own."""
+    """Passes keywords on to the base, beside an encoder and an optimiser of its own."""
 
     loss = Named.loss
     metrics = Named.metrics
@@ -66,7 +66,7 @@ class OfItsOwn(Task):
 
 
 class Deeper(Keywords):
-    """Hands keywords on to a class that does, and needs a size besides."""
+    """Passes keywords on to a class that does, and needs a size besides."""
 
     def __init__(self, depth: int, **kwargs: Any) -> None:
         super().__init__(scale=2.0, **kwargs)

@@ -23,7 +23,7 @@ class Memory(NamedTuple):
 
 
 class Unregistered(NamedTuple):
-    """A state that plain data does not know."""
+    """A state that plain data cannot hold."""
 
     hidden: Tensor
 

@@ -1,4 +1,4 @@
-"""The page about extending the package: its files run as they stand, and its table names what exists."""
+"""The page about extending the package: its files run unchanged, and its table names what exists."""
 
 import os
 import re

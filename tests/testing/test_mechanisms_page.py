@@ -1,4 +1,4 @@
-"""The page about mechanisms: its rule and its test run as they stand, and its table is what the loops say."""
+"""The page about mechanisms: its rule and its test run unchanged, and its table is what the loops say."""
 
 import importlib
 import logging
@@ -89,7 +89,7 @@ def test_a_subclass_with_a_rule_of_its_own_runs_in_eager_alone() -> None:
         pass
 
     found = mechanisms.loops(mechanisms.build(selection=MyRule))
-    assert found == "eager; not cpu, function, triton, reference: does not know MyRule"
+    assert found == "eager; not cpu, function, triton, reference: does not support MyRule"
 
 
 def test_sources_and_first_lines_are_read_from_docstrings() -> None:

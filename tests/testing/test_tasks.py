@@ -116,5 +116,5 @@ def test_a_loss_that_is_not_finite_and_predictions_that_are_no_data_are_caught()
     with pytest.raises(AssertionError, match=r"Infinite breaks .*: the loss of a training step is -?inf|nan"):
         reaches(infinite, WaveData)
     tensors = type("Tensors", (WaveTask,), {"predict_step": lambda self, batch, _: [{"inputs": batch.inputs}]})
-    with pytest.raises(AssertionError, match=r"Tensors breaks .*: predictions are no plain data \(.* not JSON"):
+    with pytest.raises(AssertionError, match=r"Tensors breaks .*: predictions are not plain data \(.* not JSON"):
         saved(tensors, WaveData)

@@ -58,7 +58,7 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-        monkeypatch.setenv(name, "1")  # and put back: the tracker sets them
+        monkeypatch.setenv(name, "1")  # and restored: the tracker sets them
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
@@ -274,7 +274,7 @@ def test_a_store_that_hangs_is_not_waited_for_and_one_line_says_where_the_rest_i
 def test_a_store_that_cannot_even_be_opened_costs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    (tmp_path / "broken.db").write_text("this is no database" * 100)
+    (tmp_path / "broken.db").write_text("this is not a database" * 100)
     (tmp_path / "folder.db").mkdir()
     with caplog.at_level(logging.WARNING, logger="rimlit"):
         uri = f"sqlite:///{tmp_path}/{path}"
@@ -289,7 +289,7 @@ def test_a_store_that_cannot_even_be_opened_costs_one_warning(
 def test_a_tracker_that_is_required_and_cannot_be_reached_refuses_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "broken.db").write_text("this is no database" * 100)
+    (tmp_path / "broken.db").write_text("this is not a database" * 100)
     uri = f"sqlite:///{tmp_path}/broken.db"
     with pytest.raises(TrackingError, match=rf"MLflow at {uri} cannot be reached \(.*\)\. Start it, name another"):
         MLflowTracker("copying", folder=tmp_path / "run", tracking_uri=uri).require()
@@ -433,7 +433,7 @@ def test_telemetry_of_mlflow_is_off_unless_the_user_decides(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
 ) -> None:
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        monkeypatch.setenv(name, "")  # and put back
+        monkeypatch.setenv(name, "")  # and restored
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)

@@ -50,7 +50,7 @@ opened: list[Outbox] = []
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """What a thread of one test would still log is no other test's."""
+    """What a thread of one test would still log is not logged by another test."""
     yield
     while opened:
         opened.pop().close()

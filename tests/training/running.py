@@ -27,7 +27,7 @@ class InterruptedRunError(Exception):
 
 
 class Watch(L.Callback):
-    """Write every loss and validation down, exactly, and stop the run when told to."""
+    """Write every loss and validation down, exactly, and stop the run when requested."""
 
     def __init__(self, stop: Callable[[int, str], bool] = lambda batch, when: False) -> None:
         self.losses: dict[int, str] = {}

@@ -55,7 +55,7 @@ def test_another_rate_is_used_and_said(tmp_path: Path, caplog: pytest.LogCapture
     assert "trainer.gradient_clip_val was 1.0 and is 0.3 from here on." in caplog.text
     assert "trainer.max_steps was 6 and is 10 from here on." in caplog.text
     state = read_checkpoint(tmp_path / "changed/last.ckpt")["optimizer_states"][0]["state"]
-    assert state[0]["step"] == 10, "what Adam knows of the gradients is kept"
+    assert state[0]["step"] == 10, "Adam's moments are kept"
 
 
 SCHEDULES: list[tuple[Any, Any]] = [
@@ -129,7 +129,7 @@ def test_what_a_step_means_does_not_change_unless_allowed(changed: Case, message
         assert read_checkpoint(folder / "last.ckpt")["global_step"] > 3
 
 
-def test_workers_and_places_are_no_change(tmp_path: Path) -> None:
+def test_workers_and_places_may_change(tmp_path: Path) -> None:
     fit(case(), tmp_path, steps=3)
     fit(case(data=partial(copying_data, train_size=16, num_workers=1)), tmp_path, ckpt_path=tmp_path / "last.ckpt")
     assert torch.is_tensor(read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["head.linear.weight"])

@@ -1,4 +1,4 @@
-"""A run that stops and goes on is the run that never stopped, bit for bit."""
+"""A resumed run is bit-identical to an uninterrupted one."""
 
 import os
 import random
@@ -155,10 +155,10 @@ def test_any_module_with_an_ordered_loader_goes_on_exactly(tmp_path: Path) -> No
         return module.state_dict()
 
     whole = train(tmp_path / "whole", 8)
-    train(tmp_path / "parts", 4)  # an epoch: where a plain loader goes on
+    train(tmp_path / "parts", 4)  # an epoch: where a plain loader continues
     parts = train(tmp_path / "parts", 8, tmp_path / "parts/last.ckpt")
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
-    with pytest.raises(CheckpointError, match=r"last\.ckpt holds weights of a module that is no task"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt holds weights of a module that is not a task"):
         load_checkpoint(tmp_path / "parts/last.ckpt")
 
 

@@ -43,6 +43,6 @@ def test_bf16_mixed_learns_what_float32_learns_within_the_noise_of_seeds(tmp_pat
     full, mixed = ([score(tmp_path, seed, kind) for seed in seeds] for kind in ("32-true", "bf16-mixed"))
     print(full, mixed)
     floor = 2.079  # ln 8: symbols guessed
-    assert max(*full, *mixed) < 0.75 * floor, "all have learnt"
+    assert max(*full, *mixed) < 0.75 * floor, "all have learned"
     assert full != mixed, "another precision"
     assert abs(sum(full) - sum(mixed)) / len(seeds) < max(full) - min(full)

@@ -35,7 +35,7 @@ def process(rank: int, **entries: Any) -> ProcessState:
 
 def test_while_all_work_no_process_is_blamed() -> None:
     assert verdict_of(process(0), process(1)) is None
-    # one has left, and what it says no more is no silence
+    # one has left, and what it says no more is not silence
     assert verdict_of(process(0), process(1, has_left=True, heard=0.0, is_lost=True, is_alive=False)) is None
 
 

@@ -55,7 +55,7 @@ def test_each_group_of_parameters_keeps_its_own_peak() -> None:
     assert schedule.get_last_lr() == pytest.approx([0.05, 0.25])
 
 
-def test_a_saved_schedule_goes_on_where_it_stopped() -> None:
+def test_a_saved_schedule_resumes_where_it_stopped() -> None:
     def start() -> tuple[SGD, WarmupCosine]:
         optimizer = SGD([torch.ones(1, requires_grad=True)], lr=0.4)
         return optimizer, WarmupCosine(optimizer, warmup_steps=3, total_steps=9)

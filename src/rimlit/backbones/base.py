@@ -275,7 +275,7 @@ class Bidirectional(Backbone):
         return torch.cat([features, layouts.reverse(others, lengths)], -1), BidirectionalState(first, second)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """Raise a ConfigError: a single step does not know what follows."""
+        """Raise a ConfigError: a single step cannot read later steps."""
         raise ConfigError(
             "bidirectional=True reads whole sequences: single steps need bidirectional=False; got inputs of "
             f"shape {tuple(inputs.shape)}."

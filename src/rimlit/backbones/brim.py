@@ -24,7 +24,7 @@ TOP_DOWN: tuple[TopDown, ...] = ("above", "top")
 
 
 class BRIM(BalancedBackbone):
-    """Bidirectional recurrent independent mechanisms (Mittal et al. 2020): layers inside time, with a way down.
+    """Bidirectional recurrent independent mechanisms (Mittal et al. 2020): layers with top-down connections.
 
     Each layer is that of a :class:`rimlit.RIM`. In a step, from the lowest layer up, its mechanisms attend over a
     null slot, the layer below in this step (the lowest: the input), and a layer above as it was after the step

@@ -19,7 +19,7 @@ class EntNetState(NamedTuple):
 
 
 class EntNet(SteppedBackbone):
-    """A recurrent entity network (Henaff et al. 2017): slots that each decide whether an input concerns them.
+    """A recurrent entity network (Henaff et al. 2017): slots whose gates decide which inputs update them.
 
     A slot h with key w opens its gate σ(sᵀh + sᵀw) to the encoded input s, adds φ(Uh + Vw + Ws) through it, and
     is scaled to unit length (sec. 2.2). All slots share U, V, W and φ, a PReLU that starts as the identity.
@@ -84,7 +84,7 @@ class EntNet(SteppedBackbone):
         return EntNetState(functional.normalize(state.memory + gate.unsqueeze(-1) * candidate, dim=-1))
 
     def read_out(self, projected: tuple[Tensor, ...], *emitted: Tensor) -> Tensor:
-        """Answer with every step's input as the question."""
+        """Read the memory with every step's input as the query."""
         encoded, (memory,) = projected[0], emitted
         match = (memory @ encoded.unsqueeze(-1)).softmax(dim=2)  # (T, B, slots, 1)
         features: Tensor = self.answer_activation(encoded + self.from_read((match * memory).sum(dim=2)))

@@ -160,7 +160,7 @@ def read_lengths(lengths: Tensor | Sequence[int], inputs: Tensor) -> Tensor:
     """Return the lengths of the sequences in ``inputs`` (B, T, …) as a tensor (B,).
 
     Raises:
-        ConfigError: They are no integers from 0 to T, one for each sequence.
+        ConfigError: They are not integers from 0 to T, one for each sequence.
     """
     found = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, dtype=torch.long)
     if found.is_floating_point() or found.dtype == torch.bool or found.shape != inputs.shape[:1]:

@@ -44,7 +44,7 @@ class NTM(MemoryBackbone):
         num_write_heads: Heads that write, at least 1 (paper, copying: 1).
         max_shift: Locations by which a head may move in a step, to either side, at least 0 (paper: 1).
         learn_initial_state: Whether the controller's state, the memory and what was read start at learned values.
-            The memory's rows are then drawn at random, so that content tells them apart from the first step.
+            The memory's rows are then drawn at random, so that content addresses them from the first step.
         forget_bias: What is added to the bias of the controller's forget gates at the start.
         bidirectional: Whether a second one reads each sequence from its end; see :class:`Bidirectional`.
 
@@ -99,7 +99,7 @@ class NTM(MemoryBackbone):
         weights = torch.zeros(self.num_heads, num_locations)
         weights[:, 0] = 1
         memory = torch.full((num_locations, word_size), 1e-6)
-        if learn_initial_state:  # rows that differ can be told apart by content from the start
+        if learn_initial_state:  # different rows can be distinguished by content from the start
             memory.uniform_(-(word_size**-0.5), word_size**-0.5)
         self.initial = InitialState(
             {

@@ -30,7 +30,7 @@ class RIM(LayeredBackbone):
 
     The rules are parts (:mod:`rimlit.mechanisms`): ``selection="across_mechanisms"`` names one, ``{"margin":
     "scores"}`` gives the default part other arguments, and a class, a ``functools.partial``, an instance or
-    ``{"class_path": "my_package.MySelection", "init_args": {…}}`` brings one of your own.
+    ``{"class_path": "my_package.MySelection", "init_args": {…}}`` names your own.
 
     Args:
         input_size: Features of each step, or of each input slot, at least 1.
@@ -41,7 +41,7 @@ class RIM(LayeredBackbone):
         preset: The recipe that fills what is not given (None): ``paper``; ``official`` (the authors' code:
             inactive mechanisms are read through their candidate state, without gradient; gated communication
             output shared over mechanisms; communication keys and values of 16); or ``dynamic``, which we
-            recommend (a mechanism sleeps while it reads no more than null, and its update fades in above that;
+            recommend (a mechanism is active where it attends to the input more than to null, and is gated;
             GRU cells, communication through the update gate, attention in proportion to d, learned initial
             states, no dropout).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
@@ -69,7 +69,7 @@ class RIM(LayeredBackbone):
         communication_dropout: Dropout on the communication attention, 0 to 1 (paper: .1).
         dropout: Dropout on the features between layers, 0 to 1.
         learn_initial_state: Whether initial states are learned. Zeros (paper) tie all scores in the first step:
-            the first mechanisms always win it, and the others may never wake up.
+            the first mechanisms always win it, and the others may never become active.
         bidirectional: Whether a second RIM reads each sequence from its end; see :class:`Bidirectional`.
         backend: Time loop: ``auto`` (the fastest that can run this RIM where the weights are), ``cpu`` (C++,
             built on first use), ``function`` (one autograd.Function; on CUDA devices captured in CUDA graphs),

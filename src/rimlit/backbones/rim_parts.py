@@ -68,8 +68,8 @@ def official(num_mechanisms: int, size: int) -> Recipe:
 def dynamic(num_mechanisms: int, size: int) -> Recipe:
     """Return the recipe that we recommend; ``docs/competition.md`` says why.
 
-    Each mechanism competes with null alone: it sleeps while it reads no more than null, and its update fades in
-    above that. Communication passes through the cell's gate, and attention is as large as mechanisms ask for.
+    Each mechanism competes with null alone: it is active where it attends to the input more than to null, and its
+    update fades in above that. Communication passes through the cell's gate, and the attention scales with d.
     """
     attention = 8 * max(2, round(size / 8))
     head = 4 * max(2, round(size / 16))
@@ -146,21 +146,21 @@ def size_of(hidden_size: int, num_mechanisms: int) -> int:
 
 
 def refuse_frozen_states(layer: RIMLayer, learns: bool) -> None:
-    """Raise a ConfigError where zero initial states would freeze the state for ever."""
+    """Raise a ConfigError where zero initial states would freeze the state."""
     selection = layer.selection
     if not isinstance(selection, LeastNull) or learns or not layer.input_attention:
         return
     if selection.margin != "none" and layer.num_active < layer.num_mechanisms:
         raise ConfigError(
             "learn_initial_state must be true where selection has a margin: initial states of zeros tie all "
-            "scores, every gate is 0, and the state stays zero for ever; got learn_initial_state=False, "
+            "scores, every gate is 0, and the state stays zero forever; got learn_initial_state=False, "
             f"selection={selection}."
         )
     bias = layer.score_bias
     if selection.dynamic and (bias is None or not bool((bias > 0).all())):
         raise ConfigError(
             "learn_initial_state must be true, or score_bias above 0, where selection is dynamic: with initial "
-            "states of zeros no score is above 0, and no mechanism ever wakes up; got learn_initial_state=False, "
+            "states of zeros no score is above 0, and no mechanism is ever active; got learn_initial_state=False, "
             f"selection={selection}."
         )
 

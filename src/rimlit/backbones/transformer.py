@@ -25,7 +25,7 @@ class TransformerState(NamedTuple):
 class Transformer(Backbone):
     """A causal Transformer (Vaswani et al. 2017): a step attends to itself and to ``context - 1`` steps before it.
 
-    A sequence is run at once; step by step, with the state handed on, it gives the same. What lies further back
+    A sequence is run at once; step by step, with the state passed on, it gives the same. What lies further back
     than the context is seen through the layers only. A reset hides everything before it.
 
     Departs from the paper: a decoder without an encoder; positions by rotation of queries and keys (Su et al.
@@ -149,7 +149,7 @@ class Transformer(Backbone):
 
 
 def number_segments(inputs: Tensor, past_filled: Tensor, resets: Tensor | None) -> Tensor:
-    """Number every step by the resets before it: only steps of one number see each other; −1 is no step.
+    """Number every step by the resets before it: only steps of one number see each other; −1 is not a step.
 
     Args:
         inputs: (B, T, …).

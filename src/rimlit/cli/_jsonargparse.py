@@ -51,7 +51,7 @@ def refuse_functions(settings: Any) -> None:
         path = entries.get("class_path")
         cls = _imported(path) if isinstance(path, str) else None
         if cls is not None and not isinstance(cls, type):
-            raise ConfigError(f"class_path={path!r} is no class.")
+            raise ConfigError(f"class_path={path!r} is not a class.")
         arguments = entries.get("init_args")
         if isinstance(cls, type) and isinstance(arguments, Namespace):
             given = {name: value for name, value in vars(arguments).items() if not _is_default(cls, name, value)}
@@ -63,7 +63,7 @@ def refuse_functions(settings: Any) -> None:
             refuse_functions(value)
     elif inspect.isroutine(settings) or isinstance(settings, functools.partial):
         name = f"{getattr(settings, '__module__', '')}.{getattr(settings, '__qualname__', settings)}"
-        raise ConfigError(f"class_path={name!r} is no class.")
+        raise ConfigError(f"class_path={name!r} is not a class.")
 
 
 def _imported(path: str) -> Any:

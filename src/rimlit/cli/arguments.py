@@ -59,7 +59,7 @@ def resolve_configs(arguments: list[str]) -> list[str]:
 
 
 def _readable(name: str) -> Path:
-    """Refuse a config that is no YAML while its name is known: the parser sees only its text."""
+    """Refuse a config that is not YAML while its name is known: the parser sees only its text."""
     if name.endswith(".ckpt"):
         raise ConfigError(f"config={name!r} is a checkpoint: name it by --ckpt_path.")
     path = find_config(name)

@@ -148,8 +148,8 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
         monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
         if monitor is not None and monitor not in known and not _is_logged_else(monitor, task):
             raise ConfigError(
-                f"{type(callback).__name__}: monitor={monitor!r} is no metric of {type(task).__name__}; there are "
-                f"train/loss, {', '.join(known)}."
+                f"{type(callback).__name__}: monitor={monitor!r} is not a metric of {type(task).__name__}; there "
+                f"are train/loss, {', '.join(known)}."
             )
 
 

@@ -117,7 +117,7 @@ def _split(
     """Split a command line into configs, which come first, the command's own options, and what is for all runs.
 
     Raises:
-        ConfigError: An option has no value, or a word is no option's.
+        ConfigError: An option has no value, or a word belongs to no option.
     """
     start = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     configs = arguments[:start]
@@ -136,7 +136,7 @@ def _split(
         if option not in options:
             if not word.startswith("-") and not takes_value:
                 raise ConfigError(
-                    f"{word!r} stands behind an option that takes no more words. Configs come first: "
+                    f"{word!r} follows an option that takes no more values. Configs come first: "
                     f"rimlit {command} {' '.join([*configs, word])}{' --seeds 3' if command == 'compare' else ''}."
                 )
             takes_value = word.startswith("-") and not is_joined

@@ -1,4 +1,4 @@
-"""Completion in bash: shtab knows the settings; commands, their own options and config names are added here."""
+"""Completion in bash: shtab has the settings; commands, their own options and config names are added here."""
 
 from rimlit.cli.configs import config_names
 from rimlit.console import say
@@ -11,13 +11,14 @@ OPTIONS = {
     "summarize": "--to --help",
     "sync": "",
     "configs": "",
+    "mechanisms": "selection cell communication sharing input_sharing balance --help",
     "new": "task backbone selection --help",
     "doctor": "",
 }
-"""Commands whose options the parser of the settings does not know."""
+"""Commands whose options the parser of the settings does not have."""
 
 PARSED = ["fit", "validate", "test", "predict"]
-"""Commands whose options it knows."""
+"""Commands whose options it has."""
 
 TAKES_CONFIGS = ("compare", "tune", "configs")
 

@@ -3,10 +3,12 @@
 from difflib import get_close_matches
 from pathlib import Path
 
+from rimlit.console import in_columns
 from rimlit.errors import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
 _CHECKOUT = _PACKAGE.parents[1]
+NAME_COLUMNS = 24
 
 
 def shipped_folder(in_wheel: str, in_checkout: str) -> Path:
@@ -48,14 +50,12 @@ def find_config(name: str) -> Path:
 
 
 def list_configs() -> str:
-    """Return a line per shipped config: its name and what its header says first."""
-    names = config_names()
-    width = max(len(name) for name in names)
+    """Return each shipped config and the first line of its header, wrapped at the width of the terminal."""
     lines = []
-    for name in names:
+    for name in config_names():
         first = (configs_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-        lines.append(f"{name:<{width}}  {first.removeprefix('#').strip()}\n")
-    return "".join(lines)
+        lines.append(in_columns(name, first.removeprefix("#").strip(), NAME_COLUMNS))
+    return "\n".join(lines) + "\n"
 
 
 def read_config(name: str) -> str:

@@ -1,4 +1,4 @@
-"""``rimlit doctor``: versions, the time loop and why, compiler, GPU, tracking. What a report of a fault needs."""
+"""``rimlit doctor``: versions, the time loop and why, compiler, GPU, tracking: the contents of a bug report."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rimlit._lazy import missing_module
 from rimlit._version import __version__
-from rimlit.console import say
+from rimlit.console import in_columns, say
 from rimlit.errors import CORE_EXTRA, install_command
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "mlflow", "numpy", "triton", "gymnasium")
@@ -21,10 +21,10 @@ SECRET = re.compile(r"//[^/@]*@")
 
 
 def run_doctor() -> None:
-    """Print the findings, a line each. The C++ loop is built if it is not there."""
+    """Print the findings, wrapped at the width of the terminal. The C++ loop is built if it is not there."""
     for name, text in findings():
-        say(f"{name + ':':<12}{text}")
-    say("\nTo report a fault: these lines, the command, and all it prints with RIMLIT_DEBUG=1.")
+        say(in_columns(f"{name}:" if name else "", text, 12))
+    say("\nTo report a bug, send these lines, the command, and its output with\nRIMLIT_DEBUG=1.")
 
 
 def findings() -> Iterator[tuple[str, str]]:
@@ -46,7 +46,7 @@ def findings() -> Iterator[tuple[str, str]]:
     }
     yield (
         "variables",
-        ", ".join(f"{name}={shown(name, value)}" for name, value in ours.items()) or "none of rimlit's",
+        ", ".join(f"{name}={shown(name, value)}" for name, value in ours.items()) or "none set",
     )
 
 

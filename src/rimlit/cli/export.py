@@ -22,7 +22,7 @@ def run_export(arguments: list[str]) -> None:
 
     Raises:
         ConfigError: The arguments are not those that export takes, or the task cannot be written in a format.
-        CheckpointError: There is no whole checkpoint.
+        CheckpointError: There is no intact checkpoint.
         MissingExtraError: A format needs packages that are not installed.
         StorageError: The folder cannot be written.
     """

@@ -21,17 +21,17 @@ KNOWN: tuple[tuple[str, type[RimlitError], str], ...] = (
     (
         r"Early stopping conditioned on metric `(.+?)` which is not available.*following: (.+)",
         ConfigError,
-        r"EarlyStopping: monitor='\1' is no metric of this run; there are \2",
+        r"EarlyStopping: monitor='\1' is not a metric of this run; there are \2",
     ),
     (
         r"ModelCheckpoint\(monitor='(.+?)'\).*returned metrics: \[(.*?)\]",
         ConfigError,
-        r"ModelCheckpoint: monitor='\1' is no metric of this run; there are \2",
+        r"ModelCheckpoint: monitor='\1' is not a metric of this run; there are \2",
     ),
     (
         r"ReduceLROnPlateau conditioned on metric (\S+) which is not available. Available metrics are: \[(.*?)\]",
         ConfigError,
-        r"ReduceLROnPlateau: monitor='\1' is no metric of this run; there are \2",
+        r"ReduceLROnPlateau: monitor='\1' is not a metric of this run; there are \2",
     ),
     (
         r"You set `--ntasks=(\d+)` in your SLURM bash script",

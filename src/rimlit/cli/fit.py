@@ -1,4 +1,4 @@
-"""``rimlit fit`` from Python: the same run, with exceptions in place of exit codes, and a result."""
+"""``rimlit fit`` from Python: the same run, with exceptions instead of exit codes, and a result."""
 
 import contextlib
 import logging
@@ -72,7 +72,7 @@ def fit(
 
     Args:
         config: Name of a shipped config, path of a file, mapping with the keys of a config, or a task. A task is
-            trained itself, and needs ``data``; classes of yours must be importable (``__main__`` is).
+            trained itself, and needs ``data``; your own classes must be importable (``__main__`` is).
         data: Data module for a task; not with a config.
         overrides: Settings that go before the config's: ``{"model.optimizer.lr": 1e-3}``, or words as on the
             command line.
@@ -170,7 +170,7 @@ def _process_left_as_it_was() -> Iterator[None]:
         with warnings.catch_warnings(), isolate_rng():
             try:
                 yield
-            except BaseException as error:  # isolate_rng puts nothing back where one passes through it
+            except BaseException as error:  # isolate_rng restores nothing where one passes through it
                 failure = error
         if failure is not None:
             raise failure

@@ -5,11 +5,18 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rimlit.cli import COMPARE_HELP, EXPORT_HELP, NEW_HELP, SUBCOMMANDS
-from rimlit.cli.completion import PARSED
+from rimlit.cli.completion import OPTIONS, PARSED
+from rimlit.cli.help import COMPARE_HELP, EXPORT_HELP, MECHANISMS_HELP, NEW_HELP, SUMMARIZE_HELP, TUNE_HELP
 from rimlit.cli.parser import build_parser
 
-HELP_OF = {"compare": COMPARE_HELP, "export": EXPORT_HELP, "new": NEW_HELP}
+HELP_OF = {
+    "compare": COMPARE_HELP,
+    "tune": TUNE_HELP,
+    "summarize": SUMMARIZE_HELP,
+    "export": EXPORT_HELP,
+    "mechanisms": MECHANISMS_HELP,
+    "new": NEW_HELP,
+}
 """Commands whose help is a text."""
 
 
@@ -34,9 +41,8 @@ def options_of(command: str) -> list[Option]:
     """
     if command in PARSED:
         return list(_parsed_options(command))
-    names = re.findall(r"^  (--\w+)", HELP_OF.get(command, ""), flags=re.MULTILINE)
-    names += re.findall(r"(--\w+)", SUBCOMMANDS[command].partition(": rimlit")[2])
-    return [Option("", name, "", "") for name in dict.fromkeys(names)]
+    names = [word for word in OPTIONS[command].split() if word.startswith("--") and word != "--help"]
+    return [Option("", name, "", "") for name in names]
 
 
 def _parsed_options(command: str) -> Iterator[Option]:

@@ -24,7 +24,7 @@ def match_width(parser: LightningArgumentParser, words: list[str], config: Names
 
     Args:
         parser: Parser of the command that is run.
-        words: What stands behind the command.
+        words: Arguments after the command.
         config: Its settings, with ``match`` and ``match_to``.
 
     Raises:

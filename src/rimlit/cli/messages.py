@@ -111,7 +111,7 @@ def _unknown_class(value: str, key: str) -> str:
     bases = BASES.values() if base is None else (base,)
     names = sorted({cls.__name__ for base in bases for cls in subclasses(base) if _is_usable(cls)})
     allowed = f" There are {', '.join(names)}." if base is not None and len(names) < 20 else ""
-    return f"{key}: {value!r} is no known class.{_hint(value.split('.')[-1], names)}{allowed}"
+    return f"{key}: {value!r} is not a known class.{_hint(value.split('.')[-1], names)}{allowed}"
 
 
 def _is_usable(cls: type) -> bool:

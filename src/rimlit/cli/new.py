@@ -59,8 +59,8 @@ def names_of(given: str) -> tuple[str, str]:
     module = "_".join(word.lower() for word in words)
     if not is_plain or not words or keyword.iskeyword(module):
         raise ConfigError(
-            "name must begin with a letter and hold letters, digits, '-' and '_', and be no keyword; "
-            f"got name={given!r}."
+            "name must begin with a letter and hold letters, digits, '-' and '_', and must not be a keyword "
+            f"of Python; got name={given!r}."
         )
     name = (
         given if given[0].isupper() and given.isalnum() else "".join(word[0].upper() + word[1:] for word in words)

@@ -35,7 +35,7 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="Refuse data that give reason for doubt, such as one class only or a test set that was trained on.",
+        help="Refuse suspicious data, such as one class only or a test set that was trained on.",
     )
     parser.add_argument(
         "--test_after_fit",

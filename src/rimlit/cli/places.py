@@ -87,7 +87,7 @@ def find_start(folder: RunFolder, config: Namespace) -> str | None:
     for damaged in newest.passed_over:
         log.warning("Passed over: %s", damaged)
     if newest.path is None and named != "auto":
-        raise CheckpointError(f"resume={named!r}: there is no whole checkpoint in {place}.")
+        raise CheckpointError(f"resume={named!r}: there is no intact checkpoint in {place}.")
     return None if newest.path is None else str(newest.path)
 
 
@@ -130,7 +130,7 @@ def with_config_of(checkpoint: dict[str, Any], arguments: list[str]) -> list[str
         return arguments
     saved, given = checkpoint["rimlit"], str(value_of(arguments, "--ckpt_path"))
     if "task" not in saved:
-        raise CheckpointError(f"{given} holds weights of a module that is no task of rimlit.")
+        raise CheckpointError(f"{given} holds weights of a module that is not a task of rimlit.")
     build_saved(
         saved["task"], given, Task
     )  # a mistake that the parser finds later would be reported as the user's

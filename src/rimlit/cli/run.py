@@ -277,7 +277,7 @@ class Command(LightningCLI):
     # The run
 
     def _run(self) -> None:
-        """Watch the processes from here on, refuse what cannot be run, run, and print what came out."""
+        """Watch the processes from here on, refuse what cannot be run, run, and print the results."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ProcessWatch):
                 callback.begin(self.trainer)

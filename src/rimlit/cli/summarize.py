@@ -12,7 +12,7 @@ def run_summarize(arguments: list[str]) -> None:
     """Run the command.
 
     Raises:
-        ConfigError: A word is no option of it.
+        ConfigError: A word is not an option of it.
         DataError: A folder holds no comparison, or they cannot be put together.
     """
     start = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))

@@ -27,7 +27,7 @@ def sync(folders: list[str]) -> None:
     waiting, left_out = [], []
     for folder in map(Path, folders or ["runs"]):
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is no folder; rimlit sync takes folders of runs, by default runs.")
+            raise ConfigError(f"{folder} is not a folder; rimlit sync takes folders of runs, by default runs.")
         for path in sorted(folder.rglob(FILE_NAME)):
             run = path.parent
             if path.is_symlink() or not path.is_file():

@@ -24,7 +24,7 @@ MOST_IN_AN_ARRAY = 1000
 
 
 class Submitit:
-    """Jobs of a cluster. They go on when this process ends, and what was submitted is kept in ``jobs.json``.
+    """Jobs of a cluster. They continue when this process ends, and submitted ones are recorded in ``jobs.json``.
 
     Args:
         settings: The executor and its parameters.
@@ -44,13 +44,13 @@ class Submitit:
         return self._places
 
     def attach(self, runs: Sequence[Run]) -> None:
-        """Take up the jobs of runs that an earlier command submitted and that have not ended."""
+        """Restore the jobs of runs that an earlier command submitted and that have not ended."""
         for run in runs:
             if run.status == "waiting" and self._take_up(run):
                 run.status = "running"
 
     def _take_up(self, run: Run) -> bool:
-        """Give a run the job that an earlier command submitted for it; return whether there is one at work."""
+        """Give a run the job that an earlier command submitted for it; return whether it is running."""
         job = self.records.job_of(run.name)
         if job is None or self.queue.state(job) is None:
             return False
@@ -125,11 +125,11 @@ class Submitit:
         return self.words_on(jobs)
 
     def words_on(self, jobs: Sequence[str]) -> str:
-        """Return what a user can do about jobs that go on."""
+        """Return what a user can do about jobs that continue."""
         cancel = {"slurm": f"scancel {' '.join(jobs)}"}.get(self.settings.cluster, f"kill {' '.join(jobs)}")
         return (
-            f"{len(jobs)} jobs go on: {', '.join(jobs)}. The same command waits for them, with --collect it reads "
-            f"what is done; {cancel} ends them."
+            f"{len(jobs)} jobs keep running: {', '.join(jobs)}. The same command waits for them, with --collect "
+            f"it reads finished runs; {cancel} ends them."
         )
 
 
@@ -147,7 +147,7 @@ class SubmittedRun:
         self.run, self.job, self._queue, self._submitted = run, job, queue, submitted
 
     def poll(self) -> int | None:
-        """Return None while the cluster knows the job, then 0 for a finished run and 1 for any other.
+        """Return None while the cluster lists the job, then 0 for a finished run and 1 for any other.
 
         A job of the debug executor is run now.
         """

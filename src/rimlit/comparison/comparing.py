@@ -143,7 +143,7 @@ def compare(
     try:
         lock.acquire()
     except Timeout as error:
-        raise ConfigError(f"Another comparison is at work in {folder}: give another --name.") from error
+        raise ConfigError(f"Another comparison is running in {folder}: give another --name.") from error
     try:
         if cluster is None:
             refuse_live_jobs(folder)

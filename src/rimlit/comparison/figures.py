@@ -28,7 +28,7 @@ def draw_metric(
     """Draw a metric: on validation data over training steps, and on test data over the groups' number.
 
     Lines are means over seeds, bands and bars standard deviations, small points the seeds. Groups whose names end
-    in a number, such as ``span_50``, stand on an axis of numbers, others side by side.
+    in a number, such as ``span_50``, are drawn on a numeric axis, others side by side.
 
     Args:
         metric: Its name.

@@ -1,4 +1,4 @@
-"""The jobs of a comparison: which were submitted, and which the cluster still knows."""
+"""The jobs of a comparison: which were submitted, and which the cluster still lists."""
 
 import contextlib
 import getpass
@@ -51,7 +51,7 @@ class JobQueue:
     """The jobs that a cluster has not ended.
 
     It asks ``squeue``, which knows jobs that wait to be started again too, and not submitit, which needs an
-    accounting database and takes a job that was put back into the queue for one that has ended.
+    accounting database and takes a requeued job for one that has ended.
 
     Args:
         cluster: ``slurm``, ``local`` or ``debug``.
@@ -99,7 +99,7 @@ class JobQueue:
         }
 
     def cancel(self, jobs: Sequence[str]) -> None:
-        """Cancel jobs: the runs save and end, and are not put back into the queue."""
+        """Cancel jobs: the runs save and end, and are not requeued."""
         if self.cluster == "slurm":
             subprocess.run(["scancel", *jobs], check=False, timeout=60)
         for job in jobs if self.cluster == "local" else ():

@@ -18,7 +18,7 @@ EXAMPLE = "timeout_min: 240"
 
 
 def import_submitit() -> Any:
-    """Return the module, which asks clusters for SIGUSR1 before the time limit: the signal that rimlit knows.
+    """Return the module, which asks clusters for SIGUSR1 before the time limit: the signal that rimlit handles.
 
     Raises:
         ConfigError: It is not installed.
@@ -102,7 +102,7 @@ def read_job_settings(path: str | Path) -> JobSettings:
         if key not in known:
             near = get_close_matches(str(key), ["cluster", *known], n=1)
             hint = f" Did you mean {near[0]}?" if near else f" It has cluster, {', '.join(sorted(known))}."
-            raise ConfigError(f"{whose}: {key!r} is no key of submitit.{hint}")
+            raise ConfigError(f"{whose}: {key!r} is not a key of submitit.{hint}")
     if cluster != "debug" and not {"timeout_min", f"{cluster}_time", f"{cluster}_timeout_min"} & settings.keys():
         raise ConfigError(f"{whose} must hold timeout_min, the minutes of a job: submitit's default is a few.")
     if cluster == "slurm" and shutil.which("sbatch") is None:
@@ -119,7 +119,7 @@ def read_job_settings(path: str | Path) -> JobSettings:
 
 
 def parameter_names(submitit: Any) -> set[str]:
-    """Return the keys that submitit knows: shared ones, and those of each executor with its name in front."""
+    """Return the keys that submitit accepts: shared ones, and those of each executor with its name in front."""
     executors = {"slurm": submitit.SlurmExecutor, "local": submitit.LocalExecutor}
     shared = set(submitit.AutoExecutor._typed_parameters())
     own = {f"{name}_{key}" for name, executor in executors.items() for key in executor._valid_parameters()}

@@ -158,7 +158,7 @@ class OptunaSearch(Search):
         place.require_locks()
 
     def open(self) -> None:
-        """Open the storage and take up the trials in it; the caller alone is at work on the search.
+        """Open the storage and restore the trials in it; no other process may use the search.
 
         Raises:
             ConfigError: The study in it has another space.

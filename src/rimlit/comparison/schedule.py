@@ -64,7 +64,7 @@ class Schedule(Work):
         )
 
     def note_end(self, run: Run) -> None:
-        """Tell a search how its trial ended."""
+        """Report to a search how its trial ended."""
         for entrant in self.entrants:
             if entrant.search is not None and (trial := entrant.trial_of(run)) is not None:
                 entrant.search.note_end(trial)

@@ -54,7 +54,7 @@ class Grid(NamedTuple):
         return self.setting.rpartition(".")[2]
 
     def label(self, value: Any) -> str:
-        """Return what tells a value's runs apart by their names."""
+        """Return what distinguishes a value's runs by name."""
         return re.sub(r"[^\w.+-]", "_", f"{self.name}-{value}")
 
 
@@ -124,7 +124,7 @@ def best_value(scores: Mapping[Value, float | None], *, higher_is_better: bool) 
 
 
 class Trial(NamedTuple):
-    """Values of the settings that are searched, and what tells their runs apart by their names."""
+    """Values of the settings that are searched, and what distinguishes their runs by name."""
 
     label: str
     values: dict[str, Any]
@@ -167,7 +167,7 @@ class Search(ABC):
         """Return as plain data what is searched, by setting."""
 
     def open(self) -> None:  # noqa: B027, a grid has nothing to note
-        """Take up the trials of an earlier search; called once, by whoever alone is at work on it."""
+        """Restore the trials of an earlier search; called once, by the only process that uses it."""
 
     def ask(self) -> Trial | None:
         """Choose one more trial; None where all have been chosen."""

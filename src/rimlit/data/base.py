@@ -34,7 +34,7 @@ from rimlit.types import SequenceBatch
 log = logging.getLogger(__name__)
 
 PLACES = ("path", "dataset")
-"""Arguments of a data module that name where its files are; what they hold is told by the digest."""
+"""Arguments of a data module that name where its files are; their content is identified by the digest."""
 
 
 class DataModule(Rebuildable, L.LightningDataModule, ABC):
@@ -218,8 +218,8 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1 and uses_distributed_sampler(trainer):
             raise ConfigError(
-                "Several processes need Trainer(use_distributed_sampler=False): rimlit deals the samples itself, "
-                "and Lightning's sampler would deal them once more."
+                "Several processes need Trainer(use_distributed_sampler=False): rimlit shards the samples itself, "
+                "and Lightning's sampler would shard them again."
             )
         return [self.loader(dataset, split) for dataset in self.datasets(split).values()]
 

@@ -173,7 +173,7 @@ def paint(positions: Tensor, radii: Tensor, shades: Tensor, frame_size: int) -> 
 
 
 class BlinkingBalls(DataModule):
-    """Say which colour a ball had first, or most often, among balls that move and blink in turn.
+    """Predict which colour a ball had first, or most often, among balls that move and blink in turn.
 
     In each frame one ball, drawn evenly, has one of the colours, and the others are white. In a last frame the
     ball that is asked for is grey; the answer belongs there. The balls look alike: a model has to follow each and

@@ -248,9 +248,9 @@ class BouncingBalls(DataModule):
     def floor_curves(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """Return the scores of two predictions without a model by test set, prediction, metric: (rollout_length,).
 
-        ``copy`` repeats the last true frame. ``constant_velocity`` is told true positions and velocities in the
-        last true frame and lets every ball go on straight, through others and walls: an oracle, since no model is
-        told a velocity. For their cross-entropy a lit pixel is predicted with .99 and a dark one with .01.
+        ``copy`` repeats the last true frame. ``constant_velocity`` is given true positions and velocities in the
+        last true frame and moves every ball in a straight line, through others and walls: an oracle, since models
+        see no velocities. For their cross-entropy a lit pixel is predicted with .99 and a dark one with .01.
         """
         if self._floor_curves is None:
             self._floor_curves = {

@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 class CheckedCollate:
-    """Turn samples into a batch and look at it; costs microseconds for tokens, a pass over the batch for floats.
+    """Turn samples into a batch and check it; costs microseconds for tokens, a pass over the batch for floats.
 
     Args:
         collate: Turns samples into a batch; only a :class:`SequenceBatch` is checked.

@@ -273,7 +273,7 @@ class Frames(DataModule):
                 size = learned["frame_size"]
                 raise DataError(
                     f"{self.predict_path or self.path}: frames are {shape[0]} × {shape[0]} with {shape[1]} "
-                    f"channel(s); the model knows {size} × {size} with {learned['num_channels']}."
+                    f"channel(s); the model expects {size} × {size} with {learned['num_channels']}."
                 )
             most = learned["most"] if frames.dtype == np.uint8 else 1
             self._datasets[split] = FrameSet(frames, most, self.places(split))

@@ -32,8 +32,8 @@ def read_idx_folder(path: Path) -> dict[str, LabelledImages]:
         Images by split, ``train`` and ``test``.
 
     Raises:
-        DataError: The folder or a file is missing, a file is no idx file of bytes, or the two of a split differ in
-            number.
+        DataError: The folder or a file is missing, a file is not an idx file of bytes, or the two of a split have
+            different numbers.
     """
     if kind_of(path) != "folder":
         raise DataError(

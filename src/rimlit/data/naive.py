@@ -35,5 +35,5 @@ def naive_forecasts(
 
 
 def true_values(values: Sequence[np.ndarray], windows: Sequence[Window], horizon: int) -> np.ndarray:
-    """Return what came: (windows, horizon, V)."""
+    """Return the true values: (windows, horizon, V)."""
     return np.stack([values[series][end - horizon : end] for series, end in windows])

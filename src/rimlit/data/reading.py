@@ -114,7 +114,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             after = os.fstat(file.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise DataError(f"{shown(path)} was changed while it was read. Start again when it is whole.")
+                raise DataError(f"{shown(path)} was changed while it was read. Start again when it is complete.")
     except MemoryError as error:
         raise DataError(f"{shown(path)} does not fit into memory.") from error
     except OSError as error:
@@ -125,7 +125,7 @@ def most_bytes() -> int:
     """Return how many bytes one file may take in memory: half of what is free, at most ``MOST_BYTES``.
 
     Raises:
-        ConfigError: ``RIMLIT_READ_LIMIT`` is no number of bytes.
+        ConfigError: ``RIMLIT_READ_LIMIT`` is not a number of bytes.
     """
     given = os.environ.get(LIMIT)
     if not given:

@@ -45,7 +45,7 @@ def share_of(batch_size: int, *, key: str = "batch_size", world_size: int | None
 
 
 class IndexSampler(Sampler[int]):
-    """Deal sample indices to the processes in turn, none left out.
+    """Distribute sample indices over the processes in turn, none left out.
 
     The k-th batches of all processes together are the k-th batch of a single one, at any number of processes.
     Without shuffling no index is drawn twice, so that evaluation scores every sample once. With shuffling all
@@ -145,7 +145,7 @@ class EpochBatches(BatchSampler):
 
 
 class StartingAt(Sampler[int]):
-    """Deal what another sampler deals, but leave out the first of its items the first time.
+    """Yield the items of another sampler, but skip the first ones the first time.
 
     Args:
         sampler: The other sampler.
@@ -162,7 +162,7 @@ class StartingAt(Sampler[int]):
         self.first = first
 
     def set_epoch(self, epoch: int) -> None:
-        """Hand the epoch on."""
+        """Pass the epoch on."""
         if isinstance(self.sampler, IndexSampler):
             self.sampler.set_epoch(epoch)
 

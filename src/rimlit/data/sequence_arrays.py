@@ -239,7 +239,7 @@ def _numbers(
     if (place := first(~np.isfinite(values))) is not None:
         raise DataError(
             f"{shown(path)}: {key} of {_place(place, names)} must be a finite number; got {values[place]}. "
-            "What lies beyond a sequence's length is not read."
+            "Steps beyond the length of a sequence are not read."
         )
     numbers = values.astype(np.float64)
     if (place := first(np.abs(numbers) > MAX_NUMBER)) is not None:

@@ -94,7 +94,7 @@ class SequenceData(NamedTuple):
 
 
 def require_tokens(values: np.ndarray, is_real: np.ndarray, describe: Callable[[Any], str]) -> None:
-    """Refuse what is no token id: an integer from 0 to ``MAX_TOKEN``."""
+    """Refuse what is not a token id: an integer from 0 to ``MAX_TOKEN``."""
     wanted = f"must be a token id, an integer from 0 to {MAX_TOKEN:,}"
     if values.dtype.kind not in "fiu":
         raise DataError(f"{describe((0, 0))} {wanted}; got {values.dtype}.")

@@ -160,7 +160,7 @@ def _choose(path: Path, names: Sequence[str], layout: Layout) -> Columns:
     for place, name in enumerate(names):
         if name and name in names[:place]:
             raise DataError(
-                f"{shown(path)}: the name {name!r} stands twice in the header, for columns "
+                f"{shown(path)}: the name {name!r} occurs twice in the header, for columns "
                 f"{names.index(name) + 1} and {place + 1}; each column needs a name of its own."
             )
     targets = () if layout.target == "next_step" else tuple(name.strip() for name in layout.target_columns)
@@ -207,7 +207,7 @@ def _other_delimiter(names: Sequence[str], layout: Layout) -> str:
     for mark, word in DELIMITERS.items():
         if mark != layout.delimiter and len(names) <= 1 and mark in "".join(names):
             given = r"\t" if mark == "\t" else mark
-            return f" If {word} stand between the cells, give --data.delimiter '{given}'."
+            return f" If the cells are separated by {word}, give --data.delimiter '{given}'."
     return ""
 
 
@@ -341,7 +341,7 @@ def _parse(column: Column, decimal: str) -> Column:
     """Return the numbers that texts say, null where one says none; a column of true and false is 1 and 0."""
     texts = compute.utf8_trim_whitespace(column)
     if decimal != ".":
-        # with a decimal comma a point is no part of a number
+        # with a decimal comma a point is not a part of a number
         texts = compute.if_else(compute.match_substring(texts, "."), "", texts)
         texts = compute.replace_substring(texts, decimal, ".", max_replacements=1)
     is_number = compute.match_substring_regex(texts, NUMBER)

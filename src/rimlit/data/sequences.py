@@ -50,7 +50,7 @@ class Sequences(DataModule):
             test split. With a checkpoint's scales and classes the files of ``path`` need not exist.
         val_fraction: Share of the sequences drawn for validation, where no split is given, 0 to 1.
         test_fraction: Share of the sequences drawn for the test, where no split is given, 0 to 1.
-        standardize: Whether inputs and values are brought to mean 0 and deviation 1, measured in training. Scores
+        standardize: Whether inputs and values are scaled to mean 0 and deviation 1, measured in training. Scores
             are then in deviations; predictions are in the file's own units.
         strict: Whether doubtful data are an error and not a warning: one class only, or a split all of whose
             sequences are in training too.
@@ -284,7 +284,7 @@ class Sequences(DataModule):
         train = self.sequences("train")
         if self.layout.target == "label" and len(classes := sorted_labels([train.targets])) == 1:
             self.report_doubt(
-                f"{self.path}: all of training has the label {classes[0]!r}; there is nothing to tell."
+                f"{self.path}: all of training has the label {classes[0]!r}; there is nothing to classify."
             )
         known = set(digests_of(train, self.layout.target_per_step))
         splits: tuple[Split, ...] = ("val", "test")
@@ -332,7 +332,7 @@ class Sequences(DataModule):
             if inputs.max() >= learned["vocabulary_size"]:
                 raise DataError(
                     f"{self._path(split)}: {split} has the token {inputs.max()}; the greatest one that the model "
-                    f"knows is {learned['vocabulary_size'] - 1}."
+                    f"has is {learned['vocabulary_size'] - 1}."
                 )
         else:
             self._require_width(inputs, "inputs", split)
@@ -359,8 +359,8 @@ class Sequences(DataModule):
         width = len(self.learned[kind].mean)
         if values.shape[1] != width:
             raise DataError(
-                f"{self._path(split)}: {split} has {values.shape[1]} {kind} per step or sequence; the model knows "
-                f"{width}."
+                f"{self._path(split)}: {split} has {values.shape[1]} {kind} per step or sequence; the model "
+                f"expects {width}."
             )
 
     def _class_numbers(self, part: SequenceData, split: Split) -> np.ndarray:

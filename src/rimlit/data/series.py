@@ -48,8 +48,8 @@ class Series(DataModule):
     A table (.csv, .csv.gz, .parquet) has a row per step, in the order of time; an array file (.npy, .npz, .pt)
     holds (steps,), (steps, values) or (series, steps, values). A sample is a window: ``window`` steps that are
     read and the ``horizon`` steps after them. The splits follow each other in time: training first, then
-    validation, then the test. A window of validation or test reads what came before its split and is scored in it
-    alone.
+    validation, then the test. A window of validation or test reads steps before its split and is scored in its
+    split alone.
 
     Args:
         path: A file, or a folder with one file for each series, whose name is the series'.
@@ -70,8 +70,8 @@ class Series(DataModule):
             ``path`` need not exist.
         val_fraction: Share of each series' steps for validation, 0 to 1, at least ``horizon`` steps.
         test_fraction: Share of each series' steps for the test, 0 to 1, at least ``horizon`` steps.
-        standardize: Whether numbers are brought to mean 0 and deviation 1, measured in training. Scores are then
-            in deviations; forecasts are in the file's own units.
+        standardize: Whether numbers are scaled to mean 0 and deviation 1, measured in training. Scores are then in
+            deviations; forecasts are in the file's own units.
         center: Whether the mean of the steps that are read is taken from each window and added to its forecast, so
             that a series whose level drifts looks alike everywhere.
         strict: Whether doubtful data are an error and not a warning: times at different distances.
@@ -229,7 +229,7 @@ class Series(DataModule):
         if self.num_known and read.columns is None:
             raise DataError(f"{path} has no names of columns: known_columns are those of a table.")
         if self._learned is not None and size != self.input_size:
-            raise DataError(f"{path} has {size} values in each step; the model knows {self.input_size}.")
+            raise DataError(f"{path} has {size} values in each step; the model expects {self.input_size}.")
         names = [name if isinstance(name, str) else int(name) for name in read.names]
         parts = list(each_series(read.inputs, read.lengths))
         try:
@@ -367,7 +367,7 @@ class Series(DataModule):
     # Floors
 
     def naive(self, split: Split, season: int = 1, most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return forecasts that repeat the last season, and what came, standardised: (windows, horizon, V) each.
+        """Return forecasts that repeat the last season, and true values, standardised: (windows, horizon, V) each.
 
         Args:
             split: Which windows.

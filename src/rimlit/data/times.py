@@ -25,7 +25,7 @@ def read_times(path: Path, name: str, column: Any) -> np.ndarray:
         column: A ``pyarrow.ChunkedArray`` of numbers, dates, timestamps or text.
 
     Raises:
-        DataError: A cell is no time.
+        DataError: A cell is not a time.
     """
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
@@ -84,8 +84,8 @@ def require_increasing(path: Path, name: str, times: np.ndarray, codes: np.ndarr
         at = int(wrong[0])
         raise DataError(
             f"{shown(path)}: row {rows[at + 1] + 1} has {time_text(times[at + 1])} in {name!r}, row "
-            f"{rows[at] + 1} of the same sequence {time_text(times[at])}. Sort the rows by time; each time stands "
-            "once."
+            f"{rows[at] + 1} of the same sequence {time_text(times[at])}. Sort the rows by time; each time must "
+            "occur once."
         )
 
 

@@ -93,7 +93,7 @@ class Vocabulary:
         return torch.tensor(ids, dtype=torch.long)
 
     def decode(self, ids: Tensor) -> str:
-        """Return the text of ids (T,); bytes that are no UTF-8 become �."""
+        """Return the text of ids (T,); bytes that are not UTF-8 become �."""
         if self.level == "byte":
             return bytes(ids.tolist()).decode(errors="replace")
         tokens = [self.tokens[index] for index in ids.tolist()]
@@ -104,7 +104,7 @@ class Vocabulary:
 
 def _words(text: str) -> list[str]:
     lines = text.split("\n")
-    if lines[-1] == "":  # what stands behind the last line's end is no line
+    if lines[-1] == "":  # the text after the last line end is empty and not a line
         lines.pop()
     words: list[str] = []
     for line in lines:

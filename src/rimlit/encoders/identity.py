@@ -7,7 +7,7 @@ from rimlit.encoders.base import Encoder
 
 
 class Identity(nn.Identity, Encoder):
-    """Hand inputs (B, T, input_size) on.
+    """Return inputs (B, T, input_size) unchanged.
 
     Args:
         input_size: Features of each step, at least 1.

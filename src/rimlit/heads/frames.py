@@ -47,7 +47,7 @@ def side_of(output_size: int) -> int:
     """Return the side of a square frame of ``output_size`` pixels.
 
     Raises:
-        ConfigError: It is no square.
+        ConfigError: It is not a square.
     """
     side = math.isqrt(output_size)
     if side**2 != output_size:

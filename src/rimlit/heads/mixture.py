@@ -9,7 +9,7 @@ from rimlit.heads.base import Head
 
 
 class MixtureHead(Head):
-    """Let every mechanism speak about every place, and let masks say whose word counts where.
+    """Let every mechanism predict every place, and weigh the predictions at each place by masks.
 
     The outputs fall into places of ``place_size`` outputs, such as the cells of a frame. One decoder, which all
     mechanisms share, maps a mechanism's state to values and a mask logit for each place; the outputs of a place
@@ -62,14 +62,14 @@ class MixtureHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, T, input_size) to (B, T, output_size)."""
-        values, masks = self._speak(features)
+        values, masks = self._predict(features)
         return (masks.softmax(dim=-2)[..., None] * values).sum(dim=-3).flatten(-2)
 
     def masks(self, features: Tensor) -> Tensor:
-        """Return whose word counts where, α (B, T, M, places), summing to 1 over mechanisms."""
-        return self._speak(features)[1].softmax(dim=-2)
+        """Return the weight of each mechanism at each place, α (B, T, M, places), summing to 1 over mechanisms."""
+        return self._predict(features)[1].softmax(dim=-2)
 
-    def _speak(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values (…, M, places, values) and the mask logits (…, M, places) of every mechanism."""
         spoken = self.decoder(self.by_mechanism(features))
         values = spoken[..., : self.output_size]

@@ -12,7 +12,7 @@ from rimlit.heads.frames import FrameDecoder, side_of
 
 
 class SlotMixtureHead(Head):
-    """Let every mechanism draw a frame and a mask by one shared decoder; the masks say whose frame counts where.
+    """Let every mechanism draw a frame and a mask by one shared decoder; the masks weigh the frames at each pixel.
 
     At each pixel the masks are a softmax over mechanisms, α, and the probability that it is lit is
     Σ α_m · sigmoid(logit_m), as in models of objects (Greff et al. 2017, arXiv:1708.03498). Not in the paper,
@@ -48,7 +48,7 @@ class SlotMixtureHead(Head):
     ) -> None:
         super().__init__(input_size, output_size, num_mechanisms)
         size, side = input_size // num_mechanisms, side_of(output_size)
-        # one decoder draws for all: what tells mechanisms apart is added to what it reads
+        # one decoder draws for all: an embedding of each mechanism is added to its input
         self.names = nn.Parameter(0.1 * torch.randn(num_mechanisms, size))
         self.decoder = FrameDecoder(size, side, 2, hidden_size=hidden_size, channels=channels)
 
@@ -61,7 +61,7 @@ class SlotMixtureHead(Head):
         return lit - dark
 
     def masks(self, features: Tensor) -> Tensor:
-        """Return whose frame counts where, α (B, T, M, pixels), summing to 1 over mechanisms."""
+        """Return the weight of each mechanism's frame, α (B, T, M, pixels), summing to 1 over mechanisms."""
         return self._draw(features)[1].softmax(dim=-2)
 
     def _draw(self, features: Tensor) -> tuple[Tensor, Tensor]:

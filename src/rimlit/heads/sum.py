@@ -9,9 +9,9 @@ from rimlit.nn import GroupedLinear
 
 
 class SumHead(Head):
-    """Add up what every mechanism says about the outputs, by a map of its own.
+    """Sum of a linear map per mechanism.
 
-    Without a hidden layer that is the function of :class:`LinearHead`, with the mechanisms' shares told apart by
+    Without a hidden layer that is the function of :class:`LinearHead`, with the mechanisms' shares separated by
     :meth:`contributions`; with one it is richer.
 
     Args:

@@ -164,7 +164,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _without_base(tensor: Tensor) -> Tensor:
-    """Return the same memory as a tensor that is no view: views that a Function made must not change in place."""
+    """Return a tensor on the same memory that is not a view: a Function's views must not change in place."""
     if not tensor._is_view():
         return tensor
     whole = tensor.new_empty(0)

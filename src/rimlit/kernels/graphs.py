@@ -75,7 +75,7 @@ class Recorded:
 
 
 class _Plan(NamedTuple):
-    """What of a pass is no tensor."""
+    """What of a pass is not a tensor."""
 
     loop: TapedLoop
     options: LayerOptions
@@ -125,7 +125,7 @@ def run(function: Function, plan: Hashable, tensors: Tensors) -> Tensors:
 
     Args:
         function: Depends on its arguments only, and waits for nothing on the host.
-        plan: What is no tensor.
+        plan: What is not a tensor.
         tensors: What it reads, in any layout; a graph reads contiguous copies.
     """
     device = next(tensor.device for tensor in tensors if tensor is not None)
@@ -160,7 +160,9 @@ class _Graphs:
         key = (function, plan, stream, *_precision(), *(_kind(tensor) for tensor in tensors))
         with self.lock:
             self.num_calls += 1
-            if key not in self.recorded and key in self.launched:  # most shapes that are seen once never come back
+            if (
+                key not in self.recorded and key in self.launched
+            ):  # most shapes that are seen once never occur again
                 self._record(key, function, plan, tensors, stream, limit)
             if (graph := self.recorded.get(key)) is not None:
                 graph.last_call = self.num_calls
@@ -213,7 +215,7 @@ _graphs = _Graphs()
 
 
 class _Graph:
-    """A function on tensors of its own: what comes in is copied there, what it returns is copied from there."""
+    """A function on its own tensors: inputs are copied to them, and results from them."""
 
     def __init__(self, function: Function, plan: Hashable, tensors: Tensors, stream: Any, pool: Any) -> None:
         self.stream, self.last_call = stream, 0

@@ -75,18 +75,18 @@ KNOWN_PARTS: dict[str, tuple[type, ...]] = {
     "dynamics": (LSTMDynamics, GRUDynamics),
     "communication": (AttentionCommunication, NoCommunication),
 }
-"""Parts that compiled loops know, by their exact type."""
+"""Parts that compiled loops support, by their exact type."""
 
 
 def unknown_part(layer: RIMLayer) -> str | None:
-    """Return which part of ``layer`` no compiled loop knows, in words that follow "it …", or None.
+    """Return which part of ``layer`` no compiled loop supports, in words that follow "it …", or None.
 
     Parts are matched by their exact type: a subclass with a rule of its own never runs as its parent.
     """
     parts = layer._modules  # not by attribute: this is asked in every step, and Module.__getattr__ is slow
     for name, types in KNOWN_PARTS.items():
         if type(parts[name]) not in types:
-            return f"does not know {type(parts[name]).__name__}"
+            return f"does not support {type(parts[name]).__name__}"
     return "does not normalise queries and keys" if layer.normalize_scores else None
 
 
@@ -94,7 +94,7 @@ def describe(layer: RIMLayer) -> LayerOptions:
     """Return what a compiled loop has to know of ``layer``.
 
     Raises:
-        UnknownPartError: A part is none of those that compiled loops know; the message names it.
+        UnknownPartError: A part is none of those that compiled loops support; the message names it.
     """
     if reason := unknown_part(layer):
         raise UnknownPartError(reason)

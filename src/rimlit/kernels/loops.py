@@ -58,7 +58,7 @@ class Eager:
 
 
 class Compiled:
-    """What loops have in common that know the parts by their arguments and read plain tensors."""
+    """Base of the loops that read the parts' arguments and read plain tensors."""
 
     def cannot(self, layer: RIMLayer, where: Where) -> str | None:
         """See :class:`Loop`."""

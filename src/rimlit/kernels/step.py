@@ -74,7 +74,7 @@ def step(
 
 
 def score(layer: RIMLayer, weights: LayerWeights, hidden: Tensor, key: Tensor) -> Tensor:
-    """Return how well the input slots fit what each mechanism asks for, (M, B, I, N)."""
+    """Return the scores of the input slots for each mechanism, (M, B, I, N)."""
     if weights.input_query is None:  # the key is folded with it
         scores = (hidden[:, :, None] * key).sum(dim=-1, keepdim=True)
     else:

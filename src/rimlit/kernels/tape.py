@@ -1,4 +1,4 @@
-"""What a walk over the steps leaves on tape, and the gradients that are formed of it after the backward pass.
+"""The tape of a pass over the steps, and the gradients that are formed from it after the backward pass.
 
 Every weight's gradient is one product over all steps: summed step by step, a weight's full size would be read and
 written in every step. Loops that write this tape share those products.

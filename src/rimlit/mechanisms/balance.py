@@ -1,4 +1,4 @@
-"""What keeps the competition from being won by the same mechanisms for ever, or disturbs it on purpose."""
+"""Balances: they keep the same mechanisms from always winning the competition, or add noise to it."""
 
 import functools
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What active mechanisms learn from the others (Goyal et al. 2021, sec. 2.2, arXiv:1909.10893)."""
+"""Communication: how active mechanisms read the others (Goyal et al. 2021, sec. 2.2, arXiv:1909.10893)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

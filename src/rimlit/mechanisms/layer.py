@@ -129,7 +129,7 @@ class RIMLayer(nn.Module):
 
     def look_for_hooks(self) -> None:
         """Warn once where a hook is registered on a module whose weight alone is read."""
-        # a look at every module takes as long as a small step: only after some hook was registered somewhere
+        # checking every module takes as long as a small step: only after some hook was registered somewhere
         if not torch.compiler.is_compiling() and self._handles_at_look != RemovableHandle.next_id:
             self._handles_at_look = RemovableHandle.next_id
             if not self._has_warned:
@@ -197,7 +197,7 @@ class RIMLayer(nn.Module):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the ranking of training is disturbed at random."""
+        """Whether the ranking of training is noisy."""
         return self.balance.is_noisy or self.selection.is_noisy
 
     def offset(self, num_steps: int, batch_size: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""States that pick the dynamics that they follow in each step (SCOFF, Goyal et al. 2021, arXiv:2006.16225)."""
+"""States that select their dynamics in each step (SCOFF, Goyal et al. 2021, arXiv:2006.16225)."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from rimlit.types import GRUState, State
 
 
 class SchemataDynamics(Dynamics):
-    """A few GRU cells, of which each state picks one in each step (SCOFF, Goyal et al. 2021, arXiv:2006.16225).
+    """A few GRU cells, of which each state selects one in each step (SCOFF, Goyal et al. 2021, arXiv:2006.16225).
 
     Every state runs every schema on what it reads itself, h̃_j = GRU_j(z, h), and follows the one whose result fits
     it best: j* = argmax_j q(h)·κ(h̃_j). In training Gumbel noise is added to these scores, and the gradient is that

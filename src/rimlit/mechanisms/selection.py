@@ -68,7 +68,7 @@ class Selection(Part):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the ranking of training is disturbed at random."""
+        """Whether the ranking of training is noisy."""
         return type(self).noise is not Selection.noise
 
     def initial_carried(self, batch_size: int) -> Tensor | None:
@@ -128,7 +128,7 @@ class LeastNull(Selection):
         dynamic: Whether only mechanisms that attend to the input more than to null, P_null < ½, are active. With
             ``num_active`` equal to M nothing else bounds their number. The lead is then over ½ where that is the
             higher bar. Give scores a bias (``score_bias=1.0`` or more), or about half of the mechanisms start
-            asleep.
+            inactive.
 
     Raises:
         ConfigError: An argument is out of its range or unknown.
@@ -166,7 +166,7 @@ class LeastNull(Selection):
 
     @property
     def rule(self) -> "Rule":
-        """The arguments as functions take them that are no parts."""
+        """The arguments as functions take them that are not parts."""
         return Rule(self.num_mechanisms, self.num_active, self.margin, self.width, self.graded, self.dynamic)
 
     @property
@@ -185,7 +185,7 @@ class LeastNull(Selection):
 
 
 class AcrossMechanisms(Selection):
-    """A softmax over mechanisms in place of the null slot (Goyal et al. 2021, app. C.1).
+    """A softmax over mechanisms instead of the null slot (Goyal et al. 2021, app. C.1).
 
     The K mechanisms with the greatest share are active.
 

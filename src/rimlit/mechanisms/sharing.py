@@ -79,7 +79,7 @@ class IndependentSharing(Sharing):
 
 
 class SharedSharing(Sharing):
-    """One weight serves all mechanisms: learned initial states alone tell them apart.
+    """One weight serves all mechanisms: learned initial states alone distinguish them.
 
     Example:
         >>> shared = SharedSharing(3, 4, 5)
@@ -102,7 +102,7 @@ class EmbeddedSharing(SharedSharing):
     """One weight serves all mechanisms, and an embedding of each enters through the bias.
 
     The bias of mechanism m is b + e_m W with an embedding e_m (E,) of its own and one matrix W (E, outer). Weights
-    that are no bias are shared alone, so that what tells mechanisms apart is their embedding and their initial
+    that are not a bias are shared alone, so that mechanisms differ only by their embedding and their initial
     state. More mechanisms than were trained get embeddings drawn like the learned ones.
 
     Args:

@@ -1,7 +1,7 @@
 """Metrics of forecasts several steps ahead, each counted once per number; sums are kept in float64.
 
 All take forecasts (B, H, V, Q), which are quantiles at the levels of the task, or one number where Q is 1, and
-what came, (B, H, V). ``curve`` holds the score of each step ahead (H,) after :meth:`compute`.
+true values, (B, H, V). ``curve`` holds the score of each step ahead (H,) after :meth:`compute`.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class ForecastSquaredError(ForecastMean):
     """Mean squared error of the middle quantile, or of the one number."""
 
     def update(self, forecasts: Tensor, targets: Tensor) -> None:
-        """Add forecasts and what came."""
+        """Add forecasts and true values."""
         self.add((middle(forecasts).float() - targets.float()).square())
 
 
@@ -53,7 +53,7 @@ class ForecastAbsoluteError(ForecastMean):
     """Mean absolute error of the middle quantile, or of the one number."""
 
     def update(self, forecasts: Tensor, targets: Tensor) -> None:
-        """Add forecasts and what came."""
+        """Add forecasts and true values."""
         self.add((middle(forecasts).float() - targets.float()).abs())
 
 
@@ -76,12 +76,12 @@ class Pinball(ForecastMean):
         self.levels = tuple(levels)
 
     def update(self, forecasts: Tensor, targets: Tensor) -> None:
-        """Add forecasts and what came."""
+        """Add forecasts and true values."""
         self.add(pinball_losses(forecasts.float(), targets.float(), self.levels).mean(dim=-1))
 
 
 class Coverage(ForecastMean):
-    """Share of what came that lies between two quantiles, 0 to 1; ideally the difference of their levels.
+    """Share of true values between two quantiles, 0 to 1; ideally the difference of their levels.
 
     Args:
         horizon: Steps ahead H.
@@ -96,7 +96,7 @@ class Coverage(ForecastMean):
         self.places = lower, upper
 
     def update(self, forecasts: Tensor, targets: Tensor) -> None:
-        """Add forecasts and what came."""
+        """Add forecasts and true values."""
         lower, upper = (forecasts[..., place] for place in self.places)
         self.add((lower <= targets) & (targets <= upper))
 

@@ -1,4 +1,4 @@
-"""Metrics of predicted frames, for each frame ahead: cross-entropy, F1 of pixels, how far off the balls are."""
+"""Metrics of predicted frames, for each frame ahead: cross-entropy, F1 of pixels, position errors of balls."""
 
 import math
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ def locate_balls(frames: Tensor, radii: Tensor) -> Tensor:
     """Find balls of known radii in frames, the largest first.
 
     A ball is where a disk of its radius covers most light; its centre is then moved to the centre of the light
-    under the disk until it rests, and the light under it is put out before the next ball is looked for. How many
+    under the disk until it rests, and the light under it is removed before the next ball is located. How many
     balls there are and how large is known, where they are is not. On true frames the error is a tenth of a pixel,
     more where a curtain cuts a ball. Its limits: a ball that has faded is found where most of what is left shines,
     and a frame of nothing has all its balls in one corner.
@@ -135,7 +135,7 @@ def locate_balls(frames: Tensor, radii: Tensor) -> Tensor:
 
 
 def _take_ball(rest: Tensor, rows: Tensor, radius: float, offsets: Tensor) -> Tensor:
-    """Find one ball in some frames of ``rest`` and put its light out; returns centres (rows, 2)."""
+    """Find one ball in some frames of ``rest`` and remove its light; returns centres (rows, 2)."""
     margin = len(offsets) // 2
     best = _light_under_disks(rest[rows], radius, margin).flatten(1).argmax(dim=1)
     width = rest.shape[2] - 2 * margin

@@ -1,4 +1,4 @@
-"""Move what a frame shows, cell by cell."""
+"""Move the content of a frame, cell by cell."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ START = 3.0
 
 
 def move_cells(frames: Tensor, scores: Tensor) -> Tensor:
-    """Fill every cell of a frame with what is some pixels beside it, as kernels of its own say.
+    """Fill every cell of a frame with its shifted content, by the cell's own kernels.
 
     A cell's two kernels, one along rows and one along columns, are softmaxes of its scores: the moved frame is a
     mean of shifted ones, as in Finn et al. 2016 (arXiv:1605.07157).

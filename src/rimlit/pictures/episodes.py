@@ -141,6 +141,6 @@ def _frame(clip: EpisodeClip, step: int) -> "Image":
         draw.text((left, 3), title, fill=INK, font=letters)
         image.paste(panel, (left, LABEL))
         left += panel.width + GAP
-    text = f"step {step + 1}, won before {sum(clip.scores[:step]):g}"
+    text = f"step {step + 1}, return so far {sum(clip.scores[:step]):g}"
     draw.text((GAP, LABEL + picture.height + 4), text, fill=INK, font=letters)
     return image

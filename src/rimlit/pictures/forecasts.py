@@ -1,4 +1,4 @@
-"""Pictures of forecasts: beside what came, and the error of each step ahead beside naive forecasts."""
+"""Figures of forecasts: next to the observations, and the error of each step ahead next to naive forecasts."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +37,7 @@ class ForecastWindow(NamedTuple):
 
 
 class ForecastPictures(L.Callback):
-    """At the end of a test of a :class:`rimlit.tasks.ForecastTask`, draw forecasts beside what came.
+    """At the end of a test of a :class:`rimlit.tasks.ForecastTask`, draw forecasts next to the observations.
 
     ``figures/forecast.png`` shows the first value of three windows of the test, the first and the last among them,
     with the intervals between the quantiles and the naive forecast, and the mean absolute error of each step

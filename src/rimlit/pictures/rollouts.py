@@ -235,7 +235,7 @@ def _frame(films: list[Film], step: int) -> "Image":
         image.paste(Image.fromarray(row, mode="P"), (GAP, top + LABEL))
         top += row.shape[0] + LABEL + GAP
     ahead = step + 2 - films[0].context_length
-    text = f"frame {ahead} of its own" if ahead > 0 else "sees true frames"
+    text = f"predicted frame {ahead}" if ahead > 0 else "reads true frames"
     draw.text((GAP, top), text, fill=palette.index(MISSED[1] if ahead <= 0 else FALSE[3]), font=letters)
     return image
 
@@ -252,7 +252,7 @@ def _panels(film: Film, step: int, palette: list[str]) -> list[tuple[str, np.nda
     truth = np.where(lit, palette.index(INK), palette.index(DARK))
     missed = palette.index(MISSED[0])  # the four levels of each kind are consecutive
     predicted = np.where(lit, missed + levels, palette.index(FALSE[1]) - 1 + levels)
-    panels = [(film.name.replace("_", " "), _enlarged(truth)), ("prediction", _enlarged(predicted))]
+    panels = [(f"truth, {film.name.replace('_', ' ')}", _enlarged(truth)), ("prediction", _enlarged(predicted))]
     if film.owners is not None:
         owners = film.owners[step].numpy() % len(COLOURS)
         bright = palette.index(COLOURS[0])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_BALL = -1
-ASLEEP = "#EEEEEE"
+INACTIVE = "#EEEEEE"
 
 
 class SchemaScene(NamedTuple):
@@ -65,7 +65,7 @@ def draw_schemata(scenes: Sequence[SchemaScene], run: str = "") -> "Figure":
         run: Name of the run, for the title.
 
     Returns:
-        A matplotlib figure; a line stands before the first frame that is predicted from a predicted one.
+        A matplotlib figure; a line marks the first frame that is predicted from a predicted one.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ def draw_schemata(scenes: Sequence[SchemaScene], run: str = "") -> "Figure":
     figure = Figure(figsize=(9, 1 + 0.5 * len(panels) + sum(heights)), layout="constrained")
     axes: Any = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     palette = [COLOURS[schema % len(COLOURS)] for schema in range(num_schemata)]
-    colours = ListedColormap([ASLEEP, *palette])
+    colours = ListedColormap([INACTIVE, *palette])
     for axis, (title, label, rows, names, context) in zip(axes, panels, strict=True):
         axis.imshow(
             np.ascontiguousarray(rows.T.numpy()),
@@ -101,7 +101,7 @@ def draw_schemata(scenes: Sequence[SchemaScene], run: str = "") -> "Figure":
         axis.set_yticks(range(len(names)), names)
     axes[-1].set_xlabel("step")
     patches = [Patch(color=colour, label=f"schema {schema}") for schema, colour in enumerate(palette)]
-    patches.append(Patch(color=ASLEEP, label="inactive"))
+    patches.append(Patch(color=INACTIVE, label="inactive"))
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), frameon=False)
     figure.suptitle(
         f"{run}: which schema drives which ball" if run else "Which schema drives which ball", fontsize=11

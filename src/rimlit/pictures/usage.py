@@ -1,4 +1,4 @@
-"""How much each mechanism is used, how evenly, and what for: counts over batches, and a figure of them."""
+"""How much each mechanism is used, how evenly, and in which steps: counts over batches, and a figure of them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple

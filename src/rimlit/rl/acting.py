@@ -111,9 +111,9 @@ class ActingTask(Task):
         info_keys: Keys of ``info`` whose values at the end of an episode are metrics.
         encoder: Factory of the encoder, called with ``observation_shape``.
         previous: How the previous action and reward are read; see :class:`rimlit.rl.PPOTask`.
-        normalize_observations: Whether observations are brought to mean 0 and deviation 1; for vectors.
+        normalize_observations: Whether observations are normalised to mean 0 and deviation 1; for vectors.
         head: Factory of the head; by default a linear map of all features, small for the policy at the start.
-        evaluate_greedily: Whether validation, test and prediction take the likeliest actions instead of drawing.
+        evaluate_greedily: Whether validation, test and prediction take the most likely actions instead of drawing.
         optimizer: Factory, called with the parameters.
         scheduler: Factory, called with the optimiser.
 

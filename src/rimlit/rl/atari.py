@@ -110,7 +110,7 @@ class AtariEnvironments(Environments):
 
     def step(self, actions: Array) -> Step:
         """Act; see :meth:`Environments.step`."""
-        assert actions.min() >= 0 and actions.max() < self.num_actions, "ale-py would wait for ever"
+        assert actions.min() >= 0 and actions.max() < self.num_actions, "ale-py would wait forever"
         observations, scores, terminated, truncated, info = self._vector.step(actions)
         begun = _first_frames(info)
         ended, self._begun = begun != self._begun, begun
@@ -147,5 +147,5 @@ def _registered(environment: str) -> dict[str, Any]:
     if environment not in ids:
         near = get_close_matches(environment, ids, n=3, cutoff=0.75)  # all begin and end alike
         hint = f"Did you mean {', '.join(near)}?" if near else f"There are {len(ids)}, such as ALE/Pong-v5."
-        raise ConfigError(f"environment={environment!r} is no game of ale-py. {hint}")
+        raise ConfigError(f"environment={environment!r} is not a game of ale-py. {hint}")
     return dict(ids[environment].kwargs)

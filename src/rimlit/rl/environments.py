@@ -115,7 +115,7 @@ class Environments(ABC):
         """Return the places of an observation vector that are shown.
 
         Raises:
-            ConfigError: Observations are no vectors, or have no such place.
+            ConfigError: Observations are not vectors, or have no such place.
         """
         if len(shape) != 1:
             raise ConfigError(
@@ -158,7 +158,7 @@ def make_environments(
     """Make environments of one kind.
 
     Args:
-        environment: An id that gymnasium knows, or the dotted path of a class of your own, which must lie in a
+        environment: An id registered with gymnasium, or the dotted path of your own class, which must be in a
             trusted package: a ``gymnasium.Env``, a ``gymnasium.vector.VectorEnv`` or an :class:`Environments`,
             which is called with ``num_environments`` and the options.
         num_environments: Environments E, at least 1.

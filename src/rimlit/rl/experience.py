@@ -38,7 +38,7 @@ class Learner(Actor, Protocol):
     """
 
     evaluate_greedily: bool
-    """Whether evaluation takes the likeliest actions instead of drawing them."""
+    """Whether evaluation takes the most likely actions instead of drawing them."""
     has_trained: bool
     """Whether a minibatch of the last rollout was trained on."""
     collected: Collected | None
@@ -70,7 +70,7 @@ class Experience(DataModule):
     Validation and test play episodes in separate environments, the same episodes each time.
 
     Args:
-        environment: An id that gymnasium knows, or the dotted path of a class of your own: a ``gymnasium.Env``, a
+        environment: An id registered with gymnasium, or the dotted path of your own class: a ``gymnasium.Env``, a
             ``gymnasium.vector.VectorEnv`` or a :class:`rimlit.rl.Environments`.
         options: Arguments of the environment; ``max_episode_steps`` cuts episodes off.
         wrappers: Wrappers of gymnasium, the innermost first: dotted paths, or ``class_path`` and ``init_args``.

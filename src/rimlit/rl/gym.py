@@ -36,7 +36,7 @@ class GymEnvironments(Environments):
     They are stepped in a plain loop, as by gymnasium's own vector environment in its mode SAME_STEP, which takes
     longer and does not say which environment raised.
 
-    Observations that are no array (one of a set, tuples, dictionaries) are flattened to a vector, choices as
+    Observations that are not arrays (one of a set, tuples, dictionaries) are flattened to a vector, choices as
     one-hot vectors. Bounded continuous actions are scaled from −1 to 1 to their bounds and clipped there.
     """
 
@@ -103,7 +103,7 @@ class GymEnvironments(Environments):
             except Exception as error:
                 raise self._fault(index, "raised at", error) from error
             try:
-                # what is no number compares with none, and NaN is within no bounds
+                # what is not a number compares with none, and NaN is within no bounds
                 plain = reward if type(reward) is float else _plain(reward)
                 if not -LARGEST <= plain <= LARGEST:
                     raise ValueError("a reward must be a finite number of 32 bits")
@@ -241,7 +241,7 @@ def _find(environment: str) -> EnvSpec:
     near = _atari_game(name) or get_close_matches(name, registry, n=3, cutoff=0.5)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     raise ConfigError(
-        f"environment={environment!r} is neither an id that gymnasium knows nor the dotted path of a class.{hint}"
+        f"environment={environment!r} is neither registered with gymnasium nor the dotted path of a class.{hint}"
     )
 
 
@@ -333,8 +333,8 @@ def take_actions(environments: Environments, actions: Any) -> Any:
         environments.action_size = actions.shape[0]
         return 0
     raise ConfigError(
-        f"{environments.name} takes actions of a kind that PPOTask does not know: {actions}; known are Discrete, "
-        "MultiDiscrete, MultiBinary and Box of one dimension."
+        f"{environments.name} takes actions of a kind that PPOTask does not support: {actions}; supported are "
+        "Discrete, MultiDiscrete, MultiBinary and Box of one dimension."
     )
 
 
@@ -418,5 +418,5 @@ def _find_wrapper(path: str, base: type[Any]) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, base)):
         near = get_close_matches(path.rpartition(".")[2], dir(gymnasium.wrappers), n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"wrappers: {path!r} is no wrapper of gymnasium.{hint}")
+        raise ConfigError(f"wrappers: {path!r} is not a wrapper of gymnasium.{hint}")
     return found

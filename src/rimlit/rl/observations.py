@@ -133,7 +133,7 @@ class SlotEncoder(Encoder):
         output_size: Features of each slot, at least 1.
 
     Raises:
-        ConfigError: Observations are no slots.
+        ConfigError: Observations are not slots.
         ValueError: A size is below 1.
 
     Example:

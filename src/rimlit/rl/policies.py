@@ -28,7 +28,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def mode(self, outputs: Tensor) -> Tensor:
-        """Return the likeliest action for each row of ``outputs`` (B, size)."""
+        """Return the most likely action for each row of ``outputs`` (B, size)."""
 
     @abstractmethod
     def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Categorical(Policy):
         return probabilities.div_(torch.empty_like(probabilities).exponential_(generator=generator)).argmax(dim=-1)
 
     def mode(self, outputs: Tensor) -> Tensor:
-        """Return the likeliest actions (B,)."""
+        """Return the most likely actions (B,)."""
         return outputs.argmax(dim=-1)
 
     def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class MultiCategorical(Policy):
         return torch.stack([part.sample(logits, generator) for part, logits in self._each(outputs)], dim=-1)
 
     def mode(self, outputs: Tensor) -> Tensor:
-        """Return the likeliest actions (B, parts)."""
+        """Return the most likely actions (B, parts)."""
         return torch.stack([part.mode(logits) for part, logits in self._each(outputs)], dim=-1)
 
     def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:

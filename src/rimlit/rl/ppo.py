@@ -56,7 +56,7 @@ class Losses(NamedTuple):
 
 
 class PPOTask(ActingTask):
-    """Learn to act: a recurrent policy and its value, on rollouts of :class:`rimlit.rl.Experience`.
+    """Recurrent PPO: a recurrent policy and its value, on rollouts of :class:`rimlit.rl.Experience`.
 
     The head returns the policy's outputs and, last, the value. Outputs that were computed while a rollout was
     collected are computed again in training, so nothing may be random in between: dropout is refused.
@@ -71,7 +71,7 @@ class PPOTask(ActingTask):
         encoder: Factory of the encoder, called with ``observation_shape``.
         previous: How the previous action and reward are read: not at all (``hidden``), ``concatenated`` to the
             encoded observation, or as an additional ``slot``, for a backbone that reads slots.
-        normalize_observations: Whether observations are brought to mean 0 and deviation 1; for vectors.
+        normalize_observations: Whether observations are normalised to mean 0 and deviation 1; for vectors.
         head: Factory of the head; by default a linear map of all features, small for the policy at the start.
         discount: γ, 0 to 1.
         trace: λ of the advantage estimation, 0 to 1.
@@ -83,7 +83,7 @@ class PPOTask(ActingTask):
         entropy_weight: Weight of the entropy in the loss.
         max_kl: Divergence from the policy that collected, nats, above which the rollout is no longer trained on;
             None: never.
-        evaluate_greedily: Whether validation, test and prediction take the likeliest actions instead of drawing.
+        evaluate_greedily: Whether validation, test and prediction take the most likely actions instead of drawing.
         optimizer: Factory, called with the parameters; by default Adam at 2.5e-4 with an ε of 1e-5.
         scheduler: Factory, called with the optimiser; it advances once a rollout. None by default.
 

@@ -138,7 +138,7 @@ class Player:
     Args:
         environments: Environments, E of them.
         seed: Of the environments and of the actions that are drawn, at least 0.
-        greedy: Whether the likeliest actions are taken instead of drawing them.
+        greedy: Whether the most likely actions are taken instead of drawing them.
     """
 
     def __init__(self, environments: Environments, seed: int, *, greedy: bool = False) -> None:

@@ -85,8 +85,8 @@ class VectorEnvironments(Environments):
     (``SAME_STEP``), or is reset where an episode ended (``DISABLED``, ``reset`` with a ``reset_mask``);
     its ``metadata["autoreset_mode"]`` says which. Where it takes an ``autoreset_mode``, ``SAME_STEP`` is given.
 
-    Observations that are no array are flattened to a vector. Bounded continuous actions are scaled from −1 to 1 to
-    their bounds and clipped there.
+    Observations that are not arrays are flattened to a vector. Bounded continuous actions are scaled from −1 to 1
+    to their bounds and clipped there.
     """
 
     def __init__(

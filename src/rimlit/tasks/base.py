@@ -391,15 +391,15 @@ class Task(Rebuildable, L.LightningModule, ABC):
             A task of the class that the file names, in evaluation mode.
 
         Raises:
-            CheckpointError: The file is missing, is no checkpoint of rimlit, or is one of another class.
+            CheckpointError: The file is missing, is not a checkpoint of rimlit, or is one of another class.
             ConfigError: The file names a class outside the trusted packages.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         if "task" not in checkpoint["rimlit"]:
-            raise CheckpointError(f"{checkpoint_path} holds weights of a module that is no task of rimlit.")
+            raise CheckpointError(f"{checkpoint_path} holds weights of a module that is not a task of rimlit.")
         named = find_class(checkpoint["rimlit"]["task"]["class_path"], Task)
         if not issubclass(named, cls):
-            raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is no {cls.__name__}.")
+            raise CheckpointError(f"{checkpoint_path} holds a {named.__name__}, which is not a {cls.__name__}.")
         # not by Lightning's loader, which would read the file again and instantiate what it names
         spec = checkpoint["rimlit"]["task"]
         changed = {**spec, "init_args": {**spec["init_args"], **kwargs}}

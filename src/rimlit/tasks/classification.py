@@ -13,7 +13,7 @@ from rimlit.types import SequenceBatch
 
 
 class ClassificationTask(SequenceTask):
-    """Say which class a sequence belongs to, from the outputs of its last unpadded step.
+    """Classify a sequence from the outputs of its last unpadded step.
 
     Targets (B,) are one class per sequence; targets (B, T) are one per step, with ``IGNORED`` where a step is not
     scored, as when the next token is to be predicted.

@@ -55,7 +55,7 @@ def read_task(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = checkpoint_in(Path(source)) if Path(source).is_dir() else Path(source)
     checkpoint = read_checkpoint(source if "://" in str(source) else path)
     if "task" not in checkpoint["rimlit"]:
-        raise CheckpointError(f"{path} holds weights of a module that is no task of rimlit.")
+        raise CheckpointError(f"{path} holds weights of a module that is not a task of rimlit.")
     return path, checkpoint
 
 
@@ -152,7 +152,7 @@ def checkpoint_in(folder: Path) -> Path:
     path = kept_checkpoint(folder)
     if path is None:
         best = folder / "checkpoints/best.ckpt"
-        raise CheckpointError(f"{folder} is no run with a checkpoint: there is no {best}.")
+        raise CheckpointError(f"{folder} is not a run with a checkpoint: there is no {best}.")
     return path
 
 

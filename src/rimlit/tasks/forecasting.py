@@ -45,8 +45,8 @@ class ForecastTask(Task):
     same for every series and in every evaluation.
 
     The loss is the mean pinball loss of the quantiles, or the mean squared error without any. Metrics are of the
-    rolled-out forecast: ``mse`` and ``mae`` of its median, ``pinball``, and the share ``coverage_80`` of what came
-    that lies between the quantiles .1 and .9, likewise for each pair of levels that add up to 1.
+    rolled-out forecast: ``mse`` and ``mae`` of its median, ``pinball``, and the share ``coverage_80`` of true
+    values between the quantiles .1 and .9, and the same for each pair of levels that add up to 1.
 
     Args:
         backbone: Factory of the backbone, called with the encoder's output size.
@@ -168,7 +168,7 @@ class ForecastTask(Task):
         return found
 
     def scored(self, outputs: Tensor, batch: WindowBatch) -> tuple[Tensor, Tensor]:
-        """Return the rolled-out forecast (B, H, V, Q) and what came (B, H, V)."""
+        """Return the rolled-out forecast (B, H, V, Q) and the true values (B, H, V)."""
         return self.forecast(batch.inputs, batch.starts), batch.targets[:, -self.horizon :]
 
     @torch.no_grad()
@@ -183,7 +183,9 @@ class ForecastTask(Task):
         Returns:
             (B, horizon, V, Q): quantiles that do not fall, or Q = 1 without any.
         """
-        if isinstance(self.backbone, Watched) and self.backbone.is_watched:  # what is drawn is no activity
+        if (
+            isinstance(self.backbone, Watched) and self.backbone.is_watched
+        ):  # sampled paths do not count as activity
             with self.backbone.unwatched():
                 return self.forecast(inputs, starts)
         read = slice(0, self.window)

@@ -60,8 +60,8 @@ def initialize(task: Task, source: str | Path, data: DataModule | None = None) -
     _report(record, own, there)
     state = None if data is None else checkpoint.get(type(data).__qualname__)
     if state is not None and data is not None and repr(state) != repr(data.state_dict()):
-        what = f"What {type(data).__name__} knows of its data (a vocabulary, scales)"
-        _say(f"{what} is not what {path} was trained with.")
+        what = f"What {type(data).__name__} derives from its data (a vocabulary, scales)"
+        _say(f"{what} differs from what {path} was trained with.")
     return record
 
 

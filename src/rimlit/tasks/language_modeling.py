@@ -203,12 +203,12 @@ class LanguageModelingTask(Task):
         self._carried = None
 
     def on_validation_epoch_start(self) -> None:
-        """Set the training state aside and start the text from the initial state."""
+        """Store the training state and start the text from the initial state."""
         super().on_validation_epoch_start()
         self._training_state, self._carried = self._carried, None
 
     def on_validation_epoch_end(self) -> None:
-        """Take the training state up again."""
+        """Restore the training state."""
         super().on_validation_epoch_end()
         self._carried = self._training_state
 

@@ -1,4 +1,4 @@
-"""The task in a file or folder, whatever wrote it."""
+"""The task in a checkpoint or an exported folder."""
 
 from pathlib import Path
 from typing import Any

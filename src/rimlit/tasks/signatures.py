@@ -45,7 +45,7 @@ def complete(init: Callable[..., None]) -> Callable[..., None]:
 
     What the author's ``__init__`` does not name is kept in ``self._shared`` for :class:`rimlit.tasks.Task`, whose
     ``__init__`` prefers it to what it is called with. In the published signature an argument without a default,
-    such as a size, has None: the data module may know it, and what is still missing is refused when called.
+    such as a size, has None: the data module may have it, and what is still missing is refused when called.
     """
     signature = inspect.signature(init)
     declared = signature.parameters
@@ -124,7 +124,7 @@ def _published(parameter: inspect.Parameter, hints: dict[str, Any], follows_defa
 def declared_sizes(data: DataModule, names: Iterable[str]) -> dict[str, Any]:
     """Return what a data module declares of ``names``, arguments of a task: its plain attributes.
 
-    The factories, and what every data module has (``batch_size``, ``seed``, …), are no sizes.
+    The factories, and what every data module has (``batch_size``, ``seed``, …), are not sizes.
     """
     everywhere = {*FACTORIES, *inspect.signature(DataModule.__init__).parameters}
     values = {

@@ -249,7 +249,7 @@ def check_device_follows_the_weights(build: Subject, inputs: Tensor | None = Non
 
 @law("backbone")
 def check_autocast_trains(build: Subject, inputs: Tensor | None = None) -> None:
-    """In autocast a state that came out goes in, and gradients have the dtype of the weights and are finite."""
+    """In autocast a returned state is accepted, and gradients have the dtype of the weights and are finite."""
     backbone = make(build).float().eval()
     _, features = _in_autocast(backbone, inputs_for(backbone, inputs, torch.float32))
     torch.autograd.backward(features.float().square().sum())

@@ -262,7 +262,7 @@ def check_dropout_never_changes_the_first_choice(build: RIMSubject) -> None:
     """Dropout does not reach the scores of a step, so that the first step has the same active mechanisms."""
     same = _of_same_weights(build)
     if _first(same()).is_noisy:
-        raise SkipTest("the ranking of training is disturbed on purpose")
+        raise SkipTest("the ranking of training is noisy")
     evaluated, trained = _run(same).activities, _run(same, train=True).activities
     require_close("active", trained[0].active[:, 0], evaluated[0].active[:, 0])
 

@@ -139,7 +139,7 @@ def check_saved_task_predicts_the_same(build: Subject, build_data: Data) -> None
     try:
         json.dumps(records)
     except (TypeError, ValueError) as error:
-        raise BrokenError(f"predictions are no plain data ({error})") from error
+        raise BrokenError(f"predictions are not plain data ({error})") from error
 
 
 @law("task")

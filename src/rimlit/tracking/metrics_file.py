@@ -58,7 +58,7 @@ def read_metrics(path: Path, *, last_bytes: int | None = None) -> MetricsTable:
     try:
         (columns,) = csv.reader([_decode(header)], strict=True)
         if "step" not in columns or len(set(columns)) < len(columns):
-            raise ValueError("these are no columns")
+            raise ValueError("these are not columns")
     except (csv.Error, ValueError):
         return MetricsTable([], [], is_damaged=True)
     lines = body[:end].splitlines()

@@ -68,7 +68,7 @@ class Outbox:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE_NAME
         if self.path.exists() and not self.path.is_file():
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         self._notes_path = folder / NOTES_NAME
         self.notes = read_notes(folder)
         self.sent: Counter[str] = Counter()

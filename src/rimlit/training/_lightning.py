@@ -45,7 +45,7 @@ def spare_this_process() -> None:
 
 
 def replace_signal_handlers(trainer: L.Trainer, listen: Callable[[], None]) -> None:
-    """Let ``listen`` register signal handlers in place of Lightning's, which puts the earlier ones back."""
+    """Let ``listen`` register signal handlers in place of Lightning's, which restores the earlier ones."""
     connector = trainer._signal_connector
 
     def register() -> None:

@@ -24,7 +24,7 @@ class RankAgreement(L.Callback):
     """Refuse a run whose processes have different settings, data or versions of the packages.
 
     Processes that differ in a learning rate or a seed would silently train to wrong weights; with different
-    numbers of steps they would wait for each other for ever.
+    numbers of steps they would wait for each other forever.
 
     Args:
         settings: The resolved settings of this process, nested by their keys in a config.

@@ -81,7 +81,7 @@ def find_changes(
         "data": data.spec if isinstance(data, DataModule) else None,
         "model": task.spec if isinstance(task, Task) else None,
     }
-    # a place is free where the content is compared; a checkpoint of 0.1 knows no content
+    # a place is free where the content is compared; a checkpoint of 0.1 has no digest of the content
     is_known = before.get("data_digest", "") is not None and now["data_digest"] is not None
     free = (*_FREE, *_PLACES) if is_known or "data_digest" not in before else _FREE
     changes: list[Change] = []

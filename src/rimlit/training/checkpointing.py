@@ -191,7 +191,7 @@ class Checkpointer(Checkpoint):
         self._sums_restored = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Put the signal handlers back."""
+        """Restore the signal handlers."""
         self._signals.listen_no_more()
 
     def on_train_batch_start(
@@ -229,7 +229,7 @@ class Checkpointer(Checkpoint):
         self._due.add("last")
         metric = trainer.callback_metrics.get(self.monitor)
         score = None if metric is None else float(metric)
-        if trainer.world_size > 1:  # processes that decide differently would wait for each other for ever
+        if trainer.world_size > 1:  # processes that decide differently would wait for each other forever
             score = trainer.strategy.broadcast(score)
         if score is not None and math.isfinite(score) and self._is_best(score):
             self.best_score = score
@@ -245,7 +245,7 @@ class Checkpointer(Checkpoint):
         self._has_ended = True
         for name in sorted(self._due | {"last"}):
             self._save(trainer, name)
-        self._require_what_was_promised(trainer)
+        self._require_requested_files(trainer)
         if signum := self._agree(trainer)[1]:
             raise self._signals.error(signum, trainer.global_step, self.last)
 
@@ -279,7 +279,7 @@ class Checkpointer(Checkpoint):
         if self._on_saved is not None and trainer.is_global_zero:
             self._on_saved(trainer, path)
 
-    def _require_what_was_promised(self, trainer: L.Trainer) -> None:
+    def _require_requested_files(self, trainer: L.Trainer) -> None:
         """Raise where a file that the run must leave is gone: the run must not end with exit code 0."""
         failure: StorageError | None = None
         for path in (self.last, *([self.best] if self.best_score is not None else [])):
@@ -313,7 +313,7 @@ class Checkpointer(Checkpoint):
         }
         checkpoint["rimlit_run"] = run_settings(trainer, self.seed)
         checkpoint["rimlit_run"]["trainer"] |= self._meaning
-        checkpoint.setdefault("rimlit", {})  # where the module is no Task, which stores more
+        checkpoint.setdefault("rimlit", {})  # where the module is not a Task, which stores more
         is_cut_short = self._has_ended and checkpoint["rimlit_position"]["batches_in_epoch"] > 0
         mine = self._sums_at_end if is_cut_short else collect(trainer, pl_module)
         everyone: list[Any] = [mine]
@@ -413,7 +413,7 @@ class Newest(NamedTuple):
 
 
 def newest_checkpoint(folder: Path) -> Newest:
-    """Return the whole checkpoint of the most steps in ``folder``, ``last`` before others of as many."""
+    """Return the intact checkpoint of the most steps in ``folder``, ``last`` before others of as many."""
     found: list[tuple[int, bool, Path]] = []
     passed_over = []
     for path in sorted(folder.glob("*.ckpt")):

@@ -1,7 +1,7 @@
 """The sums of an epoch so far as plain data, so that its means are exact after a stop in the middle.
 
 Lightning keeps the sums behind ``self.log(..., on_epoch=True)`` and the states of metrics in memory only: a run
-that goes on in the middle of an epoch would report the mean of the rest of it.
+that resumes in the middle of an epoch would report the mean of the rest of it.
 """
 
 from operator import attrgetter
@@ -48,7 +48,7 @@ def collect(trainer: L.Trainer, task: nn.Module) -> dict[str, Any]:
             },
         }
         for key, result in logged_results(trainer).items()
-        # what is logged at an epoch's end belongs to none that goes on
+        # what is logged at an epoch's end belongs to no resumed epoch
         if not result.has_reset and result.meta.fx != "on_train_epoch_end"
     }
     metrics = {

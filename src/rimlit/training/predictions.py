@@ -28,7 +28,7 @@ class PredictionFile(L.Callback):
 
     Each line says which ``sequence`` it is about, by its name or its index in the data, and which ``group`` where
     there are several. The file holds each sequence once, in the order of the data, at any number of
-    processes, and it appears when it is whole. What is not a finite number is null. Texts are printed too.
+    processes, and it appears when it is complete. What is not a finite number is null. Texts are printed too.
     """
 
     def __init__(self) -> None:

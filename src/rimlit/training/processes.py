@@ -1,4 +1,4 @@
-"""Several processes end together: the one that failed first is named, and no process waits for ever.
+"""Several processes end together: the one that failed first is named, and no process waits forever.
 
 torch notices a dead process by a broken connection and a frozen one after half an hour, and says neither which nor
 why. Here every process has a companion (:mod:`rimlit.training.watcher`) and a thread, which ends the process also
@@ -52,7 +52,7 @@ class ProcessWatch(L.Callback):
     printed, and it is killed. A process that is alone is not watched.
 
     What counts as a step is any part of a batch in training, validation, test or prediction; ten times the longest
-    seen so far is always allowed. Start-up, the first batch of an epoch or a validation, what comes between
+    seen so far is always allowed. Start-up, the first batch of an epoch or a validation, what happens between
     training and test, compiling, and reading or writing a checkpoint may take ``startup_timeout``.
 
     Args:
@@ -269,7 +269,7 @@ class Guard:
     def _beat(self) -> dict[str, Any]:
         idle = time.monotonic() - self._moved
         limit, is_waiting = max(self.timeout, 10 * self._longest), False
-        if idle > 1:  # a look at the stack is for who may hang only
+        if idle > 1:  # the stack is read only where the process may hang
             frame = sys._current_frames().get(self._main)
             if self._is_slow or _is_inside(frame, SLOW_MODULES):
                 limit = max(limit, self.startup_timeout)

@@ -306,7 +306,7 @@ class Watcher:
 
 
 def _listen(host: str) -> socket.socket:
-    """Listen on a free port of ``host``, or of all addresses where ``host`` is no name of this machine."""
+    """Listen on a free port of ``host``, or of all addresses where ``host`` is not a name of this machine."""
     try:
         return socket.create_server((host, 0))
     except OSError:

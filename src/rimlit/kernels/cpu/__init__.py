@@ -22,7 +22,7 @@ def folds_values(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) ->
     num_mechanisms, _, num_gates = weights.cell_input.shape
     computed: float = num_mechanisms if layer.computes_all else layer.num_active
     if describe(layer).dynamic and not layer.computes_all:
-        computed /= 2  # not known ahead; it is there to let mechanisms sleep
+        computed /= 2  # the number is not known ahead; many are inactive
     rows = batch_size * computed / num_mechanisms
     small_products = 1 + 4 / rows  # a product of 8 rows takes about 1.4 times as long per row as one of 64
     ahead: float = min(

@@ -216,7 +216,7 @@ inline void multiply(const uint16_t* left, const uint16_t* right, float* out, In
     area(whole_rows, rows, whole_columns, columns);
 }
 
-// out (rows, columns) = left (rows, inner) · right (inner, columns), row by row in memory. A factor is told by a
+// out (rows, columns) = left (rows, inner) · right (inner, columns), row by row in memory. A factor is given by a
 // function that returns where the numbers of a row begin, or of a column where it lies in memory as its transpose.
 // False: some number has no parts.
 template <typename Left, typename Right, typename Buffer>

@@ -38,7 +38,7 @@ def structure(name: str) -> type[ctypes.Structure]:
     for declaration in filter(None, map(str.strip, declarations().decode().split(";"))):
         kind = ctypes.c_void_p if "*" in declaration else _NUMBERS[declaration.split()[0]]
         fields += [(field, kind) for field in re.findall(r"(\w+)\s*(?:,|$)", declaration)]
-    # without a dict, so that a name which is no field is an AttributeError
+    # without a dict, so that a name which is not a field is an AttributeError
     found = type(name, (ctypes.Structure,), {"_fields_": fields, "__slots__": ()})
     if ctypes.sizeof(found) != size():
         raise RuntimeError(

@@ -44,14 +44,14 @@ def load() -> tuple[ModuleType | None, str]:
 
 
 def cannot(layer: RIMLayer) -> str | None:
-    """Return which choice of the layer's parts the kernels do not know, or None."""
+    """Return which choice of the layer's parts the kernels do not support, or None."""
     options = describe(layer)
     if options.is_gated or options.dynamic:
-        return "does not know margins, graded updates and dynamic counts"
+        return "does not support margins, graded updates and dynamic counts"
     if options.soft_cap or layer.score_bias is not None or layer.has_offset:
-        return "does not know a cap, a bias or an offset of scores"
+        return "does not support a cap, a bias or an offset of scores"
     return (
-        "does not know communication through the cell's gate"
+        "does not support communication through the cell's gate"
         if options.communication_output == "cell_gate"
         else None
     )

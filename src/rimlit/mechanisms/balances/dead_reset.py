@@ -10,17 +10,18 @@ from rimlit.nn.surroundings import is_plain
 
 
 class DeadReset(Counting):
-    """Gives a dead mechanism the weights of the most active one, with noise.
+    """Replaces the weights of a dead mechanism by those of the most active one, with noise.
 
     Every ``every`` optimiser steps, a mechanism that was active in a smaller share of the steps since than
     ``below`` gets the most active one's row of every weight of which each mechanism has its own, times
-    1 + ``noise`` · N(0, 1). It keeps its initial state, which tells it apart. All processes draw the same noise,
-    from the number of optimiser steps. What the optimiser remembers of the weights stays as it was.
+    1 + ``noise`` · N(0, 1). It keeps its initial state, which differs from the other's. All
+    processes draw the same noise, from the number of optimiser steps. The optimiser's state of the weights is
+    unchanged.
 
     Args:
         num_mechanisms: Mechanisms M.
         num_active: The most mechanisms that are active in a step.
-        every: Optimiser steps between two looks, at least 1.
+        every: Optimiser steps between two checks, at least 1.
         below: Share of steps under which a mechanism counts as dead, 0 to 1.
         noise: Relative size of the noise, at least 0.
 

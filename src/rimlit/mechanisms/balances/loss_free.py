@@ -8,7 +8,7 @@ from rimlit.mechanisms.balance import Counting, resized
 
 
 class LossFreeBias(Counting):
-    """A bias of the ranking that rises for mechanisms that sleep more (Wang et al. 2024, arXiv:2408.15664).
+    """A bias of the ranking that rises for rarely active mechanisms (Wang et al. 2024, arXiv:2408.15664).
 
     The mechanisms of greatest r + b are active, and what they read is weighed by r alone. After each optimiser
     step b_k += γ · sign(mean(c) − c_k), with c_k in how many steps of all samples and processes mechanism k was

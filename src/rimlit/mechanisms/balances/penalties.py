@@ -120,11 +120,11 @@ class ZLoss(Penalty):
 
 
 class UsageFloor(Penalty):
-    """A price on mechanisms that are hardly ever active, and on no others.
+    """A penalty on mechanisms that are hardly ever active, and on no others.
 
     L = coefficient · Σ max(0, ρ/M − f_k), with f_k mechanism k's share of all choices. f_k has the gradient of the
     mean of 1 − P_null, so that a mechanism below the floor learns to attend to the input more. Uneven use above
-    the floor costs nothing: a RIM's mechanisms are to sleep where the input is not theirs.
+    the floor is not penalised: mechanisms may be inactive where the input is irrelevant to them.
 
     Args:
         num_mechanisms: Mechanisms M.

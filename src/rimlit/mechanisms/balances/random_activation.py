@@ -13,7 +13,7 @@ FIRST = 1e4
 class RandomActivation(Noise):
     """In training each mechanism is ranked first with probability ε in every step and sample.
 
-    It then takes the place of the last winner, or wakes where the count is dynamic; several compete among
+    It then replaces the last winner, or is active where the count is dynamic; several compete among
     themselves. Like ε-greedy exploration, it shows mechanisms that never win what they would have read.
 
     Args:

@@ -1,4 +1,4 @@
-"""A price on being awake, for rules that let the input decide how many mechanisms are active."""
+"""A penalty on active mechanisms, for rules that let the input decide how many are active."""
 
 import math
 
@@ -10,22 +10,22 @@ from rimlit.mechanisms.balances.penalties import Penalty
 
 
 class ExpectedSparsity(Penalty):
-    """A penalty on the expected share of awake mechanisms, for rules with a dynamic count.
+    """A penalty on the expected share of active mechanisms, for rules with a dynamic count.
 
     L = coefficient · max(0, P − target), where P is the mean over steps, samples and all mechanisms of the
-    attention to the input 1 − P_null of those that are awake, and 0 for the others: an expected count, as in
-    (Louizos et al. 2018, sec. 2.1, arXiv:1712.01312), with 1 − P_null as the probability. A mechanism that sleeps
-    gets no gradient, so that none is pushed further from the input than into sleep.
+    attention to the input 1 − P_null of active ones, and 0 for the others: an expected count, as in
+    (Louizos et al. 2018, sec. 2.1, arXiv:1712.01312), with 1 − P_null as the probability. An inactive
+    mechanism gets no gradient, so that the penalty moves none further from the input than needed.
 
-    With ``awake_only=False`` the sleeping ones count with their probability too. With ``shift=1.6`` beside it, P
+    With ``awake_only=False`` inactive ones count with their probability, too. With ``shift=1.6`` beside it, P
     is the probability that a gate of ``selection: hard_concrete`` is not 0, and L the penalty of its paper.
 
     Args:
         num_mechanisms: Mechanisms M.
         num_active: The most mechanisms that are active in a step.
         coefficient: Weight of the penalty in the loss, at least 0; 0.001 to 0.1 is a sensible range.
-        target: Expected share of awake mechanisms that costs nothing, 0 to 1.
-        awake_only: Whether mechanisms that sleep count as 0.
+        target: Expected share of active mechanisms without a penalty, 0 to 1.
+        awake_only: Whether inactive mechanisms count as 0.
         shift: Added to the log-odds of attending before they become a probability; finite.
 
     Raises:
