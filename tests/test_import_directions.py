@@ -27,7 +27,7 @@ LEVELS = (
     ("backbones", "encoders", "heads", "metrics", "training._lightning"),
     ("data", "tasks"),
     ("tracking", "rl"),
-    ("pictures", "training", "comparison.matching"),
+    ("pictures", "training", "comparison.matching", "integrations"),
     ("testing",),
     # what reads settings, which a comparison does too
     tuple(f"cli.{name}" for name in READS_SETTINGS),
