@@ -142,7 +142,7 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
     known = [
         f"val/{group}/{name}" if group else f"val/{name}"
         for group in data.group_names("val")
-        for name in ("loss", *task.metrics())
+        for name in ("loss", *task.metric_names())
     ]
     for callback in callbacks:
         monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
