@@ -15,7 +15,7 @@ import pytest
 import rimlit
 
 ROOT = Path(__file__).parents[1]
-CORE_PACKAGES = ("mechanisms", "kernels", "backbones", "encoders", "heads", "nn", "testing")
+CORE_PACKAGES = ("mechanisms", "kernels", "backbones", "encoders", "heads", "nn", "testing", "integrations")
 OTHER_PACKAGES = ("data", "tasks", "metrics", "tracking", "training", "pictures", "rl", "comparison")
 CORE_NAMES = {
     *("BRIM", "DNC", "GRU", "LSTM", "NTM", "RIM", "RMC", "RNN", "EntNet", "MinGRU", "Transformer", "Backbone"),
@@ -39,7 +39,7 @@ sys.meta_path[:] = [CoreFinder if finder is PathFinder else finder for finder in
 """
 
 USE = """
-import contextlib, importlib, io, json
+import contextlib, importlib, io, json, sys
 import torch
 import rimlit
 
@@ -60,6 +60,7 @@ rim = rimlit.RIM(3, 12)
 features, state = rim(torch.ones(2, 4, 3))
 features.sum().backward()
 answers["shape"] = list(features.shape)
+answers["compiler"] = "torch._dynamo" in sys.modules
 
 from rimlit.testing import check_backbone
 from rimlit.testing import laws_of
@@ -153,6 +154,7 @@ def test_the_backbones_work_with_torch_alone(answers: dict[str, Any]) -> None:
     assert {name: answers[name] for name in CORE_NAMES} == dict.fromkeys(CORE_NAMES, "False")
     assert {answers[f"import {name}"] for name in CORE_PACKAGES} == {"imported"}
     assert answers["shape"] == [2, 4, 12]
+    assert answers["compiler"] is False  # importing it takes seconds
     assert "backbone" in answers["laws"] and "task" not in answers["laws"]
 
 

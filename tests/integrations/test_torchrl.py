@@ -25,6 +25,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.envs import Compose, GymWrapper, InitTracker, SerialEnv, TransformedEnv
 from torchrl.modules import LSTMModule, OneHotCategorical, ProbabilisticActor, set_recurrent_mode
 from torchrl.modules.utils import get_primers_from_module
+from torchrl.objectives.value import GAE
 
 from rimlit.integrations.torchrl import BackboneModule
 
@@ -56,13 +57,13 @@ def actor_of(module: BackboneModule) -> ProbabilisticActor:
 
 
 @torch.no_grad()
-def collect(actor: ProbabilisticActor, module: BackboneModule) -> TensorDict:
+def collect(actor: ProbabilisticActor, module: BackboneModule, *, most: int = 9, steps: int = STEPS) -> TensorDict:
     """Steps of three poles: they begin in the middle of an episode, and others begin in them."""
     torch.manual_seed(0)
-    poles = SerialEnv(3, lambda: GymWrapper(gymnasium.make("CartPole-v1", max_episode_steps=9)))
+    poles = SerialEnv(3, lambda: GymWrapper(gymnasium.make("CartPole-v1", max_episode_steps=most)))
     env = TransformedEnv(poles, Compose(InitTracker(), module.make_tensordict_primer()))
     env.set_seed(0)
-    batch = env.rollout(5 + STEPS, actor, break_when_any_done=False)[:, 5:]
+    batch = env.rollout(5 + steps, actor, break_when_any_done=False)[:, 5:]
     env.close()
     assert batch["is_init"][:, 1:].any(dim=1).all() and not batch["is_init"][:, 0].all()
     return batch
@@ -159,6 +160,26 @@ def test_a_value_estimator_may_map_over_a_batch(cls: type[Backbone]) -> None:
         mapped = torch.vmap(module)(batch.clone())
         expected = module(batch.clone())
     torch.testing.assert_close(mapped["features"], expected["features"])
+
+
+def test_advantages_are_those_of_single_steps_with_shifted_values_where_episodes_end() -> None:
+    module = BackboneModule(build(RIM, {}))
+    actor = actor_of(module)
+    value = TensorDictModule(nn.Linear(HIDDEN_SIZE, 1), in_keys=["features"], out_keys=["state_value"])
+    critic = TensorDictSequential(module, value)
+    batch = collect(actor, module, most=500, steps=60)
+    after = batch["next"].select("observation", "is_init", *module.state_keys)
+    with torch.no_grad():
+        values, next_values = critic(batch.clone())["state_value"], critic(after)["state_value"]
+    ends = batch["next", "terminated"]
+    assert ends.any() and not batch["next", "truncated"].any()
+    expected, carried = torch.zeros_like(values), torch.zeros(3, 1)
+    for step in reversed(range(60)):
+        target = batch["next", "reward"][:, step] + 0.9 * next_values[:, step] * ~ends[:, step]
+        carried = target - values[:, step] + 0.9 * 0.8 * carried * ~ends[:, step]
+        expected[:, step] = carried
+    found = GAE(gamma=0.9, lmbda=0.8, value_network=critic, shifted=True)(batch)["advantage"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_mode_is_the_context_s_or_the_default() -> None:

@@ -88,7 +88,7 @@ def parsing() -> Iterator[None]:
     before = dict(_common.parsing_settings)
     _allow_trusted()
     all_paths, opens = _typehints.get_all_subclass_paths, vars(_paths).get("open")
-    class_parser = _typehints.cached_get_class_parser
+    class_parser: Any = _typehints.cached_get_class_parser
 
     def one_path_each(*args: Any, **kwargs: Any) -> list[str]:
         """Let a short name stand for one class: Lightning has a ReduceLROnPlateau besides torch's."""
