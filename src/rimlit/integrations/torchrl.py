@@ -33,7 +33,7 @@ IS_INIT = "is_init"
 """Where TorchRL's ``InitTracker`` says whether a step is the first of an episode, (…, 1) bool."""
 
 
-class BackboneModule(TensorDictModuleBase):
+class BackboneModule(TensorDictModuleBase):  # type: ignore[misc]
     """A backbone that TorchRL's environments, collectors, losses and value estimators run.
 
     It reads inputs, the state before a step and ``"is_init"``; it writes features, and the state after the step
@@ -172,7 +172,7 @@ class BackboneModule(TensorDictModuleBase):
         waiting = iter(parts)
 
         def first(like: Tensor) -> Tensor:
-            part = next(waiting)
+            part: Tensor = next(waiting)
             return part.reshape(*resets.shape, *like.shape[1:])[:, 0]
 
         return map_state(first, initial)
