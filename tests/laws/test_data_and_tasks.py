@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rimlit.cli.checks import metric_names
 from rimlit.data import (
     Adding,
     BlinkingBalls,
@@ -179,4 +180,4 @@ def test_a_task_knows_the_names_of_its_metrics_before_they_are_logged(tmp_path: 
     trainer = make_trainer(tmp_path, limit_val_batches=1)
     trainer.validate(task, datamodule=DATA[data](tmp_path), verbose=False)
     logged = {metric.rpartition("/")[2] for metric in trainer.callback_metrics}
-    assert len(logged) > 1 and logged <= {"loss", *task.metric_names()}
+    assert len(logged) > 1 and logged <= {"loss", *metric_names(task)}

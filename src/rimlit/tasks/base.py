@@ -128,10 +128,6 @@ class Task(Rebuildable, L.LightningModule, ABC):
     def metrics(self) -> dict[str, Metric]:
         """Return fresh metrics by name, each updated with what :meth:`scored` returns."""
 
-    def metric_names(self) -> list[str]:
-        """Return the names :meth:`metrics` are logged by; a metric of several values has them as ``names``."""
-        return [name for key, metric in self.metrics().items() for name in getattr(metric, "names", (key,))]
-
     def weight(self, batch: Any) -> Tensor:
         """Return how many values of a batch the loss is the mean of, a scalar; by default its sequences.
 
