@@ -22,7 +22,7 @@ from rimlit.cli._jsonargparse import DENIED, parsing, refuse_functions, setting_
 from rimlit.cli.parser import SettingsReader
 from rimlit.errors import ConfigError
 from rimlit.mechanisms import SchemataDynamics
-from rimlit.spec import build, trust
+from rimlit.spec import build, check_spec, trust
 from rimlit.tasks import SchedulerFactory
 
 
@@ -123,6 +123,7 @@ def test_a_part_by_a_short_name_with_arguments_is_data(name: str) -> None:
     assert _typehints.cached_get_class_parser is before
     backbone = settings["model"]["init_args"]["backbone"]
     assert backbone["init_args"]["cell"] == part
+    check_spec(backbone, ())  # as a checkpoint's
     rim = build(backbone, RIM, 4)
     assert {type(layer.dynamics) for layer in rim.layers} == {SchemataDynamics}
 
