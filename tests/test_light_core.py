@@ -49,7 +49,7 @@ sys.meta_path[:] = [CoreFinder if finder is PathFinder else finder for finder in
 """
 
 USE = """
-import contextlib, importlib, io, json
+import contextlib, importlib, io, json, sys
 import torch
 import rimlit
 
@@ -70,6 +70,7 @@ rim = rimlit.RIM(3, 12)
 features, state = rim(torch.ones(2, 4, 3))
 features.sum().backward()
 answers["shape"] = list(features.shape)
+answers["compiler"] = "torch._dynamo" in sys.modules
 
 from rimlit.testing import check_backbone
 from rimlit.testing import laws_of
@@ -163,6 +164,7 @@ def test_the_backbones_work_with_torch_alone(answers: dict[str, Any]) -> None:
     assert {name: answers[name] for name in CORE_NAMES} == dict.fromkeys(CORE_NAMES, "False")
     assert {answers[f"import {name}"] for name in CORE_PACKAGES} == {"imported"}
     assert answers["shape"] == [2, 4, 12]
+    assert answers["compiler"] is False  # importing it takes seconds
     assert "backbone" in answers["laws"] and "task" not in answers["laws"]
 
 

@@ -80,7 +80,8 @@ def test_films_are_predicted_and_their_rollouts_written(folder: Path) -> None:
     small = ("--model.backbone.hidden_size=24", "--trainer.max_steps=2", "--trainer.val_check_interval=2")
     data = ("--data.path=films.npy", "--data.batch_size=4")
     lengths = ("--data.context_length=10", "--data.rollout_length=10")
-    succeed("fit", "--config=frames/lstm", *data, *lengths, *small, *OPTIONS, "--name=films")
+    stopping = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/bce_at_10")
+    succeed("fit", "--config=frames/lstm", *data, *lengths, *small, *stopping, *OPTIONS, "--name=films")
     run = folder / "runs/frames/films"
     scores = scores_of(run)
     assert scores.keys() >= {"mse", "bce", "f1"} and read_json(run / "results.json")["floor"]["mse"] > 0

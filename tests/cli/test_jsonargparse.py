@@ -3,6 +3,7 @@
 import argparse
 import copy
 import functools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,12 @@ import torchmetrics
 from jsonargparse import ArgumentParser, Namespace, _common, _paths, _typehints
 
 import rimlit
+from rimlit.backbones import RIM
 from rimlit.cli._jsonargparse import DENIED, parsing, refuse_functions, setting_names
+from rimlit.cli.parser import SettingsReader
 from rimlit.errors import ConfigError
-from rimlit.spec import trust
+from rimlit.mechanisms import SchemataDynamics
+from rimlit.spec import build, check_spec, trust
 from rimlit.tasks import SchedulerFactory
 
 
@@ -107,6 +111,28 @@ def test_a_short_name_stands_for_one_class() -> None:
     assert sum(path.endswith(".ReduceLROnPlateau") for path in found) == 2  # Lightning's, too
     given = chosen(SchedulerFactory, "ReduceLROnPlateau")
     assert given.class_path == "torch.optim.lr_scheduler.ReduceLROnPlateau"
+
+
+@pytest.mark.parametrize("name", ["schemata", "SchemataDynamics"])
+def test_a_part_by_a_short_name_with_arguments_is_data(name: str) -> None:
+    """``cached_get_class_parser`` would import the class path of anything that has one and arguments."""
+    part = {"class_path": name, "init_args": {"num_schemata": 3}}
+    words = ["--model.backbone.hidden_size=24", f"--model.backbone.cell={json.dumps(part)}"]
+    before = _typehints.cached_get_class_parser
+    settings, _ = SettingsReader().read(["--config=copying/rim", *words])
+    assert _typehints.cached_get_class_parser is before
+    backbone = settings["model"]["init_args"]["backbone"]
+    assert backbone["init_args"]["cell"] == part
+    check_spec(backbone, ())  # as a checkpoint's
+    rim = build(backbone, RIM, 4)
+    assert {type(layer.dynamics) for layer in rim.layers} == {SchemataDynamics}
+
+
+def test_a_short_class_path_with_arguments_is_a_backbone() -> None:
+    words = ["--model.backbone.class_path=GRU", "--model.backbone.init_args.num_layers=2"]
+    settings, _ = SettingsReader().read(["--config=copying/rim", *words])
+    backbone = settings["model"]["init_args"]["backbone"]
+    assert (backbone["class_path"], backbone["init_args"]["num_layers"]) == ("rimlit.GRU", 2)
 
 
 def test_a_config_is_read_as_utf8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from rimlit.cli import SUBCOMMANDS
 from rimlit.cli.listing import options_of
 
 FOLDER = Path(__file__).parent
-MODULES = ("errors", "spec", "types", "deprecation")
+MODULES = ("errors", "spec", "types", "deprecation", "integrations.torchrl")
 CONFIGURED = (
     "backbones",
     "mechanisms",

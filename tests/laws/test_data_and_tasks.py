@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rimlit.cli.checks import metric_names
 from rimlit.data import (
     Adding,
     BlinkingBalls,
@@ -33,7 +34,7 @@ from rimlit.tasks import (
 )
 from rimlit.testing import Law, classes_in
 from tests.laws.cases import law_cases
-from tests.tasks.running import SMALL_RIM
+from tests.tasks.running import SMALL_RIM, make_trainer
 
 FRAMES = {"frame_size": 16, "context_length": 3, "rollout_length": 10}
 SMALL = {"batch_size": 4, "val_size": 8, "test_size": 8, "seed": 1}
@@ -170,3 +171,13 @@ def test_a_data_module_keeps_the_law(tmp_path: Path, name: str, law: Law) -> Non
 def test_a_task_keeps_the_law(tmp_path: Path, name: str, law: Law) -> None:
     data, build = TASKS[name]
     law(build, lambda: DATA[data](tmp_path))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_knows_the_names_of_its_metrics_before_they_are_logged(tmp_path: Path, name: str) -> None:
+    data, build = TASKS[name]
+    task = build()
+    trainer = make_trainer(tmp_path, limit_val_batches=1)
+    trainer.validate(task, datamodule=DATA[data](tmp_path), verbose=False)
+    logged = {metric.rpartition("/")[2] for metric in trainer.callback_metrics}
+    assert len(logged) > 1 and logged <= {"loss", *metric_names(task)}

@@ -37,7 +37,7 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, seconds: float = 180) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         options = ["--workers", "1", "--backend-store-uri", "sqlite:///server.db"]
         self.process = subprocess.Popen(
@@ -48,9 +48,11 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + seconds
         while not self.answers():
-            assert time.monotonic() < deadline and self.process.poll() is None, "mlflow server does not start"
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                self.kill()
+                pytest.fail("mlflow server does not start")
             time.sleep(0.5)
 
     def answers(self) -> bool:
@@ -62,7 +64,8 @@ class Server:
 
     def signal(self, signum: signal.Signals) -> None:
         assert self.process is not None
-        os.killpg(self.process.pid, signum)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.process.pid, signum)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
@@ -78,8 +81,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     folder.mkdir()
     server = Server(folder)
     server.start()
-    yield server
-    server.kill()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def test_a_server_that_does_not_answer_in_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(tmp_path)
+    monkeypatch.setattr(server, "answers", lambda: False)
+    with pytest.raises(pytest.fail.Exception, match="does not start"):
+        server.start(seconds=0)
+    assert server.process is not None and server.process.poll() == -signal.SIGKILL
 
 
 def log_steps(tracker: MLflowTracker, steps: range) -> float:

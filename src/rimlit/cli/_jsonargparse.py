@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import Namespace, _common, _paths, _typehints, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, _common, _paths, _typehints, set_parsing_settings
 
 from rimlit.errors import ConfigError
 from rimlit.spec import trusted_packages
@@ -88,6 +88,7 @@ def parsing() -> Iterator[None]:
     before = dict(_common.parsing_settings)
     _allow_trusted()
     all_paths, opens = _typehints.get_all_subclass_paths, vars(_paths).get("open")
+    class_parser: Any = _typehints.cached_get_class_parser
 
     def one_path_each(*args: Any, **kwargs: Any) -> list[str]:
         """Let a short name stand for one class: Lightning has a ReduceLROnPlateau besides torch's."""
@@ -95,10 +96,17 @@ def parsing() -> Iterator[None]:
         firsts = {path.rpartition(".")[2]: path for path in sorted(paths, key=_preference, reverse=True)}
         return [path for path in paths if firsts[path.rpartition(".")[2]] == path]
 
+    def parser_of_class(*, val_class: Any, **options: Any) -> Any:
+        """Return the parser of a class; of a part by its short name, which is data here, one without arguments."""
+        if isinstance(val_class, str) and "." not in val_class:
+            return ArgumentParser(exit_on_error=False)
+        return class_parser(val_class=val_class, **options)
+
     def read_as_utf8(file: Any, mode: str = "r", **options: Any) -> Any:
         return open(file, mode, encoding=None if "b" in mode else "utf-8-sig", **options)
 
     _typehints.get_all_subclass_paths = one_path_each
+    _typehints.cached_get_class_parser = parser_of_class
     _paths.open = read_as_utf8  # type: ignore[attr-defined]
     try:
         yield
@@ -106,6 +114,7 @@ def parsing() -> Iterator[None]:
         _common.parsing_settings.clear()
         _common.parsing_settings.update(before)
         _typehints.get_all_subclass_paths = all_paths
+        _typehints.cached_get_class_parser = class_parser
         if opens is None:
             del _paths.open  # type: ignore[attr-defined]
 

@@ -142,7 +142,7 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
     known = [
         f"val/{group}/{name}" if group else f"val/{name}"
         for group in data.group_names("val")
-        for name in ("loss", *task.metrics())
+        for name in ("loss", *metric_names(task))
     ]
     for callback in callbacks:
         monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
@@ -151,6 +151,11 @@ def _check_monitors(trainer: L.Trainer, task: Task, data: DataModule) -> None:
                 f"{type(callback).__name__}: monitor={monitor!r} is not a metric of {type(task).__name__}; there "
                 f"are train/loss, {', '.join(known)}."
             )
+
+
+def metric_names(task: Task) -> list[str]:
+    """Return the names that a task's metrics are logged by; a metric of several values has them as ``names``."""
+    return [name for key, metric in task.metrics().items() for name in getattr(metric, "names", (key,))]
 
 
 def _is_logged_else(name: str, task: Task) -> bool:

@@ -4,13 +4,12 @@ import logging
 import re
 from pathlib import Path
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rimlit.cli.arguments import named_configs, shared_options
 from rimlit.cli.failures import cause_of
-from rimlit.cli.parser import parse
+from rimlit.cli.parser import parse, plain_settings
 from rimlit.cli.settings import build_data, build_task, find_target, require_same_data
 from rimlit.comparison.matching import match_parameters
 from rimlit.errors import ConfigError
@@ -38,7 +37,7 @@ def match_width(parser: LightningArgumentParser, words: list[str], config: Names
         of_target = parse(parser, ["--config", str(target), *shared_options(words)])
     except ConfigError as error:
         raise ConfigError(f"match_to: {error}") from error
-    ours, theirs = (yaml.safe_load(parser.dump(settings, skip_none=True)) for settings in (config, of_target))
+    ours, theirs = (plain_settings(parser, settings) for settings in (config, of_target))
     is_itself = any(Path(path).resolve() == target.resolve() for path in named_configs(words))
     if is_itself and ours["model"]["init_args"]["backbone"] == theirs["model"]["init_args"]["backbone"]:
         raise ConfigError(f"match_to={str(target)!r} is the config itself; name another one.")

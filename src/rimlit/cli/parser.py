@@ -89,6 +89,13 @@ def parse(parser: LightningArgumentParser, words: list[str]) -> Namespace:
     return settings
 
 
+def plain_settings(parser: LightningArgumentParser, settings: Namespace) -> dict[str, Any]:
+    """Return what :func:`parse` returned as a config holds it."""
+    with parsing():
+        plain: dict[str, Any] = yaml.safe_load(parser.dump(settings, skip_none=True))
+    return plain
+
+
 class SettingsReader:
     """Resolves settings as ``rimlit fit`` does, without a run."""
 
@@ -105,5 +112,4 @@ class SettingsReader:
             ConfigError: They are wrong.
         """
         config = parse(self.parser, resolve_configs(["fit", *arguments])[1:])
-        settings: dict[str, Any] = yaml.safe_load(self.parser.dump(config, skip_none=True))
-        return settings, choose_folder("fit", config).path
+        return plain_settings(self.parser, config), choose_folder("fit", config).path

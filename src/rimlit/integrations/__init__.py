@@ -1,4 +1,4 @@
-"""Other programs: exports as torch and ONNX programs, the Hugging Face hub, and the trained models that ship."""
+"""Other programs: torch and ONNX exports, the Hugging Face hub, shipped models; TorchRL in a module of its own."""
 
 import rimlit._train  # noqa: F401
 from rimlit.integrations.exporting import ExportReport, export_task

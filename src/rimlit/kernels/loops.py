@@ -201,8 +201,13 @@ def _why_not_built() -> str | None:
     return None if is_built else f"is not built: {reason}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _load_cpu() -> tuple[bool, str]:
+    """Return whether the C++ loop is built and why not, or how."""
+    if torch.compiler.is_compiling():
+        from rimlit.kernels.graph_break import loaded_cpu
+
+        found: tuple[bool, str] = loaded_cpu()
+        return found
     library, reason = load_cpu()
     return library is not None, reason
 

@@ -54,7 +54,8 @@ else:  # what a parser of options reads: it is to build no part, whose sizes onl
     PartLike = str | dict[str, Any]
     PartsLike = str | dict[str, Any] | list[str | dict[str, Any]]
 """A part: a short name, a class path, a mapping of its arguments alone (of the default part), of its short name to
-its arguments or of ``class_path`` and ``init_args``, a class, a ``functools.partial`` of one, or an instance."""
+its arguments or of ``class_path`` and ``init_args``, a class, a ``functools.partial`` of one, or an instance. The
+name of its class is a short name, too."""
 
 
 def short_name(cls: type[Part], base: type[Part]) -> str:
@@ -146,7 +147,8 @@ def _build(name: str, spec: Spec, base: type[PartT], *sizes: Any) -> PartT:
 
 def _find(short: str, base: type[PartT], name: str) -> type[PartT]:
     parts = known_parts(base)
+    parts |= {cls.__name__: cls for cls in parts.values()} if short[:1].isupper() else {}
     if short not in parts:
-        known = ", ".join(sorted(parts))
+        known = ", ".join(sorted(known_parts(base)))
         raise ConfigError(f"{name} must be one of {known}, or a class path; got {name}={short!r}.")
     return parts[short]

@@ -178,11 +178,16 @@ def summarise(metric: str, curve: Tensor, frames: Sequence[int] = FRAMES_LOGGED)
     return {metric: curve.mean(), **reached}
 
 
+def summary_names(metric: str, num_frames: int) -> tuple[str, ...]:
+    """Return the names that :func:`summarise` gives for a curve (num_frames,)."""
+    return tuple(summarise(metric, torch.zeros(num_frames)))
+
+
 class FrameScores(Metric):
     """Scores of rolled-out frames, for each frame ahead; see :func:`frame_scores`.
 
-    :meth:`compute` gives each score's mean over all frames ahead and its value at some; ``curves`` then holds each
-    score of every frame (T,).
+    :meth:`compute` gives each score's mean over all frames ahead and its value at some, by the ``names`` (the ones
+    of ``position_error`` where a ball is known); ``curves`` then holds each score of every frame (T,).
 
     Args:
         num_frames: Frames ahead.
@@ -193,6 +198,7 @@ class FrameScores(Metric):
 
     def __init__(self, num_frames: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.names = tuple(name for metric in FRAME_METRICS for name in summary_names(metric, num_frames))
         self.curves: dict[str, Tensor] = {}
         # where no ball is known, none has an error
         self.add_state("num_balls", torch.tensor(0), dist_reduce_fx="sum")
@@ -226,8 +232,8 @@ class FrameScores(Metric):
 class FrameSquaredError(Metric):
     """Mean squared error of rolled-out frames with shades, a pixel, for each frame ahead.
 
-    :meth:`compute` gives the mean over all frames ahead and its value at some; ``curve`` then holds that of every
-    frame (T,).
+    :meth:`compute` gives the mean over all frames ahead and its value at some, by the ``names``; ``curve`` then
+    holds that of every frame (T,).
 
     Args:
         num_frames: Frames ahead.
@@ -239,6 +245,7 @@ class FrameSquaredError(Metric):
 
     def __init__(self, num_frames: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.names = summary_names("mse", num_frames)
         self.curve: Tensor | None = None
         self.add_state("total", torch.zeros(num_frames, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")

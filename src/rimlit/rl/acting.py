@@ -18,7 +18,7 @@ from rimlit.encoders import Encoder, EncoderFactory
 from rimlit.errors import ConfigError
 from rimlit.files import storage_error, whole_file
 from rimlit.heads import HeadFactory, LinearHead
-from rimlit.mechanisms import Balance, Selection
+from rimlit.mechanisms.noise import find_noise
 from rimlit.metrics.mean import Mean
 from rimlit.nn import direct
 from rimlit.rl.observations import (
@@ -189,21 +189,13 @@ class ActingTask(Task):
         return self.encoder.normalization
 
     def _require_no_dropout(self) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, Selection | Balance) and module.is_noisy:
-                raise ConfigError(
-                    f"{type(self).__name__} needs mechanisms without noise: training could not compute again what "
-                    f"a rollout holds; got {type(module).__name__} in {name}."
-                )
-            dropouts = {key: value for key, value in vars(module).items() if "dropout" in key}
-            if isinstance(module, nn.Dropout):
-                dropouts["dropout"] = module.p
-            for key, value in dropouts.items():
-                if isinstance(value, float) and value > 0:
-                    raise ConfigError(
-                        f"{type(self).__name__} needs {key}=0: training could not compute again what a rollout "
-                        f"holds; got {key}={value} in {name}."
-                    )
+        noise = find_noise(self)
+        if noise is not None:
+            needed = "mechanisms without noise" if noise.value is None else f"{noise.source}=0"
+            raise ConfigError(
+                f"{type(self).__name__} needs {needed}: training could not compute again what a rollout holds; "
+                f"got {noise}."
+            )
 
     def setup(self, stage: str) -> None:
         """Refuse weights of another type: actions, scales and rollouts are of 32 bits."""
