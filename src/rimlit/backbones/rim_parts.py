@@ -150,7 +150,7 @@ def refuse_frozen_states(layer: RIMLayer, learns: bool) -> None:
     selection = layer.selection
     if not isinstance(selection, LeastNull) or learns or not layer.input_attention:
         return
-    if selection.margin != "none" and layer.num_active < layer.num_mechanisms:
+    if selection.margin not in ("none", "best") and layer.num_active < layer.num_mechanisms:
         raise ConfigError(
             "learn_initial_state must be true where selection has a margin: initial states of zeros tie all "
             "scores, every gate is 0, and the state stays zero forever; got learn_initial_state=False, "

@@ -90,6 +90,8 @@ def _run_sample(
         active = [m for m in places[: options.num_active] if inputs.offset is None or numbers[m] > -math.inf]
         if options.dynamic:
             active = [m for m in active if numbers[m] > 0]
+        if options.margin == "best":
+            active = [m for m in active if numbers[m] > numbers[places[0]] - options.width]
         gates = _gates(options, relevance, ranked, places)
         if gates is not None:
             all_gates.append(
@@ -164,6 +166,8 @@ def _gates(options: LayerOptions, relevance: Tensor, ranked: Tensor, places: lis
         gate = torch.ones_like(own)
         if options.has_margin:
             bar = ranked[losers[0]] if losers else torch.zeros_like(own)
+            if options.margin == "best":
+                bar = ranked[places[0]] - options.width
             if options.dynamic and bar < 0:
                 bar = torch.zeros_like(own)
             if options.margin == "probabilities":

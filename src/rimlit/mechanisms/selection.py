@@ -12,8 +12,8 @@ from rimlit.mechanisms.base import Choice, Part
 from rimlit.nn.attention import attend_slots
 from rimlit.nn.selection import rank, select_active
 
-Margin = Literal["none", "scores", "probabilities"]
-MARGINS: tuple[Margin, ...] = ("none", "scores", "probabilities")
+Margin = Literal["none", "scores", "probabilities", "best"]
+MARGINS: tuple[Margin, ...] = ("none", "scores", "probabilities", "best")
 
 
 def require_active(num_active: int, num_mechanisms: int) -> None:
@@ -121,7 +121,9 @@ class LeastNull(Selection):
         num_mechanisms: Mechanisms M.
         num_active: The most mechanisms that are active in a step, 1 to M.
         margin: What the lead is measured in: ``none`` (the paper: a winner updates in full), ``scores`` (the
-            relevance, the log-odds of reading) or ``probabilities`` (1 − P_null).
+            relevance, the log-odds of reading) or ``probabilities`` (1 − P_null); or ``best``: the lead is that
+            over the greatest relevance minus ``width``, so that the strongest mechanism updates in full, the
+            others less the further they are behind it, and those behind by ``width`` or more are not active.
         width: Lead at which a winner updates in full, above 0; without effect where ``margin`` is ``none``.
         graded: Whether an active mechanism moves only as far as it attends to the input, 1 − P_null, times the
             gate of the margin.
@@ -172,11 +174,13 @@ class LeastNull(Selection):
     @property
     def is_exact(self) -> bool:
         """See :attr:`Selection.is_exact`."""
-        return not self.dynamic
+        return not self.dynamic and self.margin != "best"
 
     @property
     def is_continuous(self) -> bool:
         """See :attr:`Selection.is_continuous`."""
+        if self.margin == "best":
+            return self.num_active == self.num_mechanisms
         return self.margin != "none" or (self.num_active == self.num_mechanisms and not self.dynamic)
 
     def choose(self, relevance: Tensor, offset: Tensor | None = None) -> Choice:
@@ -216,7 +220,19 @@ class Rule(NamedTuple):
     @property
     def has_margin(self) -> bool:
         """Whether the gates of winners depend on their lead."""
-        return self.margin != "none" and (self.num_active < self.num_mechanisms or self.dynamic)
+        return self.margin != "none" and (self.num_active < self.num_mechanisms or self.dynamic or self.is_to_best)
+
+    @property
+    def is_to_best(self) -> bool:
+        """Whether the strongest mechanism sets the bar, and not the best loser."""
+        return self.margin == "best"
+
+    @property
+    def bar_place(self) -> int | None:
+        """Rank of the mechanism that sets the bar, None where only a relevance of 0 does."""
+        if self.is_to_best:
+            return 0
+        return self.num_active if self.num_active < self.num_mechanisms else None
 
 
 def attend_against_null(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,6 +274,8 @@ def compete(relevance: Tensor, offset: Tensor | None, rule: Rule) -> Choice:
     gate = None
     if rule.has_margin:
         own, bar, _ = _own_and_bar(ranked, place, rule)
+        if rule.is_to_best:
+            active = active & (own > bar)
         gate = ((own - bar) / rule.width).clamp(0, 1)
     if rule.graded:
         attended = relevance.sigmoid()
@@ -284,8 +302,8 @@ def gate_gradient(
         if rule.margin == "probabilities":
             through, to_bar = through * own * (1 - own), to_bar * bar * (1 - bar)
         into = through
-        if rule.num_active < len(relevance):
-            into = into + torch.where(place == rule.num_active, to_bar, 0)
+        if rule.bar_place is not None:
+            into = into + torch.where(place == rule.bar_place, to_bar, 0)
     if rule.graded:
         of_attention = gradient if lead is None else gradient * lead.clamp(0, 1)
         into = into + of_attention * attended * (1 - attended)
@@ -293,10 +311,12 @@ def gate_gradient(
 
 
 def _own_and_bar(ranked: Tensor, place: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the lead is measured in, of mechanisms (M, B) and the bar (B), and where a loser is the bar."""
-    if rule.num_active < len(ranked):
-        # a sum that skips what is not the best loser, so that no −∞ of another meets a zero
-        bar = torch.where(place == rule.num_active, ranked, 0).sum(dim=0)
+    """Return what the lead is measured in, of mechanisms (M, B) and the bar (B), and where a mechanism sets it."""
+    if rule.bar_place is not None:
+        # a sum that skips the others, so that no −∞ of another meets a zero
+        bar = torch.where(place == rule.bar_place, ranked, 0).sum(dim=0)
+        if rule.is_to_best:
+            bar = bar - rule.width
         bar_moves = torch.ones_like(bar, dtype=torch.bool)
         if rule.dynamic:
             bar_moves = bar >= 0

@@ -6,7 +6,7 @@ from rimlit.kernels.cpu.call import DTYPES as DTYPES
 from rimlit.kernels.cpu.loop import CPULoop as CPULoop
 from rimlit.kernels.cpu.stepper import LayerStep as LayerStep
 from rimlit.kernels.cpu.tiles import multiply as multiply
-from rimlit.kernels.layer import LayerInputs, describe
+from rimlit.kernels.layer import LayerInputs
 from rimlit.mechanisms import LayerWeights, RIMLayer
 
 
@@ -21,7 +21,7 @@ def folds_values(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) ->
     groups, _, value_size = weights.input_value.shape
     num_mechanisms, _, num_gates = weights.cell_input.shape
     computed: float = num_mechanisms if layer.computes_all else layer.num_active
-    if describe(layer).dynamic and not layer.computes_all:
+    if not layer.selection.is_exact and not layer.computes_all:
         computed /= 2  # the number is not known ahead; many are inactive
     rows = batch_size * computed / num_mechanisms
     small_products = 1 + 4 / rows  # a product of 8 rows takes about 1.4 times as long per row as one of 64

@@ -28,7 +28,7 @@ STRUCT(Arguments,
     Int offset_step_stride, offset_mechanism_stride, offset_row_stride;  // 0: one serves all
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated, 3 cell gate
-    Int margin, graded, dynamic;  // margin: 0 none, 1 of scores, 2 of probabilities
+    Int margin, graded, dynamic;  // margin: 0 none, 1 of scores, 2 of probabilities, 3 to the best
     double width, soft_cap;       // soft_cap 0: none
     Int keys_hold_query, values_hold_cell, values_ahead, is_taped, is_double;
     // of one part of a sequence; the backward pass runs the parts from the last to the first. If later parts are done,

@@ -17,7 +17,7 @@ from rimlit.kernels.layer import LayerInputs, LayerOptions
 from rimlit.types import MaybeTensor
 
 OUTPUTS = ("linear", "tanh", "gated", "cell_gate")
-MARGINS = ("none", "scores", "probabilities")
+MARGINS = ("none", "scores", "probabilities", "best")
 DTYPES = (torch.float32, torch.float64)
 
 _NUMBERS = {"Int": ctypes.c_int64, "double": ctypes.c_double}

@@ -1,5 +1,6 @@
 // Gates: how far the active mechanisms of a step move towards their candidates. A winner's lead over the bar, which is
-// the best loser or a relevance of 0, fades its update in; a graded update moves as far as the mechanism attends.
+// the best loser, the strongest minus the width, or a relevance of 0, fades its update in; a graded update moves as far
+// as the mechanism attends.
 
 #pragma once
 
@@ -17,12 +18,13 @@ inline T probability(T log_odds) {
     return T(1) / (T(1) + std::exp(-log_odds));
 }
 
-// Returns the bar that winners lead over, given the best loser, -1 where there is none.
+// Returns the bar that winners lead over, given the mechanism that sets it, -1 where there is none.
 template <typename T>
-typename Shard<T>::Bar Shard<T>::bar_of(const T* ranked, Int loser) const {
-    if (loser < 0) return {T(0), -1};
-    if (a.dynamic && ranked[loser] < 0) return {T(0), -1};
-    return {ranked[loser], loser};
+typename Shard<T>::Bar Shard<T>::bar_of(const T* ranked, Int rival) const {
+    if (rival < 0) return {T(0), -1};
+    const T bar = a.margin == kToBest ? ranked[rival] - T(a.width) : ranked[rival];
+    if (a.dynamic && bar < 0) return {T(0), -1};
+    return {bar, rival};
 }
 
 // Returns the lead over the bar, in widths.
@@ -34,8 +36,7 @@ T Shard<T>::lead_over(const Bar& bar, T ranked) const {
 
 // Writes the gates of sample s: in [0, 1] for active mechanisms, 0 for the others.
 template <typename T>
-void Shard<T>::gate_winners(Int t, Int s, const T* relevance, const T* ranked, Int loser) {
-    const Bar bar = bar_of(ranked, loser);
+void Shard<T>::gate_winners(Int t, Int s, const T* relevance, const T* ranked, const Bar& bar) {
     for (Int m = 0; m < M; ++m) {
         T gate = 0;
         if (chosen[s * M + m]) {
@@ -77,10 +78,8 @@ void Shard<T>::gate_backward(Int t, Int s, const T* from_gate, T* into) {
     for (Int m = 0; m < M; ++m) ranked[m] = relevance[m] + ranking_offset(t, s, m);
     Bar bar{T(0), -1};
     if (a.margin) {
-        Int* is_taken = touched;
-        std::fill(is_taken, is_taken + M, Int(0));
-        for (Int k = 0; k < K && K < M; ++k) is_taken[best_of(ranked, is_taken)] = 1;
-        bar = bar_of(ranked, K < M ? best_of(ranked, is_taken) : -1);
+        std::fill(touched, touched + M, Int(0));
+        bar = bar_of(ranked, take_best(ranked, touched));
     }
     for (Int m = 0; m < M; ++m) {
         if (!chosen[s * M + m]) continue;
@@ -96,7 +95,7 @@ void Shard<T>::gate_backward(Int t, Int s, const T* from_gate, T* into) {
                     own_slope = own * (1 - own), bar_slope = other * (1 - other);
                 }
                 into[m] += through * own_slope;
-                if (bar.loser >= 0) into[bar.loser] -= through * bar_slope;
+                if (bar.rival >= 0) into[bar.rival] -= through * bar_slope;
             }
             lead = lead < 0 ? T(0) : lead > 1 ? T(1) : lead;
         }

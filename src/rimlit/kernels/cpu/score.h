@@ -128,8 +128,23 @@ Int Shard<T>::best_of(const T* ranked, const Int* is_taken) const {
     return best;
 }
 
+// Takes the K mechanisms of greatest rank. Returns the one that sets the bar of gates, the strongest or the best of the
+// others; -1 where there is none.
+template <typename T>
+Int Shard<T>::take_best(const T* ranked, Int* is_taken) const {
+    Int strongest = -1;
+    for (Int k = 0; k < K; ++k) {
+        const Int best = best_of(ranked, is_taken);
+        is_taken[best] = 1;
+        if (k == 0) strongest = best;
+    }
+    if (a.margin == kToBest) return strongest;
+    return a.margin && K < M ? best_of(ranked, is_taken) : -1;
+}
+
 // Chooses the K mechanisms of sample s whose relevance plus offset is greatest; among them, with a dynamic count, those
-// that read the input more than null. A mechanism whose offset is −∞ is never active.
+// that read the input more than null, and with a bar below the strongest those above it. A mechanism whose offset is −∞
+// is never active.
 template <typename T>
 void Shard<T>::choose(Int t, Int s, const T* relevance) {
     Int* of_sample = chosen + s * M;
@@ -140,14 +155,14 @@ void Shard<T>::choose(Int t, Int s, const T* relevance) {
         for (Int m = 0; m < M; ++m) sums[m] = relevance[m] + ranking_offset(t, s, m);
         ranked = sums;
     }
-    for (Int k = 0; k < K; ++k) of_sample[best_of(ranked, of_sample)] = 1;
-    const Int loser = a.margin && K < M ? best_of(ranked, of_sample) : -1;
+    const Bar bar = bar_of(ranked, take_best(ranked, of_sample));
     for (Int m = 0; m < M; ++m) {
         if (a.dynamic && !(ranked[m] > 0)) of_sample[m] = 0;
+        if (a.margin == kToBest && !(ranked[m] > bar.value)) of_sample[m] = 0;
         if (a.offset && ranking_offset(t, s, m) == -INFINITY) of_sample[m] = 0;
         a.is_active[output_at(t, s, m)] = static_cast<uint8_t>(of_sample[m]);
     }
-    if (a.gate) gate_winners(t, s, relevance, ranked, loser);
+    if (a.gate) gate_winners(t, s, relevance, ranked, bar);
 }
 
 // Restores the active mechanisms of step t, which an earlier pass chose.

@@ -15,6 +15,8 @@
 
 namespace {
 
+constexpr Int kToBest = 3;  // a value of Arguments::margin: the bar is the strongest minus the width
+
 template <typename T>
 struct ForwardPass;   // forward.h
 template <typename T>
@@ -151,15 +153,16 @@ private:
     void attend_across(Int t, Int s, T* relevance) const;
     void choose(Int t, Int s, const T* relevance);
     Int best_of(const T* ranked, const Int* is_taken) const;
+    Int take_best(const T* ranked, Int* is_taken) const;
     void recall(Int t);
     // gate.h
     struct Bar {
         T value;
-        Int loser;  // the mechanism whose score it is; -1: none
+        Int rival;  // the mechanism whose score it is; -1: none
     };
-    Bar bar_of(const T* ranked, Int loser) const;
+    Bar bar_of(const T* ranked, Int rival) const;
     T lead_over(const Bar& bar, T ranked) const;
-    void gate_winners(Int t, Int s, const T* relevance, const T* ranked, Int loser);
+    void gate_winners(Int t, Int s, const T* relevance, const T* ranked, const Bar& bar);
     void move_towards_candidates(Int t, ForwardPass<T>& pass);
     void gate_backward(Int t, Int s, const T* from_gate, T* into);
     void relevance_backward(Int t, Int s, BackwardPass<T>& pass);
