@@ -36,6 +36,13 @@ ARGUMENTS: list[tuple[str, Any, type, str, str]] = [
         "The same with the lead in attention, 1 − P_null",
         DECISION_22,
     ),
+    (
+        "selection",
+        {"margin": "best"},
+        LeastNull,
+        "The strongest updates in full, those near it by how near they are",
+        "this package",
+    ),
     ("selection", {"graded": True}, LeastNull, "An active mechanism moves as far as it attends", DECISION_22),
     ("selection", {"dynamic": True}, LeastNull, "Active only where P_null < ½: fewer than K may be", DECISION_22),
     ("soft_cap", 5.0, RIMLayer, "Scores are bounded: c·tanh(score / c)", DECISION_22),

@@ -68,7 +68,7 @@ def draw(seed: int) -> Case:
     selection: Any = "across_mechanisms" if attends else "least_null"
     if attends and (mechanisms == 1 or r.random() < 0.8):
         selection = {
-            "margin": r.choice(["none", "scores", "probabilities"]),
+            "margin": r.choice(["none", "scores", "probabilities", "best"]),
             "width": r.choice([0.05, 0.5, 2.0]),
             "graded": r.random() < 0.3,
             "dynamic": r.random() < 0.3,

@@ -47,6 +47,9 @@ VARIANTS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         {"cell": "gru", "communication": {"output": "cell_gate"}},
     ),
     "probabilities": ("selection", {"margin": "probabilities", "width": 0.25}, {"input_heads": 2}),
+    "near_best": ("selection", {"margin": "best"}, {"cell": "gru"}),
+    "near_best_of_all": ("selection", {"margin": "best", "width": 0.7}, {"num_active": 5}),
+    "near_best_dynamic": ("selection", {"margin": "best", "dynamic": True}, {"score_bias": 1.0}),
     "graded": ("selection", {"graded": True}, {"soft_cap": 2.0}),
     "dynamic": ("selection", {"dynamic": True}, {"score_bias": 1.0}),
     "dynamic_continuous": ("selection", {"dynamic": True, "margin": "scores"}, {"score_bias": 1.0}),
@@ -309,7 +312,7 @@ def test_a_part_describes_itself_without_what_the_layer_passes() -> None:
         ),
         (
             {"selection": {"margin": "x"}},
-            r"^selection: margin must be one of none, scores, probabilities; got margin='x'",
+            r"^selection: margin must be one of none, scores, probabilities, best; got margin='x'",
         ),
         (
             {"selection": {"margin": "scores", "width": 0}},
@@ -360,6 +363,20 @@ def test_the_competition_has_a_gradient_for_the_winner_and_the_best_loser() -> N
     gate = LeastNull(3, 1, margin="scores", width=0.5).choose(relevance).gate
     (gradient,) = torch.autograd.grad(gate.sum(), relevance)
     assert gradient.flatten().tolist() == [2.0, -2.0, 0.0]
+
+
+def test_near_the_best_gates_fall_with_the_distance_from_the_strongest() -> None:
+    relevance = torch.tensor([[-1.0], [-1.25], [-1.6], [3.0]], requires_grad=True)
+    choice = LeastNull(4, 4, margin="best", width=0.5).choose(relevance, torch.tensor([[0.0], [0.0], [0.0], [-9.0]]))
+    assert choice.active.flatten().tolist() == [True, True, False, False]
+    assert choice.gate.flatten().tolist() == [1.0, 0.5, 0.0, 0.0]
+    (gradient,) = torch.autograd.grad(choice.gate[1].sum(), relevance)
+    assert gradient.flatten().tolist() == [-2.0, 2.0, 0.0, 0.0]
+
+
+def test_near_the_best_at_most_the_allowed_number_is_active() -> None:
+    choice = LeastNull(3, 2, margin="best", width=1.0).choose(torch.tensor([[0.1], [0.0], [0.2]]))
+    assert choice.active.flatten().tolist() == [True, False, True]
 
 
 def test_a_dynamic_count_wakes_those_that_read_more_than_null_and_no_more_than_allowed() -> None:
