@@ -143,7 +143,7 @@ def test_a_class_outside_the_trusted_packages_is_not_imported(hub: FolderHub, ta
 def test_a_repository_of_something_else_is_named(hub: FolderHub) -> None:
     (hub.root / "owner/other/main").mkdir(parents=True)
     with pytest.raises(
-        CheckpointError, match=r"^owner/other on the hub is no task .* lacks config\.json and model"
+        CheckpointError, match=r"^owner/other on the hub is not a task .* lacks config\.json and model"
     ):
         rimlit.from_pretrained("owner/other")
     with pytest.raises(CheckpointError, match=r"^owner/none cannot be read from the hub: no v2 of owner/none\.$"):

@@ -179,7 +179,7 @@ class PolicyEncoder(Encoder):
         super().__init__()
         self.observations = encoder
         self.encode_actions = policy.encode  # not the policy itself: its parameters are registered elsewhere
-        self._likeliest, self._num_outputs = policy.mode, policy.size
+        self._most_likely, self._num_outputs = policy.mode, policy.size
         self.unread = ("actions", "rewards") if previous == "hidden" else ()
         self.previous = previous
         self.normalization = normalization
@@ -201,7 +201,7 @@ class PolicyEncoder(Encoder):
     def example_inputs(self, batch_size: int, num_steps: int, generator: torch.Generator) -> PolicyInput:
         """Return random observations, actions and rewards; no episode starts after the first step."""
         outputs = torch.randn(batch_size, num_steps, self._num_outputs, generator=generator)
-        actions = self._likeliest(outputs.flatten(0, 1))
+        actions = self._most_likely(outputs.flatten(0, 1))
         starts = torch.zeros(batch_size, num_steps, dtype=torch.bool)
         starts[:, 0] = True
         return PolicyInput(
