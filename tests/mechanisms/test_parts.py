@@ -367,7 +367,9 @@ def test_the_competition_has_a_gradient_for_the_winner_and_the_best_loser() -> N
 
 def test_near_the_best_gates_fall_with_the_distance_from_the_strongest() -> None:
     relevance = torch.tensor([[-1.0], [-1.25], [-1.6], [3.0]], requires_grad=True)
-    choice = LeastNull(4, 4, margin="best", width=0.5).choose(relevance, torch.tensor([[0.0], [0.0], [0.0], [-9.0]]))
+    choice = LeastNull(4, 4, margin="best", width=0.5).choose(
+        relevance, torch.tensor([[0.0], [0.0], [0.0], [-9.0]])
+    )
     assert choice.active.flatten().tolist() == [True, True, False, False]
     assert choice.gate.flatten().tolist() == [1.0, 0.5, 0.0, 0.0]
     (gradient,) = torch.autograd.grad(choice.gate[1].sum(), relevance)
