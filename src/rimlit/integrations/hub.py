@@ -83,7 +83,8 @@ def from_pretrained(
     missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(
-            f"{name} on the hub is not a task of rimlit: it lacks {' and '.join(missing)}, which push_to_hub writes."
+            f"{name} on the hub is not a task of rimlit: it lacks {' and '.join(missing)}, "
+            "which push_to_hub writes."
         )
     return load_exported(folder)
 
