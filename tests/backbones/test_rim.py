@@ -306,6 +306,15 @@ def test_the_dynamic_preset_fills_the_whole_recipe() -> None:
     assert (small.input_value.weight.shape[2], small.communication.key_size) == (16, 8)
 
 
+def test_the_near_best_preset_differs_from_the_dynamic_one_in_the_competition_alone() -> None:
+    layer, dynamic = RIM(3, 600, preset="near_best").layers[0], RIM(3, 600, preset="dynamic").layers[0]
+    assert layer.selection.spec == LeastNull(6, 6, margin="best", width=0.7).spec
+    assert layer.score_bias is None
+    for part in ("dynamics", "communication"):
+        assert getattr(layer, part).spec == getattr(dynamic, part).spec
+    assert (layer.input_key_size, layer.input_value_size) == (dynamic.input_key_size, dynamic.input_value_size)
+
+
 def test_what_is_given_wins_over_the_dynamic_preset() -> None:
     given = {
         "num_active": 4,
@@ -366,7 +375,10 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"input_dropout": 1.0}, r"input_dropout must be at least 0 and below 1; got input_dropout=1\.0\."),
         ({"communication_dropout": -0.5}, r"communication_dropout must be .*; got communication_dropout=-0\.5\."),
         ({"dropout": 2.0}, r"dropout must be .*; got dropout=2\.0\."),
-        ({"preset": "papers"}, r"preset must be one of paper, official, dynamic; got preset='papers'\."),
+        (
+            {"preset": "papers"},
+            r"preset must be one of paper, official, dynamic, near_best; got preset='papers'\.",
+        ),
         ({"cell": "rnn"}, r"^cell must be one of gru, lstm, schemata, or a class path; got cell='rnn'\."),
         (
             {"selection": "top"},

@@ -40,10 +40,10 @@ class RIM(LayeredBackbone):
         num_layers: Layers, at least 1; each reads the concatenated features of the one below as one slot.
         preset: The recipe that fills what is not given (None): ``paper``; ``official`` (the authors' code:
             inactive mechanisms are read through their candidate state, without gradient; gated communication
-            output shared over mechanisms; communication keys and values of 16); or ``dynamic``, which we
-            recommend (a mechanism is active where it attends to the input more than to null, and is gated;
-            GRU cells, communication through the update gate, attention in proportion to d, learned initial
-            states, no dropout).
+            output shared over mechanisms; communication keys and values of 16); ``dynamic``, which we recommend
+            (a mechanism is active where it attends to the input more than to null, and is gated; GRU cells,
+            communication through the update gate, attention in proportion to d, learned initial states, no
+            dropout); or ``near_best`` (the same, but mechanisms compete with the strongest of them).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
         cell: Dynamics of each mechanism: ``lstm`` (paper), ``gru`` or ``schemata``, or a
             :class:`rimlit.mechanisms.Dynamics`.
@@ -104,7 +104,7 @@ class RIM(LayeredBackbone):
         num_mechanisms: int = 6,
         num_active: int | None = None,
         num_layers: int = 1,
-        preset: Literal["paper", "official", "dynamic"] = "paper",
+        preset: Literal["paper", "official", "dynamic", "near_best"] = "paper",
         selection: PartLike | None = None,
         cell: PartLike | None = None,
         communication: PartLike | None = None,
