@@ -312,7 +312,8 @@ def test_the_near_best_preset_differs_from_the_dynamic_one_in_the_competition_al
     assert layer.score_bias is None
     for part in ("dynamics", "communication"):
         assert getattr(layer, part).spec == getattr(dynamic, part).spec
-    assert (layer.input_key_size, layer.input_value_size) == (dynamic.input_key_size, dynamic.input_value_size)
+    assert layer.input_query.weight.shape == dynamic.input_query.weight.shape
+    assert layer.input_value.weight.shape == dynamic.input_value.weight.shape
 
 
 def test_what_is_given_wins_over_the_dynamic_preset() -> None:
