@@ -24,7 +24,7 @@ from rimlit.tasks import Task
 
 MODELS = {
     "awake": "**RIM**, `preset: dynamic`",
-    "sparse": "**RIM**, the same with a sparsity penalty",
+    "near_best": "**RIM**, `preset: near_best`",
     "paper": "RIM, the paper's rule",
     "lstm": "LSTM",
     "gru": "GRU",
