@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -15,6 +16,8 @@ from rimlit import spec
 from rimlit.mechanisms import base as parts
 
 torch.set_num_threads(1)
+# TorchRL makes "spawn" the way in which all processes start, unless another one was chosen before it is imported
+multiprocessing.set_start_method(multiprocessing.get_start_method(), force=True)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores is what some tests send
 
 

@@ -355,7 +355,7 @@ def test_two_comparisons_do_not_share_a_folder(folder: Path, started: list[str])
     with FileLock(COMPARISON / ".lock"):
         answer = running.rimlit("compare", *FAST)
     assert answer.code == 2
-    assert "Another comparison is at work" in answer.err
+    assert "Another comparison is running in" in answer.err
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(folder: Path, started: list[str]) -> None:

@@ -26,7 +26,8 @@ NOT_UTF8 = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF
 
 def test_a_console_that_is_not_utf8_gets_every_line() -> None:
     done = subprocess.run([*COMMAND, "configs"], capture_output=True, env=NOT_UTF8, timeout=60, check=True)
-    assert len(done.stdout.splitlines()) == len(config_names())
+    entries = [line for line in done.stdout.splitlines() if not line.startswith(b" ")]  # others are wrapped
+    assert len(entries) == len(config_names())
     assert not done.stderr
 
 

@@ -95,7 +95,7 @@ def test_a_changed_export_is_refused(copying: Path, tmp_path: Path) -> None:
         (["empty", "--to", "out", "--format", "onxx"], 2, ["got 'onxx'. Did you mean onnx?"]),
         (["empty", "--to", "out", "--format", "pt2"], 2, ["got 'pt2'. Did you mean torch?"]),
         (["empty", "--to", "out", "--format", "torch,pickle"], 2, ["one or several of safetensors, torch, onnx"]),
-        (["empty", "--to", "out", "--format", "torch"], 4, ["empty is no run with a checkpoint"]),
+        (["empty", "--to", "out", "--format", "torch"], 4, ["empty is not a run with a checkpoint"]),
         (["empty", "--to", "out", "--format", "torch", "--sequence", "0"], 2, ["at least 1; got sequence=0"]),
         (
             ["empty", "--to", "out", "--format", "torch", "--sequence", "x"],

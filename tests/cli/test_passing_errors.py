@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Any, int, list[str]]] = {
     "wrapper": (
         lambda: environment("fine", "--data.wrappers=[FlattenObservatio]"),
         2,
-        ["no wrapper of gymnasium", "Did you mean FlattenObservation"],
+        ["is not a wrapper of gymnasium", "Did you mean FlattenObservation"],
     ),
     # the user's own code keeps its file and line
     "own loss": (

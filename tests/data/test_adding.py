@@ -1,7 +1,9 @@
 """The adding task's data: layout, seeds, floors, refusals."""
 
+import pickle
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -72,3 +74,13 @@ def test_tests_come_at_every_length_and_training_at_one() -> None:
 def test_a_value_out_of_range_is_refused_with_its_name(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Adding(**arguments)
+
+
+def test_a_spawned_worker_gets_the_data_module_without_its_trainer() -> None:
+    data = Adding()
+    data.trainer = L.Trainer(logger=False, enable_checkpointing=False)
+    data.trainer.unpicklable = lambda: None  # type: ignore[attr-defined]
+    copy = pickle.loads(pickle.dumps(data.collate)).__self__
+    assert copy.trainer is None
+    assert copy.batch_size == data.batch_size
+    assert data.trainer is not None

@@ -127,7 +127,7 @@ def test_files_that_do_not_load_are_refused_before_anything_is_created(hub: Fold
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         rimlit.push_to_hub(folder, "owner/copy")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty is no run with a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"empty is not a run with a checkpoint"):
         rimlit.push_to_hub(tmp_path / "empty", "owner/copy")
     assert hub.calls == []
 

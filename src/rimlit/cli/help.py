@@ -153,7 +153,7 @@ folder, with a README.md whose code runs it.
                      safetensors  the default: the weights, and in config.json
                                   the task with its arguments, the data's sizes
                                   and the versions. Any program can read both;
-                                  rimlit.load_checkpoint("FOLDER") loads the task
+                                  rimlit.load_checkpoint("FOLDER") loads it
                      torch        model.pt2, a program of torch.export: runs
                                   with torch alone
                      onnx         model.onnx: runs with ONNX Runtime and NumPy

@@ -106,6 +106,10 @@ class DataModule(Rebuildable, L.LightningDataModule, ABC):
         """Whether the training stream never ends."""
         return any(self.size_of(dataset) is None for dataset in self.datasets("train").values())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the trainer: workers that are spawned get the data module with its :meth:`collate`."""
+        return {**self.__dict__, "trainer": None}
+
     def collate(self, samples: list[Any]) -> Any:
         """Turn samples into a batch; pairs of inputs (T, …) and targets become a :class:`SequenceBatch`."""
         batch = default_collate(samples)

@@ -8,7 +8,7 @@ from rimlit.mechanisms.balance import Balance
 from rimlit.mechanisms.selection import Selection
 
 
-class Noise(NamedTuple):
+class RandomPart(NamedTuple):
     """A part of a module that draws random numbers in training."""
 
     source: str  # the argument that removes it, or the class of a noisy rule
@@ -20,7 +20,7 @@ class Noise(NamedTuple):
         return f"{what} in {self.module}" if self.module else what
 
 
-def find_noise(module: nn.Module) -> Noise | None:
+def find_noise(module: nn.Module) -> RandomPart | None:
     """Return the first part of ``module`` that is random in training: a dropout, a noisy selection or balance.
 
     Example:
@@ -29,11 +29,11 @@ def find_noise(module: nn.Module) -> Noise | None:
     """
     for name, inner in module.named_modules():
         if isinstance(inner, Selection | Balance) and inner.is_noisy:
-            return Noise(type(inner).__name__, None, name)
+            return RandomPart(type(inner).__name__, None, name)
         dropouts = {key: value for key, value in vars(inner).items() if "dropout" in key}
         if isinstance(inner, nn.Dropout):
             dropouts["dropout"] = inner.p
         for key, value in dropouts.items():
             if isinstance(value, float) and value > 0:
-                return Noise(key, value, name)
+                return RandomPart(key, value, name)
     return None
