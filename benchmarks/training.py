@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loops import training_epoch_loop
 from origin import origin, write
@@ -159,18 +160,31 @@ def pairs() -> list[str]:
 
 
 def lay_out(folder: Path, data: Path) -> None:
-    """Put what the configs read into ``folder``: what is in ``data``, and a table of sequences."""
+    """Put what the configs read into ``folder``: what is in ``data``, and files for the configs of own data."""
     (folder / "data").mkdir()
     for source in data.resolve().glob("*"):
         (folder / "data" / source.name).symlink_to(source)
-    table = folder / "data" / "sequences.csv"
+    generator = torch.Generator().manual_seed(0)
+    frames, series, table = (folder / "data" / name for name in ("frames.npy", "series.csv", "sequences.csv"))
+    if not frames.exists():
+        np.save(frames, torch.randint(0, 256, (64, 20, 32, 32), generator=generator, dtype=torch.uint8).numpy())
+    if not series.exists():
+        values = torch.sin(torch.arange(4000) / 12) + 0.1 * torch.randn(4000, generator=generator)
+        series.write_text("\n".join(["value", *(f"{value:.4f}" for value in values.tolist())]) + "\n")
     if not table.exists():
-        generator = torch.Generator().manual_seed(0)
         rows = torch.randn(200, 30, 3, generator=generator)
         lines = ["sequence,x,y,z,label"]
         for number, sequence in enumerate(rows.tolist()):
             lines += [f"{number},{x:.4f},{y:.4f},{z:.4f},{number % 3}" for x, y, z in sequence]
         table.write_text("\n".join(lines) + "\n")
+
+
+def add_ratios(results: dict[str, dict[str, Any]]) -> None:
+    """Add the time over that of the LSTM of the same folder, where that has been measured."""
+    for config in results:
+        if twin := results.get(config.replace("/rim", "/lstm")):
+            for name, of_steps in (("time", "milliseconds"), ("bare_time", "bare_milliseconds")):
+                results[config][f"{name}_over_lstm"] = results[config][of_steps] / twin[of_steps]
 
 
 def main() -> None:
@@ -181,7 +195,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     content = {**origin(rounds=arguments.rounds), "configs": (results := {})}
-    here = Path.cwd()
+    here, path = Path.cwd(), arguments.json and arguments.json.resolve()
     with tempfile.TemporaryDirectory() as folder:
         lay_out(Path(folder), arguments.data)
         os.chdir(folder)
@@ -195,12 +209,9 @@ def main() -> None:
                 f"({100 * least:.1f} to {100 * greatest:.1f}), "
                 f"{100 * result['share_of_cpu_outside_the_model']:.1f} % of its processor time"
             )
+            add_ratios(results)
+            write(path, content)
         os.chdir(here)
-    for config in results:
-        if twin := results.get(config.replace("/rim", "/lstm")):
-            for name, of_steps in (("time", "milliseconds"), ("bare_time", "bare_milliseconds")):
-                results[config][f"{name}_over_lstm"] = results[config][of_steps] / twin[of_steps]
-    write(arguments.json, content)
 
 
 if __name__ == "__main__":
