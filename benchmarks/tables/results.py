@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from benchmarks.results_queue.entries import Entry, read_queue
-from benchmarks.tables.shared import NAMES, ROOT, Tables, load, published, seeds_of, table
+from benchmarks.tables.shared import NAMES, RESULTS, ROOT, Tables, load, published, seeds_of, table
 
 COPYING = {"rim": "RIM", "rim_paper": "RIM, the paper's rule", "gru": "GRU", "lstm": "LSTM"}
 PAPER_MNIST = ("RIM 600, 6 mechanisms, 4 active", "LSTM 600", "LSTM 300")  # those shown
@@ -42,6 +42,19 @@ def copying() -> str:
             ["floor: format known, symbols guessed", metric.replace("_", " "), *[f"{floor:.3f}"] * len(spans)]
         )
     return table(["copying, last 10 steps", "metric", *(f"span {span}" for span in spans)], rows)
+
+
+def make_train() -> str:
+    """A row per seed and number of threads of `make train`: the sequences copied without an error at each span."""
+    spans = (50, 100, 200, 400)
+    two_threads = sorted((RESULTS / "copying" / "two_threads").glob("rim-seed*.json"))
+    runs = [*seeds_of("copying", "rim"), *(json.loads(path.read_text()) for path in two_threads)]
+    rows = []
+    for run in runs:
+        machine, _, threads = run["machine"].rpartition(", ")
+        scores = [f"{run['test'][f'span_{span}/sequence_accuracy']:.4f}" for span in spans]
+        rows.append([str(run["seed"]), threads, machine, f"{run['train_seconds']:.0f} s", *scores])
+    return table(["seed", "threads", "machine", "training", *(f"span {span}" for span in spans)], rows)
 
 
 def language() -> str:
@@ -175,6 +188,7 @@ def _spread(scores: list[float]) -> str:
 TABLES: Tables = {
     "queue": queue,
     "copying": copying,
+    "make_train": make_train,
     "language": language,
     "digits": lambda: images("sequential_mnist"),
     "mnist": lambda: images("mnist", PAPER_MNIST),
