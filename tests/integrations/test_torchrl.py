@@ -255,7 +255,7 @@ def test_a_missing_extra_is_answered_with_the_command_that_installs_it(monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Creating VanillaWeightUpdater:DeprecationWarning")  # TorchRL's own
+@pytest.mark.filterwarnings("ignore:Creating .*WeightUpdater:DeprecationWarning")  # TorchRL's own
 def test_the_example_of_the_page_trains(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("popgym", reason="the example's environment")
     (code,) = re.findall(r"^```python\n# repeat_previous.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

@@ -67,3 +67,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*`srun` command is available on your system.*")
     # Lightning's own, about torch's pytree
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def quieten_loading() -> None:
+    """Hide that callbacks of the training are missing, which a test or a prediction does not need."""
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")

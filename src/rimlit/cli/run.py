@@ -28,6 +28,7 @@ from rimlit.cli.places import (
     find_start,
     with_config_of,
 )
+from rimlit.cli.quiet import quieten_loading
 from rimlit.cli.report import idle_gpu, print_report, print_warnings
 from rimlit.cli.settings import own_settings, with_sizes
 from rimlit.cli.setup import prepare
@@ -181,6 +182,8 @@ class Command(LightningCLI):
         kept = self.folder.checkpoints / f"{config.ckpt_path or 'best'}.ckpt"
         if not self.is_fit and config.ckpt_path in (None, *KEPT) and kept.is_file():
             self.checkpoint = read_checkpoint(kept)
+        if not self.is_fit:
+            quieten_loading()
         if not self.is_fit and self.checkpoint is not None:
             keep_size_of_mechanisms(config, self.checkpoint)
         self.is_trial = bool(config.trainer.fast_dev_run)
