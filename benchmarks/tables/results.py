@@ -53,7 +53,7 @@ def make_train() -> str:
     for run in runs:
         machine, _, threads = run["machine"].rpartition(", ")
         scores = [f"{run['test'][f'span_{span}/sequence_accuracy']:.4f}" for span in spans]
-        rows.append([str(run["seed"]), threads, machine, f"{run['train_seconds']:.0f} s", *scores])
+        rows.append([str(run["seed"]), threads.split()[0], machine, f"{run['train_seconds']:.0f} s", *scores])
     return table(["seed", "threads", "machine", "training", *(f"span {span}" for span in spans)], rows)
 
 
