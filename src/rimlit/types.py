@@ -183,6 +183,21 @@ def flat_state(state: State) -> list[Tensor]:
     return [tensor for part in state for tensor in flat_state(part)]
 
 
+def state_names(state: State, prefix: str = "") -> list[str]:
+    """Return a name for each tensor of ``state``, in the order of :func:`flat_state`.
+
+    Example:
+        >>> state_names(LSTMState(torch.ones(1), torch.ones(1)))
+        ['hidden', 'memory']
+    """
+    if isinstance(state, Tensor):
+        return [prefix or "state"]
+    parts = zip(getattr(state, "_fields", range(len(state))), state, strict=True)
+    return [
+        name for field, part in parts for name in state_names(part, f"{prefix}_{field}" if prefix else str(field))
+    ]
+
+
 def conform_state(state: Any, like: State, layout: str = "batch first") -> State:
     """Return ``state`` as ``like`` is built, for states that a user passes in.
 

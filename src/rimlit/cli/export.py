@@ -6,6 +6,7 @@ from rimlit.console import say
 from rimlit.errors import ConfigError
 from rimlit.integrations import export_task
 from rimlit.integrations.exporting import FORMATS
+from rimlit.integrations.programs import CHECKED_STEPS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +35,7 @@ def run_export(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     formats = [name for word in given.format for name in word.split(",") if name] or ["safetensors"]
     report = export_task(given.source, given.to, formats=formats, sequence=given.sequence)
-    steps = given.sequence or "20"
+    steps = given.sequence or CHECKED_STEPS
     for name, difference in report.differences.items():
         say(f"{name}: the greatest difference from backbone.step over {steps} steps is {difference:.1e}.")
     hint = f"; from Python: rimlit.load_checkpoint({given.to!r})" if "safetensors" in formats else ""

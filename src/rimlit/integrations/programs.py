@@ -19,7 +19,7 @@ from rimlit.backbones import Backbone
 from rimlit.encoders import Encoder
 from rimlit.errors import ConfigError
 from rimlit.tasks import Task
-from rimlit.types import Looped, State, flat_state, map_state, replace_state
+from rimlit.types import Looped, State, flat_state, map_state, replace_state, state_names
 
 CHECKED_STEPS = 20
 """Steps over which a program of one step is compared with the backbone's."""
@@ -147,21 +147,6 @@ class StepByStep(Backbone):
             feature, state = self.inner.step(inputs[:, step], state)
             features.append(feature.clone())  # it may share memory with the state
         return torch.stack(features, dim=1), state
-
-
-def state_names(state: State, prefix: str = "") -> list[str]:
-    """Return a name for each tensor of a state, in the order of :func:`rimlit.types.flat_state`.
-
-    Example:
-        >>> from rimlit.types import LSTMState
-        >>> state_names(LSTMState(torch.ones(1), torch.ones(1)))
-        ['hidden', 'memory']
-    """
-    if isinstance(state, Tensor):
-        return [prefix or "state"]
-    fields = getattr(state, "_fields", range(len(state)))
-    parts = zip(fields, state, strict=True)
-    return [name for field, part in parts for name in state_names(part, f"{prefix}_{field}".lstrip("_"))]
 
 
 def trace(program: Program) -> torch.export.ExportedProgram:

@@ -13,7 +13,7 @@ from rimlit.backbones import Backbone
 from rimlit.errors import ConfigError, MissingExtraError, install_command
 from rimlit.mechanisms.noise import find_noise
 from rimlit.nn.surroundings import is_symbolic
-from rimlit.types import State, flat_state, map_state
+from rimlit.types import State, flat_state, map_state, state_names
 
 try:
     from tensordict import TensorDictBase
@@ -102,7 +102,7 @@ class BackboneModule(TensorDictModuleBase):  # type: ignore[misc]
                 stacklevel=2,
             )
         self.backbone = backbone
-        self.state_keys = [f"{state_key}_{name}" for name in _names(backbone.initial_state(1))]
+        self.state_keys = state_names(backbone.initial_state(1), state_key)
         self.in_keys = [in_key, *self.state_keys, IS_INIT]
         self.out_keys = [out_key, *(("next", key) for key in self.state_keys)]
         self._recurrent_mode = default_recurrent_mode
@@ -176,18 +176,6 @@ class BackboneModule(TensorDictModuleBase):  # type: ignore[misc]
             return part.reshape(*resets.shape, *like.shape[1:])[:, 0]
 
         return map_state(first, initial)
-
-
-def _names(state: State, before: str = "") -> list[str]:
-    """Return a name for each tensor of a state, in the order of ``flat_state``."""
-    if isinstance(state, Tensor):
-        return [before]
-    fields = getattr(state, "_fields", range(len(state)))
-    return [
-        name
-        for field, part in zip(fields, state, strict=True)
-        for name in _names(part, f"{before}_{field}" if before else str(field))
-    ]
 
 
 def _float_type(state: State) -> torch.dtype:
