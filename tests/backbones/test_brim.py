@@ -149,15 +149,15 @@ def test_a_change_above_reaches_the_layer_below_one_step_later() -> None:
 
 
 class Counting(Balance):
-    """A penalty on the scores, and a count of steps."""
+    """A penalty on the relevance, and a count of steps."""
 
     def __init__(self, num_mechanisms: int, num_active: int) -> None:
         super().__init__(num_mechanisms, num_active)
         self.steps = 0
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor:
-        assert scores.shape[:3] == active.shape
-        return scores.square().mean()
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor:
+        assert relevance.shape == active.shape
+        return relevance.square().mean()
 
     def after_step(self, layer: torch.nn.Module, rate: float) -> None:
         self.steps += 1

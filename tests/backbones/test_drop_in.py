@@ -126,10 +126,10 @@ def test_activity_of_no_samples_has_none() -> None:
 
 
 class ActiveShare(Balance):
-    """Penalises the mean score of what is active."""
+    """Penalises the mean relevance of what is active."""
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor:
-        return (scores[..., 0, 0] * active).mean()
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor:
+        return (relevance * active).mean()
 
 
 def test_the_penalty_of_sequences_with_lengths_is_the_mean_over_their_steps() -> None:

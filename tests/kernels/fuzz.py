@@ -46,6 +46,16 @@ class RandomOffset(Balance):
         return offset.to(self.place.device)
 
 
+class RandomPenalty(Balance):
+    """A penalty that weighs the relevance of each step, mechanism and sample by itself."""
+
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor:
+        """See :meth:`Balance.penalty`."""
+        generator = torch.Generator().manual_seed(2)
+        weights = torch.randn(relevance.shape, generator=generator, dtype=torch.float64)
+        return (relevance.tanh() * weights.to(relevance)).sum()
+
+
 class Case(NamedTuple):
     """One configuration."""
 
@@ -88,6 +98,8 @@ def draw(seed: int) -> Case:
     if r.random() < 0.3:
         knocks = mechanisms > active and r.random() < 0.5
         balance = RandomOffset(mechanisms, active, r.random() < 0.5, r.random() < 0.5, knocks)
+    if selection != "across_mechanisms" and random.Random(f"penalty {seed}").random() < 0.4:
+        balance = [balance, RandomPenalty(mechanisms, active)]
     # with initial states of zeros all scores tie, which a margin and a dynamic count refuse
     may_tie = isinstance(selection, str) or not (selection["margin"] != "none" or selection["dynamic"])
     arguments = {
@@ -143,6 +155,8 @@ def kinds(case: Case) -> dict[str, Any]:
             found |= {f"{name}.{key}": value for key, value in given.items() if isinstance(value, bool | str)}
             found |= {f"{name}.{key}": min(value, 3) for key, value in given.items() if key == "heads"}
     balance = case.arguments["balance"]
+    found["penalty"] = isinstance(balance, list)
+    balance = balance[0] if isinstance(balance, list) else balance
     found["balance"] = balance != "none"
     if isinstance(balance, RandomOffset):
         found |= {f"balance.{name}": getattr(balance, name) for name in ("per_step", "per_sample", "knocks")}
@@ -198,11 +212,15 @@ def run(
             features, last = rim(inputs, state, resets)
     loss = (features * numbers(*features.shape)).sum()
     loss = loss + sum((part * numbers(*part.shape)).sum() for part in last)
+    penalty = rim.penalty()
+    loss = loss if penalty is None else loss + penalty
     named = {**dict(rim.named_parameters()), "inputs": inputs}
     named |= {f"state.{name}": part for name, part in state._asdict().items()}
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
     found = {f"gradient of {name}": tensor for name, tensor in zip(named, gradients, strict=True)}
     found["features"] = features.detach()
+    if penalty is not None:
+        found["penalty"] = penalty.detach()
     found |= {f"last {name}": part.detach() for name, part in last._asdict().items()}
     return found, activities
 

@@ -25,13 +25,13 @@ DYNAMIC: dict[str, Any] = {"num_mechanisms": 4, "preset": "dynamic"}
 
 def test_inactive_mechanisms_cost_nothing_and_active_ones_their_attention() -> None:
     relevance = torch.tensor([[[2.0], [-1.0]], [[0.5], [0.5]]], requires_grad=True)  # (T, M, B)
-    penalty = ExpectedSparsity(2, 2, coefficient=0.4).penalty(relevance[..., None, None], relevance > 0)
+    penalty = ExpectedSparsity(2, 2, coefficient=0.4).penalty(relevance, relevance > 0)
     awake = torch.tensor([2.0, 0.5, 0.5]).sigmoid().sum() / 4
     torch.testing.assert_close(penalty, 0.4 * awake)
     (gradient,) = torch.autograd.grad(penalty, relevance)
     assert (gradient > 0).flatten().tolist() == [True, False, True, True]
     within = ExpectedSparsity(2, 2, coefficient=0.4, target=0.6)
-    assert within.penalty(relevance[..., None, None], relevance > 0) == 0
+    assert within.penalty(relevance, relevance > 0) == 0
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -98,43 +98,43 @@ def slow_shares(active: torch.Tensor) -> list[float]:
     return [count / sum(counts) for count in counts]
 
 
-def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Relevance (T, M, B), scores and who is active: 2 of 4."""
+def example() -> tuple[torch.Tensor, torch.Tensor]:
+    """Relevance (T, M, B) and who is active: 2 of 4."""
     relevance = random_tensor(5, 4, 3, dtype=torch.float64)
-    return relevance, relevance[..., None, None], relevance >= relevance.topk(2, dim=1).values[:, -1:]
+    return relevance, relevance >= relevance.topk(2, dim=1).values[:, -1:]
 
 
 def test_switch_weighs_the_mean_probability_by_the_share_of_choices() -> None:
-    relevance, scores, active = example()
+    relevance, active = example()
     mean = relevance.softmax(dim=1).mean(dim=(0, 2)).tolist()
     expected = 0.3 * 4 * sum(f * p for f, p in zip(slow_shares(active), mean, strict=True))
-    assert float(SwitchBalance(4, 2, coefficient=0.3).penalty(scores, active)) == pytest.approx(expected)
+    assert float(SwitchBalance(4, 2, coefficient=0.3).penalty(relevance, active)) == pytest.approx(expected)
 
 
 def test_gshard_counts_first_choices() -> None:
-    relevance, scores, active = example()
+    relevance, active = example()
     firsts = [0] * 4
     for step in range(5):
         for sample in range(3):
             firsts[int(relevance[step, :, sample].argmax())] += 1
     mean = relevance.softmax(dim=1).mean(dim=(0, 2)).tolist()
     expected = 0.3 / 4 * sum(count / 15 * p for count, p in zip(firsts, mean, strict=True))
-    assert float(GshardBalance(4, 2, coefficient=0.3).penalty(scores, active)) == pytest.approx(expected)
-    inactive = GshardBalance(4, 2, coefficient=0.3).penalty(scores, torch.zeros_like(active))
+    assert float(GshardBalance(4, 2, coefficient=0.3).penalty(relevance, active)) == pytest.approx(expected)
+    inactive = GshardBalance(4, 2, coefficient=0.3).penalty(relevance, torch.zeros_like(active))
     assert inactive == 0
 
 
 def test_the_z_loss_is_the_mean_square_of_the_logsumexp() -> None:
-    relevance, scores, active = example()
+    relevance, active = example()
     expected = 0.3 * relevance.exp().sum(dim=1).log().square().mean()
-    torch.testing.assert_close(ZLoss(4, 2, coefficient=0.3).penalty(scores, active), expected)
+    torch.testing.assert_close(ZLoss(4, 2, coefficient=0.3).penalty(relevance, active), expected)
 
 
 def test_the_floor_lifts_who_is_below_it_and_leaves_the_others_alone() -> None:
     relevance = torch.tensor([[2.0], [1.0], [-1.0]]).expand(3, 10)[None].clone().requires_grad_()
     active = torch.tensor([[True] * 10, [True] * 9 + [False], [False] * 9 + [True]])[None]
     balance = UsageFloor(3, 2, coefficient=2.0, floor=0.5)
-    penalty = balance.penalty(relevance[..., None, None], active)
+    penalty = balance.penalty(relevance, active)
     assert float(penalty.detach()) == pytest.approx(2 * (0.5 / 3 - 1 / 20))
     (gradient,) = torch.autograd.grad(penalty, relevance)
     assert (gradient[0, 2] < 0).all()
@@ -142,7 +142,7 @@ def test_the_floor_lifts_who_is_below_it_and_leaves_the_others_alone() -> None:
 
 
 def test_importance_and_load_are_those_of_the_paper() -> None:
-    relevance, scores, active = example()
+    relevance, active = example()
     balance = NoisyTopK(4, 2, importance=0.3, load=0.7).double()
     gates, load = torch.zeros(4), torch.zeros(4)
     for step in range(5):
@@ -158,7 +158,7 @@ def test_importance_and_load_are_those_of_the_paper() -> None:
         weight * float(values.var(correction=0) / values.mean() ** 2)
         for weight, values in ((0.3, gates), (0.7, load))
     )
-    penalty = balance.penalty(scores, active)
+    penalty = balance.penalty(relevance, active)
     assert float(penalty.detach()) == pytest.approx(expected, rel=1e-5)
     (gradient,) = torch.autograd.grad(penalty, balance.noise)
     assert gradient.abs().sum() > 0

@@ -221,9 +221,9 @@ class Pushed(Balance):
         offset[:, 0] = -torch.inf
         return offset
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor:
-        assert scores.shape[:3] == active.shape
-        return self.weight * scores.square().mean()
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor:
+        assert relevance.shape == active.shape
+        return self.weight * relevance.square().mean()
 
     def after_step(self, layer: nn.Module, rate: float) -> None:
         self.steps += 1
@@ -463,3 +463,14 @@ def test_normalised_scores_are_cosines() -> None:
 def test_the_constructor_s_defaults_are_the_paper_s_rule() -> None:
     rim = RIM(3, 20, num_mechanisms=5, num_active=2)
     assert rim.layers[0].selection.spec["init_args"]["margin"] == "none"
+
+
+@pytest.mark.parametrize("backend", ["eager", "function", "cpu"])
+@pytest.mark.parametrize("margin", ["scores", "probabilities", "best"])
+def test_a_mechanism_that_may_not_win_sends_no_nan_back(backend: str, margin: str) -> None:
+    selection = {"margin": margin, "width": 0.5, "graded": True}
+    options = {"selection": selection, "balance": Pushed, "learn_initial_state": True, "backend": backend}
+    rim = RIM(3, 12, num_mechanisms=3, num_active=2, **options).train()
+    features, _ = rim(random_tensor(2, 4, 3))
+    features.sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in rim.parameters())

@@ -21,8 +21,8 @@ class Counting(Balance):
         super().__init__(num_mechanisms, num_active)
         self.steps = 0
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor:
-        return 3 + 0 * scores.sum()
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor:
+        return 3 + 0 * relevance.sum()
 
     def after_step(self, layer: nn.Module, rate: float) -> None:
         self.steps += 1

@@ -1,16 +1,59 @@
 """What backbones of RIM layers share: the balance of mechanisms, and what a step costs."""
 
 from abc import ABC
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from rimlit.backbones.layouts import Run
 from rimlit.backbones.watching import WatchedBackbone
-from rimlit.kernels.scores import Followed
-from rimlit.mechanisms import RIMLayer
+from rimlit.kernels import Activity
+from rimlit.mechanisms import Balance, RIMLayer
 from rimlit.mechanisms.balance import added_up
 from rimlit.types import State
+
+
+class Followed(NamedTuple):
+    """What a layer's parts count and penalise after a training forward, when the mask is known."""
+
+    balance: Balance
+    relevance: Tensor | None  # (T, M, B), where the balance has a penalty
+    active: Tensor  # (T, M, B) bool
+    of_talk: Tensor | None  # (B, T): what the communication adds to the loss
+
+    @classmethod
+    def of(cls, layer: RIMLayer, activity: Activity) -> "Followed":
+        """Return it for a layer and what its mechanisms did."""
+        relevance = None
+        if layer.gives_relevance and activity.relevance is not None:
+            relevance = activity.relevance.permute(1, 2, 0)
+        return cls(layer.balance, relevance, activity.active.permute(1, 2, 0), activity.penalty)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all samples."""
+        return self.active.shape[0] * self.active.shape[2]
+
+    def note(self, mask: Tensor | None = None) -> None:
+        """Let the balance note who was active in the steps that ``mask`` (B, T) marks, by default all."""
+        if self.balance.has_counts:
+            self.balance.observe(_counted(self.active, mask))
+
+    def penalty(self, mask: Tensor | None = None) -> Tensor | None:
+        """Return what is added to the loss for the steps that ``mask`` (B, T) marks, by default all."""
+        own = talk = None
+        if self.relevance is not None:
+            own = self.balance.penalty(_counted(self.relevance, mask), _counted(self.active, mask))
+        if self.of_talk is not None:
+            talk = (self.of_talk if mask is None else self.of_talk[mask]).mean()
+        return added_up((own, talk))
+
+
+def _counted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the steps of ``values`` (T, M, B) that ``mask`` (B, T) marks, as (steps, M, 1)."""
+    if mask is None or bool(mask.all()):
+        return values
+    return values.movedim(2, 1)[mask.T].unsqueeze(2)
 
 
 class BalancedBackbone(WatchedBackbone, ABC):

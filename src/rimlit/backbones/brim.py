@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.balanced import BalancedBackbone
+from rimlit.backbones.balanced import BalancedBackbone, Followed
 from rimlit.backbones.base import LearnedState, require_input
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.kernels.eager import activity_of
-from rimlit.kernels.scores import Followed
-from rimlit.kernels.step import StepInputs, StepResult, score, step
+from rimlit.kernels.step import StepInputs, StepResult, step
 from rimlit.mechanisms import LayerWeights, PartLike, Sharing
 from rimlit.nn.surroundings import is_autocast_enabled, without_autocast
 from rimlit.types import State, carried_of, carrying_type
@@ -228,7 +227,6 @@ class BRIM(BalancedBackbone):
             )
         ]
         records: list[list[StepResult]] = [[] for _ in layers]
-        scores: list[list[Tensor]] = [[] for _ in layers]
         features: list[Tensor] = []
         follows = self.training and torch.is_grad_enabled()
         is_followed = [follows and layer.is_followed for layer in layers]
@@ -249,8 +247,6 @@ class BRIM(BalancedBackbone):
                     down_key, down_value = (self._project(above, weight) for weight in top_down[index])
                     read_key = torch.cat([read_key, down_key], dim=2)
                     read_value = torch.cat([read_value, down_value], dim=2)
-                if is_followed[index] and layer.balance.has_penalty:
-                    scores[index].append(score(layer, own, states[index].hidden, read_key))
                 keep_input, keep_communication = dropouts[index]
                 offset = offsets[index]
                 inputs = StepInputs(
@@ -266,24 +262,20 @@ class BRIM(BalancedBackbone):
                 if self.is_watched or is_followed[index]:
                     records[index].append(result)
             features.append(_joined(states[-1].hidden))
-        self._report(records, scores, is_followed)
+        self._report(records, is_followed)
         return torch.stack(features, dim=1), states, carried
 
-    def _report(
-        self, records: list[list[StepResult]], scores: list[list[Tensor]], is_followed: list[bool]
-    ) -> None:
+    def _report(self, records: list[list[StepResult]], is_followed: list[bool]) -> None:
         """Keep what balances count and penalise, and call the hooks with what the mechanisms did."""
         activities = []
-        for layer, own, own_scores, follows in zip(self._layers, records, scores, is_followed, strict=True):
+        for layer, own, follows in zip(self._layers, records, is_followed, strict=True):
             if not own:
                 continue
             activity = activity_of(own)
             if follows:
-                active = activity.active.permute(1, 2, 0)  # (T, M, B)
-                rows = torch.stack(own_scores) if own_scores else None
-                self._followed.append(Followed(layer.balance, rows, active, activity.penalty))
+                self._followed.append(Followed.of(layer, activity))
             hidden = torch.stack([result.state.hidden for result in own]).detach().permute(2, 0, 1, 3)
-            activities.append(activity._replace(hidden=hidden, penalty=None))
+            activities.append(activity._replace(hidden=hidden, penalty=None, relevance=None))
         if self.is_watched:
             self.report_activity(tuple(activities))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rimlit.backbones.balanced import Followed
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
 from rimlit.backbones.layered import LayeredBackbone
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
@@ -15,7 +16,6 @@ from rimlit.backbones.rim_resizing import fit_weights, with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
-from rimlit.kernels.scores import Followed
 from rimlit.mechanisms import PartLike, PartsLike
 from rimlit.nn.surroundings import is_autocast_enabled, is_traced
 from rimlit.types import State, carrying_type, map_state
@@ -259,10 +259,10 @@ class RIM(LayeredBackbone):
                 self.checkpoint_every,
             )
             features, last, activity = layer(run, inputs)
-            if is_followed:
-                self._followed.append(Followed.of(layer, inputs, features, activity))
             if activity is not None:
-                activities.append(activity._replace(hidden=features.detach(), penalty=None))
+                if is_followed:
+                    self._followed.append(Followed.of(layer, activity))
+                activities.append(activity._replace(hidden=features.detach(), penalty=None, relevance=None))
             features = features.flatten(2)
             states.append(last)
         self.report_activity(tuple(activities))

@@ -47,12 +47,12 @@ class Outputs(NamedTuple):
     null_attention: MaybeTensor  # (B, T, M): mean over heads, only where it is recorded and there is a null slot
     communication: MaybeTensor  # (B, T, M, M), only where it is recorded
     gate: MaybeTensor  # (B, T, M), only where LayerOptions.is_gated; 0 where inactive
-    relevance: MaybeTensor  # the same
+    relevance: MaybeTensor  # (B, T, M), only where LayerOptions.keeps_relevance
     total: MaybeTensor  # (B, T, M, I): logsumexp of each head's scores, only where LayerOptions.has_totals
 
 
-Gradients = tuple[Tensor, Tensor, MaybeTensor]
-"""Gradients of features, hidden and memory."""
+Gradients = tuple[Tensor, Tensor, MaybeTensor, MaybeTensor]
+"""Gradients of features, hidden, memory and, where :attr:`LayerOptions.gives_relevance`, relevance."""
 
 
 class TapedLoop(Protocol):
@@ -107,13 +107,14 @@ def differentiate(loop: TapedLoop, layer: RIMLayer, weights: LayerWeights, input
         else:
             outputs, _ = loop.forward(options, inputs, operands, is_taped)
     last = GRUState(outputs.hidden) if outputs.memory is None else LSTMState(outputs.hidden, outputs.memory)
-    return outputs.features, last, _activity(outputs) if inputs.record else None
+    return outputs.features, last, _activity(options, outputs) if inputs.record else None
 
 
-def _activity(outputs: Outputs) -> Activity:
+def _activity(options: LayerOptions, outputs: Outputs) -> Activity:
     slots = outputs.attention.mean(dim=3)  # (B, T, M, N)
     null = 1 - slots.mean(dim=-1) if outputs.null_attention is None else outputs.null_attention
-    return Activity(outputs.active, null, slots, outputs.communication, outputs.gate)
+    relevance = outputs.relevance if options.gives_relevance else None
+    return Activity(outputs.active, null, slots, outputs.communication, outputs.gate, relevance=relevance)
 
 
 class _Scan(torch.autograd.Function):
@@ -130,7 +131,10 @@ class _Scan(torch.autograd.Function):
         outputs = outputs._replace(features=_without_base(outputs.features))
         ctx.loop, ctx.layer, ctx.options, ctx.inputs = loop, layer, options, inputs
         ctx.save_for_backward(*tensors, *outputs, *tape)
-        ctx.mark_non_differentiable(*(tensor for tensor in outputs[3:] if tensor is not None))
+        others = outputs._replace(features=None, hidden=None, memory=None)  # type: ignore[arg-type]
+        if options.gives_relevance:
+            others = others._replace(relevance=None)
+        ctx.mark_non_differentiable(*(tensor for tensor in others if tensor is not None))
         return tuple(outputs)
 
     @staticmethod
@@ -154,12 +158,14 @@ class _Scan(torch.autograd.Function):
             ) from error
         first, second = len(Operands._fields), len(Operands._fields) + len(Outputs._fields)
         operands, outputs, tape = Operands(*saved[:first]), Outputs(*saved[first:second]), saved[second:]
+        from_relevance = Outputs(*gradients).relevance if ctx.options.gives_relevance else None
+        of_outputs = (*gradients[:3], from_relevance)
         nothing = (None,) * (len(ctx.needs_input_grad) - first)
         wanted = ctx.needs_input_grad[len(nothing) :]
         if torch.is_grad_enabled():  # a derivative of the derivative is asked for: autograd knows it
-            return *nothing, *_differentiable_gradients(ctx.layer, ctx.inputs, operands, gradients[:3], wanted)
+            return *nothing, *_differentiable_gradients(ctx.layer, ctx.inputs, operands, of_outputs, wanted)
         with without_autocast(operands.hidden.device.type):  # as in the forward pass
-            found = ctx.loop.backward(ctx.options, ctx.inputs, operands, outputs, tape, gradients[:3])
+            found = ctx.loop.backward(ctx.options, ctx.inputs, operands, outputs, tape, of_outputs)
         return *nothing, *(tensor if want else None for tensor, want in zip(found, wanted, strict=True))
 
 
@@ -193,15 +199,15 @@ def _differentiable_gradients(
     if operands.memory is not None:
         state = LSTMState(operands.hidden, operands.memory)
         initial = LSTMState(operands.initial_hidden, operands.initial_memory)
-    inputs = inputs._replace(
-        keys=operands.keys, values=operands.values, state=state, initial=initial, record=False
-    )
-    features, last, _ = eager.scan(layer, weights, inputs)
+    inputs = inputs._replace(keys=operands.keys, values=operands.values, state=state, initial=initial, record=True)
+    features, last, activity = eager.scan(layer, weights, inputs)
+    assert activity is not None and activity.relevance is not None
+    results = (features, *last) if gradients[3] is None else (features, *last, activity.relevance)
     found = iter(
         torch.autograd.grad(
-            (features, *last),
+            results,
             [tensor for tensor, want in zip(operands, wanted, strict=True) if want],
-            gradients[: 1 + len(last)],
+            [gradient for gradient in gradients if gradient is not None],
             create_graph=True,
             materialize_grads=True,
         )

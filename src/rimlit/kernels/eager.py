@@ -83,4 +83,5 @@ def activity_of(records: list[StepResult]) -> Activity:
         torch.stack(gates).detach().permute(2, 0, 1) if gates else None,
         schema=torch.stack(schemata).permute(2, 0, 1) if schemata else None,
         penalty=torch.stack(penalties, dim=1) if penalties else None,
+        relevance=relevance,
     )

@@ -63,7 +63,7 @@ class ATenLoop:
             hidden = torch.where(is_active, candidate, hidden, out=features[:, step])
             active.append(choice.active)
             attention.append(attended)
-            if records_null or gate is not None:
+            if records_null or options.keeps_relevance:
                 relevances.append(relevance)
         relevance = _stacked(relevances)
         outputs = Outputs(
@@ -75,7 +75,7 @@ class ATenLoop:
             (-relevance).sigmoid() if records_null else None,
             torch.stack(communication, dim=1) if communication else None,
             _stacked(gates),
-            relevance if gates else None,
+            relevance if options.keeps_relevance else None,
             torch.stack(totals).permute(2, 0, 1, 3) if totals else None,
         )
         return outputs, tape if is_taped else ()

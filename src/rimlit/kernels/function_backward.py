@@ -30,7 +30,7 @@ class BackwardPass:
         if outputs.gate is not None:
             self.gate = outputs.gate.permute(2, 1, 0)  # (M, T, B)
             self.relevance = outputs.relevance.permute(2, 1, 0)
-            self.total = None if outputs.total is None else outputs.total.permute(2, 1, 0, 3)  # (M, T, B, I)
+        self.total = None if outputs.total is None else outputs.total.permute(2, 1, 0, 3)  # (M, T, B, I)
         self.attention = outputs.attention.permute(2, 1, 0, 3, 4)  # (M, T, B, I, N)
         self.active = outputs.active.permute(2, 1, 0)[..., None]  # (M, T, B, 1)
         self.num_steps = operands.keys.shape[1]
@@ -53,7 +53,7 @@ class BackwardPass:
     def run(self) -> Operands:
         """Return the gradient of every operand."""
         resets = self.inputs.resets
-        features, last_hidden, last_memory = self.gradients
+        features, last_hidden, last_memory, _ = self.gradients
         features = features.permute(2, 1, 0, 3)
         hidden = last_hidden.transpose(0, 1)
         memory = None if last_memory is None else last_memory.transpose(0, 1)
@@ -204,8 +204,9 @@ class BackwardPass:
             scores = attention * (read - (attention * read).sum(dim=0))
         else:
             scores = attention * (read - (attention * read).sum(dim=-1, keepdim=True))
-        if from_gate is not None:
-            scores = scores + self._relevance(step, from_gate)
+        from_relevance = self._relevance(step, from_gate)
+        if from_relevance is not None:
+            scores = scores + from_relevance
         if self.score_bias is not None:
             self.score_bias += scores.sum(dim=(1, 2, 3))
         if self.tape.capped is not None:
@@ -219,15 +220,22 @@ class BackwardPass:
         self.query[:, step].copy_(query)
         return torch.bmm(query.flatten(2), operands.input_query.mT)
 
-    def _relevance(self, step: int, from_gate: Tensor) -> Tensor:
-        """Return the gradient that the gates send to the scores (M, B, I, N)."""
-        through = gate_gradient(
-            from_gate,
-            self.relevance[:, step],
-            self.inputs.offset_at(step),
-            self.active[:, step, :, 0],
-            self.options.rule,
-        )[:, :, None, None]
+    def _relevance(self, step: int, from_gate: MaybeTensor) -> MaybeTensor:
+        """Return the gradient that gates and penalty send to the scores (M, B, I, N), by way of the relevance."""
+        from_penalty = self.gradients[3]
+        found = None if from_penalty is None else from_penalty[:, step].mT  # (M, B)
+        if from_gate is not None:
+            from_gate = gate_gradient(
+                from_gate,
+                self.relevance[:, step],
+                self.inputs.offset_at(step),
+                self.active[:, step, :, 0],
+                self.options.rule,
+            )
+            found = from_gate if found is None else from_gate + found
+        if found is None:
+            return None
+        through = found[:, :, None, None]
         attention = self.attention[:, step]
         if attention.shape[3] > 1:
             least = torch.finfo(attention.dtype).tiny  # no slot is read at all: then 0

@@ -107,10 +107,11 @@ def _forward(plan: _Plan, tensors: Tensors) -> Tensors:
 
 def _backward(plan: _Plan, tensors: Tensors) -> Tensors:
     inputs, operands, more = _unpacked(plan, tensors)
-    from_features, from_hidden, from_memory, active, attention, gate, relevance, total, *tape = more
+    from_features, from_hidden, from_memory, from_relevance, *read = more
+    active, attention, gate, relevance, total, *tape = read
     nothing: MaybeTensor = None
     outputs = Outputs(nothing, nothing, nothing, active, attention, nothing, nothing, gate, relevance, total)
-    gradients = from_features, from_hidden, from_memory
+    gradients = from_features, from_hidden, from_memory, from_relevance
     return plan.loop.backward(plan.options, inputs, operands, outputs, tuple(tape), gradients)
 
 

@@ -39,6 +39,7 @@ class LayerOptions:
     inactive: str  # preserved, candidate
     communication_output: str  # linear, tanh, gated, cell_gate
     project_in_bf16: bool
+    gives_relevance: bool  # with a gradient, for a penalty
 
     @property
     def rule(self) -> Rule:
@@ -57,8 +58,13 @@ class LayerOptions:
 
     @property
     def has_totals(self) -> bool:
-        """Whether the derivative of the gates reads the heads' scores one by one."""
-        return self.is_gated and self.input_heads > 1
+        """Whether the derivative of the relevance reads the heads' scores one by one."""
+        return self.keeps_relevance and self.input_heads > 1
+
+    @property
+    def keeps_relevance(self) -> bool:
+        """Whether the relevance is returned or the derivative of the gates reads it."""
+        return self.is_gated or self.gives_relevance
 
     @property
     def is_gated(self) -> bool:
@@ -87,6 +93,8 @@ def unknown_part(layer: RIMLayer) -> str | None:
     for name, types in KNOWN_PARTS.items():
         if type(parts[name]) not in types:
             return f"does not support {type(parts[name]).__name__}"
+    if layer.gives_relevance and type(parts["selection"]) is AcrossMechanisms:
+        return "does not differentiate what a balance's penalty reads across mechanisms"
     return "does not normalise queries and keys" if layer.normalize_scores else None
 
 
@@ -117,6 +125,7 @@ def describe(layer: RIMLayer) -> LayerOptions:
         inactive=attention.inactive if attention else "preserved",
         communication_output=attention.output_kind if attention else "linear",
         project_in_bf16=layer.project_in_bf16,
+        gives_relevance=layer.gives_relevance,
     )
 
 
@@ -172,7 +181,7 @@ class LayerInputs(NamedTuple):
 class Activity(NamedTuple):
     """What the mechanisms of one layer did. Heads are averaged, before dropout.
 
-    All is detached but the penalty, which a backbone takes out before it reports the activity.
+    All is detached but relevance and penalty, which a backbone takes out before it reports the activity.
     """
 
     active: Tensor  # (B, T, M) bool
@@ -183,6 +192,7 @@ class Activity(NamedTuple):
     hidden: Tensor | None = None  # (B, T, M, d): states after each step
     schema: Tensor | None = None  # (B, T, M) integers: which of several sets of parameters each followed
     penalty: Tensor | None = None  # (B, T): what the communication adds to the loss
+    relevance: Tensor | None = None  # (B, T, M), at least where a balance's penalty reads it
 
 
 LayerResult: TypeAlias = tuple[Tensor, State, Activity | None]

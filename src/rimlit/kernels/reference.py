@@ -23,7 +23,7 @@ def run(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerRes
     with without_autocast(inputs.sequence.device.type):  # scores and state keep the precision of the weights
         inputs = inputs._replace(sequence=inputs.sequence.to(weights.cell_input.dtype))
         samples = [_run_sample(weights, options, inputs, sample) for sample in range(inputs.sequence.shape[0])]
-    features, hidden, memory, active, null, slots, communication, gates = (
+    features, hidden, memory, active, null, slots, communication, gates, relevance = (
         None if parts[0] is None else torch.stack(parts) for parts in zip(*samples, strict=True)
     )
     assert features is not None and hidden is not None
@@ -31,7 +31,12 @@ def run(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> LayerRes
     if inputs.record:
         assert active is not None and null is not None and slots is not None
         activity = Activity(
-            active, null.detach(), slots.detach(), communication, None if gates is None else gates.detach()
+            active,
+            null.detach(),
+            slots.detach(),
+            communication,
+            None if gates is None else gates.detach(),
+            relevance=relevance,
         )
     state = GRUState(hidden) if memory is None else LSTMState(hidden, memory)
     return features, state, activity
@@ -48,6 +53,7 @@ def _run_sample(
     features, actives, nulls, slot_attentions = [], [], [], []
     communications: list[Tensor] = []
     all_gates: list[Tensor] = []
+    relevances: list[Tensor] = []
     for step in range(inputs.sequence.shape[1]):
         if inputs.resets is not None and inputs.resets[sample, step]:
             hidden = list(inputs.initial.hidden[sample])
@@ -80,6 +86,7 @@ def _run_sample(
             relevance = (reads - every).logsumexp(dim=0) - (skips - every).logsumexp(dim=0)
             if options.input_heads == 1:  # the same, without rounding where the null probability is near 1
                 relevance = reads[0]
+        relevances.append(relevance)
         ranked = relevance
         if inputs.offset is not None:
             offset = inputs.offset_at(step)
@@ -153,6 +160,7 @@ def _run_sample(
         torch.stack(slot_attentions),
         torch.stack(communications) if communications else None,
         torch.stack(all_gates) if all_gates else None,
+        torch.stack(relevances),
     )
 
 

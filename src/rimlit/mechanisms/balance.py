@@ -10,14 +10,14 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from rimlit.mechanisms.base import Part, part_factory
-from rimlit.mechanisms.selection import attend_against_null, log_odds
 
 
 class Balance(Part):
     """Influence on who wins. A subclass gives any of the methods; by default none has an effect.
 
-    No time loop sees more than the offset. Penalties and counts follow a forward in training with gradients. Of
-    padded sequences they get the steps that count, all of them as T with B = 1.
+    A time loop adds the offset and returns the relevance that a penalty reads. Penalties and counts follow a
+    forward in training with gradients. Of padded sequences they get the steps that count, all of them as T with
+    B = 1.
 
     Args:
         num_mechanisms: Mechanisms M.
@@ -39,12 +39,12 @@ class Balance(Part):
         """
         return None
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor | None:
-        """Return a term of the loss, a scalar, from the scores of a training forward, or None.
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor | None:
+        """Return a term of the loss, a scalar, from the relevance in a training forward, or None.
 
         Args:
-            scores: Scores (T, M, B, I, N) of the input, with a gradient.
-            active: (T, M, B) bool.
+            relevance: Log-odds of reading the input against null, before any offset (T, M, B), with a gradient.
+            active: Who was active (T, M, B), bool.
         """
         return None
 
@@ -124,9 +124,9 @@ class CombinedBalance(Balance):
         """See :meth:`Balance.offset`."""
         return added_up(part.offset(num_steps, batch_size) for part in self.balances)
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor | None:
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor | None:
         """See :meth:`Balance.penalty`."""
-        return added_up(part.penalty(scores, active) for part in self.balances)
+        return added_up(part.penalty(relevance, active) for part in self.balances)
 
     def observe(self, active: Tensor) -> None:
         """See :meth:`Balance.observe`."""
@@ -241,9 +241,3 @@ def added_up(terms: Iterable[Tensor | None]) -> Tensor | None:
     """Return the sum of the terms that there are, or None."""
     found = [term for term in terms if term is not None]
     return functools.reduce(torch.add, found) if found else None
-
-
-def relevance_of(scores: Tensor) -> Tensor:
-    """Return the log-odds of reading the input against null (T, M, B) from the scores (T, M, B, I, N)."""
-    relevance = log_odds(attend_against_null(scores.flatten(0, 1))[1])
-    return relevance.view(*scores.shape[:2], -1)

@@ -191,6 +191,11 @@ class RIMLayer(nn.Module):
         return self.balance.has_penalty or self.balance.has_counts or self.communication.is_penalised
 
     @property
+    def gives_relevance(self) -> bool:
+        """Whether a penalty reads the relevance in the present mode, training or evaluation."""
+        return self.training and self.balance.has_penalty
+
+    @property
     def has_offset(self) -> bool:
         """Whether something is added to the ranking in the present mode, training or evaluation."""
         return self.balance.has_offset or (self.training and self.selection.is_noisy)

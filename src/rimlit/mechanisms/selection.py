@@ -276,7 +276,7 @@ def compete(relevance: Tensor, offset: Tensor | None, rule: Rule) -> Choice:
         own, bar, _ = _own_and_bar(ranked, place, rule)
         if rule.is_to_best:
             active = active & (own > bar)
-        gate = ((own - bar) / rule.width).clamp(0, 1)
+        gate = _lead(own, bar, active, rule).clamp(0, 1)
     if rule.graded:
         attended = relevance.sigmoid()
         gate = attended if gate is None else attended * gate
@@ -295,7 +295,7 @@ def gate_gradient(
         ranked = relevance if offset is None else relevance + offset
         place = rank(ranked)
         own, bar, bar_moves = _own_and_bar(ranked, place, rule)
-        lead = (own - bar) / rule.width
+        lead = _lead(own, bar, active, rule)
         through = gradient * attended if rule.graded else gradient
         through = torch.where((lead >= 0) & (lead <= 1), through, 0) / rule.width
         to_bar = torch.where(bar_moves, -through.sum(dim=0), 0)
@@ -308,6 +308,11 @@ def gate_gradient(
         of_attention = gradient if lead is None else gradient * lead.clamp(0, 1)
         into = into + of_attention * attended * (1 - attended)
     return into
+
+
+def _lead(own: Tensor, bar: Tensor, active: Tensor, rule: Rule) -> Tensor:
+    """Return how far active mechanisms are above the bar, in widths; 0 for the others, where both may be −∞."""
+    return torch.where(active, own - bar, 0) / rule.width
 
 
 def _own_and_bar(ranked: Tensor, place: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,12 +49,13 @@ STRUCT(Arguments,
     void *features, *last_hidden, *last_memory;
     uint8_t* is_active;  // (B, T, M)
     void *attention, *null_attention, *activity;  // null_attention (B, T, M) and activity only where they are recorded
-    void *gate, *relevance, *total;  // (B, T, M), the same, and of several heads (B, T, M, I); only where there are gates
+    void* gate;                 // (B, T, M), only where there are gates
+    void *relevance, *total;    // (B, T, M) and of several heads (B, T, M, I), only where their derivative is asked for
     // tape
     void *gates, *old_memory, *squashed, *ahead, *projected, *weights, *read, *output, *moved;
     int32_t *place, *start;
     // gradients: of the outputs, of what belongs to samples, and of what all threads add to
-    const void *from_features, *from_hidden, *from_memory;
+    const void *from_features, *from_hidden, *from_memory, *from_relevance;
     void *into_hidden, *into_memory, *into_initial_hidden, *into_initial_memory;
     void *into_keys, *into_values, *into_input_query, *into_cell_input, *into_cell_hidden, *into_cell_bias;
     void *into_communication, *into_communication_output, *into_communication_bias, *into_score_bias;

@@ -349,7 +349,7 @@ void Shard<T>::scores_backward(Int t, BackwardPass<T>& pass) {
             }
         }
         for (Int m = 0; m < M; ++m) scored[s * M + m] = chosen[s * M + m] || a.across_mechanisms;
-        if (a.gate) relevance_backward(t, s, pass);
+        if (a.gate || a.from_relevance) relevance_backward(t, s, pass);
         if (!a.score_bias) continue;
         for (Int m = 0; m < M; ++m)
             for (Int e = 0; e < I * N; ++e) data(a.into_score_bias)[m] += gradient[m * I * N + e];

@@ -192,7 +192,7 @@ class Call:
             null_attention=new(batch_size, steps, mechanisms) if self.inputs.record and options.has_null else None,
             communication=new(batch_size, steps, mechanisms, mechanisms).zero_() if is_recorded else None,
             gate=new(batch_size, steps, mechanisms) if options.is_gated else None,
-            relevance=new(batch_size, steps, mechanisms) if options.is_gated else None,
+            relevance=new(batch_size, steps, mechanisms) if options.keeps_relevance else None,
             total=new(batch_size, steps, mechanisms, self.input_heads) if options.has_totals else None,
         )
 
@@ -253,7 +253,7 @@ class Call:
         tape: RowTape,
         found: Operands | None = None,
         others: Mapping[str, Tensor] = MappingProxyType({}),
-        gradients: Gradients | tuple[None, None, None] = (None, None, None),
+        gradients: Gradients | tuple[None, None, None, None] = (None, None, None, None),
     ) -> ctypes.Structure:
         """Return sizes and addresses as the library reads them; this object keeps its tensors alive."""
         inputs = self.inputs
@@ -277,13 +277,14 @@ class Call:
             **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
         }
         self.integers["features_stride"] = outputs.features.stride(0)
-        features, hidden, memory = gradients
+        features, hidden, memory, relevance = gradients
         if features is not None:
             # the gradient of a part of a sequence is a part of that of the whole
             features = features if features[0].is_contiguous() else features.contiguous()
             self.integers["from_features_stride"] = features.stride(0)
             tensors["from_features"] = features
-        for name, gradient in (("from_hidden", hidden), ("from_memory", memory)):
+        whole = {"from_hidden": hidden, "from_memory": memory, "from_relevance": relevance}
+        for name, gradient in whole.items():
             tensors[name] = None if gradient is None else gradient.contiguous()
         if found is not None:
             tensors |= {f"into_{name}": tensor for name, tensor in found._asdict().items()}

@@ -48,7 +48,6 @@ void Shard<T>::gate_winners(Int t, Int s, const T* relevance, const T* ranked, c
             if (a.graded) gate *= probability(relevance[m]);
         }
         data(a.gate)[output_at(t, s, m)] = gate;
-        data(a.relevance)[output_at(t, s, m)] = relevance[m];
     }
 }
 
@@ -103,12 +102,13 @@ void Shard<T>::gate_backward(Int t, Int s, const T* from_gate, T* into) {
     }
 }
 
-// Adds the gradient that the gates of sample s send to its scores, by way of the relevance.
+// Adds the gradient that gates and penalty of sample s send to its scores, by way of the relevance.
 template <typename T>
 void Shard<T>::relevance_backward(Int t, Int s, BackwardPass<T>& pass) {
     T* from = w.buffers[15].take(M);
     std::fill(from, from + M, T(0));
-    gate_backward(t, s, pass.gate + s * M, from);
+    if (a.gate) gate_backward(t, s, pass.gate + s * M, from);
+    if (a.from_relevance) add_scaled(from, data(a.from_relevance) + output_at(t, s, 0), T(1), M);
     for (Int m = 0; m < M; ++m) {
         if (from[m] == 0) continue;
         scored[s * M + m] = 1;

@@ -57,7 +57,7 @@ class CPULoop:
         parts = _parts(inputs, operands)
         threads = int(last_tape.threads)  # the tape lies as the threads of the forward wrote it
         found, others = _empty_gradients(inputs, operands, threads)
-        from_features, *from_state = gradients
+        from_features, *from_state, from_relevance = gradients
         for index, steps in reversed(list(enumerate(parts))):
             is_first, is_last = index == 0, steps is parts[-1]
             state = operands.hidden, operands.memory
@@ -76,7 +76,9 @@ class CPULoop:
                 part_tape = call.empty_tape()
                 call.run("rimlit_forward", walked, part_tape)
             into = _gradients_of(found, operands, inputs, steps)
-            call.run("rimlit_backward", walked, part_tape, into, others, (from_features[:, steps], *from_state))
+            part_relevance = None if from_relevance is None else from_relevance[:, steps]
+            part_gradients = (from_features[:, steps], *from_state, part_relevance)
+            call.run("rimlit_backward", walked, part_tape, into, others, part_gradients)
             from_state = [into.hidden, into.memory]
         return found._replace(hidden=from_state[0], memory=from_state[1])
 

@@ -162,6 +162,7 @@ void Shard<T>::choose(Int t, Int s, const T* relevance) {
         if (a.offset && ranking_offset(t, s, m) == -INFINITY) of_sample[m] = 0;
         a.is_active[output_at(t, s, m)] = static_cast<uint8_t>(of_sample[m]);
     }
+    if (a.relevance) std::memcpy(data(a.relevance) + output_at(t, s, 0), relevance, M * sizeof(T));
     if (a.gate) gate_winners(t, s, relevance, ranked, bar);
 }
 

@@ -77,7 +77,7 @@ class LayerStep:
             None,
             None,
             new(batch_size, 1, mechanisms) if options.is_gated else None,
-            new(batch_size, 1, mechanisms) if options.is_gated else None,
+            None,
             None,
         )
         self._arguments = call.arguments(outputs, tape)

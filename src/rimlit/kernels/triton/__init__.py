@@ -48,6 +48,8 @@ def cannot(layer: RIMLayer) -> str | None:
     options = describe(layer)
     if options.is_gated or options.dynamic:
         return "does not support margins, graded updates and dynamic counts"
+    if options.gives_relevance:
+        return "does not support a balance with a penalty"
     if options.soft_cap or layer.score_bias is not None or layer.has_offset:
         return "does not support a cap, a bias or an offset of scores"
     return (
@@ -248,7 +250,7 @@ class TritonLoop:
         assert steps is not None
         inputs, operands = _contiguous(inputs, operands)
         taped = StepTape(*tape)
-        features, hidden, memory = gradients
+        features, hidden, memory, _ = gradients
         from_features = features.permute(2, 1, 0, 3).contiguous()
         from_hidden = hidden.transpose(0, 1).contiguous()
         from_memory = None if memory is None else memory.transpose(0, 1).contiguous()

@@ -6,7 +6,7 @@ from torch.nn.functional import softplus
 
 from rimlit.checks import require_not_negative
 from rimlit.errors import ConfigError
-from rimlit.mechanisms.balance import Noise, relevance_of, resized
+from rimlit.mechanisms.balance import Noise, resized
 
 
 class NoisyTopK(Noise):
@@ -59,9 +59,8 @@ class NoisyTopK(Noise):
         drawn = torch.randn(shape, dtype=self.place.dtype, device=self.place.device)
         return drawn * self.spread.detach()[:, None]
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor:
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor:
         """See :meth:`Balance.penalty`."""
-        relevance = relevance_of(scores)
         gates = relevance.masked_fill(~active, -torch.inf).softmax(dim=1)
         gates = torch.where(active, gates, 0)  # NaN where no mechanism is active
         return self.importance * variation(gates.sum(dim=(0, 2))) + self.load * variation(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rimlit.checks import require_not_negative, require_share
-from rimlit.mechanisms.balance import Balance, relevance_of
+from rimlit.mechanisms.balance import Balance
 
 
 class Penalty(Balance, ABC):
@@ -34,9 +34,9 @@ class Penalty(Balance, ABC):
     def cost(self, relevance: Tensor, active: Tensor) -> Tensor:
         """Return the term, a scalar, from the relevance and who is active, (T, M, B) each."""
 
-    def penalty(self, scores: Tensor, active: Tensor) -> Tensor:
+    def penalty(self, relevance: Tensor, active: Tensor) -> Tensor:
         """See :meth:`Balance.penalty`."""
-        return self.coefficient * self.cost(relevance_of(scores), active)
+        return self.coefficient * self.cost(relevance, active)
 
 
 class SwitchBalance(Penalty):

@@ -33,8 +33,8 @@ class ExpectedSparsity(Penalty):
 
     Example:
         >>> import torch
-        >>> scores = torch.tensor([2.0, -2.0]).view(1, 2, 1, 1, 1)  # one step, two mechanisms, one sample
-        >>> penalty = ExpectedSparsity(2, 2, coefficient=0.1).penalty(scores, scores[..., 0, 0] > 0)
+        >>> relevance = torch.tensor([2.0, -2.0]).view(1, 2, 1)  # one step, two mechanisms, one sample
+        >>> penalty = ExpectedSparsity(2, 2, coefficient=0.1).penalty(relevance, relevance > 0)
         >>> round(float(penalty), 4)  # 0.1 · σ(2) / 2
         0.044
     """
