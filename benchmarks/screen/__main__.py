@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(variants()), default=list(variants()), metavar="VARIANT")
     parser.add_argument("--tasks", nargs="+", choices=list(tasks()), default=list(tasks()))
     parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="of each model at its best rate")
+    parser.add_argument(
+        "--with-usage", action="store_true", help="repeat runs that did not note it at the best rate"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--nice", type=int, default=19, help="how far others go first, 0 to 19")
     parser.add_argument("--show", action="store_true", help="train nothing; print the table")
@@ -36,22 +39,25 @@ def run_all(given: argparse.Namespace) -> None:
     """Run the workers, with a bar over the runs that are missing."""
     context = multiprocessing.get_context("spawn")
     done: multiprocessing.Queue[str] = context.Queue()
-    arguments = (given.only, given.tasks, given.seeds, given.nice, done)
+    arguments = (given.only, given.tasks, given.seeds, given.with_usage, given.nice, done)
     workers = [context.Process(target=work, args=arguments, daemon=True) for _ in range(given.jobs)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console()
     for worker in workers:
         worker.start()
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("runs", total=len(wanted(given.only, given.tasks, given.seeds)))
+
+        def count() -> int:
+            return len(wanted(given.only, given.tasks, given.seeds, with_usage=given.with_usage))
+
+        bar = progress.add_task("runs", total=count())
         while any(worker.is_alive() for worker in workers) or not done.empty():
             try:
                 progress.console.print(done.get(timeout=1), highlight=False)
             except queue.Empty:
                 continue
             progress.advance(bar)
-            missing = len(wanted(given.only, given.tasks, given.seeds))
-            progress.update(bar, total=progress.tasks[bar].completed + missing)
+            progress.update(bar, total=progress.tasks[bar].completed + count())
     if any(worker.exitcode for worker in workers):
         raise SystemExit("A run failed; see above.")
 

@@ -66,6 +66,7 @@ def write_run(run: Run, size: dict[str, int], result: dict[str, Any]) -> None:
     with locked(run.variant):
         found = results_of(run.variant)
         task = found["tasks"].setdefault(run.task, {**size, "runs": []})
+        task["runs"] = [each for each in task["runs"] if (each["rate"], each["seed"]) != (run.rate, run.seed)]
         task["runs"].append({"rate": run.rate, "seed": run.seed, **result})
         task["runs"].sort(key=lambda each: (each["rate"], each["seed"]))
         RESULTS.mkdir(parents=True, exist_ok=True)
@@ -92,15 +93,29 @@ def best_rate(task: dict[str, Any], runs: Sequence[dict[str, Any]]) -> float | N
     return task["rates"][0] if best is None else best
 
 
-def wanted(names: Sequence[str], of_tasks: Sequence[str], seeds: int = len(SEEDS)) -> list[Run]:
-    """Return the runs that are missing, the first seed of every rate before the other seeds of the best."""
+def wanted(
+    names: Sequence[str], of_tasks: Sequence[str], seeds: int = len(SEEDS), *, with_usage: bool = False
+) -> list[Run]:
+    """Return the runs that are missing, the first seed of every rate before the other seeds of the best.
+
+    Args:
+        names: Variants.
+        of_tasks: Tasks.
+        seeds: How many seeds at the best rate.
+        with_usage: Whether a RIM's run at the best rate is missing, too, if it did not note the use of mechanisms.
+    """
     missing = []
     for name in names:
         found = results_of(name)
         for task_name in of_tasks:
             task, runs = tasks()[task_name], found["tasks"].get(task_name, {}).get("runs", [])
-            done = {(run["rate"], run["seed"]) for run in runs}
             best = best_rate(task, runs)
+            is_noted = not with_usage or found["variant"]["class_path"] != "RIM"
+            done = {
+                (run["rate"], run["seed"])
+                for run in runs
+                if is_noted or run["rate"] != best or "mechanisms" in run
+            }
             if best is None:
                 of_first = [(rate, SEEDS[0]) for rate in task["rates"]]
             else:

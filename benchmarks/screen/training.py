@@ -17,24 +17,31 @@ from benchmarks.sharing import let_others_go_first
 
 from rimlit.cli.settings import build_data, with_sizes
 from rimlit.comparison import match_parameters
+from rimlit.pictures.activity import MechanismActivity
 from rimlit.spec import build, find_class
 from rimlit.tasks import Task
 from rimlit.tracking.recording import git_commit, machine
 
 BACKBONES = "rimlit.backbones"
+USAGE = ("dead_share", "turnover", "usage_entropy")
 TOLERANCE = 0.1
 """How many more parameters than the LSTM's a model may have: a RIM's width goes in steps of its mechanisms."""
 
 
-def work(names: list[str], of_tasks: list[str], seeds: int, niceness: int, done: "Queue[str]") -> None:
+def work(
+    names: list[str], of_tasks: list[str], seeds: int, with_usage: bool, niceness: int, done: "Queue[str]"
+) -> None:
     """Train until nothing is missing that no other process trains."""
     os.setsid()
     let_others_go_first(os.getpid(), niceness)
 
+    def missing() -> list[Run]:
+        return wanted(names, of_tasks, seeds, with_usage=with_usage)
+
     def step() -> bool:
-        for run in wanted(names, of_tasks, seeds):
+        for run in missing():
             with locked(_name(run), wait=False) as is_ours:
-                if not is_ours or run not in wanted(names, of_tasks, seeds):
+                if not is_ours or run not in missing():
                     continue
                 size, result = train(run)
                 write_run(run, size, result)
@@ -59,8 +66,8 @@ def train(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[dict[str,
         changes: Arguments of the backbone in place of the variant's.
 
     Returns:
-        Width and parameters; and the validation, the scores (None where the training diverged), seconds, commit
-        and machine.
+        Width and parameters; and the validation, the scores (None where the training diverged), how a RIM used its
+        mechanisms in the validation, seconds, commit and machine.
     """
     _be_quiet()
     register()
@@ -73,12 +80,14 @@ def train(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[dict[str,
     began = time.process_time()
     trainer.fit(model, data)
     seconds = time.process_time() - began
-    tester = _trainer()
+    tester = _trainer(callbacks=[MechanismActivity(figure=False)])
     val = _merged(tester.validate(model, data, verbose=False))
+    usage = {key: tester.callback_metrics.get(f"mechanisms/{key}") for key in USAGE}
     scores = _merged(tester.test(model, data, verbose=False))
     return size, {
         "val": val[task["chosen_by"]],
         "scores": {key: score for key, score in scores.items() if _is_kept(key)},
+        **({} if None in usage.values() else {"mechanisms": _merged([usage])}),
         "seconds": round(seconds, 1),
         "commit": git_commit(),
         "machine": machine(),

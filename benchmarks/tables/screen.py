@@ -4,16 +4,34 @@ import json
 import statistics
 from functools import partial
 
-from benchmarks.screen.runs import tasks, variants
+from benchmarks.screen.runs import best_rate, results_of, tasks, variants
 from benchmarks.screen.table import is_less_better, rows
 from benchmarks.screen.trial import read_trials
 from benchmarks.tables.shared import Tables, table
+
+USAGE = ("dead_share", "turnover")
 
 
 def screen(place: str) -> str:
     """Return scores and mean ranks of all models that have any."""
     head, *body = rows(list(variants()), list(tasks()), place)
     return table(head, [[f"`{row[0]}`", *row[1:]] for row in body])
+
+
+def usage() -> str:
+    """Return how evenly mechanisms were used at the best rate: the share of dead ones and the turnover."""
+    body = []
+    for name in variants():
+        cells = []
+        for task_name, task in tasks().items():
+            runs = results_of(name)["tasks"].get(task_name, {}).get("runs", [])
+            best = best_rate(task, runs)
+            noted = [run["mechanisms"] for run in runs if run["rate"] == best and "mechanisms" in run]
+            numbers = [statistics.mean(each[key] for each in noted) for key in USAGE if noted]
+            cells.append(" · ".join(f"{number:.2f}" for number in numbers))
+        if any(cells):
+            body.append([f"`{name}`", *cells])
+    return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
 
 
 def what_ran() -> str:
@@ -56,5 +74,6 @@ TABLES: Tables = {
     "screen-inside": partial(screen, "inside"),
     "screen-outside": partial(screen, "outside"),
     "screen-models": what_ran,
+    "screen-usage": usage,
     "screen-tasks": what_tasks,
 }
