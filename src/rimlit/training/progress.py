@@ -54,7 +54,7 @@ class ProgressBar(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer, pl_module):  # type: ignore[no-untyped-def]
-        """Return the metrics in the bar, without the run's version."""
+        """Return the metrics in the bar, without the run's version; Lightning would print "nan.0"."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return metrics
+        return {name: "undefined" if value != value else value for name, value in metrics.items()}
