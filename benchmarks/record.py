@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+USAGE = ("dead_share", "turnover", "usage_entropy")
+"""What is recorded of mechanisms, for each group of the test."""
 
 
 def record(
@@ -50,6 +52,9 @@ def record(
         )
     if (run / "rollout.json").is_file():  # scores frame by frame
         result["rollout"] = json.loads((run / "rollout.json").read_text())
+    if (run / "mechanisms.json").is_file():
+        usage = json.loads((run / "mechanisms.json").read_text())
+        result["mechanisms"] = {name: value for name, value in usage.items() if name.split("/")[-1] in USAGE}
     if curve := returns_by_env_steps(run / "metrics.csv"):
         result["val_curve"] = curve
     if is_of_paper_size:

@@ -1,12 +1,14 @@
-"""The table of docs/mechanisms.md: what each part of a RIM layer does, its source, the loops that run it."""
+"""The tables of docs/mechanisms.md: dead mechanisms in recorded runs; what each part of a RIM layer does, its source, the loops that run it."""
 
 import inspect
+import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.tables.shared import ROOT, Tables, table
+from benchmarks.tables.shared import RESULTS, ROOT, Tables, table
 
 from rimlit import RIM
 from rimlit.backbones.rim_parts import KINDS
@@ -158,4 +160,30 @@ def input_source(short: str) -> str:
     return paper.get(short, "this package")
 
 
-TABLES: Tables = {"parts": parts}
+def dead() -> str:
+    """A row per config with recorded mechanisms: the most dead ones over runs and groups of a test, and the mean turnover."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for path in sorted(RESULTS.rglob("*.json")):
+        result = json.loads(path.read_text())
+        if isinstance(result, dict) and "mechanisms" in result and "command" in result:
+            found.setdefault(_name_of(path), []).append(result["mechanisms"])
+    if not found:
+        return "(not recorded)"
+    rows = []
+    for name, runs in found.items():
+        dead_shares, turnovers = (
+            [value for run in runs for key, value in run.items() if key.endswith(f"/{measure}")]
+            for measure in ("dead_share", "turnover")
+        )
+        rows.append([f"`{name}`", str(len(runs)), f"{max(dead_shares):.2f}", f"{statistics.mean(turnovers):.2f}"])
+    return table(["config", "runs", "dead, at most", "turnover, mean"], rows)
+
+
+def _name_of(path: Path) -> str:
+    parts = path.relative_to(RESULTS).with_suffix("").parts
+    return "/".join(
+        part for part in parts if part not in ("queue", "seeds") and not re.search(r"(^|-)seed\d+$", part)
+    )
+
+
+TABLES: Tables = {"parts": parts, "dead": dead}
