@@ -1,4 +1,7 @@
-"""The tables of docs/mechanisms.md: dead mechanisms in recorded runs; what each part of a RIM layer does, its source, the loops that run it."""
+"""The tables of docs/mechanisms.md.
+
+What each part of a RIM layer does, its source, the loops that run it; dead mechanisms in recorded runs.
+"""
 
 import inspect
 import json
@@ -161,7 +164,7 @@ def input_source(short: str) -> str:
 
 
 def dead() -> str:
-    """A row per config with recorded mechanisms: the most dead ones over runs and groups of a test, and the mean turnover."""
+    """A row per config: the most dead mechanisms over runs and groups of a test, and the mean turnover."""
     found: dict[str, list[dict[str, float]]] = {}
     for path in sorted(RESULTS.rglob("*.json")):
         result = json.loads(path.read_text())
