@@ -51,8 +51,8 @@ def write_page(page: PageOf, formats: Sequence[str]) -> str:
             parts.append(
                 f"It reads and returns numbers as `{page.data}` passes them to the task. `data_state` in "
                 "`config.json` holds what was measured on the training data: of each scale the means and then the "
-                "deviations (the program reads `(number - mean) / deviation`), the classes in the order of the outputs, the "
-                "names of the columns, the vocabulary."
+                "deviations (the program reads `(number - mean) / deviation`), the classes in the order of the "
+                "outputs, the names of the columns, the vocabulary."
             )
         for each, runs in (("torch", run_torch), ("onnx", run_onnx)):
             if each in formats:
