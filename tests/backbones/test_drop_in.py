@@ -157,6 +157,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"lengths": LENGTHS, "resets": torch.ones(4, 4)},
         r"resets must be bool of shape \(B, T\) = \(4, 5\)",
     ),
+    "resets_of_lists": ({"resets": [[True] * 5] * 4}, r"resets must be a bool tensor \(B, T\); got a list"),
     "packed": (
         {"inputs": pack_sequence([torch.ones(2, D)]), "lengths": [2]},
         r"A PackedSequence has its lengths: leave lengths out; got lengths=\[2\]",

@@ -146,6 +146,13 @@ def run_page(folder: Path, title: str) -> tuple[str, set[str]]:
     return printed, set(modules.split())
 
 
+def test_the_readme_says_where_what_the_data_measured_is(language: Path, tmp_path: Path) -> None:
+    succeed("export", language, "--to", tmp_path / "out", "--format", "torch")
+    text = (tmp_path / "out/README.md").read_text()
+    assert "as `Text` passes them to the task. `data_state` in `config.json`" in text
+    assert read_json(tmp_path / "out/config.json")["data_state"]
+
+
 def test_the_code_of_the_readme_runs_a_torch_program_with_torch_alone(copying: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     answer = succeed("export", copying, "--to", folder, "--format", "torch")
@@ -160,7 +167,7 @@ def test_the_code_of_the_readme_runs_a_torch_program_with_torch_alone(copying: P
         "model.pt2",
     }
     printed, modules = run_page(folder, "Run it with torch alone")
-    assert printed == "torch.Size([4, 10])"
+    assert printed == "torch.Size([4, 10])" and "data_state" not in (folder / "README.md").read_text()
     assert "torch" in modules and modules.isdisjoint({"rimlit", "lightning", "onnxruntime"})
     config = read_json(folder / "config.json")
     assert config["program"]["inputs"][0] == {"name": "inputs", "shape": ["batch"], "dtype": "int64"}

@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from rich.console import Console
 
+from rimlit import files
 from rimlit.cli import report
 from rimlit.cli.configs import configs_folder
 from rimlit.cli.report import build_table, idle_gpu, is_same_data, recorded_results
@@ -156,6 +157,12 @@ def test_another_environment_has_no_recorded_results() -> None:
     for change in ({"environment": "Acrobot-v1", "observed": None}, {"observed": None}, {"total_steps": 300000}):
         other = {**settings["data"], "init_args": {**settings["data"]["init_args"], **change}}
         assert recorded_results(build_data({"data": other})) == {}, change
+
+
+def test_no_file_of_the_package_is_reported_as_damaged(caplog: pytest.LogCaptureFixture) -> None:
+    files._reported.clear()
+    recorded_results(Copying())
+    assert caplog.messages == []
 
 
 class Mine(Copying):

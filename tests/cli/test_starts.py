@@ -432,3 +432,13 @@ def test_a_saved_config_of_a_fine_tuned_run_can_be_tested(copying: Path) -> None
     tuned = copying.with_name("tuned")
     succeed("test", f"--config={tuned / 'config.yaml'}", *UNTRACKED, "--ckpt_path=last")
     assert read_json(tuned / "results.json")["test"]
+
+
+def test_a_run_that_a_timer_ended_is_resumed_by_a_longer_one(folder: Path) -> None:
+    timed = ("fit", *SHORT, "--trainer.max_steps=100000", "--trainer.callbacks+=Timer")
+    succeed(*timed, "--trainer.callbacks.duration=00:00:00:01")
+    (state,) = folder.glob("runs/*/*/run_state.json")
+    first = read_json(state)
+    assert first["status"] == "finished" and first["step"] < 100000
+    succeed(*timed, "--trainer.callbacks.duration=00:00:00:03")
+    assert read_json(state)["step"] > first["step"]

@@ -233,12 +233,29 @@ def test_a_table_that_lacks_what_is_known_or_observed_is_refused(tmp_path: Path,
         ({"gap": -1}, "gap must be at least 0; got gap=-1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction=0.5, test_fraction=0.5"),
         ({"known_columns": ["a"]}, r"known_columns need value_columns.*known_columns=\['a'\]"),
-        ({"value_columns": ["a"], "time_column": "a"}, "names 'a', which time_column names already"),
+        (
+            {"value_columns": ["a"], "time_column": "a"},
+            "^value_columns names 'a', which time_column names already",
+        ),
+        ({"series_column": "a", "time_column": "a"}, "^time_column names 'a', which series_column names already"),
+        (
+            {"value_columns": ["a", "b"], "known_columns": ["b"]},
+            r"value_columns and known_columns both name \['b'\]",
+        ),
     ],
 )
 def test_a_setting_out_of_its_range_is_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make("a.csv", **arguments)
+
+
+def test_messages_name_the_arguments_of_series(tmp_path: Path) -> None:
+    file = make(write(tmp_path / "a.csv", table()), time_column="week")
+    with pytest.raises(DataError, match="series_column, value_columns, known_columns and time_column name them"):
+        file.series()
+    words = make(write(tmp_path / "b.csv", table().replace("4,8", "4,many")), time_column="time")
+    with pytest.raises(DataError, match=r"\(value_columns names those that are read\); got 'many'"):
+        words.series()
 
 
 def test_a_file_that_is_too_short_says_what_is_needed(counting: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rimlit.data import Series
 from rimlit.data.windows import WindowBatch
@@ -190,10 +191,16 @@ def test_a_run_scores_predicts_and_draws(waves: Series, tmp_path: Path) -> None:
     assert task.error_curve()[""].mean().item() == pytest.approx(scores["test/mae"].item(), abs=1e-5)
     windows = forecast_windows(task, waves)
     assert [len(window.read) for window in windows] == [8] * 3
+    windows = [window._replace(times=["2016-01", "2016-12"]) for window in windows]
     curves = {"model": task.error_curve()[""], **naive_curves(waves)}
     assert list(curves) == ["model", "value 4 steps before", "last value"]
-    axes = draw_forecasts(windows, curves, task.quantiles).axes
+    figure = draw_forecasts(windows, curves, task.quantiles)
+    axes = figure.axes
     assert len(axes) == 4
+    FigureCanvasAgg(figure).draw()
+    assert axes[-1].get_legend().get_window_extent().y0 > axes[-1].bbox.y1, "the legend hides no curve"
+    for label in axes[0].get_xticklabels():
+        assert label.get_window_extent().x1 <= figure.bbox.x1 and label.get_text()
     drawn = axes[0].lines[1].get_ydata()
     assert np.allclose(drawn, windows[0].truth), "the observations are drawn next to the forecast"
     loaded = Task.load_from_checkpoint(tmp_path / "a.ckpt")

@@ -176,6 +176,8 @@ def read_lengths(lengths: Tensor | Sequence[int], inputs: Tensor) -> Tensor:
 
 def require_resets(inputs: Tensor, resets: Tensor) -> None:
     """Raise a ConfigError if ``resets`` are not bool (B, T) for ``inputs`` (B, T, …)."""
+    if not isinstance(resets, Tensor):
+        raise ConfigError(f"resets must be a bool tensor (B, T); got a {type(resets).__name__}.")
     if resets.shape != inputs.shape[:2] or resets.dtype != torch.bool:
         raise ConfigError(
             f"resets must be bool of shape (B, T) = {tuple(inputs.shape[:2])}; "

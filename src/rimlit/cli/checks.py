@@ -207,7 +207,7 @@ def check_length(trainer: L.Trainer, data: DataModule, *, is_fit: bool, is_limit
         trainer: The trainer, whose number of epochs is set where only the data know it.
         data: The data module.
         is_fit: Whether a model is trained.
-        is_limited: Whether ``trainer.max_time`` is given.
+        is_limited: Whether ``trainer.max_time`` or a ``Timer`` ends the training.
 
     Raises:
         ConfigError: The data have no end, or no epochs of known length.

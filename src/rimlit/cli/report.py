@@ -22,8 +22,8 @@ TITLES = {"val": "validation", "test": "test"}
 
 _NOT_COMPARED = ("num_workers", "batch_size", "eval_batch_size", "seed", *PLACES)
 """Arguments of data that do not decide what they are. The digest stands for what a path leads to."""
-_NOT_SHOWN = ("comparison", "paper")
-"""Folders of recorded results whose models have another size than the shipped configs."""
+_NOT_SHOWN = ("comparison", "paper", "screen")
+"""Folders of recorded results of models of another size than the shipped configs, or of no single runs."""
 
 
 def recorded_results(data: DataModule) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
@@ -275,7 +276,8 @@ class Command(LightningCLI):
 
     @property
     def _is_limited(self) -> bool:
-        return self.config.trainer.get("max_time") is not None
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(callback, Timer) for callback in callbacks)  # max_time is one
 
     # The run
 

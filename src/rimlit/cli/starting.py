@@ -87,7 +87,7 @@ def require_same_run(
         allow_changes: Whether a run that has changed is resumed.
         test_after_fit: Whether a run that is done has been tested.
         is_named: Whether the checkpoint was named by the user.
-        is_limited: Whether ``trainer.max_time`` is given.
+        is_limited: Whether ``trainer.max_time`` or a ``Timer`` ends the training.
 
     Raises:
         CheckpointError: The checkpoint cannot be resumed.

@@ -36,6 +36,14 @@ class Layout(NamedTuple):
     known_columns: tuple[str, ...] | None = None  # the inputs of the training file, in their order
     is_predicted: bool = False  # targets and split may be missing
     may_be_empty: tuple[str, ...] | None = ()  # inputs whose cells may be empty, NaN; None: all of them
+    options: tuple[str, ...] = (
+        "sequence_column",
+        "input_columns",
+        "target_columns",
+        "split_column",
+        "time_column",
+    )
+    """What messages call the arguments that name columns: that of sequences first, that of inputs second."""
 
     def check(self) -> None:
         """Raise a ConfigError for a value that is out of its range, and for a column with two roles."""
@@ -52,11 +60,11 @@ class Layout(NamedTuple):
         targets = () if self.target == "next_step" else self.target_columns  # which it does not read
         roles: dict[str, str] = {}
         for role, names in (
-            ("sequence_column", [] if self.sequence_column is None else [self.sequence_column]),
+            (self.options[0], [] if self.sequence_column is None else [self.sequence_column]),
             ("split_column", [] if self.split_column is None else [self.split_column]),
             ("time_column", [] if self.time_column is None else [self.time_column]),
             ("target_columns", targets),
-            ("input_columns", self.input_columns or ()),
+            (self.options[1], self.input_columns or ()),
         ):
             for name in names:
                 if name in roles:

@@ -176,25 +176,26 @@ def _choose(path: Path, names: Sequence[str], layout: Layout) -> Columns:
         if "" in inputs:
             raise DataError(
                 f"{shown(path)}: column {names.index('') + 1} has no name; it may be a row number. Name what is "
-                "read in input_columns."
+                f"read in {layout.options[1]}."
             )
         if layout.known_columns is not None:
             more = [name for name in inputs if name not in layout.known_columns]
             if more and set(single) <= set(names):
                 raise DataError(
                     f"{shown(path)} has the column {more[0]!r}, which the training data does not have: its inputs "
-                    f"are {_names(layout.known_columns)}. Name what is read in input_columns."
+                    f"are {_names(layout.known_columns)}. Name what is read in {layout.options[1]}."
                 )
             inputs = layout.known_columns
     for name in (*single, *targets, *filter(None, [split]), *inputs):
         if name.strip() not in names:
             raise DataError(
-                f"{shown(path)} has no column {name!r}; it has {_names(names)}. sequence_column, "
-                f"input_columns, target_columns and split_column name them.{_other_delimiter(names, layout)}"
+                f"{shown(path)} has no column {name!r}; it has {_names(names)}. "
+                f"{', '.join(layout.options[:-1])} and {layout.options[-1]} name "
+                f"them.{_other_delimiter(names, layout)}"
             )
     if (layout.input_columns != () and not inputs) or (layout.tokens and len(inputs) > 1):
         wanted = "one column of token ids" if layout.tokens else "a column of inputs"
-        raise DataError(f"{shown(path)} must have {wanted}; input_columns are {_names(inputs) or 'none'}.")
+        raise DataError(f"{shown(path)} must have {wanted}; {layout.options[1]} are {_names(inputs) or 'none'}.")
     return Columns(layout.sequence_column, inputs, targets, split, layout.time_column)
 
 
@@ -236,7 +237,7 @@ def _from_table(path: Path, columns: Columns, table: dict[str, Column], layout: 
     else:
         wanted = "a finite number"
         if layout.input_columns is None:
-            wanted += " (input_columns names those that are read)"
+            wanted += f" ({layout.options[1]} names those that are read)"
         flat = np.zeros((len(codes), 0))  # a table of labels has none
         if columns.inputs:
             flat = np.stack([_column(path, name, table[name], layout, wanted) for name in columns.inputs], axis=1)

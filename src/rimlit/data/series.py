@@ -137,6 +137,10 @@ class Series(DataModule):
                 "known_columns need value_columns, the columns that are forecast; got value_columns=None, "
                 f"known_columns={list(known_columns)}."
             )
+        if both := sorted(set(known_columns) & set(value_columns or ())):
+            raise ConfigError(
+                f"A column is forecast or known ahead; value_columns and known_columns both name {both}."
+            )
         self.path, self.predict_path = path, predict_path
         self.window, self.horizon = window, horizon
         self.stride, self.eval_stride = stride, stride if eval_stride is None else eval_stride
@@ -157,6 +161,7 @@ class Series(DataModule):
             decimal=decimal,
             time_column=time_column,
             may_be_empty=None if value_columns is None else tuple(value_columns),
+            options=("series_column", "value_columns", "known_columns", "time_column"),
         )
         self.layout.check()
         self._files: dict[str, SeriesFile] = {}

@@ -99,7 +99,14 @@ def export_task(
         files |= found
         config["program"] = _describe(program, differences)
     task = config["task"]
-    page = PageOf(class_name(task), class_name(task["init_args"].get("backbone")), str(path), program, differences)
+    page = PageOf(
+        class_name(task),
+        class_name(task["init_args"].get("backbone")),
+        str(path),
+        program,
+        differences,
+        class_name(config["data"]) if config.get("data_state") else "",
+    )
     files |= {CONFIG: config_file(config, path), README: write_page(page, formats).encode()}
     written = [Path(folder) / name for name in names]
     for file in written:

@@ -27,6 +27,8 @@ class PageOf(NamedTuple):
     program: Program | None
     """None where only weights were exported."""
     differences: dict[str, float]
+    data: str = ""
+    """The class of the data module, where it measured something that a program lacks; else empty."""
 
 
 def write_page(page: PageOf, formats: Sequence[str]) -> str:
@@ -45,6 +47,13 @@ def write_page(page: PageOf, formats: Sequence[str]) -> str:
         parts += ["## Load it with rimlit", _block('import rimlit\n\ntask = rimlit.load_checkpoint(".")')]
     if page.program is not None:
         parts += _describe(page.program)
+        if page.data:
+            parts.append(
+                f"It reads and returns numbers as `{page.data}` passes them to the task. `data_state` in "
+                "`config.json` holds what was measured on the training data: of each scale the means and then the "
+                "deviations (the program reads `(number - mean) / deviation`), the classes in the order of the "
+                "outputs, the names of the columns, the vocabulary."
+            )
         for each, runs in (("torch", run_torch), ("onnx", run_onnx)):
             if each in formats:
                 parts += [f"## Run it with {NEEDS[each]}", _block(runs(page.program))]

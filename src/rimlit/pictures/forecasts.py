@@ -88,7 +88,7 @@ def forecast_windows(task: ForecastTask, data: Series) -> list[ForecastWindow]:
         rows = data.own_units(torch.from_numpy(dataset.values[series][first:end]))[:, 0]
         windows.append(
             ForecastWindow(
-                f"{data.sample_name('test', '', place)}, {data.value_names[0]}",
+                ", ".join(dict.fromkeys([str(data.sample_name("test", "", place)), data.value_names[0]])),
                 rows[: -data.horizon],
                 rows[-data.horizon :],
                 data.own_units(forecast.movedim(-1, 0))[..., 0].T,
@@ -116,7 +116,7 @@ def draw_forecasts(
     axes[-1].set_xlabel("step ahead")
     axes[-1].set_ylabel("absolute error\n(deviations)")
     axes[-1].set_ylim(bottom=0)
-    axes[-1].legend(frameon=False)
+    axes[-1].legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(curves))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -136,3 +136,4 @@ def _draw_window(axis: "Axes", window: ForecastWindow, levels: tuple[float, ...]
     axis.set_title(window.name, fontsize=10, loc="left")
     if window.times is not None:
         axis.set_xticks([ahead[0], ahead[-1]], [str(window.times[0]), str(window.times[-1])])
+        axis.get_xticklabels()[-1].set_horizontalalignment("right")  # within the figure
