@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from rich.console import Console
 
+from rimlit import files
 from rimlit.cli import report
 from rimlit.cli.configs import configs_folder
 from rimlit.cli.report import build_table, idle_gpu, is_same_data, recorded_results
@@ -132,6 +133,12 @@ def test_recorded_results_are_shown_where_the_data_are_the_same(changes: dict[st
     found = recorded_results(Copying(**{**RECORDED_COPYING, **changes}))
     assert {"copying/lstm", "copying/rim", "copying/rim_paper"} <= set(found)
     assert found["copying/rim"]["steps"] == 3000
+
+
+def test_the_recorded_results_are_read_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    files._reported.clear()
+    assert recorded_results(Copying(**RECORDED_COPYING))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

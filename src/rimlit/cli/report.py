@@ -22,7 +22,7 @@ TITLES = {"val": "validation", "test": "test"}
 
 _NOT_COMPARED = ("num_workers", "batch_size", "eval_batch_size", "seed", *PLACES)
 """Arguments of data that do not decide what they are. The digest stands for what a path leads to."""
-_NOT_SHOWN = ("comparison", "paper")
+_NOT_SHOWN = ("comparison", "paper", "screen")
 """Folders of recorded results whose models have another size than the shipped configs."""
 
 
