@@ -9,11 +9,11 @@ OPTIONS = {
     "tune": "--space --trials --seed --prune --storage --on --no-wait --collect --jobs --name --trust --help",
     "export": "--to --format --sequence --help",
     "summarize": "--to --help",
-    "sync": "",
-    "configs": "",
+    "sync": "--help",
+    "configs": "--help",
     "mechanisms": "selection cell communication sharing input_sharing balance --help",
     "new": "task backbone selection --help",
-    "doctor": "",
+    "doctor": "--help",
 }
 """Commands whose options the parser of the settings does not have."""
 
