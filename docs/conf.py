@@ -63,6 +63,7 @@ html_theme = "furo"
 html_title = f"rimlit {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_extensions/search.js"
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
