@@ -58,7 +58,7 @@ def build_parser(command: str) -> LightningArgumentParser:
         "model": "task",
         command: "checkpoint",
     }.items():
-        parser.groups[name].title = title  # else the first line of a docstring
+        groups[name].title = title  # else the first line of a docstring
     return parser
 
 
