@@ -52,13 +52,9 @@ def build_parser(command: str) -> LightningArgumentParser:
     parser.add_lightning_class_args(Task, "model", subclass_mode=True)
     add_options(parser)
     parser.add_method_arguments(L.Trainer, command, skip=NOT_FOR_THE_USER)
-    for name, title in {
-        "trainer": "trainer",
-        "data": "data module",
-        "model": "task",
-        command: "checkpoint",
-    }.items():
-        groups[name].title = title  # else the first line of a docstring
+    titles = {"trainer": "trainer", "data": "data module", "model": "task", command: "checkpoint"}
+    for name, group in (parser.groups or {}).items():
+        group.title = titles[name]  # else the first line of a docstring
     return parser
 
 
