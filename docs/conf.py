@@ -44,7 +44,7 @@ exclude_patterns = [
 smartquotes = False  # --match would become –match
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
-nb_execution_mode = "off"  # `make notebooks` executes them
+nb_execution_mode = "off"  # `make outputs` stores their outputs
 nb_merge_streams = True
 
 autodoc_member_order = "groupwise"
