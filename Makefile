@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs site golden notebooks screen results bench wheel wheel-check clean
+.PHONY: help setup train test shuffle slow readme chaos check lint format types links docs site golden notebooks outputs screen results bench wheel wheel-check clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='…']"
@@ -78,10 +78,15 @@ golden: setup ## Rewrite tests/golden; only when curves, public names or options
 	$(BIN)/python tests/golden/refresh.py
 	$(BIN)/python -m tests.golden.names
 
-notebooks: setup ## Execute every notebook in a temporary folder
-	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+EXECUTE = set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	bin=$$(pwd)/$(BIN); cp notebooks/*.ipynb "$$folder"; cd "$$folder"; \
-	for notebook in *.ipynb; do "$$bin/jupyter-execute" --timeout=600 "$$notebook"; done
+	for notebook in *.ipynb; do "$$bin/jupyter-execute" --inplace --timeout=600 "$$notebook"; done
+
+notebooks: setup ## Execute every notebook in a temporary folder
+	$(EXECUTE)
+
+outputs: setup ## Execute every notebook and store its outputs in notebooks/, for the site
+	$(EXECUTE); "$$bin/python" "$(CURDIR)/docs/store_outputs.py" "$$folder"
 
 screen: setup ## Train what the screen of rules lacks, two runs at a time at low priority, and print its table
 	$(BIN)/python -m benchmarks.screen $(ARGS)

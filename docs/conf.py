@@ -44,7 +44,7 @@ exclude_patterns = [
 smartquotes = False  # --match would become –match
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
-nb_execution_mode = "off"  # `make notebooks` executes them
+nb_execution_mode = "off"  # `make outputs` stores their outputs
 nb_merge_streams = True
 
 autodoc_member_order = "groupwise"
@@ -63,6 +63,7 @@ html_theme = "furo"
 html_title = f"rimlit {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(ROOT / "docs" / "_extensions" / "search.js")
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {

@@ -14,8 +14,8 @@ ROOT = Path(rimlit.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 READS_SETTINGS = (
-    *("_jsonargparse", "arguments", "checks", "configs", "failures", "messages", "options", "parser", "places"),
-    *("quiet", "settings", "setup", "surroundings"),
+    *("_jsonargparse", "arguments", "checks", "configs", "failures", "help", "messages", "options", "parser"),
+    *("places", "quiet", "settings", "setup", "surroundings"),
 )
 # what a part may import: its own level's neighbours and everything below; a module may have a level of its own
 LEVELS = (

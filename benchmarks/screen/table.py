@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.screen.runs import best_rate, results_of, tasks
+from benchmarks.tables.shared import plain
 
 PLACES = {"inside": "In distribution", "outside": "Out of distribution"}
 
@@ -78,4 +79,4 @@ def _cell(score: Score | None) -> str:
     if score is None:
         return ""
     seeds = "" if len(score.by_seed) == 3 else f" ({len(score.by_seed)})"
-    return f"{score.mean:.3g}{seeds}"
+    return f"{plain(score.mean, 3)}{seeds}"

@@ -68,13 +68,15 @@ def repeat_previous() -> str:
 
 
 def popgym() -> str:
-    """A row per memory, a column per task: the mean return over seeds, the least and the greatest."""
+    """A row per memory, a column per task, where there are runs: the mean return, the least and the greatest."""
     runs = {(memory, task): popgym_runs(task, memory) for memory in MEMORIES for task in POPGYM}
     if not any(runs.values()):
         return "(not recorded)"
-    rows = [[name, *[returns(runs[memory, task], "test") for task in POPGYM]] for memory, name in MEMORIES.items()]
-    floors = [returns([run for memory in MEMORIES for run in runs[memory, task]], "floor") for task in POPGYM]
-    return table(["mean return", *POPGYM.values()], [*rows, ["random actions", *floors]])
+    tasks = [task for task in POPGYM if any(runs[memory, task] for memory in MEMORIES)]
+    memories = [memory for memory in MEMORIES if any(runs[memory, task] for task in tasks)]
+    rows = [[MEMORIES[memory], *[returns(runs[memory, task], "test") for task in tasks]] for memory in memories]
+    floors = [returns([run for memory in memories for run in runs[memory, task]], "floor") for task in tasks]
+    return table(["mean return", *[POPGYM[task] for task in tasks]], [*rows, ["random actions", *floors]])
 
 
 def returns(runs: list[Result], key: str) -> str:

@@ -6,7 +6,18 @@ import statistics
 from typing import Any
 
 from benchmarks.results_queue.entries import Entry, read_queue
-from benchmarks.tables.shared import NAMES, RESULTS, ROOT, Tables, load, published, seeds_of, table
+from benchmarks.tables.shared import (
+    NAMES,
+    RESULTS,
+    ROOT,
+    Tables,
+    load,
+    mean_and_deviation,
+    plain,
+    published,
+    seeds_of,
+    table,
+)
 
 COPYING = {"rim": "RIM", "rim_paper": "RIM, the paper's rule", "gru": "GRU", "lstm": "LSTM"}
 PAPER_MNIST = ("RIM 600, 6 mechanisms, 4 active", "LSTM 600", "LSTM 300")  # those shown
@@ -181,8 +192,8 @@ def _scores(runs: list[dict[str, Any]], key: str) -> list[float]:
 
 
 def _spread(scores: list[float]) -> str:
-    mean = f"{statistics.mean(scores):.3g}"
-    return mean if len(scores) < 2 else f"{mean} ± {statistics.stdev(scores):.1g}"
+    mean = statistics.mean(scores)
+    return plain(mean, 3) if len(scores) < 2 else mean_and_deviation(mean, statistics.stdev(scores))
 
 
 TABLES: Tables = {

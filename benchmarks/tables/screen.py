@@ -7,7 +7,7 @@ from functools import partial
 from benchmarks.screen.runs import best_rate, results_of, tasks, variants
 from benchmarks.screen.table import is_less_better, rows
 from benchmarks.screen.trial import read_trials
-from benchmarks.tables.shared import Tables, table
+from benchmarks.tables.shared import Tables, plain, table
 
 USAGE = ("dead_share", "turnover")
 
@@ -60,7 +60,7 @@ def what_was_tried() -> str:
         task = tasks()[trial["task"]]
         change = ", ".join(f"{key}: {json.dumps(value)}" for key, value in trial["change"].items())
         scores = [
-            "diverged" if None in values else f"{statistics.mean(values):.3g}"
+            "diverged" if None in values else plain(statistics.mean(values), 3)
             for values in ([trial["scores"].get(key) for key in task[place]] for place in ("inside", "outside"))
         ]
         what = f"`{change}`".replace('"', "") if change else ""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,15 @@ def published(dataset: str, model: str) -> dict[str, str]:
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(value: float, digits: int) -> str:
+    """Return a number with so many significant digits, never with a power of ten."""
+    return f"{Decimal(f'{value:.{digits}g}'):f}"
+
+
+def mean_and_deviation(mean: float, deviation: float) -> str:
+    """Return both, the mean with two significant digits or as many decimals as the deviation has."""
+    spread = plain(deviation, 1)
+    decimals = max(len(text.partition(".")[2]) for text in (spread, plain(mean, 2)))
+    return f"{mean:.{decimals}f} ± {spread}"

@@ -205,8 +205,8 @@ def skip_field(app: Sphinx, what: str, name: str, found: Any, skip: bool, option
 def show_signature(
     app: Sphinx, what: str, name: str, found: Any, options: Any, signature: str | None, result: str | None
 ) -> tuple[str, str | None] | None:
-    """Give a class whose metaclass is called with anything the arguments of its constructor."""
-    if what != "class" or signature != "(*args, **kwargs)":
+    """Give a class whose ``__new__`` or metaclass takes anything the arguments of its constructor."""
+    if what != "class" or not signature or "*args" not in signature:
         return None
     shown = inspect.signature(found)
     plain = [each.replace(annotation=inspect.Parameter.empty) for each in shown.parameters.values()]
@@ -277,6 +277,13 @@ def is_in_package(target: str) -> bool:
     return False
 
 
+def set_dashes(app: Sphinx, document: nodes.document) -> None:
+    """Put a dash between an argument and what it is; Sphinx writes two hyphens for its quotes extension."""
+    for node in list(document.findall(nodes.Text)):
+        if node == " -- ":
+            node.parent.replace(node, nodes.Text(" – "))
+
+
 def check_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of a public name that the reference does not describe."""
     described = env.domains["py"].objects
@@ -307,5 +314,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-skip-member", skip_field)
     app.connect("autodoc-process-signature", show_signature)
     app.connect("missing-reference", resolve)
+    app.connect("doctree-read", set_dashes)
     app.connect("env-check-consistency", check_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,5 +1,6 @@
 """The directive ``command-line``: every command with its options, from the parsers themselves."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from rimlit.cli import SUBCOMMANDS
 from rimlit.cli.completion import PARSED
-from rimlit.cli.listing import HELP_OF, Option, options_of
+from rimlit.cli.help import HELP_OF
+from rimlit.cli.listing import Option, options_of
 from rimlit.cli.setup import prepare
 
 
@@ -51,29 +53,17 @@ def describe() -> Iterator[str]:
         for option in new:
             if option.group != group:
                 group = option.group
-                yield from ("", f"### {heading(group)} of {command}", "")
+                yield from ("", f"### {'Settings' if group == 'options' else group.capitalize()} of {command}", "")
             default = f" Default: `{option.default}`." if option.default else ""
-            text = option.help.replace("*", "\\*").replace("<", "&lt;").replace("`", "")
-            text = text.partition(" (type:")[0].rstrip(".")
-            yield from (f"`{option.name}`", f": {text or 'See the class'}.{default}", "")
+            yield from (f"`{option.name}`", f": {plain(option.help) or 'See the class'}.{default}", "")
 
 
-HEADINGS = {
-    "options": "Settings",
-    "positional arguments": "Arguments",
-    "Customize every aspect of training via flags": "Trainer",
-    "Base of all tasks": "Task",
-    "Base of all data modules": "Data module",
-    "Runs the full": "Run",
-    "Perform one evaluation": "Run",
-    "Run inference": "Run",
-}
-"""Headings of the page by the beginning of those that the parser has."""
-
-
-def heading(group: str) -> str:
-    """Return the heading of a group of options."""
-    return next((short for start, short in HEADINGS.items() if group.startswith(start)), group)
+def plain(text: str) -> str:
+    """Return a help text as Markdown, without roles, its type and its default, which is shown apart."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"\1", text.partition(" (type:")[0]).replace("`", "")
+    text = re.sub(r" Default: (\"[^\"]*\"|'[^']*'|[^ ]+?)\.?$", "", text)
+    text = text.replace("*", "\\*").replace("<", "&lt;").rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

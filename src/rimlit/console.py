@@ -65,13 +65,18 @@ def in_columns(name: str, text: str, width: int) -> str:
         text: The text; words and paths are not broken.
         width: Columns before the text.
     """
-    return textwrap.fill(
-        f"{name:<{width - 1}} {text}",
-        shutil.get_terminal_size().columns,
-        subsequent_indent=" " * width,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return wrapped(f"{name:<{width - 1}} {text}", " " * width)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Return a text wrapped at the width of the terminal, or 80 columns without one.
+
+    Args:
+        text: The text; words and paths are not broken.
+        indent: What later lines begin with.
+    """
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

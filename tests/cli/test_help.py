@@ -1,6 +1,7 @@
 """Help, names of configs, completion: quick, and parsed by what they print."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from rimlit.backbones.rim_parts import KINDS
 from rimlit.cli import SUBCOMMANDS
 from rimlit.cli.completion import OPTIONS
 from rimlit.cli.configs import config_names, configs_folder
-from rimlit.cli.listing import HELP_OF
+from rimlit.cli.help import HELP_OF
 from rimlit.mechanisms import known_parts
 from tests.cli.running import COPYING, rimlit, succeed
 
@@ -34,6 +35,9 @@ print(*sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
         (["configs"], "ablations/copying/rim_without_communication"),
         (["compare", "--help"], "usage: rimlit compare CONFIG"),
         (["export", "--help"], "usage: rimlit export RUN_OR_CHECKPOINT --to FOLDER"),
+        (["configs", "--help"], "usage: rimlit configs [CONFIG]"),
+        (["doctor", "--help"], "usage: rimlit doctor\n"),
+        (["sync", "--help"], "usage: rimlit sync [FOLDER...]"),
     ],
 )
 def test_an_answer_that_needs_no_torch_comes_without_it(arguments: list[str], start: str) -> None:
@@ -95,11 +99,28 @@ def test_mechanisms_lists_every_part_of_each_kind_in_80_columns(monkeypatch: pyt
     assert "got kind='balances'" in answer.err
 
 
-@pytest.mark.parametrize("command", ["", *HELP_OF])
-def test_help_fits_80_columns(command: str) -> None:
+@pytest.mark.parametrize("command", ["", *SUBCOMMANDS])
+def test_every_command_has_a_help_that_fits_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     lines = succeed(*command.split(), "--help").out.splitlines()
-    assert len(lines) > 3
+    assert len(lines) > 3 and command in lines[0 if command else 2]
     assert [line for line in lines if len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["doctor", "now"], "rimlit doctor takes no arguments; got now."),
+        (
+            ["configs", "copying/rim", "copying/lstm"],
+            "rimlit configs takes one name; got copying/rim copying/lstm.",
+        ),
+    ],
+)
+def test_arguments_that_a_command_does_not_have_are_refused(arguments: list[str], words: str) -> None:
+    answer = rimlit(*arguments)
+    assert answer.code == 2
+    assert words in answer.err
 
 
 @pytest.mark.parametrize("command", ["compare", "tune", "summarize"])
@@ -137,6 +158,7 @@ def test_help_of_a_command_lists_its_settings(command: str) -> None:
     for word in ("--config", "--model", "--data", "--trainer.max_steps", "--ckpt_path", "--seed_everything"):
         assert word in answer.out
     assert not answer.err
+    assert {"trainer:", "data module:", "task:", "checkpoint:"} <= set(answer.out.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -161,8 +183,9 @@ def test_completion_is_a_script_for_the_shell(shell: str) -> None:
     assert answer.code == 0, answer.err
     assert "rimlit" in answer.out
     assert "trainer.max_steps" in answer.out
-    if shell == "bash":
-        subprocess.run(["bash", "-n"], input=answer.out, text=True, check=True, timeout=60)
+    assert "copying/rim_paper" in answer.out and "--seeds" in answer.out
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=answer.out, text=True, check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

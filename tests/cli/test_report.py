@@ -135,6 +135,12 @@ def test_recorded_results_are_shown_where_the_data_are_the_same(changes: dict[st
     assert found["copying/rim"]["steps"] == 3000
 
 
+def test_the_recorded_results_are_read_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    files._reported.clear()
+    assert recorded_results(Copying(**RECORDED_COPYING))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -148,7 +148,7 @@ def test_a_trial_that_is_behind_is_stopped_and_named(space: Path, monkeypatch: p
     assert answer.code == 0, answer.err
     assert len(started) == 6
     assert "rim-trial-005-seed0: pruned, 6 of 6 runs" in answer.out
-    assert "6 of 6 trials: 5 finished, 1 pruned" in answer.out
+    assert "6 of 6 trials: 5 finished, 1 pruned" in " ".join(answer.out.split())
     again = len(started)
     assert running.rimlit(*words).code == 0 and len(started) == again
 

@@ -10,17 +10,8 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from rimlit._version import __version__
-from rimlit.cli.configs import list_configs, read_config
 from rimlit.cli.failures import translate
-from rimlit.cli.help import (
-    COMPARE_HELP,
-    EXPORT_HELP,
-    HELP,
-    NEW_HELP,
-    SUBCOMMANDS,
-    SUMMARIZE_HELP,
-    TUNE_HELP,
-)
+from rimlit.cli.help import HELP, HELP_OF, SUBCOMMANDS
 from rimlit.console import guard_streams, say
 from rimlit.errors import ConfigError, ProcessError, RimlitError, StoppedError
 
@@ -89,28 +80,31 @@ def _require_extra() -> None:
 
 
 class Own(NamedTuple):
-    """A command with arguments of its own: where its function is, its help, and whether it needs the extra."""
+    """A command with arguments of its own: where its function is, and what it needs."""
 
     module: str
     function: str
-    help: str | None = None  # None: an empty command runs, and the function takes --help
+    needs_arguments: bool = True  # without any it shows its help
     needs_extra: bool = True
 
 
 OWN = {
-    "new": Own("new", "run_new", NEW_HELP, needs_extra=False),
-    "sync": Own("sync", "sync"),
-    "mechanisms": Own("parts", "run_mechanisms", needs_extra=False),
-    "export": Own("export", "run_export", EXPORT_HELP),
-    "compare": Own("compare", "run_compare", COMPARE_HELP),
-    "tune": Own("compare", "run_tune", TUNE_HELP),
-    "summarize": Own("summarize", "run_summarize", SUMMARIZE_HELP),
+    "new": Own("new", "run_new", needs_extra=False),
+    "sync": Own("sync", "sync", needs_arguments=False),
+    "configs": Own("configs", "run_configs", needs_arguments=False, needs_extra=False),
+    "mechanisms": Own("parts", "run_mechanisms", needs_arguments=False, needs_extra=False),
+    "doctor": Own("doctor", "run_doctor", needs_arguments=False, needs_extra=False),
+    "export": Own("export", "run_export"),
+    "compare": Own("compare", "run_compare"),
+    "tune": Own("compare", "run_tune"),
+    "summarize": Own("summarize", "run_summarize"),
 }
 
 
-def _run_own(command: Own, arguments: list[str]) -> None:
-    if command.help is not None and (not arguments or {"-h", "--help"} & set(arguments)):
-        say(command.help.removesuffix("\n"))
+def _run_own(name: str, arguments: list[str]) -> None:
+    command = OWN[name]
+    if {"-h", "--help"} & set(arguments) or (command.needs_arguments and not arguments):
+        say(HELP_OF[name].removesuffix("\n"))
         return
     if command.needs_extra:
         _require_extra()
@@ -122,14 +116,8 @@ def _dispatch(arguments: list[str]) -> None:
         say(HELP.removesuffix("\n"))
     elif arguments[0] == "--version":
         say(f"rimlit {__version__}")
-    elif arguments[0] == "configs":
-        say((read_config(arguments[1]) if len(arguments) > 1 else list_configs()).removesuffix("\n"))
-    elif arguments[0] == "doctor":
-        from rimlit.cli.doctor import run_doctor
-
-        run_doctor()
     elif arguments[0] in OWN:
-        _run_own(OWN[arguments[0]], arguments[1:])
+        _run_own(arguments[0], arguments[1:])
     elif arguments[0].startswith("--print_completion"):
         _require_extra()
         from rimlit.cli.completion import print_completion

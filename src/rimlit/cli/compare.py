@@ -10,7 +10,7 @@ from rimlit.comparison.matching import TOLERANCE
 from rimlit.comparison.results import Comparison
 from rimlit.comparison.study import study_of
 from rimlit.comparison.tuning import EXAMPLE
-from rimlit.console import say, show
+from rimlit.console import say, show, wrapped
 from rimlit.errors import ConfigError, RunsFailedError
 
 OWN = (
@@ -97,11 +97,11 @@ def _show(comparison: Comparison) -> None:
     if any(facts["runs"] for facts in comparison.models.values()):
         show(comparison.rich())
         for note in comparison.notes():
-            say(note)
+            say(wrapped(note))
     if (study := study_of(comparison)) is not None:
         show(study.rich())
         for note in study.notes():
-            say(note)
+            say(wrapped(note))
     say(f"Everything about this comparison: {comparison.folder}")
     for what, which in (("Pending", comparison.pending), ("Not submitted", comparison.missing)):
         if which:

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from rimlit.console import in_columns
+from rimlit.console import in_columns, say
 from rimlit.errors import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -49,6 +49,22 @@ def find_config(name: str) -> Path:
     raise ConfigError(f"config={name!r} is neither a file nor the name of a shipped config. {hint}")
 
 
+def run_configs(arguments: list[str]) -> None:
+    """Print the list of the shipped configs, or the text of one.
+
+    Args:
+        arguments: The name or path of a config; none for the list.
+
+    Raises:
+        ConfigError: There is no such config, or more than one is named.
+    """
+    if len(arguments) > 1:
+        raise ConfigError(f"rimlit configs takes one name; got {' '.join(arguments)}.")
+    say(
+        (find_config(arguments[0]).read_text(encoding="utf-8") if arguments else list_configs()).removesuffix("\n")
+    )
+
+
 def list_configs() -> str:
     """Return each shipped config and the first line of its header, wrapped at the width of the terminal."""
     lines = []
@@ -56,8 +72,3 @@ def list_configs() -> str:
         first = (configs_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         lines.append(in_columns(name, first.removeprefix("#").strip(), NAME_COLUMNS))
     return "\n".join(lines) + "\n"
-
-
-def read_config(name: str) -> str:
-    """Return the text of a config."""
-    return find_config(name).read_text(encoding="utf-8")

@@ -14,14 +14,23 @@ from pathlib import Path
 from rimlit._lazy import missing_module
 from rimlit._version import __version__
 from rimlit.console import in_columns, say
-from rimlit.errors import CORE_EXTRA, install_command
+from rimlit.errors import CORE_EXTRA, ConfigError, install_command
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "mlflow", "numpy", "triton", "gymnasium")
 SECRET = re.compile(r"//[^/@]*@")
 
 
-def run_doctor() -> None:
-    """Print the findings, wrapped at the width of the terminal. The C++ loop is built if it is not there."""
+def run_doctor(arguments: list[str]) -> None:
+    """Print the findings, wrapped at the width of the terminal. The C++ loop is built if it is not there.
+
+    Args:
+        arguments: None.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if arguments:
+        raise ConfigError(f"rimlit doctor takes no arguments; got {' '.join(arguments)}.")
     for name, text in findings():
         say(in_columns(f"{name}:" if name else "", text, 12))
     say("\nTo report a bug, send these lines, the command, and its output with\nRIMLIT_DEBUG=1.")

@@ -183,3 +183,39 @@ Write a class to a module of that name in the working directory, and a test that
 runs the laws of rimlit.testing on it. Both run unchanged; the class is an
 example to edit.
 """
+
+SYNC_HELP = """\
+usage: rimlit sync [FOLDER...]
+
+Send to MLflow the entries that it did not take while runs were trained, for
+example because its server was down. FOLDERs are runs, or hold runs; the default
+is runs.
+"""
+
+CONFIGS_HELP = """\
+usage: rimlit configs [CONFIG]
+
+List the shipped configs, each with what it trains, or print one of them. Every
+name works where a command takes a config: rimlit fit copying/rim.
+"""
+
+DOCTOR_HELP = """\
+usage: rimlit doctor
+
+Print what a bug report needs: versions, compiler, GPU, the time loop of a RIM
+and why it was chosen, where runs are tracked, and the environment variables
+that matter. Builds the C++ loop if it has not been built yet.
+"""
+
+HELP_OF = {
+    "compare": COMPARE_HELP,
+    "tune": TUNE_HELP,
+    "summarize": SUMMARIZE_HELP,
+    "sync": SYNC_HELP,
+    "export": EXPORT_HELP,
+    "configs": CONFIGS_HELP,
+    "mechanisms": MECHANISMS_HELP,
+    "new": NEW_HELP,
+    "doctor": DOCTOR_HELP,
+}
+"""Commands whose help is a text; the others have a parser."""

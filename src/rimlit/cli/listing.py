@@ -6,18 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rimlit.cli.completion import OPTIONS, PARSED
-from rimlit.cli.help import COMPARE_HELP, EXPORT_HELP, MECHANISMS_HELP, NEW_HELP, SUMMARIZE_HELP, TUNE_HELP
 from rimlit.cli.parser import build_parser
-
-HELP_OF = {
-    "compare": COMPARE_HELP,
-    "tune": TUNE_HELP,
-    "summarize": SUMMARIZE_HELP,
-    "export": EXPORT_HELP,
-    "mechanisms": MECHANISMS_HELP,
-    "new": NEW_HELP,
-}
-"""Commands whose help is a text."""
 
 
 class Option(NamedTuple):
@@ -53,7 +42,7 @@ def _parsed_options(command: str) -> Iterator[Option]:
                 default = action.default
                 yield Option(
                     group=re.sub(r"^<class '(.+)'>$", r"\1", title),
-                    name=max(action.option_strings, key=len),
+                    name=max((name.removesuffix("+") for name in action.option_strings), key=len),
                     default="" if default in (None, argparse.SUPPRESS) else str(default),
                     help=" ".join((action.help or "").split()).replace("%%", "%"),
                 )

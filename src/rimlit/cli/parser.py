@@ -1,6 +1,5 @@
 """The parser of the settings of a command: trainer, data, task and rimlit's own options."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import rimlit.rl
 import rimlit.training.schedules  # noqa: F401
 from rimlit.cli._jsonargparse import parsing, refuse_functions
 from rimlit.cli.arguments import resolve_configs
+from rimlit.cli.help import SUBCOMMANDS
 from rimlit.cli.messages import DEEP_IN_THE_PARSER, explain
 from rimlit.cli.options import add_options
 from rimlit.cli.places import choose_folder
@@ -33,8 +33,12 @@ def build_parser(command: str) -> LightningArgumentParser:
 
     Trainer, data and task are built in this order: the task is given the data's sizes.
     """
-    description = inspect.cleandoc(getattr(L.Trainer, command).__doc__ or "").partition("\n")[0]
-    parser = _new_parser(f"rimlit {command}", description=description)
+    what = SUBCOMMANDS[command]
+    parser = _new_parser(
+        f"rimlit {command}",
+        description=f"{what[0].upper()}{what[1:]}.",
+        usage=f"rimlit {command} [CONFIG ...] [--key.of.the.config VALUE ...]",
+    )
     parser.add_argument(
         "--seed_everything",
         type=bool | int,
@@ -48,6 +52,9 @@ def build_parser(command: str) -> LightningArgumentParser:
     parser.add_lightning_class_args(Task, "model", subclass_mode=True)
     add_options(parser)
     parser.add_method_arguments(L.Trainer, command, skip=NOT_FOR_THE_USER)
+    titles = {"trainer": "trainer", "data": "data module", "model": "task", command: "checkpoint"}
+    for name, group in (parser.groups or {}).items():
+        group.title = titles[name]  # else the first line of a docstring
     return parser
 
 

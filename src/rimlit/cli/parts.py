@@ -4,7 +4,6 @@ import inspect
 import re
 
 from rimlit.backbones.rim_parts import KINDS
-from rimlit.cli.help import MECHANISMS_HELP
 from rimlit.console import in_columns, say
 from rimlit.errors import ConfigError
 from rimlit.mechanisms import known_parts
@@ -21,9 +20,6 @@ def run_mechanisms(arguments: list[str]) -> None:
     Raises:
         ConfigError: There is no such kind.
     """
-    if {"-h", "--help"} & set(arguments):
-        say(MECHANISMS_HELP.removesuffix("\n"))
-        return
     for kind in arguments:
         if kind not in KINDS:
             raise ConfigError(f"kind must be one of {', '.join(KINDS)}; got kind={kind!r}.")

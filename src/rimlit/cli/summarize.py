@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rimlit.cli.arguments import value_of
 from rimlit.comparison.study import Study
-from rimlit.console import say, show
+from rimlit.console import say, show, wrapped
 from rimlit.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def run_summarize(arguments: list[str]) -> None:
     study = Study.load(folders)
     show(study.rich())
     for note in study.notes():
-        say(note)
+        say(wrapped(note))
     if to is not None:
         study.save(Path(to))
         say(f"Table, figures and all pairs: {to}")
