@@ -154,8 +154,11 @@ QUEUE_SCORES = {
 
 
 def queue() -> str:
-    """A row per entry of the queue that has a finished run at the best of its rates: mean ± standard deviation."""
-    rows = [row for entry in read_queue(ROOT / "benchmarks" / "queue.yaml") if (row := _queue_row(entry))]
+    """A row per entry with a finished run at the best of its rates: mean ± standard deviation; POPGym has its own."""
+    entries = [
+        entry for entry in read_queue(ROOT / "benchmarks" / "queue.yaml") if "popgym" not in entry.results.parts
+    ]
+    rows = [row for entry in entries if (row := _queue_row(entry))]
     if not rows:
         return "(nothing yet)"
     return table(["entry", "parameters", "tuned to", "seeds", "scores", "minutes a run"], rows)
