@@ -154,7 +154,7 @@ QUEUE_SCORES = {
 
 
 def queue() -> str:
-    """A row per entry with a finished run at the best of its rates: mean ± standard deviation; POPGym has its own."""
+    """A row per entry with a finished run at the best of its rates, mean ± standard deviation; POPGym not."""
     entries = [
         entry for entry in read_queue(ROOT / "benchmarks" / "queue.yaml") if "popgym" not in entry.results.parts
     ]
