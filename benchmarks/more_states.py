@@ -13,8 +13,9 @@ from typing import Any
 
 from origin import origin, write
 
-CONFIG = Path(__file__).parents[1] / "configs" / "bouncing_balls" / "schemata.yaml"
+CONFIG = "bouncing_balls/schemata"
 FRAMES = (1, 5, 10, 20)
+LONGEST = 20  # frames that are kept
 METRICS = ("f1", "position_error")
 
 
@@ -33,7 +34,7 @@ def test(run: Path, states: int, balls: list[str], options: list[str]) -> dict[s
         *(f"--model.backbone.num_mechanisms={states}", f"--data.test_balls=[{', '.join(balls)}]", *options),
     )
     numbers: dict[str, Any] = json.loads((folder / "rollout.json").read_text())
-    return {name: {metric: of["model"][metric] for metric in METRICS} for name, of in numbers.items()}
+    return {name: {metric: of["model"][metric][:LONGEST] for metric in METRICS} for name, of in numbers.items()}
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     begun = origin(states=" ".join(map(str, given.states)), balls=" ".join(given.balls))
     own = [f"--{option}" for option in given.fit]
-    rimlit("fit", "--config", str(CONFIG), "--trainer.default_root_dir", str(given.run), *own)
+    rimlit("fit", "--config", CONFIG, "--trainer.default_root_dir", str(given.run), *own)
     results = json.loads((given.run / "results.json").read_text())
     tests = {
         states: test(given.run, states, given.balls, [f"--{option}" for option in given.test])

@@ -95,6 +95,22 @@ def frames_ahead() -> str:
     )
 
 
+def more_states() -> str:
+    """A row per number of states and of balls: F1 and position error at frames 1, 5 and 10."""
+    result = load("more_states")
+    if result is None:
+        return "(not run)"
+    frames = ROLLOUT_FRAMES[:3]
+    rows = []
+    for states, tests in result["tests"].items():
+        for group, of in tests.items():
+            f1 = [f"{of['f1'][frame - 1]:.4f}" for frame in frames]
+            errors = [f"{of['position_error'][frame - 1]:.3f}" for frame in frames]
+            rows.append([group_name(group), states, " · ".join(f1), " · ".join(errors)])
+    shown = f"at frames {', '.join(map(str, frames[:-1]))} and {frames[-1]}"
+    return table(["tested on", "states", f"F1 {shown}", f"position error, px, {shown}"], sorted(rows))
+
+
 def runs_of(flags: list[bool]) -> str:
     """Write down where flags are set, counted from 1: ``1–10, 12``."""
     parts = []
@@ -110,4 +126,5 @@ TABLES: Tables = {
     "bouncing_balls": bouncing_balls,
     "numbers_of_balls": numbers_of_balls,
     "frames_ahead": frames_ahead,
+    "more_states": more_states,
 }
