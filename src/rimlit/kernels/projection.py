@@ -189,7 +189,8 @@ def _halfway(
 ) -> tuple[Tensor, Tensor]:
     """Return rows · first · second in two factors: rows by ``slots``, and the weight (M, I·width, output).
 
-    The first is rows · first or, where it is cheaper to multiply the weights with one another, the rows themselves.
+    The first is rows · first or, where it is cheaper to multiply the weights with one another, the rows
+    themselves.
     """
     heads = slots[-1]
     chains = list(zip(first.chunk(heads, -1), second.chunk(heads, 1), strict=True))

@@ -9,7 +9,6 @@ from rimlit.kernels.cpu.tiles import multiply as multiply
 from rimlit.kernels.layer import LayerInputs
 from rimlit.mechanisms import LayerWeights, RIMLayer
 
-
 _PASSING = 24
 """Multiplications that take as long as a number of folded values, which passes through memory five times."""
 
