@@ -254,6 +254,21 @@ def test_what_is_kept_of_a_projection_comes_to_the_whole_of_it(input_size: int, 
     torch.testing.assert_close(values, whole.values, rtol=1e-5, atol=1e-6)
 
 
+def test_values_of_a_narrow_input_are_the_input_itself() -> None:
+    rim = RIM(3, 12, num_mechanisms=2, num_active=1, input_value_size=7)
+    layer, state = rim.layers[0], rim.initial_state(4)
+    sequence = random_tensor(4, 60, 1, 3)
+    inputs = LayerInputs(sequence, None, state, state, None, None, None, None, record=False)
+    assert not cpu.folds_values(layer, layer.weights(), inputs)
+    own = {"folds_values": False, "by_samples": True, "multiply": tiles.multiply}
+    weights, kept = project(layer, layer.weights(), inputs, **own)
+    assert weights.cell_input.shape[1] == 3
+    torch.testing.assert_close(kept.values[0, :, :, 0, 0], sequence[:, :, 0].transpose(0, 1), rtol=0, atol=0)
+    _, folded = project(layer, layer.weights(), inputs)
+    values = torch.einsum("tbv,mvg->mtbg", kept.values[0, :, :, 0, 0], weights.cell_input)
+    torch.testing.assert_close(values, folded.values[..., 0, :], rtol=1e-5, atol=1e-6)
+
+
 def test_the_first_pass_of_a_part_that_is_computed_again_keeps_no_tape(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     allocate = memory.empty_together

@@ -6,6 +6,7 @@ computed here for every step in a few large products. With several slots the att
 the cell reads them, so only keys and values are computed ahead.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -36,7 +37,8 @@ def project(
         weights: Its parameters.
         inputs: What the layer runs on.
         folds_values: Whether a single slot's values are multiplied by the cell's weights ahead, for all
-            mechanisms, or in the loop, for the active ones. Tokens' always are, several slots' never.
+            mechanisms, or in the loop, for the active ones. Tokens' always are, several slots' never. Values of
+            an input that is narrower than they are the input itself, and the cell's weights hold the product.
         multiply: Returns the product of rows (…, inner) and a matrix as a matrix, differentiable.
         by_samples: Whether rows lie in memory sample by sample, as the sequence does: it need not be copied.
 
@@ -72,9 +74,13 @@ def project(
             )
         ]
         keys = _join(chains).view(folded)
-    if not folds_values:
+    if not folds_keys:
         values = _times(rows, weights.input_value, multiply)
         values = values.reshape(*slots, values.shape[-1] // heads)
+    elif not folds_values:
+        times = functools.partial(_times, multiply=multiply)
+        values, cell_input = _halfway(rows, weights.input_value, weights.cell_input, slots, times)
+        left = left._replace(cell_input=cell_input.to(dtype))
     else:
         # one (D → value → gates) chain per head
         chains = [
@@ -105,29 +111,20 @@ def project_halfway(
         What :func:`project` returns, with nothing folded. Where it is cheaper to multiply weights with one
         another, keys or values are the input itself, and the query's or the cell's weights are those products.
     """
-    sequence, heads = inputs.sequence, layer.input_heads
+    sequence, heads, dtype = inputs.sequence, layer.input_heads, weights.cell_input.dtype
     batch_size, num_steps, num_slots, _ = sequence.shape
     rows = sequence.flatten(1, 2).unsqueeze(0)  # (1, B, T·N, D)
-    order = (-1, batch_size, num_steps, num_slots, heads)
+    slots = (-1, batch_size, num_steps, num_slots, heads)
 
     def product(x: Tensor, y: Tensor) -> Tensor:
         return _times(x.bfloat16(), y.bfloat16(), multiply) if layer.project_in_bf16 else _times(x, y, multiply)
 
-    def halfway(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rows and the weight (M, I·width, output) that they meet."""
-        chains = list(zip(first.chunk(heads, -1), second.chunk(heads, 1), strict=True))
-        if not _is_cheaper_multiplied(rows, *chains[0]):
-            return product(rows, first).reshape(*order, first.shape[-1] // heads), second
-        input_size = rows.shape[-1]
-        repeated = rows.view(*order[:-1], 1, input_size).expand(*order[:-1], heads, input_size)
-        return repeated, torch.cat([product(*chain) for chain in chains], dim=1).to(second.dtype)
-
-    keys, query = halfway(weights.input_key, weights.input_query.mT)
-    values, cell_input = halfway(weights.input_value, weights.cell_input)
+    keys, query = _halfway(rows, weights.input_key, weights.input_query.mT, slots, product)
+    values, cell_input = _halfway(rows, weights.input_value, weights.cell_input, slots, product)
     # scores are divided by the root of the keys' width, which may be another now
     scale = math.sqrt(keys.shape[-1] * heads / weights.input_key.shape[-1])
-    left = weights._replace(input_query=query.mT * scale, cell_input=cell_input, input_key=None, input_value=None)
-    dtype = cell_input.dtype
+    query = query.mT * scale
+    left = weights._replace(input_query=query, cell_input=cell_input, input_key=None, input_value=None)
     keys, values = keys.transpose(1, 2).to(dtype), values.transpose(1, 2).to(dtype)
     return left, inputs._replace(sequence=None, keys=keys, values=values)
 
@@ -185,6 +182,23 @@ def _chain(rows: Tensor, first: Tensor, second: Tensor, multiply: Multiply) -> T
     if _is_cheaper_multiplied(rows, first, second):
         return _times(rows, _times(first, second, multiply), multiply)
     return _times(_times(rows, first, multiply), second, multiply)
+
+
+def _halfway(
+    rows: Tensor, first: Tensor, second: Tensor, slots: tuple[int, ...], product: Multiply
+) -> tuple[Tensor, Tensor]:
+    """Return rows · first · second in two factors: rows by ``slots``, and the weight (M, I·width, output).
+
+    The first is rows · first or, where it is cheaper to multiply the weights with one another, the rows
+    themselves.
+    """
+    heads = slots[-1]
+    chains = list(zip(first.chunk(heads, -1), second.chunk(heads, 1), strict=True))
+    if not _is_cheaper_multiplied(rows, *chains[0]):
+        return product(rows, first).reshape(*slots, first.shape[-1] // heads), second
+    input_size = rows.shape[-1]
+    repeated = rows.view(*slots[:-1], 1, input_size).expand(*slots[:-1], heads, input_size)
+    return repeated, torch.cat([product(*chain) for chain in chains], dim=1).to(second.dtype)
 
 
 def _is_cheaper_multiplied(rows: Tensor, first: Tensor, second: Tensor) -> bool:

@@ -9,6 +9,9 @@ from rimlit.kernels.cpu.tiles import multiply as multiply
 from rimlit.kernels.layer import LayerInputs
 from rimlit.mechanisms import LayerWeights, RIMLayer
 
+_PASSING = 24
+"""Multiplications that take as long as a number of folded values, which passes through memory five times."""
+
 
 def folds_values(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) -> bool:
     """Return whether it is cheaper to multiply values by the cell's weights ahead than in the loop.
@@ -25,8 +28,7 @@ def folds_values(layer: RIMLayer, weights: LayerWeights, inputs: LayerInputs) ->
         computed /= 2  # the number is not known ahead; many are inactive
     rows = batch_size * computed / num_mechanisms
     small_products = 1 + 4 / rows  # a product of 8 rows takes about 1.4 times as long per row as one of 64
-    ahead: float = min(
-        value_size * (groups * input_size + num_mechanisms * num_gates), num_mechanisms * input_size * num_gates
-    )
-    in_loop: float = value_size * (groups * input_size + computed * num_gates * small_products)
-    return ahead <= in_loop
+    folded, in_loop_gates = num_mechanisms * num_gates, computed * num_gates * small_products
+    ahead = _PASSING * folded + min(value_size * (groups * input_size + folded), input_size * folded)
+    in_loop = min(value_size * (groups * input_size + in_loop_gates), input_size * in_loop_gates)
+    return bool(ahead <= in_loop)

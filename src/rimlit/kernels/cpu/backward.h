@@ -44,6 +44,7 @@ void Shard<T>::take_state_gradients(Int t, BackwardPass<T>& pass) {
         T* hidden = pass.hidden + s * block;
         const T* features = data(a.from_features) + (first + s) * a.from_features_stride + t * block;
         add_scaled(hidden, features, T(1), block);
+        if (t > 0) fetch(features - block, block);
         for (Int m = 0; m < M; ++m, hidden += d) {
             const Int row = active_row_of[s * M + m];
             if (row < 0) continue;
@@ -55,11 +56,10 @@ void Shard<T>::take_state_gradients(Int t, BackwardPass<T>& pass) {
             }
             const T gate = data(a.gate)[output_at(t, s, m)];
             pass.gate[s * M + m] = dot(hidden, tape(a.moved, t, K, d) + row * d, d);
-#pragma omp simd
-            for (Int j = 0; j < d; ++j) {
-                candidate[j] = gate * hidden[j];
-                hidden[j] -= candidate[j];
-            }
+            by_vectors<T>(d, [&](auto at) {
+                const Lanes<T> passed = gate * at(hidden);
+                at.put(candidate, passed), at.put(hidden, at(hidden) - passed);
+            });
         }
     }
 }
@@ -91,14 +91,13 @@ void Shard<T>::activation_backward(const T* from, const T* output, T* into) cons
     if (a.output_kind == 0) {
         std::memcpy(into, from, d * sizeof(T));
     } else if (a.output_kind != 2) {
-#pragma omp simd
-        for (Int j = 0; j < d; ++j) into[j] = from[j] * (T(1) - output[j] * output[j]);
+        by_vectors<T>(d, [&](auto at) { at.put(into, at(from) * (T(1) - at(output) * at(output))); });
     } else {
-#pragma omp simd
-        for (Int j = 0; j < d; ++j) {
-            into[j] = from[j] * output[d + j] * output[j] * (T(1) - output[j]);
-            into[d + j] = from[j] * output[j] * (T(1) - output[d + j] * output[d + j]);
-        }
+        by_vectors<T>(d, [&](auto at) {
+            const Lanes<T> gate = at(output), squashed = at(output + d), passed = at(from) * gate;
+            at.put(into, passed * squashed * (T(1) - gate));
+            at.put(into + d, passed * (T(1) - squashed * squashed));
+        });
         add_scaled(data(a.into_communication_bias), into, T(1), O);
     }
 }
@@ -114,11 +113,10 @@ void Shard<T>::cell_gate_backward(Int t, BackwardPass<T>& pass) {
             if (row < 0) continue;
             const T *gate = cell_gate(t, s, m), *from = pass.candidate + row * d, *x = output + row * d;
             T *into = pass.output + row * d, *into_gate = pass.cell_gate + row * d;
-#pragma omp simd
-            for (Int j = 0; j < d; ++j) {
-                into[j] *= one + sign * gate[j];
-                into_gate[j] = sign * from[j] * x[j] * gate[j] * (T(1) - gate[j]);
-            }
+            by_vectors<T>(d, [&](auto at) {
+                at.put(into, at(into) * (one + sign * at(gate)));
+                at.put(into_gate, sign * at(from) * at(x) * at(gate) * (T(1) - at(gate)));
+            });
         }
 }
 
@@ -127,29 +125,33 @@ template <typename T>
 template <typename Key, typename Value>
 void Shard<T>::communicate_backward(Int t, const BackwardPass<T>& pass, Key key, Value value) {
     const T scale = T(1) / std::sqrt(T(key));
-    const T *projected = data(static_cast<const void*>(a.projected)), *weights = tape(a.weights, t, a.heads * K * M, 1);
-    T* pending = pass.pending;
-    const int32_t* saved = a.place + (t * a.batch + first) * M;
-    T* scratch = w.buffers[8].take(M);
-    for_active_heads([&](Int s, Int m, Int c, Int row, Int at) {
-        const T* x = weights + at;
-        const T* from = pass.read + row * R + c * value;
-        const T* keep = kept_communication(t, s, c, m);
-        T sum = 0;
-        for (Int n = 0; n < M; ++n) {
-            const T factor = keep ? keep[n] : T(1);
-            scratch[n] = factor * dot(from, projected + saved[s * M + n] * P + c * head + 2 * key, value);
-            sum += scratch[n] * x[n];
-            add_scaled(pending + (s * M + n) * P + c * head + 2 * key, from, x[n] * factor, value);
-        }
-        const T* query = projected + saved[s * M + m] * P + c * head;
-        T* into_query = pending + (s * M + m) * P + c * head;
-        for (Int n = 0; n < M; ++n) {
-            const T score = scale * x[n] * (scratch[n] - sum);
-            add_scaled(into_query, projected + saved[s * M + n] * P + c * head + key, score, key);
-            add_scaled(pending + (s * M + n) * P + c * head + key, query, score, key);
-        }
-    });
+    const T* projected = data(static_cast<const void*>(a.projected));
+    T* scores = w.buffers[8].take(M);
+    for (Int s = 0; s < count; ++s) {
+        const T* weights = tape(a.weights, t, a.heads * K * M, 1) + s * a.heads * K * M;
+        const int32_t* places = a.place + (t * a.batch + first + s) * M;
+        for_active_heads(s, [&](Int m, Int c, Int row, Int at) {
+            const T *x = weights + at * M, *from = pass.read + row * R + c * value;
+            const T *keep = kept_communication(t, s, c, m), *query = projected + places[m] * P + c * head;
+            T *pending = pass.pending + s * M * P + c * head, *into_query = pending + m * P;
+            T sum = 0;
+            for (Int n = 0; n < M; ++n) {
+                const T factor = keep ? keep[n] : T(1);
+                scores[n] = factor * dot(from, projected + places[n] * P + c * head + 2 * key, value);
+                sum += scores[n] * x[n];
+                add_scaled(pending + n * P + 2 * key, from, x[n] * factor, value);
+            }
+            for (Int n = 0; n < M; ++n) {
+                scores[n] = scale * x[n] * (scores[n] - sum);
+                add_scaled(pending + n * P + key, query, scores[n], key);
+            }
+            by_vectors<T>(key, [&](auto vector) {
+                Lanes<T> added = vector(into_query);
+                for (Int n = 0; n < M; ++n) added += scores[n] * vector(projected + places[n] * P + c * head + key);
+                vector.put(into_query, added);
+            });
+        });
+    }
 }
 
 // Projections that were computed in step t: their gradient is complete now and passes to the projected states.
@@ -238,45 +240,43 @@ void Shard<T>::gates_backward(Int t, Int m, BackwardPass<T>& pass) {
 template <typename T>
 T Shard<T>::split_memory(const T* x, const T* old_memory, Int at, T* memory, T* kept) const {
     const T gate = data(a.gate)[at];
-    T from_gate = 0;
-#pragma omp simd reduction(+ : from_gate)
-    for (Int j = 0; j < d; ++j) {
-        from_gate += memory[j] * (x[d + j] * old_memory[j] + x[j] * x[3 * d + j] - old_memory[j]);
-        kept[j] = memory[j] - gate * memory[j];
-        memory[j] *= gate;
-    }
-    return from_gate;
+    Lanes<T> from_gate{};
+    by_vectors<T>(d, [&](auto at) {
+        const Lanes<T> from = at(memory), old = at(old_memory);
+        from_gate += from * (at(x + d) * old + at(x) * at(x + 3 * d) - old);
+        at.put(kept, from - gate * from);
+        at.put(memory, gate * from);
+    });
+    return total<T>(from_gate);
 }
 
 // Computes the gradients g (4·d) of a row's gates x, and adds to that of its old state, from that of its candidate.
 template <typename T>
 void Shard<T>::gru_backward(const T* x, const T* old, const T* from, T* g, T* into) const {
-#pragma omp simd
-    for (Int j = 0; j < d; ++j) {
-        const T reset = x[j], keep = x[d + j], fresh = x[2 * d + j];
-        const T into_fresh = from[j] * (T(1) - keep) * (T(1) - fresh * fresh);
-        g[j] = into_fresh * x[3 * d + j] * reset * (T(1) - reset);
-        g[d + j] = from[j] * (old[j] - fresh) * keep * (T(1) - keep);
-        g[2 * d + j] = into_fresh;
-        g[3 * d + j] = into_fresh * reset;
-        into[j] += from[j] * keep;
-    }
+    by_vectors<T>(d, [&](auto at) {
+        const Lanes<T> reset = at(x), keep = at(x + d), fresh = at(x + 2 * d), gradient = at(from);
+        const Lanes<T> into_fresh = gradient * (T(1) - keep) * (T(1) - fresh * fresh);
+        at.put(g, into_fresh * at(x + 3 * d) * reset * (T(1) - reset));
+        at.put(g + d, gradient * (at(old) - fresh) * keep * (T(1) - keep));
+        at.put(g + 2 * d, into_fresh);
+        at.put(g + 3 * d, into_fresh * reset);
+        at.put(into, at(into) + gradient * keep);
+    });
 }
 
 // Computes the gradients g (4·d) of a row's gates x, and turns that of its new memory into that of its old one.
 template <typename T>
 void Shard<T>::lstm_backward(const T* x, const T* old_memory, const T* squashed, const T* from, T* g,
                              T* into_memory) const {
-#pragma omp simd
-    for (Int j = 0; j < d; ++j) {
-        const T i = x[j], f = x[d + j], o = x[2 * d + j], n = x[3 * d + j];
-        const T through = into_memory[j] + from[j] * o * (T(1) - squashed[j] * squashed[j]);
-        g[j] = through * n * i * (T(1) - i);
-        g[d + j] = through * old_memory[j] * f * (T(1) - f);
-        g[2 * d + j] = from[j] * squashed[j] * o * (T(1) - o);
-        g[3 * d + j] = through * i * (T(1) - n * n);
-        into_memory[j] = through * f;
-    }
+    by_vectors<T>(d, [&](auto at) {
+        const Lanes<T> i = at(x), f = at(x + d), o = at(x + 2 * d), n = at(x + 3 * d), gradient = at(from);
+        const Lanes<T> through = at(into_memory) + gradient * o * (T(1) - at(squashed) * at(squashed));
+        at.put(g, through * n * i * (T(1) - i));
+        at.put(g + d, through * at(old_memory) * f * (T(1) - f));
+        at.put(g + 2 * d, gradient * at(squashed) * o * (T(1) - o));
+        at.put(g + 3 * d, through * i * (T(1) - n * n));
+        at.put(into_memory, through * f);
+    });
 }
 
 // Computes the gradients of what mechanism m's `rows` active rows read, from those of their gates: states, attention
@@ -366,15 +366,17 @@ inline T cap_slope(T score, T cap) {
 // The keys, where these are folded with the query's weights: gradients of keys and states from those of the scores.
 template <typename T>
 void Shard<T>::folded_keys_backward(Int t, BackwardPass<T>& pass) {
-    for (Int m = 0; m < M; ++m)
-        for (Int s = 0; s < count; ++s) {
+    for (Int s = 0; s < count; ++s)
+        for (Int m = 0; m < M; ++m) {
             const Int at = key_at(m, t, s);
             const T *old = before(t, s) + m * d, *gradient = pass.attention + (s * M + m) * I;
+            const T* keys = data(a.keys) + at;
             T *into = data(a.into_keys) + at, *hidden = pass.hidden + (s * M + m) * d;
+            if (t > 0) fetch(keys - a.key_step_stride, I * d), fetch(into - a.key_step_stride, I * d);
             for (Int i = 0; i < I; ++i, into += d) {
                 if (!a.tokens) std::fill(into, into + d, T(0));  // a token's key may be read in several steps
                 if (!scored[s * M + m]) continue;
-                const T* key = data(a.keys) + at + i * d;
+                const T* key = keys + i * d;
                 T score = gradient[i];
                 if (a.soft_cap > 0) score *= cap_slope(dot(old, key, d), T(a.soft_cap));
                 add_scaled(hidden, key, score, d);

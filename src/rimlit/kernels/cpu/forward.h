@@ -135,8 +135,7 @@ void Shard<T>::attended(Int t, Int m, Int s, T* out) {
             const T factor = weights[i * N + n] * kept_input(t, m, s, i, n);
             const T* value = values + (n * I + i) * width;
             if (n == 0) {
-#pragma omp simd
-                for (Int v = 0; v < width; ++v) into[v] = factor * value[v];
+                by_vectors<T>(width, [&](auto at) { at.put(into, factor * at(value)); });
             } else {
                 add_scaled(into, value, factor, width);
             }
@@ -149,12 +148,10 @@ template <typename T>
 void Shard<T>::candidate(Int t, Int row, const T* hidden, T* out) const {
     const T* g = tape(a.gates, t, computed, G) + row * G;
     if (a.is_gru) {
-#pragma omp simd
-        for (Int j = 0; j < d; ++j) out[j] = g[2 * d + j] + g[d + j] * (hidden[j] - g[2 * d + j]);
+        by_vectors<T>(d, [&](auto at) { at.put(out, at(g + 2 * d) + at(g + d) * (at(hidden) - at(g + 2 * d))); });
     } else {
         const T* squashed = tape(a.squashed, t, computed, d) + row * d;
-#pragma omp simd
-        for (Int j = 0; j < d; ++j) out[j] = g[2 * d + j] * squashed[j];
+        by_vectors<T>(d, [&](auto at) { at.put(out, at(g + 2 * d) * at(squashed)); });
     }
 }
 
@@ -183,8 +180,9 @@ void Shard<T>::update(Int t, ForwardPass<T>& pass) {
                 continue;
             }
             const T gate = data(a.gate)[output_at(t, s, m)];
-#pragma omp simd
-            for (Int j = 0; j < d; ++j) memory[j] = old_memory[j] + gate * (pass.fresh[j] - old_memory[j]);
+            by_vectors<T>(d, [&](auto at) {
+                at.put(memory, at(old_memory) + gate * (at(pass.fresh) - at(old_memory)));
+            });
         }
     }
 }
@@ -237,8 +235,8 @@ void Shard<T>::multiply_cell(Int m, T* g, const ForwardPass<T>& pass) {
 template <typename T>
 void Shard<T>::activate_gru(T* x) const {
     sigmoid_all(x, 2 * d);
-#pragma omp simd
-    for (Int j = 0; j < d; ++j) x[2 * d + j] = hyperbolic(x[2 * d + j] + x[j] * x[3 * d + j]);
+    T* fresh = x + 2 * d;
+    by_vectors<T>(d, [&](auto at) { at.put(fresh, hyperbolic<T>(at(fresh) + at(x) * at(x + 3 * d))); });
 }
 
 // Applies the activations to one row's gates x; computes its new memory and tanh of that.
@@ -246,11 +244,10 @@ template <typename T>
 void Shard<T>::activate_lstm(T* x, const T* old_memory, T* memory, T* squashed) const {
     sigmoid_all(x, 3 * d);
     tanh_all(x + 3 * d, d);
-#pragma omp simd
-    for (Int j = 0; j < d; ++j) {
-        memory[j] = x[d + j] * old_memory[j] + x[j] * x[3 * d + j];
-        squashed[j] = hyperbolic(memory[j]);
-    }
+    by_vectors<T>(d, [&](auto at) {
+        const Lanes<T> fresh = at(x + d) * at(old_memory) + at(x) * at(x + 3 * d);
+        at.put(memory, fresh), at.put(squashed, hyperbolic<T>(fresh));
+    });
 }
 
 // Writes the candidates of active rows to `rows_new`.
@@ -290,19 +287,16 @@ void Shard<T>::project_states(Int t, ForwardPass<T>& pass) {
     }
 }
 
-// Calls visit(s, m, c, row, at) for every head c of every active mechanism m of sample s; `at` is the offset of its
-// attention weights.
+// Calls visit(m, c, row, at) for every head c of every active mechanism m of sample s; `at` counts them from 0 to C·K.
 template <typename T>
 template <typename Visit>
-void Shard<T>::for_active_heads(const Visit& visit) const {
-    for (Int s = 0; s < count; ++s) {
-        Int order = 0;
-        for (Int m = 0; m < M; ++m) {
-            const Int row = active_row_of[s * M + m];
-            if (row < 0) continue;
-            for (Int c = 0; c < a.heads; ++c) visit(s, m, c, row, ((s * a.heads + c) * K + order) * M);
-            ++order;
-        }
+void Shard<T>::for_active_heads(Int s, const Visit& visit) const {
+    Int order = 0;
+    for (Int m = 0; m < M; ++m) {
+        const Int row = active_row_of[s * M + m];
+        if (row < 0) continue;
+        for (Int c = 0; c < a.heads; ++c) visit(m, c, row, c * K + order);
+        ++order;
     }
 }
 
@@ -311,23 +305,34 @@ template <typename T>
 template <typename Key, typename Value>
 void Shard<T>::communicate(Int t, const T* all, Key key, Value value) {
     const T scale = T(1) / std::sqrt(T(key));
-    T* read = tape(a.read, t, K, R);
-    T* weights = tape(a.weights, t, a.heads * K * M, 1);
-    for_active_heads([&](Int s, Int m, Int c, Int row, Int at) {
-        T* x = weights + at;
-        const T* query = all + place[s * M + m] * P + c * head;
-        for (Int n = 0; n < M; ++n) x[n] = scale * dot(query, all + place[s * M + n] * P + c * head + key, key);
-        softmax(x, M, 1, false);
-        const T* keep = kept_communication(t, s, c, m);
-        T* into = read + row * R + c * value;
-        std::fill(into, into + value, T(0));
-        for (Int n = 0; n < M; ++n)
-            add_scaled(into, all + place[s * M + n] * P + c * head + 2 * key, keep ? x[n] * keep[n] : x[n], value);
-        if (a.activity) {
-            T* mean = data(a.activity) + (((first + s) * a.steps + t) * M + m) * M;
-            for (Int n = 0; n < M; ++n) mean[n] += x[n] / a.heads;
-        }
-    });
+    const Int wide = padded<T>(M);
+    T *read = tape(a.read, t, K, R), *attention = w.buffers[19].take(a.heads * K * wide);
+    for (Int s = 0; s < count; ++s) {
+        T* weights = tape(a.weights, t, a.heads * K * M, 1) + s * a.heads * K * M;
+        const Int* places = place + s * M;
+        // one phase after the other for all heads: none waits for the results of the one before
+        for_active_heads(s, [&](Int m, Int c, Int, Int at) {
+            const T* query = all + places[m] * P + c * head;
+            T* x = attention + at * wide;
+            for (Int n = 0; n < M; ++n) x[n] = scale * dot(query, all + places[n] * P + c * head + key, key);
+        });
+        for_active_heads(s, [&](Int, Int, Int, Int at) { softmax_padded(attention + at * wide, M); });
+        for_active_heads(s, [&](Int m, Int c, Int row, Int at) {
+            T* x = attention + at * wide;
+            std::memcpy(weights + at * M, x, M * sizeof(T));
+            if (a.activity) {
+                T* mean = data(a.activity) + (((first + s) * a.steps + t) * M + m) * M;
+                for (Int n = 0; n < M; ++n) mean[n] += x[n] / a.heads;
+            }
+            if (const T* keep = kept_communication(t, s, c, m))
+                for (Int n = 0; n < M; ++n) x[n] *= keep[n];
+            by_vectors<T>(value, [&](auto vector) {
+                Lanes<T> sum{};
+                for (Int n = 0; n < M; ++n) sum += x[n] * vector(all + places[n] * P + c * head + 2 * key);
+                vector.put(read + row * R + c * value, sum);
+            });
+        });
+    }
 }
 
 // Computes the communication's output and adds it to the candidates in `rows_new`.
@@ -354,8 +359,7 @@ void Shard<T>::add_output(Int t, ForwardPass<T>& pass) {
         }
         if (!is_added || a.output_kind == 3) continue;
         if (a.output_kind == 2) {
-#pragma omp simd
-            for (Int j = 0; j < d; ++j) into[j] += x[j] * x[d + j];
+            by_vectors<T>(d, [&](auto at) { at.put(into, at(into) + at(x) * at(x + d)); });
         } else {
             add_scaled(into, x, T(1), d);
         }
@@ -368,8 +372,7 @@ void Shard<T>::add_output(Int t, ForwardPass<T>& pass) {
             const T *x = output + row * d, *gate = cell_gate(t, s, m);
             T* into = pass.rows_new + row * d;
             const T one = a.is_gru ? T(1) : T(0), sign = a.is_gru ? T(-1) : T(1);
-#pragma omp simd
-            for (Int j = 0; j < d; ++j) into[j] += (one + sign * gate[j]) * x[j];
+            by_vectors<T>(d, [&](auto at) { at.put(into, at(into) + (one + sign * at(gate)) * at(x)); });
         }
 }
 

@@ -61,11 +61,10 @@ void Shard<T>::move_towards_candidates(Int t, ForwardPass<T>& pass) {
             if (row < 0) continue;
             const T *old = before(t, s) + m * d, gate = data(a.gate)[output_at(t, s, m)];
             T *into = pass.rows_new + row * d, *moved = all_moved + row * d;
-#pragma omp simd
-            for (Int j = 0; j < d; ++j) {
-                moved[j] = into[j] - old[j];
-                into[j] = old[j] + gate * moved[j];
-            }
+            by_vectors<T>(d, [&](auto at) {
+                const Lanes<T> all = at(into) - at(old);
+                at.put(moved, all), at.put(into, at(old) + gate * all);
+            });
         }
 }
 

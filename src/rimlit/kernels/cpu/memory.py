@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 _PAGE = 2**21  # a huge one, on Linux
-_LEAST = 2**20  # smaller ones the allocator keeps by itself
+LEAST = 2**20
+"""Bytes of the smallest buffer that is pooled: smaller ones the allocator keeps by itself."""
 _MOST_IDLE = 2**31
 
 _idle: deque[mmap.mmap] = deque()  # its methods need no lock, and whoever drops a tensor may hold one
@@ -28,7 +29,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def empty_like(tensor: Tensor) -> Tensor:
     """Return what :func:`torch.empty_like` does, strides included, in pooled memory."""
-    if not tensor.is_cpu or tensor.nbytes < _LEAST:
+    if not tensor.is_cpu or tensor.nbytes < LEAST:
         return torch.empty_like(tensor)
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     shape = [tensor.shape[dimension] for dimension in order]
@@ -58,7 +59,7 @@ def empty_together(
 
 
 def _allocate(size: int) -> Tensor:
-    if size < _LEAST or not hasattr(mmap, "MAP_PRIVATE"):
+    if size < LEAST or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.empty(size, dtype=torch.uint8)
     fitting = [block for block in list(_idle) if size <= len(block) <= 2 * size + _PAGE]
     block = None

@@ -3,11 +3,13 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "product.h"
+#include "vectors.h"
 
 namespace {
 
@@ -21,17 +23,6 @@ void times(const T* x, Int ldx, const T* weight, Int ldw, T* out, Int ldo, Int r
     product::multiply(x, ldx, 1, right, out, ldo, rows, inner, columns, add);
 }
 
-// out (rows, columns) = x · weightᵀ, weight (columns, inner); from its packed transpose where there is one
-template <typename T>
-void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const Right<T>& packed, T* out, Int rows,
-                      Int inner, Int columns, bool add) {
-    if (rows == 0 || columns == 0) return;
-    if (packed.data)
-        product::multiply(x, ldx, 1, packed, out, columns, rows, inner, columns, add);
-    else
-        product::blas("T", "N", columns, rows, inner, weight, ldw, x, ldx, add, out, columns);
-}
-
 // out (columns_x, columns_y) = xᵀ · y over rows, or added to it
 template <typename T>
 void outer(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, Int columns_x, Int columns_y,
@@ -39,25 +30,59 @@ void outer(const T* x, Int ldx, const T* y, Int ldy, T* out, Int ldo, Int rows, 
     product::multiply(x, 1, ldx, {y, ldy}, out, ldo, columns_x, rows, columns_y, add);
 }
 
+// A size that the compiler knows: loops of sixteen numbers cost more to set up than to run.
+template <Int N>
+struct Fixed {
+    static constexpr Int value = N;
+    constexpr operator Int() const { return N; }
+};
+template <typename Size>
+constexpr bool is_fixed = !std::is_same<Size, Int>::value;
+
 template <typename T, typename Size = Int>
 inline T dot(const T* a, const T* b, Size count) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (Int i = 0; i < count; ++i) sum += a[i] * b[i];
-    return sum;
+    if constexpr (is_fixed<Size>) {
+        constexpr Int width = std::min(Size::value, lanes<T>);
+        using Part = typename Numbers<T, width>::type;
+        Part sum{};
+        for (Int i = 0; i < count; i += width)
+            sum += *reinterpret_cast<const Part*>(a + i) * *reinterpret_cast<const Part*>(b + i);
+        return total<T, width>(sum);
+    }
+    Lanes<T> sum{};
+    by_vectors<T>(count, [&](auto at) { sum += at(a) * at(b); });
+    return total<T>(sum);
+}
+
+// out (rows, columns) = x · weightᵀ, weight (columns, inner); from its packed transpose where there is one
+template <typename T>
+void times_transposed(const T* x, Int ldx, const T* weight, Int ldw, const Right<T>& packed, T* out, Int rows,
+                      Int inner, Int columns, bool add) {
+    if (rows == 0 || columns == 0) return;
+    if (columns < lanes<T>) {  // narrower than a tile
+        for (Int r = 0; r < rows; ++r)
+            for (Int c = 0; c < columns; ++c) {
+                T& into = out[r * columns + c];
+                into = (add ? into : T(0)) + dot(x + r * ldx, weight + c * ldw, inner);
+            }
+        return;
+    }
+    if (packed.data)
+        product::multiply(x, ldx, 1, packed, out, columns, rows, inner, columns, add);
+    else
+        product::blas("T", "N", columns, rows, inner, weight, ldw, x, ldx, add, out, columns);
 }
 
 template <typename T, typename Size = Int>
 inline void add_scaled(T* out, const T* x, T factor, Size count) {
+    if constexpr (is_fixed<Size>) {
 #pragma omp simd
-    for (Int i = 0; i < count; ++i) out[i] += factor * x[i];
+        for (Int i = 0; i < count; ++i) out[i] += factor * x[i];
+        return;
+    }
+    by_vectors<T>(count, [&](auto at) { at.put(out, at(out) + factor * at(x)); });
 }
 
-// A size that the compiler knows: loops of sixteen numbers cost more to set up than to run.
-template <Int N>
-struct Fixed {
-    constexpr operator Int() const { return N; }
-};
 template <typename Run>
 void with_sizes(Int key, Int value, const Run& run) {
     if (key == 8 && value == 8) return run(Fixed<8>(), Fixed<8>());
@@ -67,76 +92,10 @@ void with_sizes(Int key, Int value, const Run& run) {
     run(key, value);
 }
 
-// e^x without a branch, so that the compiler vectorises the loops around it; NaN stays NaN
-inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    const float magic = 12582912.0f;  // adding it rounds to an integer that its lowest bits hold
-    const float shifted = x * 1.44269504f + magic;
-    const float n = shifted - magic;
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    int32_t bits, base;
-    std::memcpy(&bits, &shifted, 4);
-    std::memcpy(&base, &magic, 4);
-    bits = static_cast<int32_t>(static_cast<uint32_t>(bits - base + 127) << 23);
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return p * power;
-}
-inline double exponential(double x) {
-    x = x < -708.0 ? -708.0 : x;
-    x = x > 709.0 ? 709.0 : x;
-    const double magic = 6755399441055744.0;
-    const double shifted = x * 1.4426950408889634 + magic;
-    const double n = shifted - magic;
-    const double r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
-    double p = 1.0 / 6227020800.0;
-    p = p * r + 1.0 / 479001600.0;
-    p = p * r + 1.0 / 39916800.0;
-    p = p * r + 1.0 / 3628800.0;
-    p = p * r + 1.0 / 362880.0;
-    p = p * r + 1.0 / 40320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    int64_t bits, base;
-    std::memcpy(&bits, &shifted, 8);
-    std::memcpy(&base, &magic, 8);
-    bits = static_cast<int64_t>(static_cast<uint64_t>(bits - base + 1023) << 52);
-    double power;
-    std::memcpy(&power, &bits, 8);
-    return p * power;
-}
+// Fetches a row that a later step reads (or writes): samples lie far apart, and the processor does not foresee them.
 template <typename T>
-inline T sigmoid(T x) {
-    return T(1) / (T(1) + exponential(-x));
-}
-template <typename T>
-inline T hyperbolic(T x) {
-    return T(1) - T(2) / (exponential(T(2) * x) + T(1));
-}
-template <typename T>
-inline void sigmoid_all(T* x, Int count) {
-#pragma omp simd
-    for (Int i = 0; i < count; ++i) x[i] = sigmoid(x[i]);
-}
-template <typename T>
-inline void tanh_all(T* x, Int count) {
-#pragma omp simd
-    for (Int i = 0; i < count; ++i) x[i] = hyperbolic(x[i]);
+inline void fetch(const T* row, Int count) {
+    for (Int i = 0; i < count; i += 64 / static_cast<Int>(sizeof(T))) __builtin_prefetch(row + i);
 }
 
 // softmax in place; one NaN makes all results NaN. Returns the probability of the null slot (score 0), or 0 without

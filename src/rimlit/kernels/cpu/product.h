@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 using Int = int64_t;
 
@@ -64,22 +63,28 @@ struct Right {
 // Ahead: y is read for the first time, from a far cache, in strides that the processor does not foresee
 constexpr Int kAhead = 32;  // rows of y
 
-// Rows R, vectors C; more than kVectors of them are panels that begin `jump` apart.
+// Where the second half of a tile's vectors begins, in y and in out: right after the first half, or elsewhere.
+struct Second {
+    Int y, out;
+};
+
+// Rows R, vectors C; their halves may be apart, or overlap.
 template <typename T, int R, int C, bool Ahead>
-inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Int jump, T* out, Int ldo,
+inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Second second, T* out, Int ldo,
                  Int inner, bool add) {
     using V = typename Vector<T>::type;
-    constexpr Int L = Vector<T>::lanes;
+    constexpr Int L = Vector<T>::lanes, half = C > 1 ? C / 2 : 1;
+    const auto into = [&](int r, int c) { return out + r * ldo + (c / half) * second.out + (c % half) * L; };
     V sum[R][C];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) {
             sum[r][c] = V{};
-            if (add) __builtin_prefetch(out + r * ldo + c * L, 1);  // by the end it is there
+            if (add) __builtin_prefetch(into(r, c), 1);  // by the end it is there
         }
     for (Int k = 0; k < inner; ++k) {
         V row[C];
         for (int c = 0; c < C; ++c) {
-            const T* from = y + (c / kVectors) * jump + (c % kVectors) * L + k * step;
+            const T* from = y + (c / half) * second.y + (c % half) * L + k * step;
             if constexpr (Ahead) __builtin_prefetch(from + kAhead * step);
             row[c] = *reinterpret_cast<const V*>(from);
         }
@@ -88,31 +93,31 @@ inline void tile(const T* x, Int row_stride, Int inner_stride, const T* y, Int s
             for (int c = 0; c < C; ++c) sum[r][c] += factor * row[c];
         }
     }
+    // halves that overlap hold the same sums: all are added before any is written
+    for (int r = 0; r < R && add; ++r)
+        for (int c = 0; c < C; ++c) sum[r][c] += *reinterpret_cast<V*>(into(r, c));
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) {
-            V& into = *reinterpret_cast<V*>(out + r * ldo + c * L);
-            into = add ? into + sum[r][c] : sum[r][c];
-        }
+        for (int c = 0; c < C; ++c) *reinterpret_cast<V*>(into(r, c)) = sum[r][c];
 }
 
 template <typename T, int C, bool Ahead, int R>
-inline void tile_of(Int rows, const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Int jump, T* out,
-                    Int ldo, Int inner, bool add) {
+inline void tile_of(Int rows, const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Second second,
+                    T* out, Int ldo, Int inner, bool add) {
     if constexpr (R > 1)
         if (rows < R)
-            return tile_of<T, C, Ahead, R - 1>(rows, x, row_stride, inner_stride, y, step, jump, out, ldo, inner, add);
-    tile<T, R, C, Ahead>(x, row_stride, inner_stride, y, step, jump, out, ldo, inner, add);
+            return tile_of<T, C, Ahead, R - 1>(rows, x, row_stride, inner_stride, y, step, second, out, ldo, inner, add);
+    tile<T, R, C, Ahead>(x, row_stride, inner_stride, y, step, second, out, ldo, inner, add);
 }
 
 // all rows of a panel of C vectors, in tiles of about the same height, at most R
 template <typename T, int C, int R = kRows>
-inline void panel(const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Int jump, T* out, Int ldo,
+inline void panel(const T* x, Int row_stride, Int inner_stride, const T* y, Int step, Second second, T* out, Int ldo,
                   Int rows, Int inner, bool add) {
     const Int tiles = (rows + R - 1) / R;
     for (Int i = 0, begin = 0; i < tiles; ++i) {
         const Int end = rows * (i + 1) / tiles;
         const auto run = i ? tile_of<T, C, false, R> : tile_of<T, C, true, R>;
-        run(end - begin, x + begin * row_stride, row_stride, inner_stride, y, step, jump, out + begin * ldo, ldo,
+        run(end - begin, x + begin * row_stride, row_stride, inner_stride, y, step, second, out + begin * ldo, ldo,
             inner, add);
         begin = end;
     }
@@ -140,6 +145,14 @@ void multiply_row(const T* x, Int stride, const T* y, Int ldy, T* out, Int inner
     }
 }
 
+// Columns of the panels that are whole. Those that are left are one vector, or two that overlap, or both.
+template <typename T>
+Int whole_panels(Int columns) {
+    constexpr Int L = Vector<T>::lanes, W = kVectors * L;
+    const Int rest = columns % W;
+    return columns - rest - (0 < rest && rest < L ? W : 0);
+}
+
 template <typename T>
 void multiply(const T* x, Int row_stride, Int inner_stride, const Right<T>& y, T* out, Int ldo, Int rows, Int inner,
               Int columns, bool add) {
@@ -152,28 +165,23 @@ void multiply(const T* x, Int row_stride, Int inner_stride, const Right<T>& y, T
              is_transposed ? inner_stride : row_stride, add, out, ldo);
         return;
     }
+    const Int whole = whole_panels<T>(columns);
     Int c = 0;
     if (2 * rows <= kRows)  // few rows: two panels at once keep as many sums in flight
-        for (; c + 2 * W <= columns; c += 2 * W)
+        for (; c + 2 * W <= whole; c += 2 * W)
             panel<T, 2 * kVectors, kRows / 2>(x, row_stride, inner_stride, y.panel(c, W), y.step(W),
-                                              y.panel(c + W, W) - y.panel(c, W), out + c, ldo, rows, inner, add);
-    for (; c + W <= columns; c += W)
-        panel<T, kVectors>(x, row_stride, inner_stride, y.panel(c, W), y.step(W), 0, out + c, ldo, rows, inner, add);
-    for (; c + L <= columns; c += L)
-        panel<T, 1>(x, row_stride, inner_stride, y.panel(c, L), y.step(L), 0, out + c, ldo, rows, inner, add);
+                                              {y.panel(c + W, W) - y.panel(c, W), W}, out + c, ldo, rows, inner, add);
+    for (; c < whole; c += W)
+        panel<T, kVectors>(x, row_stride, inner_stride, y.panel(c, W), y.step(W), {L, L}, out + c, ldo, rows, inner,
+                           add);
+    if (columns - c == L || columns - c > W) {
+        panel<T, 1>(x, row_stride, inner_stride, y.panel(c, L), y.step(L), {}, out + c, ldo, rows, inner, add);
+        c += L;
+    }
     if (c == columns) return;
-    // the last columns are the end of a whole vector, of which the rest has been computed
-    const Int rest = columns - c;
-    static thread_local std::vector<T> last;
-    last.resize(rows * L);
-    const T* from = y.stride ? y.data + columns - L : y.panel(c, L);
-    panel<T, 1>(x, row_stride, inner_stride, from, y.step(L), 0, last.data(), L, rows, inner, false);
-    for (Int r = 0; r < rows; ++r)
-        for (Int j = 0; j < rest; ++j) {
-            T& into = out[r * ldo + c + j];
-            const T value = last[r * L + L - rest + j];
-            into = add ? into + value : value;
-        }
+    const Int last = columns - L - c;  // the last two vectors overlap
+    panel<T, 2>(x, row_stride, inner_stride, y.panel(c, W), y.step(W), {y.stride ? last : L, last}, out + c, ldo, rows,
+                inner, add);
 }
 
 template <typename T>
@@ -192,26 +200,27 @@ Int packed_size(Int inner, Int columns) {
 template <typename T>
 void pack(const T* x, Int inner_stride, Int column_stride, Int inner, Int columns, T* y) {
     constexpr Int L = Vector<T>::lanes, W = kVectors * L, block = 16;
-    const auto panel = [&](Int first, Int width) {
+    // `width` columns from `first` on, as rows that are `step` apart
+    const auto lay = [&](Int first, Int width, T* into, Int step) {
         const T* from = x + first * column_stride;
+        if (column_stride == 1) {
+            for (Int k = 0; k < inner; ++k) std::memcpy(into + k * step, from + k * inner_stride, width * sizeof(T));
+            return;
+        }
         for (Int k = 0; k < inner; k += block)
             for (Int j = k; j < k + block && j < inner; ++j) {
 #pragma omp simd
-                for (Int i = 0; i < width; ++i) y[j * width + i] = from[i * column_stride + j * inner_stride];
+                for (Int i = 0; i < width; ++i) into[j * step + i] = from[i * column_stride + j * inner_stride];
             }
-        y += inner * width;
     };
-    const auto copied = [&](Int first, Int width) {
-        for (Int k = 0; k < inner; ++k, y += width) std::memcpy(y, x + k * inner_stride + first, width * sizeof(T));
-    };
-    const auto lay = [&](Int first, Int width) {
-        column_stride == 1 ? copied(first, width) : panel(first, width);
-    };
-    if (!can_pack<T>(columns)) return lay(0, columns);
+    if (!can_pack<T>(columns)) return lay(0, columns, y, columns);
+    const Int whole = whole_panels<T>(columns);
     Int c = 0;
-    for (; c + W <= columns; c += W) lay(c, W);
-    for (; c + L <= columns; c += L) lay(c, L);
-    if (c < columns) lay(columns - L, L);  // whole again, as `multiply` reads the last columns
+    for (; c < whole; c += W) lay(c, W, y + c * inner, W);
+    if (columns - c == L || columns - c > W) lay(c, L, y + c * inner, L), c += L;
+    if (c == columns) return;
+    lay(c, L, y + c * inner, W);
+    lay(columns - L, L, y + c * inner + L, W);
 }
 
 }  // namespace product

@@ -34,8 +34,10 @@ template <typename T>
 void Shard<T>::score(Int t) {
     T* relevance = w.buffers[0].take(M);
     const T* query = a.keys_hold_query ? nullptr : compute_queries(t);
+    const bool is_last = t + 1 == a.steps;
     for (Int s = 0; s < count; ++s) {
         for (Int m = 0; m < M; ++m) {
+            if (a.keys_hold_query && !is_last) fetch(data(a.keys) + key_at(m, t + 1, s), I * d);
             score_slots(t, s, m, query);
             if (!a.across_mechanisms) relevance[m] = attend_slots(t, s, m);
         }

@@ -180,7 +180,7 @@ private:
     void take_candidates(Int t, ForwardPass<T>& pass);
     void project_states(Int t, ForwardPass<T>& pass);
     template <typename Visit>
-    void for_active_heads(const Visit& visit) const;
+    void for_active_heads(Int s, const Visit& visit) const;
     template <typename Key, typename Value>
     void communicate(Int t, const T* all, Key key, Value value);
     void add_output(Int t, ForwardPass<T>& pass);

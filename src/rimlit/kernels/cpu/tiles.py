@@ -21,7 +21,9 @@ def are_available() -> bool:
 
 def multiply(x: Tensor, y: Tensor) -> Tensor:
     """Return x (…, inner) · y (inner, columns) as a matrix, on tiles where that is faster, in pooled memory."""
-    if x.device.type != "cpu" or x.dtype != y.dtype or torch.is_autocast_enabled("cpu"):
+    rows = x.shape[:-1].numel()
+    is_small = rows * y.numel() < _LEAST_WORK and rows * y.shape[1] * y.itemsize < memory.LEAST
+    if is_small or x.device.type != "cpu" or x.dtype != y.dtype or torch.is_autocast_enabled("cpu"):
         return torch.mm(x.reshape(-1, x.shape[-1]), y)
     return _Product.apply(x, y, False)  # type: ignore[no-any-return, no-untyped-call]
 
