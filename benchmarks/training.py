@@ -173,7 +173,7 @@ def lay_out(folder: Path, data: Path) -> None:
         series.write_text("\n".join(["value", *(f"{value:.4f}" for value in values.tolist())]) + "\n")
     if not table.exists():
         rows = torch.randn(200, 30, 3, generator=generator)
-        lines = ["sequence,x,y,z,label"]
+        lines = ["sequence,x,y,z,target"]
         for number, sequence in enumerate(rows.tolist()):
             lines += [f"{number},{x:.4f},{y:.4f},{z:.4f},{number % 3}" for x, y, z in sequence]
         table.write_text("\n".join(lines) + "\n")
