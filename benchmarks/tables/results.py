@@ -186,7 +186,7 @@ def _queue_row(entry: Entry) -> list[str] | None:
         tuned,
         seeds,
         " · ".join(scores),
-        f"{min(minutes):.0f} to {max(minutes):.0f}",
+        " to ".join(dict.fromkeys(f"{time:.0f}" for time in (min(minutes), max(minutes)))),
     ]
 
 
