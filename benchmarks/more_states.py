@@ -15,7 +15,6 @@ from origin import origin, write
 
 CONFIG = "bouncing_balls/schemata"
 FRAMES = (1, 5, 10, 20)
-LONGEST = 20  # frames that are kept
 METRICS = ("f1", "position_error")
 
 
@@ -34,7 +33,9 @@ def test(run: Path, states: int, balls: list[str], options: list[str]) -> dict[s
         *(f"--model.backbone.num_mechanisms={states}", f"--data.test_balls=[{', '.join(balls)}]", *options),
     )
     numbers: dict[str, Any] = json.loads((folder / "rollout.json").read_text())
-    return {name: {metric: of["model"][metric][:LONGEST] for metric in METRICS} for name, of in numbers.items()}
+    return {
+        name: {metric: of["model"][metric][: max(FRAMES)] for metric in METRICS} for name, of in numbers.items()
+    }
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from benchmarks.record import USAGE
 from benchmarks.screen.environments import register
 from benchmarks.screen.runs import Run, locked, tasks, variants, wanted, write_run
 from benchmarks.sharing import let_others_go_first
@@ -23,7 +24,6 @@ from rimlit.tasks import Task
 from rimlit.tracking.recording import git_commit, machine
 
 BACKBONES = "rimlit.backbones"
-USAGE = ("dead_share", "turnover", "usage_entropy")
 TOLERANCE = 0.1
 """How many more parameters than the LSTM's a model may have: a RIM's width goes in steps of its mechanisms."""
 

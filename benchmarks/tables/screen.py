@@ -9,8 +9,6 @@ from benchmarks.screen.table import is_less_better, rows
 from benchmarks.screen.trial import read_trials
 from benchmarks.tables.shared import Tables, plain, table
 
-USAGE = ("dead_share", "turnover")
-
 
 def screen(place: str) -> str:
     """Return scores and mean ranks of all models that have any."""
@@ -27,7 +25,7 @@ def usage() -> str:
             runs = results_of(name)["tasks"].get(task_name, {}).get("runs", [])
             best = best_rate(task, runs)
             noted = [run["mechanisms"] for run in runs if run["rate"] == best and "mechanisms" in run]
-            numbers = [statistics.mean(each[key] for each in noted) for key in USAGE if noted]
+            numbers = [statistics.mean(each[key] for each in noted) for key in ("dead_share", "turnover") if noted]
             cells.append(" · ".join(f"{number:.2f}" for number in numbers))
         if any(cells):
             body.append([f"`{name}`", *cells])

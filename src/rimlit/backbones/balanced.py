@@ -25,7 +25,8 @@ class Followed(NamedTuple):
     def of(cls, layer: RIMLayer, activity: Activity) -> "Followed":
         """Return it for a layer and what its mechanisms did."""
         relevance = None
-        if layer.gives_relevance and activity.relevance is not None:
+        if layer.gives_relevance:
+            assert activity.relevance is not None
             relevance = activity.relevance.permute(1, 2, 0)
         return cls(layer.balance, relevance, activity.active.permute(1, 2, 0), activity.penalty)
 
@@ -59,7 +60,7 @@ def _counted(values: Tensor, mask: Tensor | None) -> Tensor:
 class BalancedBackbone(WatchedBackbone, ABC):
     """A backbone whose ``layers`` are :class:`rimlit.mechanisms.RIMLayer`, each with its balance.
 
-    A forward calls :meth:`_forget` before it runs and adds to ``_followed`` what each layer did.
+    A forward calls :meth:`_forget` before it runs and :meth:`_follow` for each layer afterwards.
     """
 
     layers: nn.ModuleList
@@ -122,6 +123,12 @@ class BalancedBackbone(WatchedBackbone, ABC):
         (of all where others read candidates), since what others read of an inactive one stays as it was.
         """
         return sum(layer.flops_per_step() for layer in self._layers)
+
+    def _follow(self, layer: RIMLayer, activity: Activity, hidden: Tensor, *, is_followed: bool) -> Activity:
+        """Keep what the layer's parts count and penalise; return the activity as it is reported, with states."""
+        if is_followed:
+            self._followed.append(Followed.of(layer, activity))
+        return activity._replace(hidden=hidden.detach(), penalty=None, relevance=None)
 
     def _forget(self) -> None:
         if not self._is_in_pieces:

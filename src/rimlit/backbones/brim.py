@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.balanced import BalancedBackbone, Followed
+from rimlit.backbones.balanced import BalancedBackbone
 from rimlit.backbones.base import LearnedState, require_input
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
 from rimlit.checks import require_dropout, require_known, require_positive
@@ -271,11 +271,8 @@ class BRIM(BalancedBackbone):
         for layer, own, follows in zip(self._layers, records, is_followed, strict=True):
             if not own:
                 continue
-            activity = activity_of(own)
-            if follows:
-                self._followed.append(Followed.of(layer, activity))
-            hidden = torch.stack([result.state.hidden for result in own]).detach().permute(2, 0, 1, 3)
-            activities.append(activity._replace(hidden=hidden, penalty=None, relevance=None))
+            hidden = torch.stack([result.state.hidden for result in own]).permute(2, 0, 1, 3)
+            activities.append(self._follow(layer, activity_of(own), hidden, is_followed=follows))
         if self.is_watched:
             self.report_activity(tuple(activities))
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rimlit.backbones.balanced import Followed
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
 from rimlit.backbones.layered import LayeredBackbone
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
@@ -260,9 +259,7 @@ class RIM(LayeredBackbone):
             )
             features, last, activity = layer(run, inputs)
             if activity is not None:
-                if is_followed:
-                    self._followed.append(Followed.of(layer, activity))
-                activities.append(activity._replace(hidden=features.detach(), penalty=None, relevance=None))
+                activities.append(self._follow(layer, activity, features, is_followed=is_followed))
             features = features.flatten(2)
             states.append(last)
         self.report_activity(tuple(activities))

@@ -92,22 +92,20 @@ END_OF_SHTAB = "\nif [[ $zsh_eval_context"
 
 def bash_script(commands: list[str]) -> str:
     """Return what follows shtab's script in bash: it calls that one for the options of the settings."""
-    own = (
-        f'{name}) COMPREPLY=($(compgen -f -W "{words}" -- "$current")) ;;'
-        for name, words in _own_words("$configs")
-    )
+    own = (f'{name}) COMPREPLY=($(compgen -f -W "{words}" -- "$current")) ;;' for name, words in _own_words())
     return _filled(BASH, commands, own)
 
 
 def zsh_script(commands: list[str]) -> str:
     """Return what follows shtab's script in zsh."""
-    own = (f"{name}) compadd -- {words}; _files ;;" for name, words in _own_words("$configs"))
+    own = (f"{name}) compadd -- {words}; _files ;;" for name, words in _own_words())
     return _filled(ZSH, commands, own)
 
 
-def _own_words(configs: str) -> Iterator[tuple[str, str]]:
+def _own_words() -> Iterator[tuple[str, str]]:
+    """Yield each command of :data:`OPTIONS` and what completes it, in the words of a shell."""
     for command, options in OPTIONS.items():
-        yield command, f"{options} {configs}" if command in TAKES_CONFIGS else options
+        yield command, f"{options} $configs" if command in TAKES_CONFIGS else options
 
 
 def _filled(script: str, commands: list[str], own: Iterable[str]) -> str:

@@ -107,14 +107,14 @@ def differentiate(loop: TapedLoop, layer: RIMLayer, weights: LayerWeights, input
         else:
             outputs, _ = loop.forward(options, inputs, operands, is_taped)
     last = GRUState(outputs.hidden) if outputs.memory is None else LSTMState(outputs.hidden, outputs.memory)
-    return outputs.features, last, _activity(options, outputs) if inputs.record else None
+    return outputs.features, last, _activity(outputs) if inputs.record else None
 
 
-def _activity(options: LayerOptions, outputs: Outputs) -> Activity:
+def _activity(outputs: Outputs) -> Activity:
     slots = outputs.attention.mean(dim=3)  # (B, T, M, N)
     null = 1 - slots.mean(dim=-1) if outputs.null_attention is None else outputs.null_attention
-    relevance = outputs.relevance if options.gives_relevance else None
-    return Activity(outputs.active, null, slots, outputs.communication, outputs.gate, relevance=relevance)
+    own = outputs.active, null, slots, outputs.communication, outputs.gate
+    return Activity(*own, relevance=outputs.relevance)
 
 
 class _Scan(torch.autograd.Function):

@@ -93,7 +93,7 @@ def unknown_part(layer: RIMLayer) -> str | None:
     for name, types in KNOWN_PARTS.items():
         if type(parts[name]) not in types:
             return f"does not support {type(parts[name]).__name__}"
-    if layer.gives_relevance and type(parts["selection"]) is AcrossMechanisms:
+    if type(parts["selection"]) is AcrossMechanisms and layer.gives_relevance:
         return "does not differentiate what a balance's penalty reads across mechanisms"
     return "does not normalise queries and keys" if layer.normalize_scores else None
 
