@@ -21,7 +21,7 @@ NAMES = ("rim-seed0", "lstm-seed0", "rim-seed1", "lstm-seed1")
 OPTIONS = (
     *("--seeds=2", "--config=trainer/quick", *SMALL_COPYING[3:], *QUIET[1:], *UNTRACKED),
     *("--model.embedding_size=8", "--model.backbone.hidden_size=24"),
-    *("--trainer.max_steps=4000", "--trainer.val_check_interval=2000", "--trainer.limit_val_batches=1"),
+    *("--trainer.max_steps=1200", "--trainer.val_check_interval=600", "--trainer.limit_val_batches=1"),
 )
 SECONDS = 900
 """The longest wait for anything, on a machine that does other things."""
@@ -115,7 +115,7 @@ def test_a_comparison_of_jobs_one_pre_empted_and_one_killed_is_the_one_of_proces
     )
     assert "Stopped by SIGUSR1 after step" in stopped["reason"]
     assert f"SLURM puts job {jobs['rim-seed0']} back into its queue." in stopped["reason"]
-    assert 0 < stopped["step"] < 4000
+    assert 0 < stopped["step"] < 1200
     # once: it is one line of the queue, as before
     wait_for(lambda: f"{jobs['rim-seed0']} PENDING" in queue(), "the job to be requeued")
     pending = compare("--on=slurm.yaml", "--collect")
@@ -146,4 +146,4 @@ def test_a_comparison_of_jobs_one_pre_empted_and_one_killed_is_the_one_of_proces
             json.loads((folder / COMPARISON / name / "results.json").read_text())
             for folder in (Path("."), Path("../here"))
         ]
-        assert found[0]["test"] == found[1]["test"] and found[0]["steps"] == found[1]["steps"] == 4000
+        assert found[0]["test"] == found[1]["test"] and found[0]["steps"] == found[1]["steps"] == 1200
