@@ -5,6 +5,8 @@ its own, whose peak memory is counted above what it had before the first pass. P
 with 1 and 2 processes of one thread each (gloo), seconds per step without start-up: the difference of two lengths.
 Runs: a comparison of two models and 100 seeds by submitit's debug executor, whose process is watched.
 
+Parts that are not measured again stay in the file.
+
 python benchmarks/scaling.py [--rounds 5] [--only sizes processes runs] [--json benchmarks/results/scaling.json]
 """
 
@@ -146,14 +148,14 @@ def main() -> None:
     if given.point is not None:
         print(json.dumps(point(*json.loads(given.point))))
         return
-    content = {**origin(rounds=given.rounds, seeds=given.seeds)}
     chosen = given.only or ("sizes", "processes", "runs")
+    content = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
     if "sizes" in chosen:
-        content["sizes"] = measure_sizes(given.rounds)
+        content["sizes"] = {**origin(only="sizes", rounds=given.rounds), "points": measure_sizes(given.rounds)}
     if "processes" in chosen:
-        content["processes"] = measure_processes()
+        content["processes"] = {**origin(only="processes"), "points": measure_processes()}
     if "runs" in chosen:
-        content["runs"] = measure_runs(given.seeds)
+        content["runs"] = {**origin(only="runs", seeds=given.seeds), **measure_runs(given.seeds)}
         print(content["runs"])
     write(given.json, content)
 

@@ -1,14 +1,16 @@
 """Whole training steps of the shipped configs, and what of a step is not the model.
 
-Each config is trained by the command line with everything it includes: bar, logs, MLflow, checkpoints, activity.
-After each step a copy of the task takes a bare step on the same batch: forward, backward, clipping and
-optimiser. What the first takes longer than the second is the share of all else. Both are added up over rounds
-of as many steps as lie between two logs, so that logging and the bar have their part in each. The median of the
-rounds is taken: what else the machine does meets both loops alike. The same is done with the processor time of
-the thread that trains, which a busy machine disturbs less. Validation is left out. In reinforcement learning
-the moves of the agent count as what is not the model.
+Each config is trained by the command line with everything it includes: bar, logs, MLflow, checkpoints,
+activity. After each step a copy of the task, with the same weights, takes a bare step on the same batch:
+forward, backward, clipping and optimiser. What the first takes longer than the second is the share of all else.
+Both are added up over rounds of as many steps as lie between two logs, so that logging and the bar have their
+part in each. The median of the rounds is taken: what else the machine does meets both loops alike. The same is
+done with the processor time of the thread that trains, which a busy machine disturbs less. Validation is left
+out. In reinforcement learning the moves of the agent count as what is not the model.
 
-The time of a RIM's step over that of the LSTM of the same folder is the ratio of these medians.
+The time of a RIM's step over that of the LSTM of the same folder is the ratio of these medians. A RIM with the
+dynamic rule gets faster while it learns, as its mechanisms sleep: take more rounds there. Configs that are not
+measured again stay in the file.
 
 python benchmarks/training.py [CONFIG …] [--rounds 8] [--data data] [--json benchmarks/results/training.json]
 """
@@ -16,6 +18,7 @@ python benchmarks/training.py [CONFIG …] [--rounds 8] [--data data] [--json be
 import argparse
 import contextlib
 import io
+import json
 import os
 import statistics
 import tempfile
@@ -39,13 +42,17 @@ ROUND = 50
 """Steps of a round: what Lightning, and every config here, has between two logs."""
 
 
-def bare_step(task: Task, clip: float | None) -> Callable[[Any], None]:
-    """Return a function that only trains on a batch: a copy of ``task`` with its own optimiser."""
+def twin_of(task: Task) -> Task:
+    """Return a copy of a task that logs nothing and has no schedule."""
     spec = task.spec
     spec["init_args"].pop("scheduler", None)
     twin = cast(Task, build(spec, Task)).train()
-    twin.load_state_dict(task.state_dict())
     twin.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    return twin
+
+
+def bare_step(twin: Task, clip: float | None) -> Callable[[Any], None]:
+    """Return a function that only trains on a batch."""
     optimizer = twin.configure_optimizers()
 
     def step(batch: Any) -> None:
@@ -81,6 +88,7 @@ class Turns:
         self.task: Task | None = None
         self._batch: Any = None
         self._step: Callable[[Any], None]
+        self._twin: Task
         self._began: Clock
 
     def between(self, trainer: L.Trainer) -> None:
@@ -90,6 +98,7 @@ class Turns:
             self._watch(trainer)
         else:
             self.whole.append(end.since(self._began))
+            self._twin.load_state_dict(cast(Task, self.task).state_dict())  # as many mechanisms are active in both
             start = Clock.now()
             self._step(self._batch)
             self.bare.append(Clock.now().since(start))
@@ -97,7 +106,8 @@ class Turns:
 
     def _watch(self, trainer: L.Trainer) -> None:
         self.task = task = cast(Task, trainer.lightning_module)
-        self._step = bare_step(task, cast(float | None, trainer.gradient_clip_val))
+        self._twin = twin_of(task)
+        self._step = bare_step(self._twin, cast(float | None, trainer.gradient_clip_val))
         training_step = task.training_step
 
         def noting(batch: Any, *args: Any) -> Any:
@@ -187,6 +197,12 @@ def add_ratios(results: dict[str, dict[str, Any]]) -> None:
                 results[config][f"{name}_over_lstm"] = results[config][of_steps] / twin[of_steps]
 
 
+def in_pairs(item: tuple[str, Any]) -> tuple[str, bool]:
+    """Order configs by folder, the RIM's before the LSTM's."""
+    folder, _, model = item[0].rpartition("/")
+    return folder, model != "rim"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=pairs(), help="configs to measure; without any, all pairs")
@@ -194,14 +210,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of mnist, tinyshakespeare, …")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
-    content = {**origin(rounds=arguments.rounds), "configs": (results := {})}
     here, path = Path.cwd(), arguments.json and arguments.json.resolve()
+    kept = json.loads(path.read_text())["configs"] if path and path.exists() else {}
+    source, results = origin(rounds=arguments.rounds), {}
     with tempfile.TemporaryDirectory() as folder:
         lay_out(Path(folder), arguments.data)
         os.chdir(folder)
         fit("copying/rim", 20)  # the first run of a folder has MLflow make its database beside the training
         for config in arguments.configs:
-            results[config] = result = measure(config, arguments.rounds)
+            results[config] = result = {**source, **measure(config, arguments.rounds)}
             least, greatest = result["least_and_greatest_share"]
             print(
                 f"{config:<20}{result['steps_per_second']:8.2f} steps a second, "
@@ -210,7 +227,7 @@ def main() -> None:
                 f"{100 * result['share_of_cpu_outside_the_model']:.1f} % of its processor time"
             )
             add_ratios(results)
-            write(path, content)
+            write(path, {"configs": dict(sorted({**kept, **results}.items(), key=in_pairs))})
         os.chdir(here)
 
 

@@ -145,6 +145,7 @@ def training() -> str:
     rows = [
         [
             name,
+            str(config["steps"]),
             f"{config['steps_per_second']:.1f}",
             *(f"{config[key]:.2f}" if key in config else "" for key in ("time_over_lstm", "bare_time_over_lstm")),
             f"{100 * config['share_outside_the_model']:.1f} % "
@@ -155,6 +156,7 @@ def training() -> str:
     ]
     header = [
         "config",
+        "steps",
         "training steps a second",
         "time over the LSTM's",
         "of the model alone",
