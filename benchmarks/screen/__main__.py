@@ -9,7 +9,9 @@ import multiprocessing
 import queue
 import signal
 import sys
+from functools import partial
 
+from benchmarks.screen.pools import pools, wanted_by
 from benchmarks.screen.runs import tasks, variants, wanted
 from benchmarks.screen.table import as_text
 from benchmarks.screen.training import work
@@ -20,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(variants()), default=list(variants()), metavar="VARIANT")
+    parser.add_argument("--pools", nargs="+", choices=list(pools()), metavar="POOL", help="instead: tune these")
     parser.add_argument("--tasks", nargs="+", choices=list(tasks()), default=list(tasks()))
     parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="of each model at its best rate")
     parser.add_argument(
@@ -32,32 +35,36 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the workers end with this process
     if not given.show:
         run_all(given)
-    print(as_text(given.only, given.tasks))
+    print(
+        as_text(given.only, given.tasks)
+        if not given.pools
+        else "The table is in docs/research/screen.md: make docs."
+    )
 
 
 def run_all(given: argparse.Namespace) -> None:
     """Run the workers, with a bar over the runs that are missing."""
     context = multiprocessing.get_context("spawn")
     done: multiprocessing.Queue[str] = context.Queue()
-    arguments = (given.only, given.tasks, given.seeds, given.with_usage, given.nice, done)
+    if given.pools:
+        missing = partial(wanted_by, given.pools, given.tasks)
+    else:
+        missing = partial(wanted, given.only, given.tasks, given.seeds, with_usage=given.with_usage)
+    arguments = (missing, given.nice, done)
     workers = [context.Process(target=work, args=arguments, daemon=True) for _ in range(given.jobs)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console()
     for worker in workers:
         worker.start()
     with Progress(*columns, console=console) as progress:
-
-        def count() -> int:
-            return len(wanted(given.only, given.tasks, given.seeds, with_usage=given.with_usage))
-
-        bar = progress.add_task("runs", total=count())
+        bar = progress.add_task("runs", total=len(missing()))
         while any(worker.is_alive() for worker in workers) or not done.empty():
             try:
                 progress.console.print(done.get(timeout=1), highlight=False)
             except queue.Empty:
                 continue
             progress.advance(bar)
-            progress.update(bar, total=progress.tasks[bar].completed + count())
+            progress.update(bar, total=progress.tasks[bar].completed + len(missing()))
     if any(worker.exitcode for worker in workers):
         raise SystemExit("A run failed; see above.")
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.screen.runs import best_rate, results_of, tasks
+from benchmarks.screen.runs import SEEDS, best_rate, results_of, tasks
 from benchmarks.tables.shared import plain
 
 PLACES = {"inside": "In distribution", "outside": "Out of distribution"}
@@ -25,12 +25,16 @@ def score_of(name: str, task_name: str, place: str) -> Score | None:
     rate = best_rate(task, runs)
     if rate is None:
         return None
+    return scored([run for run in runs if run["rate"] == rate and run["seed"] in SEEDS], task, place)
+
+
+def scored(runs: Sequence[dict[str, Any]], task: dict[str, Any], place: str) -> Score:
+    """Return the scores of runs, the worst there is for one that diverged."""
     worst = math.inf if is_less_better(task) else -math.inf
     found = []
     for run in runs:
-        if run["rate"] == rate:
-            values = [run["scores"].get(key) for key in task[place]]
-            found.append(worst if None in values else statistics.mean(values))
+        values = [run["scores"].get(key) for key in task[place]]
+        found.append(worst if None in values else statistics.mean(values))
     return Score(statistics.mean(found), tuple(found))
 
 

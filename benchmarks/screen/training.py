@@ -5,7 +5,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import Queue, parent_process
 from typing import Any
 
@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from benchmarks.record import USAGE
 from benchmarks.screen.environments import register
-from benchmarks.screen.runs import Run, locked, tasks, variants, wanted, write_run
+from benchmarks.screen.runs import Run, locked, tasks, variants, write_run
 from benchmarks.sharing import let_others_go_first
 
 from rimlit.cli.settings import build_data, with_sizes
@@ -28,15 +28,10 @@ TOLERANCE = 0.1
 """How many more parameters than the LSTM's a model may have: a RIM's width goes in steps of its mechanisms."""
 
 
-def work(
-    names: list[str], of_tasks: list[str], seeds: int, with_usage: bool, niceness: int, done: "Queue[str]"
-) -> None:
+def work(missing: Callable[[], list[Run]], niceness: int, done: "Queue[str]") -> None:
     """Train until nothing is missing that no other process trains."""
     os.setsid()
     let_others_go_first(os.getpid(), niceness)
-
-    def missing() -> list[Run]:
-        return wanted(names, of_tasks, seeds, with_usage=with_usage)
 
     def step() -> bool:
         for run in missing():

@@ -4,10 +4,11 @@ import json
 import statistics
 from functools import partial
 
+from benchmarks.screen.pools import best_runs, best_setting, pools
 from benchmarks.screen.runs import best_rate, results_of, tasks, variants
-from benchmarks.screen.table import is_less_better, rows
+from benchmarks.screen.table import is_less_better, rows, scored
 from benchmarks.screen.trial import read_trials
-from benchmarks.tables.shared import Tables, plain, table
+from benchmarks.tables.shared import Tables, mean_and_deviation, plain, table
 
 
 def screen(place: str) -> str:
@@ -29,6 +30,37 @@ def usage() -> str:
             cells.append(" · ".join(f"{number:.2f}" for number in numbers))
         if any(cells):
             body.append([f"`{name}`", *cells])
+    return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
+
+
+def tuned(place: str) -> str:
+    """Return mean ± standard deviation of each best setting, and in how many seeds it is ahead of the GRU."""
+    body = []
+    for name, pool in pools().items():
+        cells = []
+        for task_name, task in tasks().items():
+            own, grus = (
+                {seed: scored([run], task, place).mean for seed, run in best_runs(each, task_name).items()}
+                for each in (name, "gru")
+            )
+            sign = 1 if is_less_better(task) else -1
+            ahead = sum(sign * own[seed] < sign * grus[seed] for seed in own.keys() & grus.keys())
+            deviation = statistics.stdev(own.values()) if len(own) > 1 else 0.0
+            cell = mean_and_deviation(statistics.mean(own.values()), deviation) if own else ""
+            cells.append(f"{cell} ({ahead})" if own and name != "gru" else cell)
+        if any(cells):
+            body.append([pool["is"], *cells])
+    return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
+
+
+def chosen() -> str:
+    """Return the setting of each pool that was best in validation, by task."""
+    body = []
+    for name, pool in pools().items():
+        found = [best_setting(name, task_name) for task_name in tasks()]
+        if any(found):
+            cells = ["" if each is None else f"`{each.variant}`, {each.rate:g}" for each in found]
+            body.append([pool["is"], *cells])
     return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
 
 
@@ -72,6 +104,9 @@ TABLES: Tables = {
     "screen-inside": partial(screen, "inside"),
     "screen-outside": partial(screen, "outside"),
     "screen-models": what_ran,
+    "screen-tuned-inside": partial(tuned, "inside"),
+    "screen-tuned-outside": partial(tuned, "outside"),
+    "screen-chosen": chosen,
     "screen-usage": usage,
     "screen-tasks": what_tasks,
 }
