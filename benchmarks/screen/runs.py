@@ -40,7 +40,7 @@ def tasks() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def variants() -> dict[str, dict[str, Any]]:
-    """Return the backbones by name: ``is`` (a line of words), ``class_path`` and ``init_args``."""
+    """Return the backbones by name: ``is`` (a line of words), ``class_path``, ``init_args``, perhaps ``shows``."""
     models: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "variants.yaml").read_text())["models"]
     return {name: {"class_path": "RIM", **model} for name, model in models.items()}
 
@@ -52,7 +52,7 @@ def results_of(variant: str) -> dict[str, Any]:
         SystemExit: It was recorded with other arguments.
     """
     path = RESULTS / f"{variant}.json"
-    now = {key: value for key, value in variants()[variant].items() if key != "is"}
+    now = {key: value for key, value in variants()[variant].items() if key not in ("is", "shows")}
     if not path.exists():
         return {"variant": now, "tasks": {}}
     found: dict[str, Any] = json.loads(path.read_text())

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.screen.runs import tasks, variants
+from benchmarks.screen.table import PLACES, Score, is_less_better, score_of
 from benchmarks.tables.shared import RESULTS, ROOT, Tables, table
 
 from rimlit import RIM
@@ -182,6 +184,52 @@ def dead() -> str:
     return table(["config", "runs", "dead, at most", "turnover, mean"], rows)
 
 
+def measured() -> str:
+    """A row per option that the screen has tried: the tasks on which all seeds were better, or worse, than without."""
+    rows = []
+    for name, variant in variants().items():
+        if "shows" not in variant:
+            continue
+        option, against = variant["shows"]["option"], variant["shows"]["against"]
+        cells = []
+        for place in PLACES:
+            effects: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
+            for task in tasks():
+                own, other = score_of(name, task, place), score_of(against, task, place)
+                if own is not None and other is not None:
+                    effects[effect(own, other, is_less_better(tasks()[task]))].append(task.replace("_", " "))
+            cells += [", ".join(effects[kind]) for kind in ("better", "worse")]
+            tried = [task for found in effects.values() for task in found]
+        if tried:
+            rows.append(
+                [
+                    f"`{option}`",
+                    f"`{name}`, `{against}`",
+                    *cells,
+                    "all" if len(tried) == len(tasks()) else ", ".join(tried),
+                ]
+            )
+    head = [
+        "option",
+        "with and without it",
+        "better in distribution",
+        "worse",
+        "better out of distribution",
+        "worse",
+        "tried on",
+    ]
+    return table(head, rows) if rows else "(not measured)"
+
+
+def effect(own: Score, other: Score, is_less_better: bool) -> str:
+    """Return whether all seeds of one model are better or worse than all of another."""
+    if (max(own.by_seed) < min(other.by_seed)) if is_less_better else (min(own.by_seed) > max(other.by_seed)):
+        return "better"
+    if (min(own.by_seed) > max(other.by_seed)) if is_less_better else (max(own.by_seed) < min(other.by_seed)):
+        return "worse"
+    return "level"
+
+
 def _name_of(path: Path) -> str:
     parts = path.relative_to(RESULTS).with_suffix("").parts
     return "/".join(
@@ -189,4 +237,4 @@ def _name_of(path: Path) -> str:
     )
 
 
-TABLES: Tables = {"parts": parts, "dead": dead}
+TABLES: Tables = {"parts": parts, "dead": dead, "measured": measured}
