@@ -185,7 +185,7 @@ def dead() -> str:
 
 
 def measured() -> str:
-    """A row per option that the screen has tried: the tasks on which all seeds were better, or worse, than without."""
+    """A row per option that the screen has tried: the tasks on which all seeds were better, or worse."""
     rows = []
     for name, variant in variants().items():
         if "shows" not in variant:
