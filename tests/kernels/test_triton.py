@@ -262,8 +262,9 @@ def test_unsupported_parts_are_refused_with_the_reason(arguments: dict[str, Any]
 
 def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "rimlit.kernels.triton.steps", raising=False)
-    monkeypatch.delattr(triton, "steps", raising=False)
-    steps, reason = triton.load.__wrapped__()
-    assert steps is None
+    for name in ("device", "forward", "backward"):
+        monkeypatch.delitem(sys.modules, f"rimlit.kernels.triton.{name}", raising=False)
+        monkeypatch.delattr(triton, name, raising=False)
+    kernels, reason = triton.load.__wrapped__()
+    assert kernels is None
     assert reason.startswith("Triton cannot be imported, pip install 'triton")

@@ -109,7 +109,7 @@ class Triton(Compiled):
         kernels, reason = triton.load()
         if kernels is None:
             return f"is not there: {reason}"
-        if where.dtype not in triton.DTYPES or not (where.device.type == "cuda" or kernels.IS_INTERPRETED):
+        if where.dtype not in triton.DTYPES or not (where.device.type == "cuda" or kernels.is_interpreted):
             return (
                 "runs float32 and float64 on CUDA devices, or anywhere with TRITON_INTERPRET=1 set before the "
                 f"start; got weights of {where.dtype} on {where.device}"

@@ -1,4 +1,4 @@
-"""The time loop in Triton: three kernels a step forward, four back, replayed as one CUDA graph (``steps.py``).
+"""The time loop in Triton: three kernels a step forward, four back, replayed as one CUDA graph.
 
 A time step is so small that its time is latency. One kernel that walked all steps of its samples would read every
 weight, some two megabytes, through the memory port of a single multiprocessor in every step: by estimate more than
@@ -13,7 +13,7 @@ estimates, and ``auto`` does not choose this loop.
 import functools
 import math
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,14 +33,22 @@ WIDEST_TILE = {torch.float32: 32, torch.float64: 16}  # features of a program; d
 LARGEST_BLOCK = 4096  # numbers in a block of three dimensions: 32 in each thread of four warps
 
 
+class Kernels(NamedTuple):
+    """The modules of device code, and whether Triton interprets it."""
+
+    forward: ModuleType
+    backward: ModuleType
+    is_interpreted: bool
+
+
 @functools.cache
-def load() -> tuple[ModuleType | None, str]:
+def load() -> tuple[Kernels | None, str]:
     """Return the kernels, or None and the reason in one line."""
     try:
-        from rimlit.kernels.triton import steps
+        from rimlit.kernels.triton import backward, device, forward
     except ImportError as error:
         return None, f"Triton cannot be imported, {install_command('gpu')}: {error}"
-    return steps, "kernels in Triton"
+    return Kernels(forward, backward, device.IS_INTERPRETED), "kernels in Triton"
 
 
 def cannot(layer: RIMLayer) -> str | None:
@@ -114,14 +122,14 @@ def _warps(block: int) -> int:
 
 
 class TritonLoop:
-    """The recurrence and its derivative, by way of ``steps.py``."""
+    """The recurrence and its derivative, by way of ``forward.py`` and ``backward.py``."""
 
     def forward(
         self, options: LayerOptions, inputs: LayerInputs, operands: Operands, is_taped: bool
     ) -> tuple[Outputs, tuple[MaybeTensor, ...]]:
         """See :class:`rimlit.kernels.autograd.TapedLoop`. The tape has one state more than steps."""
-        steps, _ = load()
-        assert steps is not None
+        kernels, _ = load()
+        assert kernels is not None
         inputs, operands = _contiguous(inputs, operands)
         launch = _Launch(options, inputs, operands)
         num_steps, batch_size, size = launch.num_steps, launch.batch_size, launch.size
@@ -144,7 +152,7 @@ class TritonLoop:
             at = step if keeps_steps else 0
             old, after = (step, step + 1) if keeps_steps else (step % 2, (step + 1) % 2)
             counts = (step, at, old, after, num_steps, num_states, num_taped, batch_size)
-            steps.update[launch.grid(size)](
+            kernels.forward.update[launch.grid(size)](
                 operands.keys,
                 operands.values,
                 inputs.keep_input,
@@ -180,7 +188,7 @@ class TritonLoop:
             )
             if not launch.communicates:
                 continue
-            steps.project[launch.grid(launch.projected_size)](
+            kernels.forward.project[launch.grid(launch.projected_size)](
                 tape.visible,
                 operands.communication,
                 tape.projected,
@@ -193,7 +201,7 @@ class TritonLoop:
                 depth=launch.tile(size),
                 feature_tile=launch.tile(launch.projected_size),
             )
-            steps.communicate[launch.grid(size)](
+            kernels.forward.communicate[launch.grid(size)](
                 tape.projected,
                 inputs.keep_communication,
                 operands.communication_output,
@@ -246,8 +254,8 @@ class TritonLoop:
         gradients: Gradients,
     ) -> Operands:
         """Run the backward pass; see :class:`rimlit.kernels.autograd.TapedLoop`."""
-        steps, _ = load()
-        assert steps is not None
+        kernels, _ = load()
+        assert kernels is not None
         inputs, operands = _contiguous(inputs, operands)
         taped = StepTape(*tape)
         features, hidden, memory, _ = gradients
@@ -277,7 +285,7 @@ class TritonLoop:
         for step in reversed(range(num_steps)):
             counts = (step, num_steps, batch_size)
             if launch.communicates:
-                steps.back_to_read[launch.grid(launch.read_size)](
+                kernels.backward.back_to_read[launch.grid(launch.read_size)](
                     into_hidden,
                     active,
                     taped.output,
@@ -297,7 +305,7 @@ class TritonLoop:
                 # few samples a program: it owns all mechanisms
                 block = launch.mechanism_tile * max(launch.key_tile, launch.value_tile)
                 batch_tile = max(1, min(BATCH_TILE, LARGEST_BLOCK // 4 // block))
-                steps.back_to_projected[(-(-batch_size // batch_tile), launch.communication_heads)](
+                kernels.backward.back_to_projected[(-(-batch_size // batch_tile), launch.communication_heads)](
                     into_read,
                     taped.projected,
                     taped.weights,
@@ -308,7 +316,7 @@ class TritonLoop:
                     batch_tile=batch_tile,
                     num_warps=_warps(block * batch_tile),
                 )
-            steps.back_to_gates[grid](
+            kernels.backward.back_to_gates[grid](
                 into_hidden,
                 into_memory,
                 into_projected,
@@ -339,7 +347,7 @@ class TritonLoop:
                 depth=launch.tile(launch.projected_size) if launch.communicates else 16,
                 feature_tile=launch.tile(size),
             )
-            steps.back_to_state[grid](
+            kernels.backward.back_to_state[grid](
                 into_hidden,
                 into_attention,
                 into_recurrent,
