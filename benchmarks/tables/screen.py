@@ -4,7 +4,7 @@ import json
 import statistics
 from functools import partial
 
-from benchmarks.screen.pools import best_runs, best_setting, pools
+from benchmarks.screen.pools import SEEDS, best_runs, best_setting, pools
 from benchmarks.screen.runs import best_rate, results_of, tasks, variants
 from benchmarks.screen.table import is_less_better, rows, scored
 from benchmarks.screen.trial import read_trials
@@ -37,20 +37,28 @@ def tuned(place: str) -> str:
     """Return mean ± standard deviation of each best setting, and in how many seeds it is ahead of the GRU."""
     body = []
     for name, pool in pools().items():
-        cells = []
-        for task_name, task in tasks().items():
-            own, grus = (
-                {seed: scored([run], task, place).mean for seed, run in best_runs(each, task_name).items()}
-                for each in (name, "gru")
-            )
-            sign = 1 if is_less_better(task) else -1
-            ahead = sum(sign * own[seed] < sign * grus[seed] for seed in own.keys() & grus.keys())
-            deviation = statistics.stdev(own.values()) if len(own) > 1 else 0.0
-            cell = mean_and_deviation(statistics.mean(own.values()), deviation) if own else ""
-            cells.append(f"{cell} ({ahead})" if own and name != "gru" else cell)
+        cells = [_tuned_cell(name, task_name, place) for task_name in tasks()]
         if any(cells):
             body.append([pool["is"], *cells])
     return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
+
+
+def _tuned_cell(pool: str, task_name: str, place: str) -> str:
+    task = tasks()[task_name]
+    own, grus = (
+        {seed: scored([run], task, place).mean for seed, run in best_runs(name, task_name).items()}
+        for name in (pool, "gru")
+    )
+    if len(own) < 2:
+        return ""
+    seeds = "" if len(own) == len(SEEDS) else f" [{len(own)}]"
+    paired = own.keys() & grus.keys()
+    sign = 1 if is_less_better(task) else -1
+    ahead = sum(sign * own[seed] < sign * grus[seed] for seed in paired)
+    ahead_of_gru = f" ({ahead} of {len(paired)})" if paired and pool != "gru" else ""
+    return (
+        f"{mean_and_deviation(statistics.mean(own.values()), statistics.stdev(own.values()))}{seeds}{ahead_of_gru}"
+    )
 
 
 def chosen() -> str:
