@@ -74,9 +74,21 @@ def popgym() -> str:
         return "(not recorded)"
     tasks = [task for task in POPGYM if any(runs[memory, task] for memory in MEMORIES)]
     memories = [memory for memory in MEMORIES if any(runs[memory, task] for task in tasks)]
-    rows = [[MEMORIES[memory], *[returns(runs[memory, task], "test") for task in tasks]] for memory in memories]
+    rows = [
+        [MEMORIES[memory], *[returns(runs[memory, task], "test") for task in tasks], minutes(runs, memory)]
+        for memory in memories
+    ]
     floors = [returns([run for memory in memories for run in runs[memory, task]], "floor") for task in tasks]
-    return table(["mean return", *[POPGYM[task] for task in tasks]], [*rows, ["random actions", *floors]])
+    return table(
+        ["mean return", *[POPGYM[task] for task in tasks], "minutes a run"],
+        [*rows, ["random actions", *floors, ""]],
+    )
+
+
+def minutes(runs: dict[tuple[str, str], list[Result]], memory: str) -> str:
+    """The least and the most minutes of a memory's runs."""
+    seconds = [run["train_seconds"] for (name, _), found in runs.items() for run in found if name == memory]
+    return f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f}"
 
 
 def returns(runs: list[Result], key: str) -> str:
