@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -179,23 +180,25 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(
     dtype: torch.dtype, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    steps, _ = triton.load()
-    launched = CompiledSteps(steps)
+    kernels, _ = triton.load()
+    assert kernels is not None
+    forward, backward = CompiledKernels(kernels.forward), CompiledKernels(kernels.backward)
+    launched = kernels._replace(forward=forward, backward=backward)
     monkeypatch.setattr(triton, "load", lambda: (launched, "compiled"))
     monkeypatch.setattr("rimlit.backbones.layered.choose_loop", lambda *_: ("triton", "for this test"))
     run("triton", {"steps": 2, **case}, dtype)
     number = 3 if case.get("communication") == "none" else 7
-    assert len(launched.names) == number
+    assert len(forward.names) + len(backward.names) == number
 
 
-class CompiledSteps:
+class CompiledKernels:
     """Kernels that are compiled with the arguments they are launched with, and not run."""
 
-    def __init__(self, steps: Any) -> None:
-        self.steps, self.names = steps, set[str]()
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.names = module, set[str]()
 
     def __getattr__(self, name: str) -> Any:
-        kernel = getattr(self.steps, name)
+        kernel = getattr(self.module, name)
         return type(
             "Kernel", (), {"__getitem__": lambda _, grid: lambda *a, **k: self.compile(name, kernel, a, k)}
         )()
