@@ -53,4 +53,13 @@ def test_rates_that_only_a_pool_tries_do_not_choose_in_the_screen() -> None:
     for rate in task["rates"]:
         record("gru", rate, 0, 0.2)
     record("gru", task["more_rates"][0], 0, 0.1)
-    assert runs.best_rate(task, runs.results_of("gru")["tasks"]["adding"]["runs"]) in task["rates"]
+    best = runs.best_of(runs.settings_of("gru", "adding"), "adding")
+    assert best is not None and best.rate in task["rates"]
+
+
+def test_rates_that_only_a_pool_tries_do_not_stand_in_for_one_of_the_screen() -> None:
+    task = tasks()["adding"]
+    for rate in (*task["rates"][:2], *task["more_rates"]):
+        record("gru", rate, 0, 0.2)
+    assert runs.best_of(runs.settings_of("gru", "adding"), "adding") is None
+    assert wanted(["gru"], ["adding"]) == [Run("adding", "gru", task["rates"][2], 0)]

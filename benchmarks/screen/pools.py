@@ -2,21 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from benchmarks.screen.runs import HERE, Run, results_of, tasks
-
-from rimlit.comparison.tuning import best_value
+from benchmarks.screen.runs import HERE, Run, Setting, best_of, lacking, runs_at, tasks
 
 SEEDS = (0, 1, 2, 3, 4)
-
-
-class Setting(NamedTuple):
-    """One of a pool."""
-
-    variant: str
-    rate: float
 
 
 @functools.cache
@@ -37,21 +28,9 @@ def settings(pool: str, task_name: str) -> list[Setting]:
     ]
 
 
-def runs_at(setting: Setting, task_name: str) -> dict[int, dict[str, Any]]:
-    """Return the finished runs of a setting by seed."""
-    runs = results_of(setting.variant)["tasks"].get(task_name, {}).get("runs", [])
-    return {run["seed"]: run for run in runs if run["rate"] == setting.rate and run["seed"] in SEEDS}
-
-
 def best_setting(pool: str, task_name: str) -> Setting | None:
     """Return the setting whose first seed is best in validation, None until all have been tried."""
-    found = settings(pool, task_name)
-    firsts = [runs_at(setting, task_name).get(SEEDS[0]) for setting in found]
-    scores = {setting: run["val"] for setting, run in zip(found, firsts, strict=True) if run is not None}
-    if len(scores) < len(found):
-        return None
-    best = best_value(scores, higher_is_better=tasks()[task_name]["is_better"] != "less")
-    return found[0] if best is None else best
+    return best_of(settings(pool, task_name), task_name)
 
 
 def best_runs(pool: str, task_name: str) -> dict[int, dict[str, Any]]:
@@ -61,18 +40,6 @@ def best_runs(pool: str, task_name: str) -> dict[int, dict[str, Any]]:
 
 
 def wanted_by(names: Sequence[str], of_tasks: Sequence[str]) -> list[Run]:
-    """Return the runs that pools lack, the first seed of every setting before the other seeds of the best."""
-    missing: list[Run] = []
-    for name in names:
-        for task_name in of_tasks:
-            best = best_setting(name, task_name)
-            if best is None:
-                wanted = [(setting, SEEDS[0]) for setting in settings(name, task_name)]
-            else:
-                wanted = [(best, seed) for seed in SEEDS]
-            missing += [
-                Run(task_name, *setting, seed)
-                for setting, seed in wanted
-                if seed not in runs_at(setting, task_name)
-            ]
+    """Return the runs that pools lack, each once; see :func:`lacking`."""
+    missing = [run for name in names for task in of_tasks for run in lacking(settings(name, task), task, SEEDS)]
     return list(dict.fromkeys(missing))

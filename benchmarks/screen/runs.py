@@ -31,6 +31,13 @@ class Run(NamedTuple):
         return f"{self.task}, {self.variant}, learning rate {self.rate:g}, seed {self.seed}"
 
 
+class Setting(NamedTuple):
+    """A backbone and its learning rate."""
+
+    variant: str
+    rate: float
+
+
 @functools.cache
 def tasks() -> dict[str, dict[str, Any]]:
     """Return the tasks by name, as ``tasks.yaml`` has them."""
@@ -78,47 +85,66 @@ def locked(name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
     return sharing.locked(LOCKS / f"{name}.lock", wait=wait)
 
 
-def best_rate(task: dict[str, Any], runs: Sequence[dict[str, Any]]) -> float | None:
-    """Return the learning rate whose first seed is best in validation, None until all have been tried.
+def runs_of(variant: str, task_name: str) -> list[dict[str, Any]]:
+    """Return the finished runs of a variant on a task."""
+    runs: list[dict[str, Any]] = results_of(variant)["tasks"].get(task_name, {}).get("runs", [])
+    return runs
+
+
+def runs_at(setting: Setting, task_name: str) -> dict[int, dict[str, Any]]:
+    """Return the finished runs of a setting by seed."""
+    return {run["seed"]: run for run in runs_of(setting.variant, task_name) if run["rate"] == setting.rate}
+
+
+def settings_of(variant: str, task_name: str) -> list[Setting]:
+    """Return what the screen tries of a variant on a task."""
+    return [Setting(variant, rate) for rate in tasks()[task_name]["rates"]]
+
+
+def best_of(settings: Sequence[Setting], task_name: str) -> Setting | None:
+    """Return the setting whose first seed is best in validation, None until all have been tried."""
+    firsts = {
+        Setting(variant, run["rate"]): run["val"]
+        for variant in dict.fromkeys(setting.variant for setting in settings)
+        for run in runs_of(variant, task_name)
+        if run["seed"] == SEEDS[0]
+    }
+    if not firsts.keys() >= set(settings):
+        return None
+    scores = {setting: firsts[setting] for setting in settings}
+    best = best_value(scores, higher_is_better=tasks()[task_name]["is_better"] != "less")
+    return settings[0] if best is None else best
+
+
+def lacking(
+    settings: Sequence[Setting], task_name: str, seeds: Sequence[int], *, with_usage: bool = False
+) -> list[Run]:
+    """Return the runs that are missing, the first seed of every setting before the other seeds of the best.
 
     Args:
-        task: The task.
-        runs: The variant's runs of it.
+        settings: What is tried.
+        task_name: The task.
+        seeds: Of the best setting.
+        with_usage: Whether a RIM's run of the best setting is missing, too, if its use of mechanisms is not noted.
     """
-    by_rate = {run["rate"]: run["val"] for run in runs if run["seed"] == SEEDS[0]}
-    if set(by_rate) < set(task["rates"]):
-        return None
-    scores = {rate: by_rate[rate] for rate in task["rates"]}
-    best = best_value(scores, higher_is_better=task["is_better"] != "less")
-    return task["rates"][0] if best is None else best
+    best = best_of(settings, task_name)
+    wanted = [(setting, SEEDS[0]) for setting in settings] if best is None else [(best, seed) for seed in seeds]
+    needs_usage = with_usage and best is not None and variants()[best.variant]["class_path"] == "RIM"
+    missing = []
+    for setting, seed in wanted:
+        run = runs_at(setting, task_name).get(seed)
+        if run is None or (needs_usage and "mechanisms" not in run):
+            missing.append(Run(task_name, *setting, seed))
+    return missing
 
 
 def wanted(
     names: Sequence[str], of_tasks: Sequence[str], seeds: int = len(SEEDS), *, with_usage: bool = False
 ) -> list[Run]:
-    """Return the runs that are missing, the first seed of every rate before the other seeds of the best.
-
-    Args:
-        names: Variants.
-        of_tasks: Tasks.
-        seeds: How many seeds at the best rate.
-        with_usage: Whether a RIM's run at the best rate is missing, too, if it did not note the use of mechanisms.
-    """
-    missing = []
-    for name in names:
-        found = results_of(name)
-        for task_name in of_tasks:
-            task, runs = tasks()[task_name], found["tasks"].get(task_name, {}).get("runs", [])
-            best = best_rate(task, runs)
-            is_noted = not with_usage or found["variant"]["class_path"] != "RIM"
-            done = {
-                (run["rate"], run["seed"])
-                for run in runs
-                if is_noted or run["rate"] != best or "mechanisms" in run
-            }
-            if best is None:
-                of_first = [(rate, SEEDS[0]) for rate in task["rates"]]
-            else:
-                of_first = [(best, seed) for seed in SEEDS[:seeds]]
-            missing += [Run(task_name, name, *each) for each in of_first if each not in done]
-    return missing
+    """Return the runs that variants lack, with as many seeds at the best rate; see :func:`lacking`."""
+    return [
+        run
+        for name in names
+        for task in of_tasks
+        for run in lacking(settings_of(name, task), task, SEEDS[:seeds], with_usage=with_usage)
+    ]

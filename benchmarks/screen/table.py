@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.screen.runs import SEEDS, best_rate, results_of, tasks
+from benchmarks.screen.runs import SEEDS, best_of, runs_at, settings_of, tasks
 from benchmarks.tables.shared import plain
 
 PLACES = {"inside": "In distribution", "outside": "Out of distribution"}
@@ -20,12 +20,11 @@ class Score(NamedTuple):
 
 def score_of(name: str, task_name: str, place: str) -> Score | None:
     """Return the scores at the best rate, None before the first seed of each rate is done."""
-    task = tasks()[task_name]
-    runs = results_of(name)["tasks"].get(task_name, {}).get("runs", [])
-    rate = best_rate(task, runs)
-    if rate is None:
+    best = best_of(settings_of(name, task_name), task_name)
+    if best is None:
         return None
-    return scored([run for run in runs if run["rate"] == rate and run["seed"] in SEEDS], task, place)
+    runs = [run for seed, run in runs_at(best, task_name).items() if seed in SEEDS]
+    return scored(runs, tasks()[task_name], place)
 
 
 def scored(runs: Sequence[dict[str, Any]], task: dict[str, Any], place: str) -> Score:

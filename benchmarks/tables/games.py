@@ -48,9 +48,7 @@ def agents(dataset: str, scores: dict[str, str], others: dict[str, list[str]], d
         runs = seeds_of(dataset, name)
         if runs:
             seeds = ", ".join(str(run["seed"]) for run in runs)
-            minutes = [round(run["train_seconds"] / 60) for run in runs]
-            time = f"{min(minutes)} to {max(minutes)}" if min(minutes) != max(minutes) else f"{minutes[0]}"
-            budget = f"{env_steps(dataset, name, runs[0]):,} steps, {time} min"
+            budget = f"{env_steps(dataset, name, runs[0]):,} steps, {minutes(runs)} min"
             cells = [spread([run["test"][key] for run in runs], digits) for key in scores]
             rows.append([model, f"{runs[0]['parameters']:,}", seeds, budget, *cells])
     if not rows:
@@ -75,7 +73,11 @@ def popgym() -> str:
     tasks = [task for task in POPGYM if any(runs[memory, task] for memory in MEMORIES)]
     memories = [memory for memory in MEMORIES if any(runs[memory, task] for task in tasks)]
     rows = [
-        [MEMORIES[memory], *[returns(runs[memory, task], "test") for task in tasks], minutes(runs, memory)]
+        [
+            MEMORIES[memory],
+            *[returns(runs[memory, task], "test") for task in tasks],
+            minutes([run for task in tasks for run in runs[memory, task]]),
+        ]
         for memory in memories
     ]
     floors = [returns([run for memory in memories for run in runs[memory, task]], "floor") for task in tasks]
@@ -85,10 +87,10 @@ def popgym() -> str:
     )
 
 
-def minutes(runs: dict[tuple[str, str], list[Result]], memory: str) -> str:
-    """The least and the most minutes of a memory's runs."""
-    seconds = [run["train_seconds"] for (name, _), found in runs.items() for run in found if name == memory]
-    return f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f}"
+def minutes(runs: list[Result]) -> str:
+    """The least and the most minutes of runs, one number where all took as long."""
+    found = [round(run["train_seconds"] / 60) for run in runs]
+    return f"{min(found)} to {max(found)}" if min(found) != max(found) else f"{found[0]}"
 
 
 def returns(runs: list[Result], key: str) -> str:

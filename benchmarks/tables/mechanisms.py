@@ -197,7 +197,8 @@ def measured() -> str:
             for task in tasks():
                 own, other = score_of(name, task, place), score_of(against, task, place)
                 if own is not None and other is not None:
-                    effects[effect(own, other, is_less_better(tasks()[task]))].append(task.replace("_", " "))
+                    sign = 1 if is_less_better(tasks()[task]) else -1
+                    effects[effect(own, other, sign)].append(task.replace("_", " "))
             cells += [", ".join(effects[kind]) for kind in ("better", "worse")]
             tried = [task for found in effects.values() for task in found]
         if tried:
@@ -221,13 +222,12 @@ def measured() -> str:
     return table(head, rows) if rows else "(not measured)"
 
 
-def effect(own: Score, other: Score, is_less_better: bool) -> str:
-    """Return whether all seeds of one model are better or worse than all of another."""
-    if (max(own.by_seed) < min(other.by_seed)) if is_less_better else (min(own.by_seed) > max(other.by_seed)):
+def effect(own: Score, other: Score, sign: int) -> str:
+    """Return whether all seeds are better or worse than all of another model; sign is 1 where less is better."""
+    ours, theirs = ([sign * value for value in score.by_seed] for score in (own, other))
+    if max(ours) < min(theirs):
         return "better"
-    if (min(own.by_seed) > max(other.by_seed)) if is_less_better else (max(own.by_seed) < min(other.by_seed)):
-        return "worse"
-    return "level"
+    return "worse" if min(ours) > max(theirs) else "level"
 
 
 def _name_of(path: Path) -> str:

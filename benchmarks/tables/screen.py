@@ -5,7 +5,7 @@ import statistics
 from functools import partial
 
 from benchmarks.screen.pools import SEEDS, best_runs, best_setting, pools
-from benchmarks.screen.runs import best_rate, results_of, tasks, variants
+from benchmarks.screen.runs import best_of, runs_at, settings_of, tasks, variants
 from benchmarks.screen.table import is_less_better, rows, scored
 from benchmarks.screen.trial import read_trials
 from benchmarks.tables.shared import Tables, mean_and_deviation, plain, table
@@ -22,15 +22,15 @@ def usage() -> str:
     body = []
     for name in variants():
         cells = []
-        for task_name, task in tasks().items():
-            runs = results_of(name)["tasks"].get(task_name, {}).get("runs", [])
-            best = best_rate(task, runs)
-            noted = [run["mechanisms"] for run in runs if run["rate"] == best and "mechanisms" in run]
+        for task_name in tasks():
+            best = best_of(settings_of(name, task_name), task_name)
+            runs = {} if best is None else runs_at(best, task_name)
+            noted = [run["mechanisms"] for run in runs.values() if "mechanisms" in run]
             numbers = [statistics.mean(each[key] for each in noted) for key in ("dead_share", "turnover") if noted]
             cells.append(" · ".join(f"{number:.2f}" for number in numbers))
         if any(cells):
             body.append([f"`{name}`", *cells])
-    return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
+    return _by_task(body)
 
 
 def tuned(place: str) -> str:
@@ -40,7 +40,7 @@ def tuned(place: str) -> str:
         cells = [_tuned_cell(name, task_name, place) for task_name in tasks()]
         if any(cells):
             body.append([pool["is"], *cells])
-    return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
+    return _by_task(body)
 
 
 def _tuned_cell(pool: str, task_name: str, place: str) -> str:
@@ -69,6 +69,10 @@ def chosen() -> str:
         if any(found):
             cells = ["" if each is None else f"`{each.variant}`, {each.rate:g}" for each in found]
             body.append([pool["is"], *cells])
+    return _by_task(body)
+
+
+def _by_task(body: list[list[str]]) -> str:
     return table(["model", *(name.replace("_", " ") for name in tasks())], body) if body else "(not measured)"
 
 
