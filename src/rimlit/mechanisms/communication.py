@@ -11,6 +11,7 @@ from rimlit.checks import require_known, require_positive
 from rimlit.mechanisms.base import Part
 from rimlit.mechanisms.sharing import SharedSharing, Sharing
 from rimlit.nn.attention import communicate
+from rimlit.nn.dropout import draw_dropout_factors
 
 Output = Literal["linear", "tanh", "gated", "cell_gate"]
 Inactive = Literal["preserved", "candidate"]
@@ -163,8 +164,7 @@ class AttentionCommunication(Communication):
         if not dropout:
             return None
         shape = (num_steps, batch_size, self.heads, self.num_mechanisms, self.num_mechanisms)
-        # not like.new_ones: FSDP may have sharded it
-        return nn.functional.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), dropout)
+        return draw_dropout_factors(shape, dropout, like)
 
     def forward(self, inputs: TalkInputs) -> Talk:
         """See :meth:`Communication.forward`."""

@@ -1,13 +1,11 @@
 """One layer of a RIM: its parts, their parameters and dropout; :mod:`rimlit.kernels` runs it over time."""
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from rimlit.mechanisms.balance import Balance, added_up
@@ -15,6 +13,7 @@ from rimlit.mechanisms.communication import AttentionCommunication, Communicatio
 from rimlit.mechanisms.dynamics import Dynamics
 from rimlit.mechanisms.selection import Selection
 from rimlit.mechanisms.sharing import Sharing
+from rimlit.nn.dropout import draw_dropout_factors
 from rimlit.nn.surroundings import is_autocast_enabled, weights_in, without_autocast
 from rimlit.types import MaybeTensor
 
@@ -272,9 +271,7 @@ class RIMLayer(nn.Module):
         like = self.like
         if self.training and self.input_dropout:
             shape = (num_steps, self.num_mechanisms, batch_size, self.input_heads, num_slots)
-            # not like.new_ones: FSDP may have sharded it
-            ones = functools.partial(torch.ones, dtype=like.dtype, device=like.device)
-            keep_input = functional.dropout(ones(shape), self.input_dropout)
+            keep_input = draw_dropout_factors(shape, self.input_dropout, like)
         if self.training and self.communication_dropout:
             keep_communication = self.communication.draw_dropout(
                 num_steps, batch_size, self.communication_dropout, like

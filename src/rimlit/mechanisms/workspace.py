@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rimlit.checks import require_known, require_positive
 from rimlit.errors import ConfigError
 from rimlit.mechanisms.communication import Communication, Talk, TalkInputs
 from rimlit.mechanisms.sharing import SharedSharing, Sharing
+from rimlit.nn.dropout import draw_dropout_factors
 from rimlit.nn.selection import rank
 
 WorkspaceOutput = Literal["linear", "tanh", "cell_gate"]
@@ -127,8 +128,7 @@ class WorkspaceCommunication(Communication):
         if not dropout:
             return None
         shape = (num_steps, batch_size, self.heads, self.num_mechanisms, self.num_slots)
-        # not like.new_ones: FSDP may have sharded it
-        return nn.functional.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), dropout)
+        return draw_dropout_factors(shape, dropout, like)
 
     def forward(self, inputs: TalkInputs) -> Talk:
         """See :meth:`Communication.forward`; the attention is the part of it that passes through the slots."""
