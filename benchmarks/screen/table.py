@@ -39,7 +39,7 @@ def scored(runs: Sequence[dict[str, Any]], task: dict[str, Any], place: str) -> 
 
 def is_less_better(task: dict[str, Any]) -> bool:
     """Return whether a smaller score is a better one."""
-    better: str = task.get("scores_are_better", task["is_better"])
+    better: str = task["is_better"]
     return better == "less"
 
 
