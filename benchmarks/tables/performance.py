@@ -107,6 +107,13 @@ def tokens() -> str:
     return side_by_side(results, "from tokens, forward + backward", "embedding + nn.LSTM(600)")
 
 
+def narrow() -> str:
+    results = part_of_layer("narrow")
+    if results is None:
+        return "(not measured)"
+    return side_by_side(results, "narrow layers, forward + backward", "nn.LSTM(198)")
+
+
 def growth() -> str:
     results = part_of_layer("growth")
     if results is None:
@@ -170,6 +177,7 @@ TABLES: Tables = {
     "layer": layer,
     "goals": goals,
     "tokens": tokens,
+    "narrow": narrow,
     "growth": growth,
     "memory": memory,
     "streaming": streaming,

@@ -43,6 +43,7 @@ class FramePredictionTask(Task):
     ``position_error`` are means over it, ``…_at_N`` values of its frame N. What the task reads as its own frame is
     each pixel's likelier value, its probability where frames have shades, or with ``prediction="motion"`` the
     moved frame, which has values in between. Frames with shades have their ``mse``, a pixel, as a metric too.
+    The best checkpoint is that of the least ``bce``: the next frame's loss can fall while rollouts get worse.
 
     Args:
         backbone: Factory of the backbone, called with the encoder's output size.
@@ -74,6 +75,7 @@ class FramePredictionTask(Task):
         torch.Size([2, 6, 64, 64])
     """
 
+    monitor = "val/bce"
     headline = ("bce_at_10", "f1_at_10", "position_error_at_10")
 
     def __init__(
