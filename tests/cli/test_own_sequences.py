@@ -101,7 +101,7 @@ def test_the_shipped_config_takes_another_file_and_another_target(waves: Path) -
     assert answer.code == 0, answer.err
     loaded = Task.load_from_checkpoint(waves / "runs/sequences/speeds/checkpoints/last.ckpt")
     assert isinstance(loaded, RegressionTask)
-    assert loaded.backbone.output_size == 192, "the config's backbone stays"
+    assert loaded.backbone.output_size == 272, "the config's backbone stays"
 
 
 @pytest.mark.parametrize(
