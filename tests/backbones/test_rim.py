@@ -12,7 +12,7 @@ import torch
 
 from rimlit import RIM
 from rimlit.errors import ConfigError
-from rimlit.mechanisms import LeastNull
+from rimlit.mechanisms import ExpectedSparsity, LeastNull
 from rimlit.types import GRUState, LSTMState
 from tests.backbones.small_rim import BATCH, FAST, SIZE, STEPS, M, activity_of, every_choice, make_inputs, make_rim
 from tests.laws.backbone_cases import nested
@@ -74,6 +74,18 @@ def test_the_near_best_preset_differs_from_the_dynamic_one_in_the_competition_al
         assert getattr(layer, part).spec == getattr(dynamic, part).spec
     assert layer.input_query.weight.shape == dynamic.input_query.weight.shape
     assert layer.input_value.weight.shape == dynamic.input_value.weight.shape
+
+
+def test_the_sparse_preset_differs_from_the_dynamic_one_in_its_penalty_alone() -> None:
+    sparse, dynamic = RIM(3, 60, preset="sparse"), RIM(3, 60, preset="dynamic")
+    assert sparse.layers[0].balance.spec == ExpectedSparsity(6, 6, coefficient=0.002, target=0.5).spec
+    assert sparse.state_dict().keys() == dynamic.state_dict().keys()
+    for part in ("selection", "dynamics", "communication"):
+        assert getattr(sparse.layers[0], part).spec == getattr(dynamic.layers[0], part).spec
+    sparse(torch.randn(2, 4, 3))  # all are active at first, with P near σ(2)
+    penalty = sparse.penalty()
+    assert penalty is not None
+    assert 0 < penalty.item() < 0.002 * 0.5
 
 
 def test_what_is_given_wins_over_the_dynamic_preset() -> None:
@@ -138,7 +150,7 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"dropout": 2.0}, r"dropout must be .*; got dropout=2\.0\."),
         (
             {"preset": "papers"},
-            r"preset must be one of paper, official, dynamic, near_best; got preset='papers'\.",
+            r"preset must be one of paper, official, dynamic, sparse, near_best; got preset='papers'\.",
         ),
         ({"cell": "rnn"}, r"^cell must be one of gru, lstm, schemata, or a class path; got cell='rnn'\."),
         (

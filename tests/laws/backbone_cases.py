@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "RIM": {
         "gru": {"cell": "gru", **SMALL},
         "official": {"preset": "official", **SMALL},
+        "sparse": {"preset": "sparse", **SMALL},
         "near_best": {"preset": "near_best", **SMALL},
         "official_gru": {"preset": "official", "cell": "gru", "learn_initial_state": True, **SMALL},
         "two_layers": {"num_layers": 2, "dropout": 0.2, "learn_initial_state": True, **SMALL},

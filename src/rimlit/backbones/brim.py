@@ -34,8 +34,8 @@ class BRIM(BalancedBackbone):
         input_size: Features of each step, or of each input slot, at least 1.
         hidden_size: Width H of a layer, divisible by every number of ``num_mechanisms``.
         num_mechanisms: Mechanisms of each layer, the lowest first; as many numbers as layers (published: 6, 3).
-        num_active: The most mechanisms updated per step, of each layer; None for two thirds (published: 4, 2), or
-            for all with ``preset="dynamic"`` or ``"near_best"``.
+        num_active: The most mechanisms updated per step, of each layer; None for two thirds (published: 4, 2) with
+            ``preset="paper"`` or ``"official"``, and for all with the others.
         top_down: Which higher layer is read: the one ``above`` (the paper's text) or the ``top`` one (its code).
         preset: Fills what is not given, as in :class:`rimlit.RIM`.
         selection: How mechanisms compete.
@@ -77,7 +77,7 @@ class BRIM(BalancedBackbone):
         num_mechanisms: Sequence[int] = (6, 3),
         num_active: Sequence[int] | None = None,
         top_down: TopDown = "above",
-        preset: Literal["paper", "official", "dynamic", "near_best"] = "paper",
+        preset: Literal["paper", "official", "dynamic", "sparse", "near_best"] = "paper",
         selection: PartLike | None = None,
         cell: PartLike | None = None,
         communication: PartLike | None = None,
@@ -331,9 +331,8 @@ def _numbers(
     for number in numbers:
         require_positive(num_mechanisms=number)
     if num_active is None:
-        return list(numbers), [
-            None if preset in ("dynamic", "near_best") else max(1, round(2 * m / 3)) for m in numbers
-        ]
+        bounded = preset in ("paper", "official")
+        return list(numbers), [max(1, round(2 * m / 3)) if bounded else None for m in numbers]
     if not isinstance(num_active, Sequence) or len(num_active) != len(numbers):
         raise ConfigError(
             f"num_active must have as many numbers as num_mechanisms={tuple(numbers)}; got "

@@ -35,14 +35,17 @@ class RIM(LayeredBackbone):
         input_size: Features of each step, or of each input slot, at least 1.
         hidden_size: Total width H of a layer, divisible by ``num_mechanisms``; each has d = H / M features.
         num_mechanisms: Mechanisms M, at least 1.
-        num_active: The most mechanisms updated per step, 1 to ``num_mechanisms`` (paper: 4; dynamic: all).
+        num_active: The most mechanisms updated per step, 1 to ``num_mechanisms`` (``paper`` and
+            ``official``: 4; the other presets: all).
         num_layers: Layers, at least 1; each reads the concatenated features of the one below as one slot.
         preset: The recipe that fills what is not given (None): ``paper``; ``official`` (the authors' code:
             inactive mechanisms are read through their candidate state, without gradient; gated communication
             output shared over mechanisms; communication keys and values of 16); ``dynamic``, which we recommend
             (a mechanism is active where it attends to the input more than to null, and is gated; GRU cells,
             communication through the update gate, attention in proportion to d, learned initial states, no
-            dropout); or ``near_best`` (the same, but mechanisms compete with the strongest of them).
+            dropout); ``sparse`` (the same with a small penalty for more activity than half of all mechanisms and
+            steps, which tasks add to the loss; your own training loop adds :meth:`penalty`); or ``near_best``
+            (``dynamic``, but mechanisms compete with the strongest of them).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
         cell: Dynamics of each mechanism: ``lstm`` (paper), ``gru`` or ``schemata``, or a
             :class:`rimlit.mechanisms.Dynamics`.
@@ -53,7 +56,7 @@ class RIM(LayeredBackbone):
             ``low_rank``.
         input_sharing: The same for the input's keys and values: ``shared`` (all presets; the paper's main text)
             or ``independent`` (appendix C.1).
-        balance: Influence on who wins, or a list of several; none by default.
+        balance: Influence on who wins, or a list of several; none by default (sparse: a penalty on activity).
         input_heads: Heads of the input attention; what they read is concatenated.
         input_key_size: Key size of each input head (paper, table 3: 64).
         input_value_size: Value size of each input head (paper, table 3: 4·d).
@@ -103,7 +106,7 @@ class RIM(LayeredBackbone):
         num_mechanisms: int = 6,
         num_active: int | None = None,
         num_layers: int = 1,
-        preset: Literal["paper", "official", "dynamic", "near_best"] = "paper",
+        preset: Literal["paper", "official", "dynamic", "sparse", "near_best"] = "paper",
         selection: PartLike | None = None,
         cell: PartLike | None = None,
         communication: PartLike | None = None,

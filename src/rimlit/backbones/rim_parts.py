@@ -88,6 +88,16 @@ def dynamic(num_mechanisms: int, size: int) -> Recipe:
     )
 
 
+def sparse(num_mechanisms: int, size: int) -> Recipe:
+    """Return ``dynamic`` with a penalty for more activity than half of all mechanisms and steps.
+
+    The penalty is part of the loss: tasks add it, a training loop of your own adds ``rim.penalty()``.
+    """
+    return dynamic(num_mechanisms, size)._replace(
+        balance=_spec("expected_sparsity", coefficient=0.002, target=0.5)
+    )
+
+
 def near_best(num_mechanisms: int, size: int) -> Recipe:
     """Return the recipe for lengths and numbers beyond training; ``docs/competition.md`` says where it helps.
 
@@ -107,6 +117,7 @@ PRESETS: dict[str, Callable[[int, int], Recipe]] = {
     "paper": paper,
     "official": official,
     "dynamic": dynamic,
+    "sparse": sparse,
     "near_best": near_best,
 }
 
