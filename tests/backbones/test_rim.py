@@ -78,14 +78,14 @@ def test_the_near_best_preset_differs_from_the_dynamic_one_in_the_competition_al
 
 def test_the_sparse_preset_differs_from_the_dynamic_one_in_its_penalty_alone() -> None:
     sparse, dynamic = RIM(3, 60, preset="sparse"), RIM(3, 60, preset="dynamic")
-    assert sparse.layers[0].balance.spec == ExpectedSparsity(6, 6, coefficient=0.002, target=0.5).spec
+    assert sparse.layers[0].balance.spec == ExpectedSparsity(6, 6, coefficient=0.02, target=0.5).spec
     assert sparse.state_dict().keys() == dynamic.state_dict().keys()
     for part in ("selection", "dynamics", "communication"):
         assert getattr(sparse.layers[0], part).spec == getattr(dynamic.layers[0], part).spec
     sparse(torch.randn(2, 4, 3))  # all are active at first, with P near σ(2)
     penalty = sparse.penalty()
     assert penalty is not None
-    assert 0 < penalty.item() < 0.002 * 0.5
+    assert 0 < penalty.item() < 0.02 * 0.5
 
 
 def test_what_is_given_wins_over_the_dynamic_preset() -> None:

@@ -43,7 +43,7 @@ class RIM(LayeredBackbone):
             output shared over mechanisms; communication keys and values of 16); ``dynamic``, which we recommend
             (a mechanism is active where it attends to the input more than to null, and is gated; GRU cells,
             communication through the update gate, attention in proportion to d, learned initial states, no
-            dropout); ``sparse`` (the same with a small penalty for more activity than half of all mechanisms and
+            dropout); ``sparse`` (the same with a penalty for more activity than half of all mechanisms and
             steps, which tasks add to the loss; your own training loop adds :meth:`penalty`); or ``near_best``
             (``dynamic``, but mechanisms compete with the strongest of them).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.

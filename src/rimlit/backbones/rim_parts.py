@@ -93,9 +93,7 @@ def sparse(num_mechanisms: int, size: int) -> Recipe:
 
     The penalty is part of the loss: tasks add it, a training loop of your own adds ``rim.penalty()``.
     """
-    return dynamic(num_mechanisms, size)._replace(
-        balance=_spec("expected_sparsity", coefficient=0.002, target=0.5)
-    )
+    return dynamic(num_mechanisms, size)._replace(balance=_spec("expected_sparsity", coefficient=0.02, target=0.5))
 
 
 def near_best(num_mechanisms: int, size: int) -> Recipe:
