@@ -66,16 +66,6 @@ def test_the_dynamic_preset_fills_the_whole_recipe() -> None:
     assert (small.input_value.weight.shape[2], small.communication.key_size) == (16, 8)
 
 
-def test_the_near_best_preset_differs_from_the_dynamic_one_in_the_competition_alone() -> None:
-    layer, dynamic = RIM(3, 600, preset="near_best").layers[0], RIM(3, 600, preset="dynamic").layers[0]
-    assert layer.selection.spec == LeastNull(6, 6, margin="best", width=0.7).spec
-    assert layer.score_bias is None
-    for part in ("dynamics", "communication"):
-        assert getattr(layer, part).spec == getattr(dynamic, part).spec
-    assert layer.input_query.weight.shape == dynamic.input_query.weight.shape
-    assert layer.input_value.weight.shape == dynamic.input_value.weight.shape
-
-
 def test_the_sparse_preset_differs_from_the_dynamic_one_in_its_penalty_alone() -> None:
     sparse, dynamic = RIM(3, 60, preset="sparse"), RIM(3, 60, preset="dynamic")
     assert sparse.layers[0].balance.spec == ExpectedSparsity(6, 6, coefficient=0.02, target=0.5).spec
@@ -150,7 +140,7 @@ def test_forget_bias_is_added_to_the_forget_gates_only() -> None:
         ({"dropout": 2.0}, r"dropout must be .*; got dropout=2\.0\."),
         (
             {"preset": "papers"},
-            r"preset must be one of paper, official, dynamic, sparse, near_best; got preset='papers'\.",
+            r"preset must be one of paper, official, dynamic, sparse; got preset='papers'\.",
         ),
         ({"cell": "rnn"}, r"^cell must be one of gru, lstm, schemata, or a class path; got cell='rnn'\."),
         (

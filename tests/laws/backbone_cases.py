@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "gru": {"cell": "gru", **SMALL},
         "official": {"preset": "official", **SMALL},
         "sparse": {"preset": "sparse", **SMALL},
-        "near_best": {"preset": "near_best", **SMALL},
+        "best": {"preset": "dynamic", "selection": {"dynamic": False, "margin": "best"}, **SMALL},
         "official_gru": {"preset": "official", "cell": "gru", "learn_initial_state": True, **SMALL},
         "two_layers": {"num_layers": 2, "dropout": 0.2, "learn_initial_state": True, **SMALL},
         "heads": {"input_heads": 3, "input_sharing": "independent", "learn_initial_state": True, **SMALL},

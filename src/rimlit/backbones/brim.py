@@ -77,7 +77,7 @@ class BRIM(BalancedBackbone):
         num_mechanisms: Sequence[int] = (6, 3),
         num_active: Sequence[int] | None = None,
         top_down: TopDown = "above",
-        preset: Literal["paper", "official", "dynamic", "sparse", "near_best"] = "paper",
+        preset: Literal["paper", "official", "dynamic", "sparse"] = "paper",
         selection: PartLike | None = None,
         cell: PartLike | None = None,
         communication: PartLike | None = None,

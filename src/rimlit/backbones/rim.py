@@ -43,9 +43,8 @@ class RIM(LayeredBackbone):
             output shared over mechanisms; communication keys and values of 16); ``dynamic``, which we recommend
             (a mechanism is active where it attends to the input more than to null, and is gated; GRU cells,
             communication through the update gate, attention in proportion to d, learned initial states, no
-            dropout); ``sparse`` (the same with a penalty for more activity than half of all mechanisms and
-            steps, which tasks add to the loss; your own training loop adds :meth:`penalty`); or ``near_best``
-            (``dynamic``, but mechanisms compete with the strongest of them).
+            dropout); or ``sparse`` (the same with a penalty for more activity than half of all mechanisms and
+            steps, which tasks add to the loss; your own training loop adds :meth:`penalty`).
         selection: How mechanisms compete, :class:`rimlit.mechanisms.LeastNull` in all presets.
         cell: Dynamics of each mechanism: ``lstm`` (paper), ``gru`` or ``schemata``, or a
             :class:`rimlit.mechanisms.Dynamics`.
@@ -106,7 +105,7 @@ class RIM(LayeredBackbone):
         num_mechanisms: int = 6,
         num_active: int | None = None,
         num_layers: int = 1,
-        preset: Literal["paper", "official", "dynamic", "sparse", "near_best"] = "paper",
+        preset: Literal["paper", "official", "dynamic", "sparse"] = "paper",
         selection: PartLike | None = None,
         cell: PartLike | None = None,
         communication: PartLike | None = None,

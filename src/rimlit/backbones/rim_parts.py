@@ -96,17 +96,6 @@ def sparse(num_mechanisms: int, size: int) -> Recipe:
     return dynamic(num_mechanisms, size)._replace(balance=_spec("expected_sparsity", coefficient=0.02, target=0.5))
 
 
-def near_best(num_mechanisms: int, size: int) -> Recipe:
-    """Return the recipe for lengths and numbers beyond training; ``docs/competition.md`` says where it helps.
-
-    Mechanisms compete with the strongest of them: it updates in full, the others less the further their relevance
-    is below it. The rest is that of ``dynamic``.
-    """
-    return dynamic(num_mechanisms, size)._replace(
-        selection=_spec("least_null", margin="best", width=0.7), score_bias=None
-    )
-
-
 def _spec(name: str, **arguments: Any) -> Spec:
     return {"class_path": name, "init_args": arguments}
 
@@ -116,7 +105,6 @@ PRESETS: dict[str, Callable[[int, int], Recipe]] = {
     "official": official,
     "dynamic": dynamic,
     "sparse": sparse,
-    "near_best": near_best,
 }
 
 
