@@ -148,6 +148,7 @@ QUEUE_SCORES = {
     "repeat_previous": ["episode_return"],
     "cartpole": ["episode_return"],
     "tinyshakespeare": ["perplexity", "bits_per_character"],
+    "language": ["perplexity"],
     "wikitext-2": ["perplexity"],
 }
 """Scores of the queue's runs that are shown, by the folder of the config."""
@@ -172,7 +173,10 @@ def _queue_row(entry: Entry) -> list[str] | None:
         if not (folder / "tuning.json").is_file():
             return None
         best = json.loads((folder / "tuning.json").read_text())["best"]
-        label, tuned = entry.grid.label(best), f"{best:g}"
+        if best is None:  # some values are not yet tried
+            return None
+        (value,) = best.values()
+        label, tuned = entry.grid.label(value), f"{value:g}"
         runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{label}-seed*.json"))]
     if not runs:
         return None
