@@ -134,7 +134,7 @@ def test_every_active_mechanism_gets_a_gradient(backbone: Any, all_active: bool)
         for name, parameter in rim.layers[layer].named_parameters():
             assert parameter.grad is not None, name
             if parameter.shape[0] == rim.num_mechanisms > 1:
-                moves = parameter.grad.flatten(1).abs().amax(dim=1) > 0
+                moves = parameter.grad.reshape(rim.num_mechanisms, -1).abs().amax(dim=1) > 0
                 assert moves[active].all(), f"{name} of mechanism {(~moves & active).nonzero().flatten().tolist()}"
         if all_active:
             assert active.all()

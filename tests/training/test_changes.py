@@ -45,12 +45,12 @@ def test_another_rate_is_used_and_said(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, logger="rimlit"):
         group = go_on(
             tmp_path / "changed",
-            case(optimizer=partial(Adam, lr=0.5)),
-            case(optimizer=partial(Adam, lr=0.25, weight_decay=0.1), gradient_clip_val=0.3),
+            case(optimizer=partial(Adam, lr=0.05)),
+            case(optimizer=partial(Adam, lr=0.025, weight_decay=0.1), gradient_clip_val=0.3),
         )
-    assert (group["lr"], group["weight_decay"]) == (0.25, 0.1)
+    assert (group["lr"], group["weight_decay"]) == (0.025, 0.1)
     prefix = "model.init_args.optimizer.init_args"
-    assert f"{prefix}.lr was 0.5 and is 0.25 from here on." in caplog.text
+    assert f"{prefix}.lr was 0.05 and is 0.025 from here on." in caplog.text
     assert f"{prefix}.weight_decay was 0 and is 0.1 from here on." in caplog.text
     assert "trainer.gradient_clip_val was 1.0 and is 0.3 from here on." in caplog.text
     assert "trainer.max_steps was 6 and is 10 from here on." in caplog.text
