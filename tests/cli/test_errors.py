@@ -73,7 +73,7 @@ def nothing_is_left(folder: Path) -> bool:
         (f"{RIM}.cell=gruu", ["cell must be one of gru, lstm, schemata, or a class path; got cell='gruu'."]),
         (
             f"{RIM}.preset=papr",
-            ["preset must be one of 'paper', 'official', 'dynamic', 'sparse'; got papr."],
+            ["model.backbone.preset must be one of 'paper', 'official', 'dynamic', 'sparse'; got papr."],
         ),
         ("--trainer.precision=7", ["trainer.precision must be one of", "'bf16-mixed'", "got 7."]),
         ("--trainer.accelerator=tpuu", ["trainer: ", "accelerator='tpuu'", "cpu"]),
