@@ -106,9 +106,11 @@ def test_a_test_scores_every_size_and_every_image_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["RIM", "LSTM"])
-def test_training_on_a_few_images_learns_their_labels(tmp_path: Path, backbone: str) -> None:
-    wide = {"class_path": f"rimlit.backbones.{backbone}", "init_args": {"hidden_size": 120}}
+@pytest.mark.parametrize(("backbone", "options"), [("RIM", {"preset": "dynamic"}), ("LSTM", {})])
+def test_training_on_a_few_images_learns_their_labels(
+    tmp_path: Path, backbone: str, options: dict[str, str]
+) -> None:
+    wide = {"class_path": f"rimlit.backbones.{backbone}", "init_args": {"hidden_size": 120, **options}}
     task = make_task(backbone=wide, optimizer=partial(Adam, lr=0.003))
     data = make_digits(train_size=8, image_size=6)
     make_trainer(tmp_path, max_steps=300, limit_val_batches=0).fit(task, data)
