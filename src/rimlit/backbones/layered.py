@@ -86,6 +86,16 @@ class LayeredBackbone(BalancedBackbone):
         return {**super().__getstate__(), "_stepper": None}
 
 
+def state_of_layer(state: State, index: int) -> State:
+    """Return the tensors (B, …) that one layer has in a state of tensors (B, num_layers, …)."""
+
+    def pick(tensor: Tensor) -> Tensor:
+        # the derivative of a view of all is the cheaper one
+        return tensor.squeeze(1) if tensor.shape[1] == 1 else tensor[:, index]
+
+    return map_state(pick, state)
+
+
 def can_step_fast(rim: "LayeredBackbone", weights: list[Tensor]) -> bool:
     """Return whether single steps may run in the C++ loop on these weights, whatever the inputs are."""
     first = rim._first

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rimlit.backbones.base import LearnedState, require_input, require_tokens
-from rimlit.backbones.layered import LayeredBackbone
+from rimlit.backbones.layered import LayeredBackbone, state_of_layer
 from rimlit.backbones.rim_parts import fill, make_layer, refuse_frozen_states, size_of
 from rimlit.backbones.rim_resizing import fit_weights, with_mechanisms
 from rimlit.checks import require_dropout, require_known, require_positive
@@ -237,8 +237,8 @@ class RIM(LayeredBackbone):
         if sequence.dtype != dtype and not (is_cast or is_autocast_enabled(sequence.device.type)):
             raise ConfigError(f"inputs must be {dtype}, as the weights are; got {sequence.dtype}.")
         state, initial = self.starting_state(sequence if tokens is None else tokens, state)
+        initial = map_state(Tensor.detach, initial) if resets is None else initial  # nothing reads it then
         batch_size, num_steps = (sequence if tokens is None else tokens).shape[:2]
-        run = functools.partial(run_layer, backend)
         self._forget()
         states, activities = [], []
         features = sequence
@@ -251,15 +251,15 @@ class RIM(LayeredBackbone):
             inputs = LayerInputs(
                 sequence,
                 tokens,
-                map_state(lambda tensor, at=index: tensor[:, at], state),
-                map_state(lambda tensor, at=index: tensor[:, at], initial),
+                state_of_layer(state, index),
+                state_of_layer(initial, index),
                 resets,
                 *layer.draw_dropout(batch_size, num_steps, sequence.shape[2]),
                 layer.offset(num_steps, batch_size),
                 self.is_watched or is_followed,
                 self.checkpoint_every,
             )
-            features, last, activity = layer(run, inputs)
+            features, last, activity = layer(functools.partial(run_layer, backend), inputs)
             if activity is not None:
                 activities.append(self._follow(layer, activity, features, is_followed=is_followed))
             features = features.flatten(2)

@@ -70,7 +70,7 @@ def project(
         chains = [
             _chain(rows, key, query.mT / scale, multiply)
             for key, query in zip(
-                weights.input_key.chunk(heads, -1), weights.input_query.chunk(heads, -1), strict=True
+                _split(weights.input_key, heads, -1), _split(weights.input_query, heads, -1), strict=True
             )
         ]
         keys = _join(chains).view(folded)
@@ -86,7 +86,7 @@ def project(
         chains = [
             _chain(rows, value, cell, multiply)
             for value, cell in zip(
-                weights.input_value.chunk(heads, -1), weights.cell_input.chunk(heads, 1), strict=True
+                _split(weights.input_value, heads, -1), _split(weights.cell_input, heads, 1), strict=True
             )
         ]
         values = _join(chains).view(folded)
@@ -150,7 +150,7 @@ def fold_values(weights: LayerWeights, inputs: LayerInputs, heads: int) -> tuple
     num_steps, batch_size = inputs.values.shape[1:3]
     chains = [
         _times(value.flatten(1, 3), cell)
-        for value, cell in zip(inputs.values.unbind(dim=4), weights.cell_input.chunk(heads, 1), strict=True)
+        for value, cell in zip(inputs.values.unbind(dim=4), _split(weights.cell_input, heads, 1), strict=True)
     ]
     values = _join(chains).view(weights.cell_input.shape[0], num_steps, batch_size, heads, -1)
     return weights._replace(cell_input=None), inputs._replace(values=values.to(inputs.keys.dtype))
@@ -165,6 +165,10 @@ def _in_bf16(weights: LayerWeights) -> LayerWeights:
     )
 
 
+def _split(weight: Tensor, heads: int, dim: int) -> tuple[Tensor, ...]:
+    return (weight,) if heads == 1 else weight.chunk(heads, dim)
+
+
 def _join(chains: list[Tensor]) -> Tensor:
     return chains[0] if len(chains) == 1 else torch.stack(chains, dim=2)
 
@@ -172,7 +176,9 @@ def _join(chains: list[Tensor]) -> Tensor:
 def _times(rows: Tensor, weight: Tensor, multiply: Multiply = torch.mm) -> Tensor:
     """Multiply groups of rows (1 or M, …, inner) by groups of weights; one group on either side serves all."""
     if rows.shape[0] == 1:  # one wide product, whose groups lie side by side in each row
-        wide = multiply(rows[0], weight[0] if weight.shape[0] == 1 else weight.transpose(0, 1).flatten(1))
+        wide = multiply(
+            rows.squeeze(0), weight.squeeze(0) if len(weight) == 1 else weight.transpose(0, 1).flatten(1)
+        )
         return wide.view(wide.shape[0], weight.shape[0], -1).transpose(0, 1)
     return torch.matmul(rows, weight)
 
@@ -193,12 +199,13 @@ def _halfway(
     themselves.
     """
     heads = slots[-1]
-    chains = list(zip(first.chunk(heads, -1), second.chunk(heads, 1), strict=True))
+    chains = list(zip(_split(first, heads, -1), _split(second, heads, 1), strict=True))
     if not _is_cheaper_multiplied(rows, *chains[0]):
         return product(rows, first).reshape(*slots, first.shape[-1] // heads), second
     input_size = rows.shape[-1]
     repeated = rows.view(*slots[:-1], 1, input_size).expand(*slots[:-1], heads, input_size)
-    return repeated, torch.cat([product(*chain) for chain in chains], dim=1).to(second.dtype)
+    products = [product(*chain) for chain in chains]
+    return repeated, (products[0] if heads == 1 else torch.cat(products, dim=1)).to(second.dtype)
 
 
 def _is_cheaper_multiplied(rows: Tensor, first: Tensor, second: Tensor) -> bool:

@@ -14,7 +14,7 @@ from rimlit.mechanisms.dynamics import Dynamics
 from rimlit.mechanisms.selection import Selection
 from rimlit.mechanisms.sharing import Sharing
 from rimlit.nn.dropout import draw_dropout_factors
-from rimlit.nn.surroundings import is_autocast_enabled, weights_in, without_autocast
+from rimlit.nn.surroundings import first_weight, is_autocast_enabled, without_autocast
 from rimlit.types import MaybeTensor
 
 
@@ -171,7 +171,9 @@ class RIMLayer(nn.Module):
     @property
     def like(self) -> Tensor:
         """A parameter whose device and type are the layer's."""
-        return weights_in(self.dynamics)[0]
+        weight = first_weight(self.dynamics)
+        assert weight is not None
+        return weight
 
     @property
     def communicates(self) -> bool:

@@ -43,7 +43,8 @@ class Sharing(Part, ABC):
 
     def expand(self) -> Tensor:
         """Return the weights (M, inner, outer)."""
-        return self.groups().expand(self.num_mechanisms, -1, -1)
+        groups = self.groups()
+        return groups if len(groups) == self.num_mechanisms else groups.expand(self.num_mechanisms, -1, -1)
 
     @torch.no_grad()
     def add(self, values: Tensor) -> None:

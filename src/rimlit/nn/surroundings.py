@@ -14,11 +14,11 @@ def is_autocast_enabled(device_type: str) -> bool:
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Return a context in which products on devices of this type keep the precision of their factors."""
-    if is_traced() and not is_autocast_enabled(device_type):
-        return contextlib.nullcontext()  # a graph would hold it as a graph of its own
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
+    return (
+        torch.autocast(device_type, enabled=False)
+        if is_autocast_enabled(device_type)
+        else contextlib.nullcontext()
+    )
 
 
 def is_traced() -> bool:
@@ -58,6 +58,15 @@ def weights_in(module: torch.nn.Module) -> list[torch.Tensor]:
         if inner is not None:
             weights += weights_in(inner)
     return weights
+
+
+def first_weight(module: torch.nn.Module) -> torch.Tensor | None:
+    """Return the first of :func:`weights_in`, or None where there is none."""
+    for weight in module._parameters.values():
+        if weight is not None:
+            return weight
+    found = (first_weight(inner) for inner in module._modules.values() if inner is not None)
+    return next((weight for weight in found if weight is not None), None)
 
 
 def is_plain(weight: torch.Tensor) -> bool:

@@ -25,6 +25,7 @@ STRUCT(Arguments,
     // distances between groups, steps and samples; with tokens, between groups and tokens (0 between steps)
     Int key_group_stride, key_step_stride, key_row_stride, value_group_stride, value_step_stride, value_row_stride;
     Int features_stride, from_features_stride;  // between samples
+    Int projected_rows;                         // of the tape, for each sample
     Int offset_step_stride, offset_mechanism_stride, offset_row_stride;  // 0: one serves all
     // choices
     Int is_gru, across_mechanisms, reads_candidates, output_kind;  // output: 0 linear, 1 tanh, 2 gated, 3 cell gate

@@ -140,6 +140,7 @@ class Call:
             **_strides("value", values, inputs),
             "features_stride": 0,
             "from_features_stride": 0,
+            "projected_rows": 0,
             "is_gru": options.cell == "gru",
             "across_mechanisms": options.selection == "across_mechanisms",
             "reads_candidates": options.inactive == "candidate",
@@ -200,10 +201,6 @@ class Call:
         """Return a tape of every step, or of one where nothing reads it afterwards."""
         parts: dict[str, MaybeTensor] = dict.fromkeys(RowTape._fields)
         parts |= memory.empty_together(self._tape_shapes(), _TAPE_DTYPES, self.operands.hidden.dtype)
-        if parts["start"] is not None:
-            per_sample = len(parts["projected"]) // self.batch
-            firsts = [self.batch * index // self.threads * per_sample for index in range(self.threads)]
-            parts["start"][:, 0] = torch.tensor(firsts, dtype=torch.int32)
         return RowTape(**parts | {"threads": torch.tensor([self.threads])})
 
     def _tape_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -277,6 +274,7 @@ class Call:
             **{name: tensor for name, tensor in tape._asdict().items() if name != "threads"},
         }
         self.integers["features_stride"] = outputs.features.stride(0)
+        self.integers["projected_rows"] = 0 if tape.projected is None else len(tape.projected) // self.batch
         features, hidden, memory, relevance = gradients
         if features is not None:
             # the gradient of a part of a sequence is a part of that of the whole
@@ -330,7 +328,7 @@ def arranged(operands: Operands, inputs: LayerInputs) -> Operands:
 def require_cpu(tensors: Mapping[str, MaybeTensor]) -> None:
     """Raise a ValueError that names the first tensor which is not on the CPU."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.device.type != "cpu":
+        if tensor is not None and not tensor.is_cpu:
             raise ValueError(f"backend='cpu' reads tensors on the CPU; got {name} on {tensor.device}.")
 
 

@@ -68,8 +68,7 @@ ForwardPass<T> Shard<T>::begin_forward(const PackedWeights<T>& packed) {
         w.buffers[7].take(count * d),
         projected,
         w.buffers[9].take(count * width),
-        // the caller has set where this shard's rows of the tape of projections begin
-        a.is_taped && a.heads ? a.start[index * (a.steps + 1)] : 0,
+        first * a.projected_rows,
     };
     if (!a.is_gru) std::memcpy(pass.memory, data(a.memory) + first * M * d, count * M * d * sizeof(T));
     std::fill(place, place + M * count, Int(-1));

@@ -40,21 +40,25 @@ def empty_like(tensor: Tensor) -> Tensor:
 def empty_together(
     shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], default: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return tensors that are not initialised and lie in one piece of pooled memory.
+    """Return tensors that are not initialised and, if they are large together, lie in one piece of pooled memory.
 
     Args:
         shapes: Of each.
         dtypes: Of each that has another than the ``default``.
         default: Type of the rest.
     """
-    sizes = {name: math.prod(shape) * dtypes.get(name, default).itemsize for name, shape in shapes.items()}
-    ends, end = {}, 0
-    for name, size in sizes.items():
-        ends[name] = end = (end + 63) // 64 * 64 + size
+    places, end = {}, 0
+    for name, shape in shapes.items():
+        dtype, count = dtypes.get(name, default), math.prod(shape)
+        places[name] = dtype, end // dtype.itemsize, count
+        end += (count * dtype.itemsize + 63) // 64 * 64
+    if end < LEAST:
+        return {name: torch.empty(shape, dtype=dtypes.get(name, default)) for name, shape in shapes.items()}
     memory = _allocate(end)
+    typed = {dtype: memory.view(dtype) for dtype in {default, *dtypes.values()}}
     return {
-        name: memory[ends[name] - size : ends[name]].view(dtypes.get(name, default)).view(shapes[name])
-        for name, size in sizes.items()
+        name: typed[dtype].narrow(0, start, count).view(shapes[name])
+        for name, (dtype, start, count) in places.items()
     }
 
 
