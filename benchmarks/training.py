@@ -8,9 +8,10 @@ part in each. The median of the rounds is taken: what else the machine does meet
 done with the processor time of the thread that trains, which a busy machine disturbs less. Validation is left
 out. In reinforcement learning the moves of the agent count as what is not the model.
 
-The time of a RIM's step over that of the LSTM of the same folder is the ratio of these medians. A RIM with the
-dynamic rule gets faster while it learns, as its mechanisms sleep: take more rounds there. Configs that are not
-measured again stay in the file.
+The configs of a folder train in turns, a round each, every one in a process that sleeps in the others' rounds:
+the time of a RIM's step over that of the LSTM beside it is then of the same minute. It is the median over the
+rounds of the ratio of two that follow each other. A RIM with the dynamic rule gets faster while it learns, as its
+mechanisms sleep: take more rounds there. Configs that are not measured again stay in the file.
 
 python benchmarks/training.py [CONFIG …] [--rounds 8] [--data data] [--json benchmarks/results/training.json]
 """
@@ -18,12 +19,16 @@ python benchmarks/training.py [CONFIG …] [--rounds 8] [--data data] [--json be
 import argparse
 import contextlib
 import io
+import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -40,6 +45,8 @@ from rimlit.tasks import Task
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROUND = 50
 """Steps of a round: what Lightning, and every config here, has between two logs."""
+PATIENCE = 1800
+"""Seconds to wait for the other configs of a folder."""
 
 
 def twin_of(task: Task) -> Task:
@@ -79,10 +86,27 @@ class Clock(NamedTuple):
         return Clock(self.wall - start.wall, self.cpu - start.cpu)
 
 
+class Ring(NamedTuple):
+    """Processes that work one at a time, each after the one before it: a semaphore for each."""
+
+    semaphores: list[Semaphore]
+    place: int
+
+    def wait(self) -> None:
+        """Sleep until it is this process's turn."""
+        if not self.semaphores[self.place].acquire(timeout=PATIENCE):
+            raise SystemExit("Another config of the folder has failed or takes too long.")
+
+    def pass_on(self) -> None:
+        """Let the next process work."""
+        self.semaphores[(self.place + 1) % len(self.semaphores)].release()
+
+
 class Turns:
     """The steps of a fit, each followed by a bare one: ``whole`` and ``bare`` hold what each took."""
 
-    def __init__(self) -> None:
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
         self.whole: list[Clock] = []
         self.bare: list[Clock] = []
         self.task: Task | None = None
@@ -102,9 +126,13 @@ class Turns:
             start = Clock.now()
             self._step(self._batch)
             self.bare.append(Clock.now().since(start))
+            if len(self.bare) % ROUND == 0:
+                self._ring.pass_on()
+                self._ring.wait()
         self._began = Clock.now()
 
     def _watch(self, trainer: L.Trainer) -> None:
+        self._ring.wait()
         self.task = task = cast(Task, trainer.lightning_module)
         self._twin = twin_of(task)
         self._step = bare_step(self._twin, cast(float | None, trainer.gradient_clip_val))
@@ -117,9 +145,9 @@ class Turns:
         task.training_step = noting  # type: ignore[method-assign]
 
 
-def fit(config: str, steps: int) -> Turns:
+def fit(config: str, steps: int, ring: Ring) -> Turns:
     """Train for ``steps``, each followed by a bare one."""
-    turns = Turns()
+    turns = Turns(ring)
     advance = training_epoch_loop._TrainingEpochLoop.advance
 
     def timed(loop: Any, *args: Any) -> None:
@@ -135,11 +163,21 @@ def fit(config: str, steps: int) -> Turns:
         training_epoch_loop._TrainingEpochLoop.advance = advance  # type: ignore[method-assign]
     if failure:
         raise SystemExit(said.getvalue())
+    ring.pass_on()
     return turns
 
 
+_ring: list[Ring] = []
+
+
+def join_ring(semaphores: list[Semaphore], places: Any) -> None:
+    """Give a new process its place."""
+    _ring.append(Ring(semaphores, places.get()))
+
+
 def measure(config: str, rounds: int) -> dict[str, Any]:
-    turns = fit(config, (rounds + 1) * ROUND + 1)  # the first round warms up, the last step sees no end
+    """Train ``config`` in this process's turns."""
+    turns = fit(config, (rounds + 1) * ROUND + 1, _ring[0])  # the first round warms up, the last step sees no end
     whole, bare = in_rounds(turns.whole), in_rounds(turns.bare)
     shares = sorted(1 - model.wall / step.wall for step, model in zip(whole, bare, strict=True))
     cpu_shares = [1 - model.cpu / step.cpu for step, model in zip(whole, bare, strict=True)]
@@ -149,12 +187,25 @@ def measure(config: str, rounds: int) -> dict[str, Any]:
         "steps": rounds * ROUND,
         "steps_per_second": 1 / step,
         "milliseconds": 1000 * step,
+        "rounds": [[clock.wall for clock in clocks] for clocks in (whole, bare)],
         "bare_milliseconds": 1000 * model,
         "share_outside_the_model": statistics.median(shares),
         "least_and_greatest_share": [shares[0], shares[-1]],
         "share_of_cpu_outside_the_model": statistics.median(cpu_shares),
         "backend": getattr(backbone, "backend", None) and backbone.resolve_backend()[0],
     }
+
+
+def measure_folder(configs: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Measure the configs of one folder in turns."""
+    context = multiprocessing.get_context("spawn")
+    semaphores = [context.Semaphore(int(place == 0)) for place in range(len(configs))]
+    places = context.Queue()
+    for place in range(len(configs)):
+        places.put(place)
+    with ProcessPoolExecutor(len(configs), context, join_ring, (semaphores, places)) as pool:
+        results = list(pool.map(measure, configs, itertools.repeat(rounds)))
+    return dict(zip(configs, results, strict=True))
 
 
 def in_rounds(steps: list[Clock]) -> list[Clock]:
@@ -190,17 +241,34 @@ def lay_out(folder: Path, data: Path) -> None:
 
 
 def add_ratios(results: dict[str, dict[str, Any]]) -> None:
-    """Add the time over that of the LSTM of the same folder, where that has been measured."""
-    for config in results:
-        if twin := results.get(config.replace("/rim", "/lstm")):
-            for name, of_steps in (("time", "milliseconds"), ("bare_time", "bare_milliseconds")):
-                results[config][f"{name}_over_lstm"] = results[config][of_steps] / twin[of_steps]
+    """Add the time over that of the LSTM of the same folder, measured in turns with it; drop the rounds."""
+    for config, result in results.items():
+        twin = results.get(config.replace("/rim", "/lstm"))
+        for place, name in enumerate(("time", "bare_time")):
+            if twin is not None and twin is not result:
+                rounds = zip(result["rounds"][place], twin["rounds"][place], strict=True)
+                ratios = [ours / theirs for ours, theirs in rounds]
+                result[f"{name}_over_lstm"] = statistics.median(ratios)
+                result[f"least_and_greatest_{name}_over_lstm"] = [min(ratios), max(ratios)]
+    for result in results.values():
+        del result["rounds"]
 
 
 def in_pairs(item: tuple[str, Any]) -> tuple[str, bool]:
     """Order configs by folder, the RIM's before the LSTM's."""
     folder, _, model = item[0].rpartition("/")
     return folder, model != "rim"
+
+
+def report(config: str, result: dict[str, Any]) -> None:
+    least, greatest = result["least_and_greatest_share"]
+    ratio = f"; {result['time_over_lstm']:.2f} times the LSTM's" if "time_over_lstm" in result else ""
+    print(
+        f"{config:<20}{result['steps_per_second']:8.2f} steps a second, "
+        f"{100 * result['share_outside_the_model']:5.1f} % of a step outside the model "
+        f"({100 * least:.1f} to {100 * greatest:.1f}), "
+        f"{100 * result['share_of_cpu_outside_the_model']:.1f} % of its processor time{ratio}"
+    )
 
 
 def main() -> None:
@@ -216,17 +284,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lay_out(Path(folder), arguments.data)
         os.chdir(folder)
-        fit("copying/rim", 20)  # the first run of a folder has MLflow make its database beside the training
-        for config in arguments.configs:
-            results[config] = result = {**source, **measure(config, arguments.rounds)}
-            least, greatest = result["least_and_greatest_share"]
-            print(
-                f"{config:<20}{result['steps_per_second']:8.2f} steps a second, "
-                f"{100 * result['share_outside_the_model']:5.1f} % of a step outside the model "
-                f"({100 * least:.1f} to {100 * greatest:.1f}), "
-                f"{100 * result['share_of_cpu_outside_the_model']:.1f} % of its processor time"
-            )
-            add_ratios(results)
+        # the first run of a folder has MLflow make its database beside the training
+        measure_folder(["copying/rim"], 1)
+        for _, configs in itertools.groupby(arguments.configs, lambda config: config.rpartition("/")[0]):
+            measured = measure_folder(list(configs), arguments.rounds)
+            add_ratios(measured)
+            for config, result in measured.items():
+                report(config, result)
+                results[config] = {**source, **result}
             write(path, {"configs": dict(sorted({**kept, **results}.items(), key=in_pairs))})
         os.chdir(here)
 
