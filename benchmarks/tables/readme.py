@@ -74,7 +74,8 @@ def competition_that_learns() -> str:
     return (
         "**[A competition that learns.](docs/competition.md)** Each mechanism decides by itself whether the input "
         "is relevant to it. At 8 times the trained span this RIM copies "
-        f"{100 * whole:.1f} % of the sequences without an error, the paper's rule {100 * of_paper:.0f} %."
+        f"{100 * whole:.1f} % of the sequences without an error (mean of {len(runs)} seeds), "
+        f"the paper's rule {100 * of_paper:.0f} % (one seed)."
     )
 
 
