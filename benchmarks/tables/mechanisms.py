@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.screen.runs import tasks, variants
+from benchmarks.screen.runs import SEEDS, tasks, variants
 from benchmarks.screen.table import PLACES, Score, is_less_better, score_of
 from benchmarks.tables.shared import RESULTS, ROOT, Tables, table
 
@@ -198,7 +198,9 @@ def measured() -> str:
                 own, other = score_of(name, task, place), score_of(against, task, place)
                 if own is not None and other is not None:
                     sign = 1 if is_less_better(tasks()[task]) else -1
-                    effects[effect(own, other, sign)].append(task.replace("_", " "))
+                    seeds = min(len(own.by_seed), len(other.by_seed))
+                    few = "" if seeds == len(SEEDS) else f" ({seeds} seed{'s'[: seeds - 1]})"
+                    effects[effect(own, other, sign)].append(task.replace("_", " ") + few)
             cells += [", ".join(effects[kind]) for kind in ("better", "worse")]
             tried = [task for found in effects.values() for task in found]
         if tried:
@@ -214,9 +216,9 @@ def measured() -> str:
         "option",
         "with and without it",
         "better in distribution",
-        "worse",
-        "better out of distribution",
-        "worse",
+        "worse in distribution",
+        "better out of it",
+        "worse out of it",
         "tried on",
     ]
     return table(head, rows) if rows else "(not measured)"
