@@ -72,7 +72,7 @@ def comparison(shown_sizes: tuple[str, ...] = tuple(SIZES)) -> str:
     floors = [number(floor_of(result["floors"], name), 2) for name in best]
     rows.append(["floor: format known, symbols guessed", "", *([""] * len(shown_sizes)), *floors, ""])
     columns = [title(name).replace(",", "") for name in best]
-    header = ["", "seeds", *(SIZES[size] for size in shown_sizes), *columns, "paper, spans 50, 200"]
+    header = ["model", "seeds", *(SIZES[size] for size in shown_sizes), *columns, "paper, spans 50, 200"]
     return table(header, rows)
 
 
@@ -89,7 +89,7 @@ def paper_size() -> str:
         best = 1 + min(result["val_curve"], key=lambda entry: entry[1])[0]
         sizes = [f"{number:,}" for number in (result["parameters"], result["steps"], best)]
         rows.append([label, *sizes, *scores, *copied, paper_copying(model)])
-    header = ["", "parameters", "steps", "best of them, tested"]
+    header = ["model", "parameters", "steps trained", "step tested, the best in validation"]
     header += [f"{metric} span {span}" for metric in ("cross entropy", "copied whole") for span in (50, 100, 200)]
     return table([*header, "paper, 150 epochs, spans 50, 200"], rows)
 

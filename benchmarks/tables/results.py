@@ -162,7 +162,7 @@ def queue() -> str:
     rows = [row for entry in entries if (row := _queue_row(entry))]
     if not rows:
         return "(nothing yet)"
-    return table(["entry", "parameters", "tuned to", "seeds", "scores", "minutes a run"], rows)
+    return table(["entry", "parameters", "learning rate, if tuned", "seeds", "test scores", "minutes a run"], rows)
 
 
 def _queue_row(entry: Entry) -> list[str] | None:
@@ -181,7 +181,7 @@ def _queue_row(entry: Entry) -> list[str] | None:
     if not runs:
         return None
     keys = QUEUE_SCORES[entry.config.removeprefix("paper/").split("/")[0]]
-    scores = [f"{key.split('/')[0]}: {_spread(found)}" for key in keys if (found := _scores(runs, key))]
+    scores = [f"{key}: {_spread(found)}" for key in keys if (found := _scores(runs, key))]
     minutes = [run["train_seconds"] / 60 for run in runs]
     seeds = ", ".join(str(run["seed"]) for run in runs)
     return [
