@@ -37,6 +37,7 @@ SHOWN = (
     Shown("wikitext-2/rim", "words of a text", "perplexity", "perplexity"),
     Shown("language/rim", "bytes of Python's sources", "perplexity", "perplexity"),
     Shown("sequences/rim", "your own sequences", "accuracy", "accuracy"),
+    Shown("series/rim", "your own time series", "mse", "squared error"),
     Shown("cartpole/rim", "balance a pole without velocities", "episode_return", "return, of 500"),
     Shown("repeat_previous/rim", "name the suit of an earlier card", "episode_return", "return, of 1"),
     Shown(
