@@ -163,12 +163,12 @@ def training() -> str:
     ]
     header = [
         "config",
-        "steps",
+        "steps timed",
         "training steps a second",
         "time over the LSTM's",
-        "of the model alone",
-        "of a step not the model",
-        "of its processor time",
+        "the same of the model alone",
+        "share of a step outside the model",
+        "share of its processor time",
     ]
     return table(header, rows)
 
