@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def end(run: Run, score: float | None = 1.0) -> None:
         return
     run.folder.write_state(status="finished")
     run.folder.write_results(
-        **dict.fromkeys(("command", "machine", "steps"), "x"),
+        **dict.fromkeys(("machine", "steps"), "x"),
+        command=" ".join(("rimlit", *run.arguments)),
         commit="c1+",
         seed=run.seed,
         data={"init_args": {}, "digest": None},
@@ -90,6 +92,25 @@ def test_entries_come_in_order_and_other_seeds_run_at_the_best_rate(folder: Path
     diverged = {"label": "lr-0.3", "values": {rate: 0.3}, "score": None, "ended": "diverged"}
     assert tuning["tried"][2] == diverged
     assert json.loads((results / "seed0.json").read_text())["commit"] == "c1"
+
+
+def test_what_is_recorded_is_not_trained_again_where_the_folders_of_runs_are_not(folder: Path) -> None:
+    path = write_queue(folder, {"name": "a", "seeds": [0, 4], "tune": {"lr": [0.1, 0.2, 0.3]}})
+    queue = Queue(read_queue(path), Console(quiet=True))
+    for score in (2.0, 1.0, None):
+        run = queue.take()
+        assert run is not None
+        end(run, score)
+        queue.note_end(run)
+    shutil.rmtree("runs")
+    queue = Queue(read_queue(path), Console(quiet=True))
+    run = queue.take()
+    assert run is not None and run.name == "a-lr-0.2-seed4"
+    assert [each.status for each in queue.runs] == ["finished", "finished", "failed", "waiting"]
+    recorded = Path("benchmarks/results/queue/lr-0.1-seed0.json")
+    recorded.write_text(recorded.read_text().replace("copying/rim", "copying/lstm"))
+    with pytest.raises(SystemExit, match=r"a-lr-0\.1-seed0 was started with other arguments"):
+        Queue(read_queue(path), Console(quiet=True)).update()
 
 
 def test_a_run_of_another_command_is_passed_over_and_listed(folder: Path) -> None:

@@ -8,7 +8,7 @@ import argparse
 import os
 from pathlib import Path
 
-from benchmarks.results_queue.entries import Entry, read_queue
+from benchmarks.results_queue.entries import Entry, json_of, read_queue
 from benchmarks.results_queue.working import Queue, clean_commit
 from rich.console import Console
 
@@ -72,7 +72,7 @@ def lines_of(entry: Entry, queue: Queue) -> list[str]:
             state = "failed, waiting"
         elif state == "waiting" and run.step:
             state = f"stopped at step {run.step}"
-        json_file = str(entry.json_of(run)) if run.status == "finished" else ""
+        json_file = str(json_of(run)) if run.status == "finished" else ""
         lines.append(f"{run.name:<48}  {run.reason or state:<20}  {json_file}".rstrip())
     left = entry.num_runs - len(known)
     if left and entry.grid is not None:

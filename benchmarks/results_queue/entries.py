@@ -13,12 +13,41 @@ from rimlit.cli.configs import find_config
 from rimlit.comparison.runs import Run
 from rimlit.comparison.tuning import Grid, GridSearch, read_grid
 from rimlit.errors import ConfigError
-from rimlit.files import write_json
+from rimlit.files import read_json, write_json
 from rimlit.tracking.run_folder import RunFolder
 from rimlit.yaml_files import load_yaml
 
 RUNS = Path("runs/queue")
 KEYS = {"name", "config", "overrides", "seeds", "tune", "results", "needs"}
+
+
+class RecordedFolder(RunFolder):
+    """The folder of a run, or its recorded results where the folder is not here: ``runs/`` is not committed.
+
+    Args:
+        path: The folder.
+        results: Where the results of the entry's runs are recorded.
+    """
+
+    def __init__(self, path: Path, results: Path) -> None:
+        super().__init__(path)
+        self.json = results / f"{path.name}.json"
+
+    def is_finished(self) -> bool:
+        """Return whether the run has ended, here or where it was recorded."""
+        return self.json.is_file() or super().is_finished()
+
+    def has_diverged(self) -> bool:
+        """Return whether the run diverged, here or where the tuning was recorded."""
+        if self.path.is_dir() or self.json.is_file():
+            return super().has_diverged()
+        label = self.path.name.rpartition("-")[0]
+        tried = read_json(self.json.with_name("tuning.json")).get("tried", [])
+        return any(trial["label"] == label and trial["ended"] == "diverged" for trial in tried)
+
+    def read_results(self) -> dict[str, Any]:
+        """Return what the run found."""
+        return super().read_results() or read_json(self.json)
 
 
 @dataclass(frozen=True)
@@ -73,33 +102,38 @@ class Entry:
         if self.grid is None:
             return None
         seed = self.seeds[0]
-        return GridSearch(self.grid, seed, lambda label: RunFolder(RUNS / self.name / f"{label}-seed{seed}"))
+        return GridSearch(self.grid, seed, lambda label: self._folder(f"{label}-seed{seed}"))
 
     def is_trial(self, run: Run) -> bool:
         """Return whether a run says what a value is worth."""
         return self.grid is not None and run.seed == self.seeds[0]
 
-    def json_of(self, run: Run) -> Path:
-        """Return where a run's results go."""
-        return self.results / f"{run.folder.path.name}.json"
+    def _folder(self, name: str) -> RecordedFolder:
+        return RecordedFolder(RUNS / self.name / name, self.results)
 
     def _run(self, seed: int, value: Any = None) -> Run:
         label = "" if self.grid is None else f"{self.grid.label(value)}-"
         name = f"{label}seed{seed}"
         if name not in self._runs:
-            folder = RUNS / self.name / name
+            folder = self._folder(name)
             tuned = {} if self.grid is None else {self.grid.setting: value}
             settings = {"seed_everything": seed, **self.overrides, **tuned}
-            settings |= {"trainer.enable_progress_bar": False, "trainer.default_root_dir": str(folder)}
+            settings |= {"trainer.enable_progress_bar": False, "trainer.default_root_dir": str(folder.path)}
             arguments = ["fit", "--config", self.config, *words_of(settings)]
             shown = f"{self.name}-{label}".removesuffix("-")
-            self._runs[name] = Run(shown, seed, arguments, RunFolder(folder), log_of(folder), steps=self._steps())
+            self._runs[name] = Run(shown, seed, arguments, folder, log_of(folder.path), steps=self._steps())
         return self._runs[name]
 
     def _steps(self) -> int | None:
         config = load_yaml(find_config(self.config)) or {}
         steps = self.overrides.get("trainer.max_steps", config.get("trainer", {}).get("max_steps"))
         return steps if isinstance(steps, int) and steps > 0 else None
+
+
+def json_of(run: Run) -> Path:
+    """Return where the results of a run of the queue go."""
+    assert isinstance(run.folder, RecordedFolder)
+    return run.folder.json
 
 
 def log_of(folder: Path) -> Path:
@@ -164,7 +198,9 @@ class Starts:
         Raises:
             SystemExit: It was.
         """
-        if self.read().get("arguments", self.run.arguments) != self.run.arguments:
+        command = " ".join(("rimlit", *self.run.arguments))
+        recorded = read_json(json_of(self.run)).get("command", command)
+        if self.read().get("arguments", self.run.arguments) != self.run.arguments or recorded != command:
             raise SystemExit(f"{self.run.name} was started with other arguments: give its entry another name.")
 
     def add(self, commit: str) -> None:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.record import record
-from benchmarks.results_queue.entries import Entry, Starts
+from benchmarks.results_queue.entries import Entry, Starts, json_of
 from benchmarks.sharing import let_others_go_first, locked
 from rich.console import Console
 
@@ -44,7 +44,7 @@ class Queue(Work):
                     Starts(run).require_same()
                     self._entry_of[run.name] = entry
                     self.runs.append(run)
-                if run.status == "waiting" and run.folder.is_finished() and entry.json_of(run).is_file():
+                if run.status == "waiting" and json_of(run).is_file():
                     run.status = "finished"
                 elif run.status == "waiting" and entry.is_trial(run) and run.folder.has_diverged():
                     run.status, run.reason = "failed", "it diverged"
@@ -90,7 +90,7 @@ class Queue(Work):
     def _record(self, run: Run, entry: Entry) -> None:
         commits = Starts(run).read().get("commits", [])
         has_curve = entry.config.startswith("paper/copying")
-        path = record(run.folder.path, is_of_paper_size=has_curve, path=entry.json_of(run), commits=commits)
+        path = record(run.folder.path, is_of_paper_size=has_curve, path=json_of(run), commits=commits)
         if commits and {clean_commit(), *commits} != {commits[0]}:
             self._console.print(
                 f"{run.name}: the checkout has changed since it was started; {path} names commit {commits[0]}",
