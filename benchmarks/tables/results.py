@@ -143,6 +143,7 @@ QUEUE_SCORES = {
     "sequential_mnist": [f"size_{size}/accuracy" for size in (8, 9, 11, 14, 16, 19, 24)],
     "mnist": [f"size_{size}/accuracy" for size in (14, 16, 19, 24)],
     "bouncing_balls": [f"balls_{balls}/f1_at_{frame}" for balls in ("4", "6-8") for frame in (1, 5, 10)],
+    "blinking_balls": [f"balls_{balls}_length_{length}/accuracy" for balls in (3, 6) for length in (10, 20)],
     "adding": [f"length_{length}/mse" for length in (50, 100, 200, 500, 1000)],
     "doorkey": [f"MiniGrid-DoorKey-{size}x{size}-v0/episode_return" for size in (5, 6, 8)],
     "repeat_previous": ["episode_return"],
