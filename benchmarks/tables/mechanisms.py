@@ -233,10 +233,12 @@ def effect(own: Score, other: Score, sign: int) -> str:
 
 
 def _name_of(path: Path) -> str:
-    parts = path.relative_to(RESULTS).with_suffix("").parts
-    return "/".join(
-        part for part in parts if part not in ("queue", "seeds") and not re.search(r"(^|-)seed\d+$", part)
-    )
+    *folders, name = path.relative_to(RESULTS).with_suffix("").parts
+    if folders[-1] in ("seeds", "two_threads"):  # of the configs of the folder above
+        return "/".join((*folders[:-1], name.rpartition("-")[0]))
+    folders = [folder for folder in folders if folder != "queue"]
+    # the runs of an entry of the queue lie in a folder of its name
+    return "/".join(folders if re.search(r"(^|-)seed\d+$", name) else (*folders, name))
 
 
 TABLES: Tables = {"parts": parts, "dead": dead, "measured": measured}

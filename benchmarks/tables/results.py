@@ -8,7 +8,6 @@ from typing import Any
 from benchmarks.results_queue.entries import Entry, read_queue
 from benchmarks.tables.shared import (
     NAMES,
-    RESULTS,
     ROOT,
     Tables,
     load,
@@ -17,17 +16,22 @@ from benchmarks.tables.shared import (
     published,
     seeds_of,
     table,
+    two_threads,
 )
 
-COPYING = {"rim": "RIM", "rim_paper": "RIM, the paper's rule", "gru": "GRU", "lstm": "LSTM"}
+COPYING = {
+    "rim": "RIM, `preset: sparse`",
+    "rim_dynamic": "RIM, `preset: dynamic`",
+    "rim_paper": "RIM, the paper's rule",
+    "gru": "GRU",
+    "lstm": "LSTM",
+}
 PAPER_MNIST = ("RIM 600, 6 mechanisms, 4 active", "LSTM 600", "LSTM 300")  # those shown
 
 
 def copying() -> str:
     """A row per model and metric, a column per span."""
     results = {name: result for name in COPYING if (result := load("copying", name))}
-    if not results:
-        return "(not recorded)"
     spans = sorted(
         {
             int(found[1])
@@ -39,29 +43,42 @@ def copying() -> str:
     rows = []
     for metric, digits in (("cross_entropy", 3), ("sequence_accuracy", 3)):
         for name, result in results.items():
-            scores = [f"{result['test'][f'span_{span}/{metric}']:.{digits}f}" for span in spans]
-            model = f"{COPYING[name]}, {result['parameters']:,} parameters"
-            rows.append([model, metric.replace("_", " "), *scores])
-        seeds = seeds_of("copying", "rim")
-        if len(seeds) > 1:
-            names = ", ".join(str(seed["seed"]) for seed in seeds)
-            scores = [[seed["test"][f"span_{span}/{metric}"] for seed in seeds] for span in spans]
-            cells = [f"{sum(own) / len(own):.3f} ({min(own):.3f} to {max(own):.3f})" for own in scores]
-            rows.append([f"RIM, mean of seeds {names}", metric.replace("_", " "), *cells])
+            seeds = seeds_of("copying", name)
+            found = [[seed["test"][f"span_{span}/{metric}"] for seed in seeds] for span in spans]
+            rows.append(
+                [
+                    COPYING[name],
+                    f"{result['parameters']:,}",
+                    str(len(seeds)),
+                    metric.replace("_", " "),
+                    *(_mean_and_range(scores, digits) for scores in found),
+                ]
+            )
         floor = next(iter(results.values()))["floor"][metric]
         rows.append(
-            ["floor: format known, symbols guessed", metric.replace("_", " "), *[f"{floor:.3f}"] * len(spans)]
+            [
+                "floor: format known, symbols guessed",
+                "",
+                "",
+                metric.replace("_", " "),
+                *[f"{floor:.3f}"] * len(spans),
+            ]
         )
-    return table(["copying, last 10 steps", "metric", *(f"span {span}" for span in spans)], rows)
+    return table(
+        ["copying, last 10 steps", "parameters", "seeds", "metric", *(f"span {span}" for span in spans)], rows
+    )
+
+
+def _mean_and_range(scores: list[float], digits: int) -> str:
+    mean = f"{statistics.mean(scores):.{digits}f}"
+    return mean if len(scores) == 1 else f"{mean} ({min(scores):.{digits}f} to {max(scores):.{digits}f})"
 
 
 def make_train() -> str:
     """A row per seed and number of threads of `make train`: the sequences copied without an error at each span."""
     spans = (50, 100, 200, 400)
-    two_threads = sorted((RESULTS / "copying" / "two_threads").glob("rim-seed*.json"))
-    runs = [*seeds_of("copying", "rim"), *(json.loads(path.read_text()) for path in two_threads)]
     rows = []
-    for run in runs:
+    for run in [*seeds_of("copying", "rim"), *two_threads()]:
         machine, _, threads = run["machine"].rpartition(", ")
         scores = [f"{run['test'][f'span_{span}/sequence_accuracy']:.4f}" for span in spans]
         rows.append([str(run["seed"]), threads.split()[0], machine, f"{run['train_seconds']:.0f} s", *scores])

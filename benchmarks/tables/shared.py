@@ -34,6 +34,12 @@ def seeds_of(dataset: str, name: str) -> list[Result]:
     return [run for run in (first, *others) if all(run[key] == first[key] for key in ("parameters", "steps"))]
 
 
+def two_threads() -> list[Result]:
+    """Return the recorded runs of `make train` with two threads."""
+    folder = RESULTS / "copying" / "two_threads"
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rim-seed*.json"))]
+
+
 def published(dataset: str, model: str) -> dict[str, str]:
     """Return a model's published scores, in the digits they were published in."""
     text = (ROOT / "src" / "rimlit" / "comparison" / "published.yaml").read_text()
