@@ -1,12 +1,13 @@
 """Checks of arguments: each raises a ConfigError that names the argument, its value and what is allowed."""
 
 import math
+from collections.abc import Collection
 
 from rimlit.errors import ConfigError
 
 
-def require_at_least(least: int, **values: int) -> None:
-    """Raise a ConfigError that names the first of ``values`` below ``least``.
+def require_at_least(least: int, **values: float | None) -> None:
+    """Raise a ConfigError that names the first of ``values`` below ``least``; None, where it is allowed, is not.
 
     Example:
         >>> require_at_least(1, batch_size=64, num_layers=0)
@@ -15,11 +16,11 @@ def require_at_least(least: int, **values: int) -> None:
         rimlit.errors.ConfigError: num_layers must be at least 1; got num_layers=0.
     """
     for name, value in values.items():
-        if value < least:
+        if value is not None and value < least:
             raise ConfigError(f"{name} must be at least {least}; got {name}={value}.")
 
 
-def require_positive(**sizes: int) -> None:
+def require_positive(**sizes: int | None) -> None:
     """Raise a ConfigError that names the first of ``sizes`` below 1."""
     require_at_least(1, **sizes)
 
@@ -45,7 +46,16 @@ def require_share(**shares: float) -> None:
             raise ConfigError(f"{name} must be between 0 and 1; got {name}={share}.")
 
 
-def require_known(**choices: tuple[str, tuple[str, ...]]) -> None:
+def require_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Raise a ConfigError unless validation and test get a part each and leave one for training."""
+    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+        raise ConfigError(
+            "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
+            f"val_fraction={val_fraction}, test_fraction={test_fraction}."
+        )
+
+
+def require_known(**choices: tuple[str, Collection[str]]) -> None:
     """Raise a ConfigError that names the first of ``choices`` (value, known values) that is not known."""
     for name, (value, known) in choices.items():
         if value not in known:

@@ -135,7 +135,7 @@ class RIM(LayeredBackbone):
             num_mechanisms=num_mechanisms,
             num_layers=num_layers,
             input_heads=input_heads,
-            checkpoint_every=1 if checkpoint_every is None else checkpoint_every,
+            checkpoint_every=checkpoint_every,
         )
         require_dropout(dropout=dropout)
         require_known(backend=(backend, BACKENDS))

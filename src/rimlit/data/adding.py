@@ -92,9 +92,7 @@ class Adding(DataModule):
             train_length=train_length,
             **{f"test_lengths[{index}]": length for index, length in enumerate(test_lengths)},
         )
-        require_at_least(1, val_size=val_size, test_size=test_size)
-        if train_size is not None:
-            require_at_least(1, train_size=train_size)
+        require_at_least(1, val_size=val_size, test_size=test_size, train_size=train_size)
         if not test_lengths:
             raise ConfigError("test_lengths must name at least one length; got test_lengths=[].")
         self.train_length = train_length

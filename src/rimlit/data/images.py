@@ -141,10 +141,9 @@ class SequentialImages(DataModule):
         require_at_least(
             1,
             image_size=image_size,
+            train_size=train_size,
             **{f"test_sizes[{index}]": size for index, size in enumerate(test_sizes)},
         )
-        if train_size is not None:
-            require_at_least(1, train_size=train_size)
         if path is not None and dataset is not None:
             raise ConfigError(f"Give path or dataset, not both; got path={path!r}, dataset={dataset!r}.")
         if not test_sizes:
