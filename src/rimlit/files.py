@@ -137,13 +137,13 @@ def cache_folder() -> Path:
     return Path(root).expanduser()
 
 
-def try_folder(folder: Path, needed: int) -> None:
-    """Create ``folder``; raise a StorageError if a file of ``needed`` bytes could not be written to it now."""
+def try_folder(folder: Path) -> None:
+    """Create ``folder``; raise a StorageError if a file could not be written to it now."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _try(folder, needed)
+        _try(folder, 0)
     except OSError as error:
-        raise storage_error(folder, needed, error) from error
+        raise storage_error(folder, None, error) from error
 
 
 def require_folder(folder: Path, needed: int) -> None:

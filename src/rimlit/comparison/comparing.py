@@ -137,7 +137,7 @@ def compare(
             raise
         raise cause from error
     folder = planned.entrants[0].folder
-    try_folder(folder, 0)
+    try_folder(folder)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -150,7 +150,7 @@ def run_of(model: Model, seed: int, folder: Path, *, is_trial: bool = False) -> 
     before = read_settings(run.folder.path / "config.yaml")
     if before is not None:
         now = {**model.settings, "seed_everything": seed}
-        changed = changed_setting(before, now, ("data.", "model.", "seed_everything", "trainer."))
+        changed = changed_setting(before, now)
         if changed is not None:
             key, old, value = changed
             raise ConfigError(
