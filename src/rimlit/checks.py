@@ -32,6 +32,13 @@ def require_dropout(**dropouts: float) -> None:
             raise ConfigError(f"{name} must be at least 0 and below 1; got {name}={dropout}.")
 
 
+def require_above_zero(**values: float) -> None:
+    """Raise a ConfigError that names the first of ``values`` that is not finite and above 0."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be above 0 and finite; got {name}={value}.")
+
+
 def require_not_negative(**values: float) -> None:
     """Raise a ConfigError that names the first of ``values`` that is not finite and at least 0."""
     for name, value in values.items():
