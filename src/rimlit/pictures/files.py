@@ -38,12 +38,17 @@ def write_and_track(trainer: L.Trainer, name: str, content: str | bytes) -> Path
 
 def save_figure(trainer: L.Trainer, figure: "Figure", name: str) -> None:
     """Write a figure to ``figures/`` of the run's folder and log it to MLflow and TensorBoard."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    write_and_track(trainer, f"figures/{name}", png.getvalue())
+    write_and_track(trainer, f"figures/{name}", encode_png(figure))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(Path(name).stem, figure, trainer.global_step)
+
+
+def encode_png(figure: "Figure") -> bytes:
+    """Encode a figure as PNG."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
 
 
 def encode_gif(frames: list["Image"], pause: list[int]) -> bytes:
