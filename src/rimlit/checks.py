@@ -1,13 +1,15 @@
 """Checks of arguments: each raises a ConfigError that names the argument, its value and what is allowed."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from rimlit.errors import ConfigError
 
 
-def require_at_least(least: int, **values: float | None) -> None:
+def require_at_least(least: int, **values: float | Sequence[float] | None) -> None:
     """Raise a ConfigError that names the first of ``values`` below ``least``; None, where it is allowed, is not.
+
+    Of a sequence each item is checked.
 
     Example:
         >>> require_at_least(1, batch_size=64, num_layers=0)
@@ -16,11 +18,13 @@ def require_at_least(least: int, **values: float | None) -> None:
         rimlit.errors.ConfigError: num_layers must be at least 1; got num_layers=0.
     """
     for name, value in values.items():
-        if value is not None and value < least:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            require_at_least(least, **{f"{name}[{index}]": item for index, item in enumerate(value)})
+        elif value is not None and value < least:
             raise ConfigError(f"{name} must be at least {least}; got {name}={value}.")
 
 
-def require_positive(**sizes: int | None) -> None:
+def require_positive(**sizes: int | Sequence[int] | None) -> None:
     """Raise a ConfigError that names the first of ``sizes`` below 1."""
     require_at_least(1, **sizes)
 

@@ -158,7 +158,7 @@ class Copying(DataModule):
             test_size=test_size,
             samples_per_span=samples_per_span,
             train_size=train_size,
-            **{f"test_spans[{index}]": span for index, span in enumerate(test_spans)},
+            test_spans=test_spans,
         )
         if least > train_span:
             raise ConfigError(
