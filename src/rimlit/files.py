@@ -7,6 +7,7 @@ link in its place is replaced too, and its target is left alone.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -14,9 +15,12 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rimlit.errors import StorageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +129,13 @@ _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe that no process writes to woul
 
 def _open_own(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | _NO_LINK | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def encode_png(figure: "Figure") -> bytes:
+    """Return a figure of matplotlib as a PNG file."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
 
 
 def cache_folder() -> Path:

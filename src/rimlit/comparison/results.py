@@ -19,8 +19,7 @@ from rimlit.comparison.scores import Score, floor_of, mean_and_deviation, number
 from rimlit.comparison.statistics import Interval, interquartile_mean
 from rimlit.comparison.tuning import short_names, short_value, tuning_notes
 from rimlit.errors import DataError
-from rimlit.files import read_json, refuse_link, write_file
-from rimlit.pictures.files import encode_png
+from rimlit.files import encode_png, read_json, refuse_link, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rimlit.cli.settings import config_text
 from rimlit.comparison.entrants import Entrant, Model
 from rimlit.comparison.tuning import short_names, short_value
-from rimlit.files import write_file, write_json
-from rimlit.pictures.files import encode_png
+from rimlit.files import encode_png, write_file, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

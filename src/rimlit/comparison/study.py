@@ -25,8 +25,7 @@ from rimlit.comparison.statistics import (
     probability_of_improvement,
 )
 from rimlit.errors import DataError
-from rimlit.files import write_file
-from rimlit.pictures.files import encode_png
+from rimlit.files import encode_png, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

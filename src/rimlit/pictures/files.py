@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rimlit.files import refuse_link, write_file
+from rimlit.files import encode_png, refuse_link, write_file
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 
 if TYPE_CHECKING:
@@ -42,13 +42,6 @@ def save_figure(trainer: L.Trainer, figure: "Figure", name: str) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(Path(name).stem, figure, trainer.global_step)
-
-
-def encode_png(figure: "Figure") -> bytes:
-    """Encode a figure as PNG."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    return png.getvalue()
 
 
 def encode_gif(frames: list["Image"], pause: list[int]) -> bytes:
