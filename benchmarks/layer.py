@@ -184,6 +184,14 @@ def compare(arms: dict[str, Callable[[], object]], base: str, rounds: int, threa
     }
 
 
+def compare_layers(
+    layers: dict[str, Any], inputs: Tensor, base: str, rounds: int, threads: int = 1
+) -> dict[str, Any]:
+    """Time forward and backward of all layers in turn; see :func:`compare`."""
+    arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
+    return compare(arms, base, rounds, threads)
+
+
 def speed(rounds: int) -> list[dict[str, Any]]:
     """Time every loop beside LSTMs, on one thread and on two."""
     torch.manual_seed(0)
@@ -203,8 +211,7 @@ def speed(rounds: int) -> list[dict[str, Any]]:
         "RIM(600, 600), cpu, preset dynamic": RIM(SIZE, SIZE, backend="cpu", preset="dynamic"),
     }
     inputs = torch.randn(BATCH, STEPS, SIZE)
-    arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
-    results = [compare(arms, BASE, rounds, threads) for threads in (1, 2)]
+    results = [compare_layers(layers, inputs, BASE, rounds, threads) for threads in (1, 2)]
     for result in results:
         for name, layer in layers.items():
             result["arms"][name]["parameters"] = sum(weight.numel() for weight in layer.parameters())
@@ -221,8 +228,7 @@ def tokens(rounds: int) -> list[dict[str, Any]]:
         "embedding + RIM, function": FromTokens(rim(backend="function")),
     }
     inputs = torch.randint(0, 10, (BATCH, STEPS))
-    arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
-    return [compare(arms, base, rounds, threads) for threads in (1, 2)]
+    return [compare_layers(layers, inputs, base, rounds, threads) for threads in (1, 2)]
 
 
 def growth(rounds: int) -> dict[str, dict[str, Any]]:
@@ -257,8 +263,7 @@ def memory(rounds: int) -> dict[str, Any]:
     result = {}
     for name in ("cpu", "function"):
         chosen = {key: layer for key, layer in layers.items() if key.startswith(name)}
-        arms = {key: lambda layer=layer: train(layer, inputs) for key, layer in chosen.items()}
-        compared = compare(arms, next(iter(arms)), rounds, 1)
+        compared = compare_layers(chosen, inputs, next(iter(chosen)), rounds)
         for key, layer in chosen.items():
             compared["arms"][key]["saved_bytes"] = saved_bytes(layer, inputs)
         result[name] = compared
@@ -309,8 +314,7 @@ def narrow(rounds: int) -> list[dict[str, Any]]:
             input_value_size=32,
             communication={"heads": heads, "key_size": key, "value_size": key, "output": "tanh"},
         )
-    arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
-    results = [compare(arms, "nn.LSTM(198)", rounds, threads) for threads in (1, 2)]
+    results = [compare_layers(layers, inputs, "nn.LSTM(198)", rounds, threads) for threads in (1, 2)]
     for result in results:
         for name, layer in layers.items():
             result["arms"][name]["parameters"] = sum(weight.numel() for weight in layer.parameters())

@@ -35,6 +35,8 @@ from rimlit.cli.settings import build_data, build_task
 SETTINGS: dict[str, Any] = yaml.safe_load(find_config("cartpole/lstm").read_text())
 TASK, DATA = SETTINGS["model"]["init_args"], SETTINGS["data"]["init_args"]
 NUMBER, LENGTH = DATA["num_environments"], DATA["rollout_length"]
+ROLLOUTS = 8
+"""What is timed."""
 
 
 def make(reward_scale: float = 1.0) -> gymnasium.Env[Any, Any]:
@@ -130,13 +132,13 @@ def train(seed: int) -> dict[str, Any]:
     }
 
 
-def seconds_of_rimlit(name: str, rollouts: int) -> float:
+def seconds_of_rimlit(name: str) -> float:
     settings = yaml.safe_load(find_config(f"cartpole/{name}").read_text())
-    settings["data"]["init_args"]["total_steps"] = rollouts * NUMBER * LENGTH
+    settings["data"]["init_args"]["total_steps"] = ROLLOUTS * NUMBER * LENGTH
     data = build_data(settings)
     task = build_task(settings, data)
     trainer = L.Trainer(
-        max_epochs=rollouts,
+        max_epochs=ROLLOUTS,
         accelerator="cpu",
         gradient_clip_val=settings["trainer"]["gradient_clip_val"],
         limit_val_batches=0,
@@ -150,24 +152,26 @@ def seconds_of_rimlit(name: str, rollouts: int) -> float:
     return time.process_time() - start
 
 
-def seconds_of_theirs(rollouts: int) -> float:
+def seconds_of_theirs() -> float:
     model = model_for(0)
     start = time.process_time()
-    model.learn(rollouts * NUMBER * LENGTH)
+    model.learn(ROLLOUTS * NUMBER * LENGTH)
     return time.process_time() - start
 
 
 def speed(rounds: int) -> dict[str, Any]:
     arms = {
-        "rimlit, RIM": lambda: seconds_of_rimlit("rim", 8),
-        "rimlit, LSTM": lambda: seconds_of_rimlit("lstm", 8),
-        "sb3-contrib, LSTM": lambda: seconds_of_theirs(8),
+        "rimlit, RIM": lambda: seconds_of_rimlit("rim"),
+        "rimlit, LSTM": lambda: seconds_of_rimlit("lstm"),
+        "sb3-contrib, LSTM": seconds_of_theirs,
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
         for name, run in arms.items():
             seconds[name].append(run())
-    micro = {name: 1e6 * statistics.median(times) / (8 * NUMBER * LENGTH) for name, times in seconds.items()}
+    micro = {
+        name: 1e6 * statistics.median(times) / (ROLLOUTS * NUMBER * LENGTH) for name, times in seconds.items()
+    }
     return {"cpu_microseconds_per_env_step": micro}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layer import BATCH, PAPER, SIZE, STEPS, compare, rim, show, train
+from layer import BATCH, PAPER, SIZE, STEPS, compare, compare_layers, rim, show
 from origin import origin, write
 from torch import nn
 
@@ -53,8 +53,7 @@ def rules(rounds: int) -> dict[str, Any]:
     result = {}
     for cell in ("lstm", "gru"):
         layers = {name: rim(backend="cpu", cell=cell, **options) for name, options in variants.items()}
-        arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
-        result[f"{cell}, C++ loop"] = compare(arms, "the paper's rule", rounds, 1)
+        result[f"{cell}, C++ loop"] = compare_layers(layers, inputs, "the paper's rule", rounds)
     return result
 
 
@@ -75,8 +74,7 @@ def sleep(rounds: int) -> dict[str, Any]:
         mean = float(activities[0].active.sum(dim=-1).float().mean())
         name = f"dynamic count, score bias {bias:+}"
         layers[name], mean_active[name] = layer, mean
-    arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in layers.items()}
-    result = compare(arms, "top-K, 6 of 6", rounds, 1)
+    result = compare_layers(layers, inputs, "top-K, 6 of 6", rounds)
     for name, mean in mean_active.items():
         result["arms"][name]["mechanisms_awake"] = mean
     return result
@@ -118,8 +116,7 @@ def since(rounds: int, checkout: Path, arguments: dict[str, Any]) -> dict[str, A
                 "before": before(SIZE, SIZE, backend=loop, cell=cell, **arguments),
                 "now": rim(backend=loop, cell=cell),
             }
-            arms = {name: lambda layer=layer: train(layer, inputs) for name, layer in pair.items()}
-            result[f"{loop}, {cell}"] = compare(arms, "before", rounds, 1)
+            result[f"{loop}, {cell}"] = compare_layers(pair, inputs, "before", rounds)
     return result
 
 

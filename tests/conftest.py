@@ -1,11 +1,13 @@
 """What every test starts from: one thread, a seed, no override in the environment, tensors of distinct numbers."""
 
+import csv
 import logging
 import math
 import multiprocessing
 import os
 import random
 import signal
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -88,6 +90,12 @@ def fresh_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     for name in ("RIMLIT_BACKEND", "RIMLIT_TRUST", "PL_GLOBAL_SEED"):
         monkeypatch.delenv(name, raising=False)
     torch.manual_seed(7)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table with a header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def counting_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

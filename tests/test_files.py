@@ -47,7 +47,7 @@ def test_a_link_is_not_appended_to(tmp_path: Path, victim: Path) -> None:
 
 def test_trying_a_folder_follows_no_link_and_leaves_nothing(tmp_path: Path, victim: Path) -> None:
     (tmp_path / ".tried").symlink_to(victim)
-    try_folder(tmp_path, 0)
+    try_folder(tmp_path)
     assert victim.read_text() == "mine" and sorted(os.listdir(tmp_path)) == [".tried", "victim"]
 
 
@@ -59,10 +59,10 @@ def test_two_processes_may_try_a_folder_at_the_same_time(tmp_path: Path, monkeyp
         fsync(descriptor)
         if not depth:
             depth.append(1)
-            try_folder(tmp_path, 0)
+            try_folder(tmp_path)
 
     monkeypatch.setattr(os, "fsync", try_meanwhile)
-    try_folder(tmp_path, 0)
+    try_folder(tmp_path)
     assert depth and not os.listdir(tmp_path)
 
 

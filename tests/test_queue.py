@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from rimlit.cli.configs import config_names
 from rimlit.comparison.runs import Run
 
 ROOT = Path(__file__).parents[1]
-Ends = Callable[..., None]
 
 
 def write_queue(folder: Path, *runs: dict[str, Any]) -> Path:

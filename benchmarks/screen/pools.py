@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from benchmarks.screen.runs import HERE, Run, Setting, best_of, lacking, runs_at, tasks
+from benchmarks.screen.table import Score, scored
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -37,6 +38,11 @@ def best_runs(pool: str, task_name: str) -> dict[int, dict[str, Any]]:
     """Return the runs of the best setting by seed, none before it is known."""
     best = best_setting(pool, task_name)
     return {} if best is None else runs_at(best, task_name)
+
+
+def best_score(pool: str, task_name: str, place: str) -> Score | None:
+    """Return the scores of the best setting, None before it is known."""
+    return scored(best_runs(pool, task_name), task_name, place)
 
 
 def wanted_by(names: Sequence[str], of_tasks: Sequence[str]) -> list[Run]:

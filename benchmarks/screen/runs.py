@@ -45,6 +45,12 @@ def tasks() -> dict[str, dict[str, Any]]:
     return found
 
 
+def is_less_better(task_name: str) -> bool:
+    """Return whether a smaller score is a better one on a task."""
+    better: str = tasks()[task_name]["is_better"]
+    return better == "less"
+
+
 @functools.cache
 def variants() -> dict[str, dict[str, Any]]:
     """Return the backbones by name: ``is`` (a line of words), ``class_path``, ``init_args``, perhaps ``shows``."""
@@ -112,7 +118,7 @@ def best_of(settings: Sequence[Setting], task_name: str) -> Setting | None:
     if not firsts.keys() >= set(settings):
         return None
     scores = {setting: firsts[setting] for setting in settings}
-    best = best_value(scores, higher_is_better=tasks()[task_name]["is_better"] != "less")
+    best = best_value(scores, higher_is_better=not is_less_better(task_name))
     return settings[0] if best is None else best
 
 

@@ -2,10 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.screen.runs import SEEDS, best_of, runs_at, settings_of, tasks
+from benchmarks.screen.runs import SEEDS, best_of, is_less_better, runs_at, settings_of, tasks
 from benchmarks.tables.shared import plain
 
 PLACES = {"inside": "In distribution", "outside": "Out of distribution"}
@@ -15,7 +15,7 @@ class Score(NamedTuple):
     """Of one model on one task, in or out of distribution."""
 
     mean: float
-    by_seed: tuple[float, ...]
+    by_seed: dict[int, float]
 
 
 def score_of(name: str, task_name: str, place: str) -> Score | None:
@@ -23,29 +23,22 @@ def score_of(name: str, task_name: str, place: str) -> Score | None:
     best = best_of(settings_of(name, task_name), task_name)
     if best is None:
         return None
-    runs = [run for seed, run in runs_at(best, task_name).items() if seed in SEEDS]
-    return scored(runs, tasks()[task_name], place)
+    return scored({seed: run for seed, run in runs_at(best, task_name).items() if seed in SEEDS}, task_name, place)
 
 
-def scored(runs: Sequence[dict[str, Any]], task: dict[str, Any], place: str) -> Score:
-    """Return the scores of runs, the worst there is for one that diverged."""
-    worst = math.inf if is_less_better(task) else -math.inf
-    found = []
-    for run in runs:
-        values = [run["scores"].get(key) for key in task[place]]
-        found.append(worst if None in values else statistics.mean(values))
-    return Score(statistics.mean(found), tuple(found))
-
-
-def is_less_better(task: dict[str, Any]) -> bool:
-    """Return whether a smaller score is a better one."""
-    better: str = task["is_better"]
-    return better == "less"
+def scored(runs: Mapping[int, dict[str, Any]], task_name: str, place: str) -> Score | None:
+    """Return the scores of runs by seed, the worst there is for one that diverged; None without runs."""
+    worst = math.inf if is_less_better(task_name) else -math.inf
+    found = {}
+    for seed, run in runs.items():
+        values = [run["scores"].get(key) for key in tasks()[task_name][place]]
+        found[seed] = worst if None in values else statistics.mean(values)
+    return Score(statistics.mean(found.values()), found) if found else None
 
 
 def ranks(names: Sequence[str], task_name: str, place: str) -> dict[str, float]:
     """Return the rank of each model that has a score, 1 for the best; equal means share a rank."""
-    sign = 1 if is_less_better(tasks()[task_name]) else -1
+    sign = 1 if is_less_better(task_name) else -1
     found = {name: score_of(name, task_name, place) for name in names}
     means = {name: sign * score.mean for name, score in found.items() if score is not None}
     return {

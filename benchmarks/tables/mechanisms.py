@@ -11,19 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.screen.runs import SEEDS, tasks, variants
-from benchmarks.screen.table import PLACES, Score, is_less_better, score_of
+from benchmarks.screen.runs import SEEDS, is_less_better, tasks, variants
+from benchmarks.screen.table import PLACES, Score, score_of
 from benchmarks.tables.shared import RESULTS, ROOT, Tables, table
 
 from rimlit import RIM
 from rimlit.backbones.rim_parts import KINDS
 from rimlit.kernels import LOOPS, Where, triton
-from rimlit.mechanisms import (
-    AttentionCommunication,
-    LeastNull,
-    RIMLayer,
-    known_parts,
-)
+from rimlit.mechanisms import AttentionCommunication, LeastNull, RIMLayer, known_parts
 
 DECISION_22 = "[decision 22](decisions/0022-mechanisms-are-parts.md)"
 DECISION_8 = "[decision 8](decisions/0008-bounded-communication-in-the-copying-config.md)"
@@ -197,7 +192,7 @@ def measured() -> str:
             for task in tasks():
                 own, other = score_of(name, task, place), score_of(against, task, place)
                 if own is not None and other is not None:
-                    sign = 1 if is_less_better(tasks()[task]) else -1
+                    sign = 1 if is_less_better(task) else -1
                     seeds = min(len(own.by_seed), len(other.by_seed))
                     few = "" if seeds == len(SEEDS) else f" ({seeds} seed{'s'[: seeds - 1]})"
                     effects[effect(own, other, sign)].append(task.replace("_", " ") + few)
@@ -226,7 +221,7 @@ def measured() -> str:
 
 def effect(own: Score, other: Score, sign: int) -> str:
     """Return whether all seeds are better or worse than all of another model; sign is 1 where less is better."""
-    ours, theirs = ([sign * value for value in score.by_seed] for score in (own, other))
+    ours, theirs = ([sign * value for value in score.by_seed.values()] for score in (own, other))
     if max(ours) < min(theirs):
         return "better"
     return "worse" if min(ours) > max(theirs) else "level"

@@ -1,5 +1,6 @@
 """The tables of docs/performance.md."""
 
+from functools import partial
 from typing import Any
 
 from benchmarks.tables.shared import Result, Tables, load, table
@@ -14,8 +15,11 @@ def ratio(arm: Result) -> str:
     return f"{arm['ratio']:.2f} ({arm['least']:.2f} to {arm['greatest']:.2f})"
 
 
-def side_by_side(results: list[Result], header: str, base: str) -> str:
-    """A row per arm, a column per number of threads."""
+def side_by_side(part: str, header: str, base: str) -> str:
+    """A row per arm of a part of the layer's benchmark, a column per number of threads."""
+    results = part_of_layer(part)
+    if results is None:
+        return "(not measured)"
     rows = []
     for name, arm in results[0]["arms"].items():
         error = arm.get("gradient_error")
@@ -30,14 +34,6 @@ def side_by_side(results: list[Result], header: str, base: str) -> str:
         f"time over {base}, {result['threads']} thread{'s'[: result['threads'] - 1]}" for result in results
     ]
     return table(columns + (["gradient error"] if "gradient_error" in first else []), rows)
-
-
-def layer() -> str:
-    """A row per layer: its time over that of nn.LSTM(600)."""
-    results = part_of_layer("speed")
-    if results is None:
-        return "(not measured)"
-    return side_by_side(results, "layer, forward + backward", "nn.LSTM(600)")
 
 
 def goals() -> str:
@@ -100,20 +96,6 @@ def goals() -> str:
     return table(["", "required", "target", "measured"], rows)
 
 
-def tokens() -> str:
-    results = part_of_layer("tokens")
-    if results is None:
-        return "(not measured)"
-    return side_by_side(results, "from tokens, forward + backward", "embedding + nn.LSTM(600)")
-
-
-def narrow() -> str:
-    results = part_of_layer("narrow")
-    if results is None:
-        return "(not measured)"
-    return side_by_side(results, "narrow layers, forward + backward", "nn.LSTM(198)")
-
-
 def growth() -> str:
     results = part_of_layer("growth")
     if results is None:
@@ -174,10 +156,10 @@ def training() -> str:
 
 
 TABLES: Tables = {
-    "layer": layer,
+    "layer": partial(side_by_side, "speed", "layer, forward + backward", "nn.LSTM(600)"),
     "goals": goals,
-    "tokens": tokens,
-    "narrow": narrow,
+    "tokens": partial(side_by_side, "tokens", "from tokens, forward + backward", "embedding + nn.LSTM(600)"),
+    "narrow": partial(side_by_side, "narrow", "narrow layers, forward + backward", "nn.LSTM(198)"),
     "growth": growth,
     "memory": memory,
     "streaming": streaming,

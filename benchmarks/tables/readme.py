@@ -4,9 +4,9 @@ import inspect
 import statistics
 from collections.abc import Iterable
 
-from benchmarks.screen.pools import best_runs, pools
-from benchmarks.screen.runs import tasks
-from benchmarks.screen.table import Score, is_less_better, score_of, scored
+from benchmarks.screen.pools import best_score, pools
+from benchmarks.screen.runs import is_less_better
+from benchmarks.screen.table import Score, score_of
 from benchmarks.tables.shared import Tables, load, mean_and_deviation, seeds_of, table, two_threads
 
 import rimlit.backbones
@@ -121,7 +121,10 @@ def screen_in_short() -> str:
     """Return mean ± standard deviation over seeds on the tasks of the screen, in and out of distribution."""
     rows = []
     for place, words in (("inside", "as in training"), ("outside", "longer, larger or more")):
-        found = {name: [_score(name, task, place) for task in SCORES] for name in MODELS}
+        found = {
+            name: [(best_score if name in pools() else score_of)(name, task, place) for task in SCORES]
+            for name in MODELS
+        }
         best = [_best(task, [scores[column] for scores in found.values()]) for column, task in enumerate(SCORES)]
         for name, scores in found.items():
             if any(scores):
@@ -130,24 +133,17 @@ def screen_in_short() -> str:
     return table(["tested on data", "model", *SCORES.values()], rows)
 
 
-def _score(name: str, task: str, place: str) -> Score | None:
-    if name not in pools():
-        return score_of(name, task, place)
-    runs = list(best_runs(name, task).values())
-    return scored(runs, tasks()[task], place) if runs else None
-
-
 def _best(task: str, scores: Iterable[Score | None]) -> float | None:
     means = [score.mean for score in scores if score is not None]
     if not means:
         return None
-    return min(means) if is_less_better(tasks()[task]) else max(means)
+    return min(means) if is_less_better(task) else max(means)
 
 
 def _cell(score: Score | None, best: float | None) -> str:
     if score is None:
         return ""
-    deviation = statistics.stdev(score.by_seed) if len(score.by_seed) > 1 else 0.0
+    deviation = statistics.stdev(score.by_seed.values()) if len(score.by_seed) > 1 else 0.0
     text = mean_and_deviation(score.mean, deviation)
     return f"**{text}**" if score.mean == best else text
 

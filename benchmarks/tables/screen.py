@@ -4,9 +4,9 @@ import json
 import statistics
 from functools import partial
 
-from benchmarks.screen.pools import SEEDS, best_runs, best_setting, pools
-from benchmarks.screen.runs import best_of, runs_at, settings_of, tasks, variants
-from benchmarks.screen.table import is_less_better, rows, scored
+from benchmarks.screen.pools import SEEDS, best_score, best_setting, pools
+from benchmarks.screen.runs import best_of, is_less_better, runs_at, settings_of, tasks, variants
+from benchmarks.screen.table import rows
 from benchmarks.screen.trial import read_trials
 from benchmarks.tables.shared import Tables, mean_and_deviation, plain, table
 
@@ -44,21 +44,16 @@ def tuned(place: str) -> str:
 
 
 def _tuned_cell(pool: str, task_name: str, place: str) -> str:
-    task = tasks()[task_name]
-    own, grus = (
-        {seed: scored([run], task, place).mean for seed, run in best_runs(name, task_name).items()}
-        for name in (pool, "gru")
-    )
-    if len(own) < 2:
+    score, gru = (best_score(name, task_name, place) for name in (pool, "gru"))
+    if score is None or len(score.by_seed) < 2:
         return ""
+    own, grus = score.by_seed, {} if gru is None else gru.by_seed
     seeds = "" if len(own) == len(SEEDS) else f" [{len(own)}]"
     paired = own.keys() & grus.keys()
-    sign = 1 if is_less_better(task) else -1
+    sign = 1 if is_less_better(task_name) else -1
     ahead = sum(sign * own[seed] < sign * grus[seed] for seed in paired)
     ahead_of_gru = f" ({ahead} of {len(paired)})" if paired and pool != "gru" else ""
-    return (
-        f"{mean_and_deviation(statistics.mean(own.values()), statistics.stdev(own.values()))}{seeds}{ahead_of_gru}"
-    )
+    return f"{mean_and_deviation(score.mean, statistics.stdev(own.values()))}{seeds}{ahead_of_gru}"
 
 
 def chosen() -> str:
@@ -89,7 +84,7 @@ def what_tasks() -> str:
     for name, task in tasks().items():
         length = f"{task['trainer']['max_steps']:,} steps" if "max_steps" in task["trainer"] else "250,000 moves"
         scored = ", ".join(key.removeprefix("test/") for key in (*task["inside"], *task["outside"]))
-        better = "less" if is_less_better(task) else "more"
+        better = "less" if is_less_better(name) else "more"
         rates = " · ".join(f"{rate:g}" for rate in task["rates"])
         body.append([name.replace("_", " "), task["about"], length, rates, f"{scored} ({better} is better)"])
     return table(["task", "what is learned", "training", "learning rates", "scores in, out"], body)

@@ -7,6 +7,7 @@ link in its place is replaced too, and its target is left alone.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -14,9 +15,12 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rimlit.errors import StorageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +131,13 @@ def _open_own(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | _NO_LINK | getattr(os, "O_BINARY", 0), 0o666)
 
 
+def encode_png(figure: "Figure") -> bytes:
+    """Return a figure of matplotlib as a PNG file."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
+
+
 def cache_folder() -> Path:
     """Return the user's folder for what can be made again: ``RIMLIT_CACHE``, or ``rimlit`` in ``XDG_CACHE_HOME``.
 
@@ -137,13 +148,13 @@ def cache_folder() -> Path:
     return Path(root).expanduser()
 
 
-def try_folder(folder: Path, needed: int) -> None:
-    """Create ``folder``; raise a StorageError if a file of ``needed`` bytes could not be written to it now."""
+def try_folder(folder: Path) -> None:
+    """Create ``folder``; raise a StorageError if a file could not be written to it now."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _try(folder, needed)
+        _try(folder, 0)
     except OSError as error:
-        raise storage_error(folder, needed, error) from error
+        raise storage_error(folder, None, error) from error
 
 
 def require_folder(folder: Path, needed: int) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from rimlit.errors import ConfigError
+
 MOST_BYTES, MOST_VALUES, MOST_LEVELS = 2**20, 20_000, 50
 """Bounds of a config: bytes of the file, values with all aliases written out, and levels of nesting."""
 
@@ -38,6 +40,25 @@ def load_yaml(path: Path) -> Any:
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def load_given(path: Path, whose: str, what: str) -> Any:
+    """Return what a YAML file that a user named holds.
+
+    Args:
+        path: The file.
+        whose: What messages begin with.
+        what: What the file is to hold, with an example.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return load_yaml(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{whose}: there is no such file. It holds {what}.") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{whose} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
 
 
 def _require_bounds(text: str) -> None:

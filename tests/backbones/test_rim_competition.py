@@ -22,8 +22,8 @@ def scores_of(rim: RIM, inputs: Tensor, hidden: Tensor) -> Tensor:
     return torch.einsum("bmik,bmnik->bmin", query, key) / query.shape[-1] ** 0.5
 
 
-def winners(relevance: Tensor, number: int) -> Tensor:
-    return torch.zeros_like(relevance, dtype=torch.bool).scatter(1, relevance.topk(number, dim=1).indices, True)
+def winners(relevance: Tensor) -> Tensor:
+    return torch.zeros_like(relevance, dtype=torch.bool).scatter(1, relevance.topk(2, dim=1).indices, True)
 
 
 # Competition
@@ -52,8 +52,8 @@ def test_with_one_slot_and_one_head_least_null_means_the_largest_score(input_sha
     _, _, activity = activity_of(rim, inputs)
     scores = scores_of(rim, inputs[:, :1].squeeze(1)[:, None], rim.initial_state(BATCH).hidden[:, 0])[:, :, 0, 0]
     torch.testing.assert_close(activity.null_attention[:, 0], torch.sigmoid(-scores))
-    assert torch.equal(activity.active[:, 0], winners(scores, 2))
-    assert torch.equal(activity.active[:, 0], winners(-activity.null_attention[:, 0], 2))
+    assert torch.equal(activity.active[:, 0], winners(scores))
+    assert torch.equal(activity.active[:, 0], winners(-activity.null_attention[:, 0]))
 
 
 @pytest.mark.parametrize("input_sharing", ["shared", "independent"])
@@ -64,7 +64,7 @@ def test_with_several_slots_and_one_head_least_null_means_the_largest_logsumexp(
     _, _, activity = activity_of(rim, inputs)
     scores = scores_of(rim, inputs[:, 0], rim.initial_state(BATCH).hidden[:, 0])[:, :, 0]
     torch.testing.assert_close(activity.null_attention[:, 0], 1 / (1 + scores.exp().sum(dim=-1)))
-    assert torch.equal(activity.active[:, 0], winners(scores.logsumexp(dim=-1), 2))
+    assert torch.equal(activity.active[:, 0], winners(scores.logsumexp(dim=-1)))
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -75,9 +75,9 @@ def test_with_several_heads_the_least_mean_null_probability_wins(slots: int) -> 
     scores = scores_of(rim, inputs[:, 0], start.hidden[:, 0])
     null = 1 / (1 + scores.exp().sum(dim=-1))  # (B, M, I)
     torch.testing.assert_close(activity.null_attention[:, 0], null.mean(dim=-1))
-    assert torch.equal(activity.active[:, 0], winners(-null.mean(dim=-1), 2))
+    assert torch.equal(activity.active[:, 0], winners(-null.mean(dim=-1)))
     # the test would prove nothing if the mean score ranked the same
-    assert not torch.equal(activity.active[:, 0], winners(scores.logsumexp(dim=-1).mean(dim=-1), 2))
+    assert not torch.equal(activity.active[:, 0], winners(scores.logsumexp(dim=-1).mean(dim=-1)))
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -87,7 +87,7 @@ def test_across_mechanisms_the_largest_share_wins(slots: int) -> None:
     scores = scores_of(rim, inputs[:, 0], rim.initial_state(BATCH).hidden[:, 0])
     share = scores.softmax(dim=1).mean(dim=2)  # (B, M, N)
     torch.testing.assert_close(activity.slot_attention[:, 0], share)
-    assert torch.equal(activity.active[:, 0], winners(share.sum(dim=-1), 2))
+    assert torch.equal(activity.active[:, 0], winners(share.sum(dim=-1)))
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])

@@ -14,6 +14,7 @@ from rimlit import spec
 from rimlit.cli import messages
 from tests.cli.running import COPYING, LANGUAGE, succeed, write_novel
 from tests.conftest import list_shipped_classes
+from tests.processes import Warm
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,14 @@ def folder(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A process that has imported the package and starts others."""
+    parent = Warm(tmp_path_factory.mktemp("warm"))
+    yield parent
+    parent.close()
 
 
 def _train(folder: Path, store: str, *arguments: str) -> Path:

@@ -3,14 +3,19 @@
 import contextlib
 import io
 import json
+import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
+import pytest
 import torch
 
 import rimlit.cli.run  # Lightning's log takes hold of stderr while that is still the terminal's
 from rimlit.cli import main
+from rimlit.training import Checkpointer
 
 NOVEL = """\
 it was the best of times, it was the worst of times,
@@ -79,6 +84,18 @@ def succeed(*arguments: str | Path) -> Answer:
     assert answer.code == 0, answer.err
     assert not answer.warned, answer.warned
     return answer
+
+
+def terminate(step: int, *arguments: str) -> None:
+    """Run ``rimlit`` and let it get a SIGTERM after a training step."""
+
+    def stop(callback: Checkpointer, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "on_train_batch_end", stop, raising=False)
+        assert rimlit(*arguments).code == 143
 
 
 def write_novel(folder: Path) -> Path:

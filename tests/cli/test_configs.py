@@ -1,11 +1,8 @@
 """Laws over every shipped config."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import yaml
@@ -16,8 +13,7 @@ from rimlit.cli.settings import with_sizes
 from rimlit.data import DataModule
 from rimlit.spec import build, find_class, to_spec
 from rimlit.tasks import Task
-from rimlit.training import Checkpointer
-from tests.cli.running import QUIET, UNTRACKED, read_json, rimlit, succeed
+from tests.cli.running import QUIET, UNTRACKED, read_json, succeed, terminate
 from tests.cli.stand_ins import STAND_INS
 
 NAMES = [name for name in config_names() if not name.startswith("trainer/")]
@@ -233,14 +229,7 @@ def test_a_config_s_run_goes_on_exactly_where_it_was_stopped(texts: Path, name: 
     command = ("fit", "--config", name, "--config=trainer/quick", "--trainer.max_steps=4", *small(name), *QUIET)
     options = (*UNTRACKED, "--trainer.log_every_n_steps=1", "--test_after_fit=false")
     succeed(*command, *options, "--name=whole")
-
-    def stop(callback: Checkpointer, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "on_train_batch_end", stop, raising=False)
-        assert rimlit(*command, *options, "--name=parts").code == 143
+    terminate(2, *command, *options, "--name=parts")
     succeed(*command, *options, "--name=parts")
     runs = texts / "runs" / name.split("/")[-2]
     whole, parts = (read_checkpoint(runs / run / "checkpoints/last.ckpt") for run in ("whole", "parts"))

@@ -43,13 +43,6 @@ def fault(kind: str, rank: int, step: int = 3) -> tuple[str, ...]:
     return ("--trust=tests", "--trainer.callbacks+=tests.processes.Fault", *own)
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    parent = Warm(tmp_path_factory.mktemp("warm"))
-    yield parent
-    parent.close()
-
-
 def program(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "rimlit", *map(str, arguments)]
 

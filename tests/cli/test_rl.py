@@ -1,8 +1,6 @@
 """Reinforcement learning by the command line: the same folder, the same commands, environments at fault."""
 
 import csv
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,17 @@ import numpy as np
 import pytest
 
 from rimlit.training import Checkpointer
-from tests.cli.running import QUIET, UNTRACKED, Answer, read_checkpoint, read_json, rimlit, scores_of, succeed
+from tests.cli.running import (
+    QUIET,
+    UNTRACKED,
+    Answer,
+    read_checkpoint,
+    read_json,
+    rimlit,
+    scores_of,
+    succeed,
+    terminate,
+)
 from tests.rl.corridor import CORRIDOR
 
 SMALL = (
@@ -32,8 +40,8 @@ POLE = ("--config=cartpole/rim", *SMALL, *UNTRACKED)
 RUN = Path("runs/cartpole/rim-seed0")
 
 
-def corridor(fault: str, at: int) -> tuple[str, ...]:
-    options = f'--data.options={{"fault":"{fault}","at":{at},"length":5}}'
+def corridor(fault: str) -> tuple[str, ...]:
+    options = f'--data.options={{"fault":"{fault}","at":47,"length":5}}'
     return ("--trust=tests", f"--data.environment={CORRIDOR}", "--data.observed=null", options)
 
 
@@ -74,13 +82,7 @@ def test_a_larger_budget_resumes_a_run(folder: Path, caplog: pytest.LogCaptureFi
 
 
 def test_a_run_that_was_stopped_is_resumed_with_its_counts_optimiser_and_scale(folder: Path) -> None:
-    def stop(callback: Checkpointer, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "on_train_batch_end", stop, raising=False)
-        assert rimlit("fit", *POLE).code == 143
+    terminate(3, "fit", *POLE)
     path = folder / RUN / "checkpoints/last.ckpt"
     stopped = read_checkpoint(path)
     assert (stopped["global_step"], stopped["Experience"]["env_steps"]) == (3, 80)
@@ -203,7 +205,7 @@ def test_an_environment_at_fault_is_named_and_leaves_the_checkpoint_before_it(
     folder: Path, fault: str, says: str
 ) -> None:
     """In the fifth rollout of ten steps; evaluation ends its episodes before."""
-    options = (*POLE, "--data.total_steps=400", *corridor(fault, 47))
+    options = (*POLE, "--data.total_steps=400", *corridor(fault))
     said = refused(3, "fit", *options)
     assert f"{CORRIDOR}: environment 0 {says}" in said
     last = read_checkpoint(folder / RUN / "checkpoints/last.ckpt")

@@ -1,6 +1,5 @@
 """The files of a run, how it is resumed, and what a checkpoint alone can do."""
 
-import csv
 import json
 import logging
 import os
@@ -32,14 +31,10 @@ from tests.cli.running import (
     succeed,
     write_novel,
 )
+from tests.conftest import rows_of
 
 FIGURES = ["figures/activity.png", "figures/mechanisms.png"]
 FIGURELESS = "--trainer.callbacks+={class_path: rimlit.pictures.MechanismActivity, init_args: {figure: false}}"
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def plain_types(value: Any) -> set[type]:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -271,13 +271,6 @@ def test_a_damaged_file_of_state_counts_as_absent(copying: Path, name: str, cont
 
 
 # One process at a time
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    parent = Warm(tmp_path_factory.mktemp("warm"))
-    yield parent
-    parent.close()
 
 
 def start_twice(warm: Warm, folder: Path) -> tuple[list[int], str]:

@@ -127,16 +127,6 @@ def test_the_bundled_digits_need_no_file_and_the_last_360_are_the_test() -> None
     assert len(data.datasets("test")["size_14"]) == 360
 
 
-@pytest.fixture
-def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    yield datasets
-    datasets.enable_progress_bars()
-
-
 def write_image(path: Path, array: np.ndarray) -> None:
     from PIL import Image
 

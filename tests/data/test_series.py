@@ -189,9 +189,9 @@ def test_a_series_that_is_too_short_is_named_and_one_that_is_short_is_padded(
 # What is known ahead
 
 
-def known_table(rows: int = 40, future: int = 2) -> str:
-    lines = [f"{row},{row * 2},{row % 7}" for row in range(rows)]
-    lines += [f"{row},,{row % 7}" for row in range(rows, rows + future)]
+def known_table(future: int = 2) -> str:
+    lines = [f"{row},{row * 2},{row % 7}" for row in range(40)]
+    lines += [f"{row},,{row % 7}" for row in range(40, 40 + future)]
     return "\n".join(["time,level,weekday", *lines, ""])
 
 

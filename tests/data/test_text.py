@@ -90,16 +90,6 @@ def test_a_size_limit_cuts_each_split(folder: Path) -> None:
     assert [decoded(data, split) for split in ("train", "val", "test")] == [TRAIN[:6], VALID[:6], TEST[:6]]
 
 
-@pytest.fixture
-def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    yield datasets
-    datasets.enable_progress_bars()
-
-
 def test_a_local_hugging_face_folder_is_read(folder: Path, hugging_face: Any) -> None:
     (folder / "valid.txt").rename(folder / "validation.txt")
     data = make_text(dataset=str(folder))

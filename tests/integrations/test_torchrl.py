@@ -15,7 +15,7 @@ from rimlit import GRU, LSTM, RIM, Backbone, Transformer
 from rimlit.errors import ConfigError, MissingExtraError
 from rimlit.types import flat_state
 from tests.conftest import random_tensor
-from tests.laws.backbone_cases import VARIANTS, backbone_classes, nested
+from tests.laws.backbone_cases import backbone_cases, nested
 
 pytest.importorskip("torchrl", reason="an extra")
 
@@ -37,13 +37,6 @@ def build(cls: type[Backbone], arguments: dict[str, Any], input_size: int = OBSE
     names = ("input_dropout", "communication_dropout", "dropout")
     dropouts = {name: 0.0 for name in names if name in (cls.__init__.__kwdefaults__ or {})}
     return cls(input_size, HIDDEN_SIZE, **nested({**arguments, **dropouts}))  # type: ignore[call-arg]
-
-
-CASES = [
-    pytest.param(cls, arguments, id=f"{cls.__name__}-{name}")
-    for cls in backbone_classes()
-    for name, arguments in {"default": {}, **VARIANTS.get(cls.__name__, {})}.items()
-]
 
 
 def actor_of(module: BackboneModule) -> ProbabilisticActor:
@@ -75,7 +68,7 @@ def log_probs_of(actor: ProbabilisticActor, batch: TensorDict) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize(("cls", "arguments"), CASES)
+@pytest.mark.parametrize(("cls", "arguments"), backbone_cases())
 def test_a_loss_computes_the_probabilities_that_were_collected(
     cls: type[Backbone], arguments: dict[str, Any]
 ) -> None:

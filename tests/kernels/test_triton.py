@@ -26,7 +26,6 @@ from tests.laws.backbone_cases import SMALL, nested
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="runs in the process that starts the interpreter")
 compiled = pytest.mark.skipif(IS_INTERPRETED or not HAS_TRITON, reason="Triton interprets or is not installed")
 

@@ -193,20 +193,27 @@ def test_a_cell_of_ones_own_keeps_the_laws() -> None:
     check_part("cell", Leaky)
 
 
-def test_what_a_part_carries_is_part_of_the_state() -> None:
-    rim = rim_with(communication=Whiteboard)().eval()
-    inputs, resets = random_tensor(2, 6, 3), torch.zeros(2, 6, dtype=torch.bool)
+def assert_carried(rim: RIM, inputs: Tensor) -> None:
+    """Two halves of 6 steps give what all steps give, and a reset starts again."""
     features, state = rim(inputs)
-    assert type(state).__name__ == "CarryingLSTMState"
-    assert state.carried.shape == (2, 1, rim.hidden_size // 5)
-    assert state.carried.abs().sum() > 0
     first, middle = rim(inputs[:, :3])
     second, last = rim(inputs[:, 3:], middle)
     torch.testing.assert_close(torch.cat([first, second], dim=1), features)
     torch.testing.assert_close(last.carried, state.carried)
+    resets = torch.zeros(2, 6, dtype=torch.bool)
     resets[:, 3] = True
     again, _ = rim(inputs, resets=resets)
     torch.testing.assert_close(again[:, 3:], rim(inputs[:, 3:])[0])
+
+
+def test_what_a_part_carries_is_part_of_the_state() -> None:
+    rim = rim_with(communication=Whiteboard)().eval()
+    inputs = random_tensor(2, 6, 3)
+    _, state = rim(inputs)
+    assert type(state).__name__ == "CarryingLSTMState"
+    assert state.carried.shape == (2, 1, rim.hidden_size // 5)
+    assert state.carried.abs().sum() > 0
+    assert_carried(rim, inputs)
 
 
 class Pushed(Balance):

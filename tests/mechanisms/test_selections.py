@@ -13,7 +13,7 @@ from rimlit.mechanisms import Entmax, GumbelTopK, HardConcrete, LeastNull, SkipU
 from rimlit.mechanisms.selections.entmax import entmax15, sparsemax
 from rimlit.testing import rim_with
 from tests.conftest import random_tensor
-from tests.mechanisms.test_parts import Whiteboard
+from tests.mechanisms.test_parts import Whiteboard, assert_carried
 
 NOTHING = torch.empty(0)
 
@@ -175,31 +175,22 @@ def test_what_is_gathered_is_part_of_the_state_and_learns() -> None:
     inputs = random_tensor(2, 6, 3, dtype=torch.float64)
     features, state = rim.eval()(inputs)
     assert state.carried.shape == (2, 1, 5)
-    first, middle = rim(inputs[:, :3])
-    second, last = rim(inputs[:, 3:], middle)
-    torch.testing.assert_close(torch.cat([first, second], dim=1), features)
-    torch.testing.assert_close(last.carried, state.carried)
+    assert_carried(rim, inputs)
     (gradient,) = torch.autograd.grad(features.square().sum(), rim.layers[0].input_query.weight)
     assert (gradient.abs().sum(dim=(1, 2)) > 0).all()
 
 
 def test_a_selection_and_a_communication_may_both_carry() -> None:
     rim = rim_with(selection="skip_update", communication=Whiteboard, num_active=3)().eval()
-    inputs, resets = random_tensor(2, 6, 3), torch.zeros(2, 6, dtype=torch.bool)
-    features, state = rim(inputs)
+    inputs = random_tensor(2, 6, 3)
+    _, state = rim(inputs)
     assert state.carried.shape == (2, 1, 5 + 4)
     own, board = rim.layers[0].split_carried(state.carried[:, 0])
     assert own is not None
     assert board is not None
     assert (own.shape, board.shape) == ((2, 5), (2, 4))
     assert board.abs().sum() > 0
-    first, middle = rim(inputs[:, :3])
-    second, last = rim(inputs[:, 3:], middle)
-    torch.testing.assert_close(torch.cat([first, second], dim=1), features)
-    torch.testing.assert_close(last.carried, state.carried)
-    resets[:, 3] = True
-    again, _ = rim(inputs, resets=resets)
-    torch.testing.assert_close(again[:, 3:], rim(inputs[:, 3:])[0])
+    assert_carried(rim, inputs)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """``metrics.csv``: whatever names and damage there are, what can be read is kept."""
 
-import csv
 import logging
 import math
 from pathlib import Path
@@ -11,11 +10,7 @@ from rimlit.comparison.runs import last_step
 from rimlit.errors import StorageError
 from rimlit.tracking import LocalMetrics, MLflowTracker
 from rimlit.tracking.metrics_file import read_metrics
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+from tests.conftest import rows_of
 
 
 def test_a_later_run_in_the_folder_adds_to_the_metrics(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def log_steps(tracker: MLflowTracker, steps: range) -> float:
     return slowest
 
 
-def wait_until_sent(tracker: MLflowTracker, seconds: float = 60) -> None:
-    assert tracker.send_rest(seconds).failure is None
+def wait_until_sent(tracker: MLflowTracker) -> None:
+    assert tracker.send_rest(60).failure is None
 
 
 def test_a_server_that_is_killed_frozen_and_back_again_gets_every_step_once_and_training_does_not_wait(

@@ -1,7 +1,6 @@
 """MLflow, which never stops a training."""
 
 import contextlib
-import csv
 import json
 import logging
 import os
@@ -34,6 +33,7 @@ from rimlit.tracking.mlflow_sender import MLflowSender
 from rimlit.tracking.process_names import is_gone, is_rank_zero, process_name
 from rimlit.tracking.recording import RunRecorder
 from rimlit.tracking.run_folder import RunFolder
+from tests.conftest import rows_of
 from tests.rl.corridor import make_experience, make_task
 from tests.tasks.running import make_copying, make_copying_task, make_trainer, quiet
 from tests.tasks.test_frame_prediction import make_data as make_frame_data
@@ -110,11 +110,6 @@ def train(folder: Path, tracker: MLflowTracker, **options: Any) -> None:
     task, data = make_copying_task(), make_copying()
     trainer.fit(task, data)
     trainer.test(task, data, verbose=False)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # MLflow

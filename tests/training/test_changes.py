@@ -34,10 +34,10 @@ def group_of(folder: Path) -> dict[str, Any]:
     return group
 
 
-def go_on(folder: Path, first: Case, second: Case, *, steps: int = 10) -> dict[str, Any]:
+def go_on(folder: Path, first: Case, second: Case) -> dict[str, Any]:
     """Train six steps as the first says and the rest as the second says; return the optimiser's settings."""
     fit(first, folder, steps=6)
-    fit(second, folder, steps=steps, ckpt_path=folder / "last.ckpt")
+    fit(second, folder, steps=10, ckpt_path=folder / "last.ckpt")
     return group_of(folder)
 
 

@@ -16,7 +16,7 @@ from rimlit.kernels.eager import activity_of
 from rimlit.kernels.step import StepInputs, StepResult, step
 from rimlit.mechanisms import LayerWeights, PartLike, Sharing
 from rimlit.nn.surroundings import is_autocast_enabled, without_autocast
-from rimlit.types import State, carried_of, carrying_type
+from rimlit.types import State, carried_of, replace_state, with_carried
 
 TopDown = Literal["above", "top"]
 TOP_DOWN: tuple[TopDown, ...] = ("above", "top")
@@ -170,8 +170,7 @@ class BRIM(BalancedBackbone):
         like = self._layers[0].like
         layers = [[part.flatten(1) for part in initial(batch_size, like)] for initial in self.initial]
         state = self.state_type(*(torch.stack(parts, dim=1) for parts in zip(*layers, strict=True)))
-        carried = [layer.initial_carried(batch_size) for layer in self._layers]
-        return self._with_carried(state, carried)
+        return with_carried(state, _beside([layer.initial_carried(batch_size) for layer in self._layers]))
 
     def forward(
         self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None
@@ -199,7 +198,7 @@ class BRIM(BalancedBackbone):
             features, states, carried = self._run(weights, key, value, state, initial, resets)
         parts = zip(*([part.transpose(0, 1).flatten(1) for part in layer] for layer in states), strict=True)
         last = self.state_type(*(torch.stack(layers, dim=1) for layers in parts))
-        return features, self._with_carried(last, carried)
+        return features, with_carried(last, _beside(carried))
 
     def _run(
         self,
@@ -234,7 +233,8 @@ class BRIM(BalancedBackbone):
             if resets is not None:
                 for index in range(self.num_layers):
                     states[index] = _replaced(states[index], firsts[index], resets[:, t, None])
-                    carried[index] = _reset_carried(carried[index], first_carried[index], resets[:, t])
+                    if carried[index] is not None:
+                        carried[index] = replace_state(carried[index], first_carried[index], resets[:, t])
             read_key, read_value = key[:, :, t], value[:, :, t]
             for index, (layer, own) in enumerate(zip(layers, weights, strict=True)):
                 if index:
@@ -300,10 +300,6 @@ class BRIM(BalancedBackbone):
                 yield carried[:, start:stop].view(-1, *like.shape[1:])
                 start = stop
 
-    def _with_carried(self, state: State, carried: Sequence[Tensor | None]) -> State:
-        parts = [part.flatten(1) for part in carried if part is not None]
-        return carrying_type(self.state_type)(*state, torch.cat(parts, dim=1)) if parts else state
-
     def flops_per_step(self) -> int:
         """Return the operations of one step that are needed; see :meth:`rimlit.RIM.flops_per_step`."""
         total = super().flops_per_step()
@@ -346,12 +342,12 @@ def _joined(hidden: Tensor) -> Tensor:
     return hidden.transpose(0, 1).flatten(1)
 
 
+def _beside(carried: Sequence[Tensor | None]) -> Tensor | None:
+    """Return what all layers carry, side by side: (B, numbers)."""
+    parts = [part.flatten(1) for part in carried if part is not None]
+    return torch.cat(parts, dim=1) if parts else None
+
+
 def _replaced(state: State, initial: State, where: Tensor) -> State:
     """Return tensors (M, B, d), the initial ones for the samples that ``where`` (B, 1) marks."""
     return type(state)(*(torch.where(where, new, old) for old, new in zip(state, initial, strict=True)))
-
-
-def _reset_carried(carried: Tensor | None, initial: Tensor | None, where: Tensor) -> Tensor | None:
-    if carried is None or initial is None:
-        return None
-    return torch.where(where.view(-1, *[1] * (carried.dim() - 1)), initial, carried)

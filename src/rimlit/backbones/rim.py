@@ -17,7 +17,7 @@ from rimlit.errors import ConfigError
 from rimlit.kernels import BACKENDS, LayerInputs, run_layer
 from rimlit.mechanisms import PartLike, PartsLike
 from rimlit.nn.surroundings import is_autocast_enabled, is_traced
-from rimlit.types import State, carrying_type, map_state
+from rimlit.types import State, map_state, with_carried
 
 
 class RIM(LayeredBackbone):
@@ -135,7 +135,7 @@ class RIM(LayeredBackbone):
             num_mechanisms=num_mechanisms,
             num_layers=num_layers,
             input_heads=input_heads,
-            checkpoint_every=1 if checkpoint_every is None else checkpoint_every,
+            checkpoint_every=checkpoint_every,
         )
         require_dropout(dropout=dropout)
         require_known(backend=(backend, BACKENDS))
@@ -193,9 +193,7 @@ class RIM(LayeredBackbone):
         state = self.state_type(*self.initial(batch_size, self._first.like))
         all_carried = [layer.initial_carried(batch_size) for layer in self._layers]
         carried = [tensor for tensor in all_carried if tensor is not None]
-        if not carried:
-            return state
-        return carrying_type(self.state_type)(*state, torch.stack(carried, dim=1))
+        return with_carried(state, torch.stack(carried, dim=1) if carried else None)
 
     def forward(
         self, inputs: Tensor, state: State | None = None, resets: Tensor | None = None

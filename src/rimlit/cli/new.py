@@ -4,6 +4,7 @@ import keyword
 import re
 from pathlib import Path
 
+from rimlit.checks import require_known
 from rimlit.console import say
 from rimlit.errors import ConfigError, StorageError
 from rimlit.files import write_file
@@ -32,8 +33,7 @@ def run_new(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise ConfigError(f"rimlit new needs a kind and a name: rimlit new {'|'.join(KINDS)} NAME.")
     kind, given = arguments
-    if kind not in KINDS:
-        raise ConfigError(f"kind must be one of {', '.join(KINDS)}; got kind={kind!r}.")
+    require_known(kind=(kind, KINDS))
     name, module = names_of(given)
     texts = {f"{module}.py": f"{kind}.txt", f"test_{module}.py": f"{kind}_test.txt"}
     for path in texts:

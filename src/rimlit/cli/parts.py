@@ -4,8 +4,8 @@ import inspect
 import re
 
 from rimlit.backbones.rim_parts import KINDS
+from rimlit.checks import require_known
 from rimlit.console import in_columns, say
-from rimlit.errors import ConfigError
 from rimlit.mechanisms import known_parts
 
 NAME_COLUMNS = 22
@@ -21,8 +21,7 @@ def run_mechanisms(arguments: list[str]) -> None:
         ConfigError: There is no such kind.
     """
     for kind in arguments:
-        if kind not in KINDS:
-            raise ConfigError(f"kind must be one of {', '.join(KINDS)}; got kind={kind!r}.")
+        require_known(kind=(kind, KINDS))
     for kind in arguments or KINDS:
         say(f"{kind}:")
         for name, cls in known_parts(KINDS[kind]).items():

@@ -11,11 +11,11 @@ from torch import nn
 from rimlit.backbones import RIM
 from rimlit.cli.configs import find_config
 from rimlit.data import DataModule
-from rimlit.data.base import PLACES
 from rimlit.errors import ConfigError
 from rimlit.spec import build, find_class, flat_settings, to_plain, to_spec
 from rimlit.tasks import Task
 from rimlit.tasks.signatures import declared_sizes
+from rimlit.training.agreement import OWN_TO_A_PROCESS
 
 OF_ONE_RUN = (
     "name",
@@ -48,15 +48,13 @@ def config_text(settings: dict[str, Any]) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def changed_setting(
-    before: Mapping[str, Any], now: Mapping[str, Any], fixed: tuple[str, ...]
-) -> tuple[str, Any, Any] | None:
-    """Return the first setting that differs, with both values: one of ``fixed``, and of what is run, not where."""
-    places = (f"data.init_args.{name}" for name in PLACES)  # what they hold, each run compares itself
-    free = ("data.init_args.num_workers", *places, *(f"trainer.{name}" for name in WHERE))
+def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first setting that differs, with both values: one of what is run, not where."""
+    # what is in the places of data, each run compares itself
+    free = (*OWN_TO_A_PROCESS, *(f"trainer.{name}" for name in WHERE))
     old, new = flat_settings(before), flat_settings(now)
     for key in sorted((old.keys() | new.keys()) - set(free)):
-        if key.startswith(fixed) and old.get(key) != new.get(key):
+        if key.startswith(("data.", "model.", "seed_everything", "trainer.")) and old.get(key) != new.get(key):
             return key, old.get(key), new.get(key)
     return None
 

@@ -8,7 +8,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from rimlit.checks import require_positive
+from rimlit.checks import require_known, require_positive
 from rimlit.cli.failures import cause_of
 from rimlit.cli.places import dataset_of
 from rimlit.cli.setup import prepare
@@ -110,10 +110,9 @@ def compare(
         raise ConfigError(
             f"seeds must be at least 1, or a list of seeds that are at least 0; got seeds={seeds!r}."
         )
-    if jobs is not None:
-        require_positive(jobs=jobs)
-    if match is not None and match not in MEASURES:
-        raise ConfigError(f"match must be one of {', '.join(MEASURES)}; got match={match!r}.")
+    require_positive(jobs=jobs)
+    if match is not None:
+        require_known(match=(match, MEASURES))
     tuned = _tune(tune, trials, storage, prune)
     if on is None and (collect or not wait):
         raise ConfigError("no-wait and collect are for jobs of a cluster: give --on slurm.yaml as well.")
@@ -138,7 +137,7 @@ def compare(
             raise
         raise cause from error
     folder = planned.entrants[0].folder
-    try_folder(folder, 0)
+    try_folder(folder)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -143,14 +143,14 @@ def run_of(model: Model, seed: int, folder: Path, *, is_trial: bool = False) -> 
     arguments = ["fit", "--config", model.config, *model.arguments, f"--seed_everything={seed}"]
     arguments.append(f"--trainer.default_root_dir={folder / name}")
     run = Run(model.name, seed, arguments, RunFolder(folder / name), folder / "logs" / f"{name}.log")
-    steps = model.settings["trainer"].get("max_steps", -1)
-    run.steps = steps if steps > 0 else None
     trainer = model.settings["trainer"]
+    steps = trainer.get("max_steps", -1)
+    run.steps = steps if steps > 0 else None
     run.devices, run.nodes = _count(trainer.get("devices", 1)), _count(trainer.get("num_nodes", 1))
     before = read_settings(run.folder.path / "config.yaml")
     if before is not None:
         now = {**model.settings, "seed_everything": seed}
-        changed = changed_setting(before, now, ("data.", "model.", "seed_everything", "trainer."))
+        changed = changed_setting(before, now)
         if changed is not None:
             key, old, value = changed
             raise ConfigError(

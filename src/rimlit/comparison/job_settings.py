@@ -8,13 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rimlit.errors import ConfigError, install_command
-from rimlit.yaml_files import load_yaml
+from rimlit.yaml_files import load_given
 
 CLUSTERS = ("slurm", "local", "debug")
-EXAMPLE = "timeout_min: 240"
+KEYS = "submitit's keys, such as timeout_min: 240"
 
 
 def import_submitit() -> Any:
@@ -82,16 +80,9 @@ def read_job_settings(path: str | Path) -> JobSettings:
         ConfigError: It cannot be read, has an unknown key or a wrong value; submitit or the cluster is missing.
     """
     whose = f"on={str(path)!r}"
-    try:
-        given = load_yaml(Path(path))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{whose}: there is no such file. It holds submitit's keys, such as {EXAMPLE}."
-        ) from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{whose} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+    given = load_given(Path(path), whose, KEYS)
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{whose} must hold submitit's keys, such as {EXAMPLE}; got {given!r}.")
+        raise ConfigError(f"{whose} must hold {KEYS}; got {given!r}.")
     submitit = import_submitit()
     settings = dict(given)
     cluster = settings.pop("cluster", "slurm")

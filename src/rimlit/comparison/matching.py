@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rimlit.backbones import Backbone, BackboneFactory
+from rimlit.checks import require_at_least, require_known
 from rimlit.errors import ConfigError, SpecError
 from rimlit.spec import Spec, build, find_class, to_spec
 from rimlit.tasks import Task
@@ -91,10 +92,8 @@ def match_parameters(
         >>> print(match_parameters(partial(RIM, num_mechanisms=6), 100_000, input_size=64, tolerance=0.2))
         hidden_size=102: 102,288 parameters, 2.29 % more than 100,000
     """
-    if measure not in MEASURES:
-        raise ConfigError(f"match must be one of {', '.join(MEASURES)}; got match={measure!r}.")
-    if tolerance < 0:
-        raise ConfigError(f"match_tolerance must be at least 0; got match_tolerance={tolerance}.")
+    require_known(match=(measure, MEASURES))
+    require_at_least(0, match_tolerance=tolerance)
     spec = model.spec if isinstance(model, Task) else to_spec(model, "model")
     is_task = issubclass(find_class(spec["class_path"], nn.Module), Task)
     if not isinstance(to, int) and isinstance(to, Task) is not is_task:

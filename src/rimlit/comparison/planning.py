@@ -116,9 +116,10 @@ def plan(
     if match:
         target = find_target(match_to, paths, first_rim({path: read[path][0] for path in paths}))
         read[target] = read[target] if target in read else settings_of(target)
-    require_same_data({config: read[path][0] for config, path in zip(configs, paths, strict=True)})
+    resolved = {config: read[path][0] for config, path in zip(configs, paths, strict=True)}
+    require_same_data(resolved)
     require_same_data({configs[0]: read[paths[0]][0], f"match_to={match_to or str(target)!r}": read[target][0]})
-    tunes = tunes_of({config: read[path][0] for config, path in zip(configs, paths, strict=True)}, tune, overrides)
+    tunes = tunes_of(resolved, tune, overrides)
     data = build_data(read[paths[0]][0])
     aim = build_task(read[target][0], data) if match else None
 

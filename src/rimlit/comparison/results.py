@@ -19,7 +19,7 @@ from rimlit.comparison.scores import Score, floor_of, mean_and_deviation, number
 from rimlit.comparison.statistics import Interval, interquartile_mean
 from rimlit.comparison.tuning import short_names, short_value, tuning_notes
 from rimlit.errors import DataError
-from rimlit.files import read_json, refuse_link, write_file
+from rimlit.files import encode_png, read_json, refuse_link, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -324,9 +324,7 @@ class Comparison:
         write_file(folder / "table.md", self._repr_markdown_() + "\n")
         write_file(folder / "table.csv", self.csv())
         for metric, figure in self.figures().items():
-            png = io.BytesIO()
-            figure.savefig(png, format="png", dpi=150)
-            write_file(folder / "figures" / f"{metric}.png", png.getvalue())
+            write_file(folder / "figures" / f"{metric}.png", encode_png(figure))
 
 
 def _rich(header: list[str], lines: list[list[Cell]]) -> Table:

@@ -1,6 +1,5 @@
 """What is kept of a search: the best config as YAML, the trials as JSON, and a figure."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rimlit.cli.settings import config_text
 from rimlit.comparison.entrants import Entrant, Model
 from rimlit.comparison.tuning import short_names, short_value
-from rimlit.files import write_file, write_json
+from rimlit.files import encode_png, write_file, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +33,8 @@ def save_searches(entrants: Sequence[Entrant], folder: Path) -> None:
         report = entrant.search.report()
         write_json(folder / f"search-{entrant.name}.json", report)
         if any(trial["score"] is not None for trial in report["tried"]):
-            png = io.BytesIO()
-            draw_search(report).savefig(png, format="png", dpi=150)
-            write_file(folder / "figures" / f"search-{entrant.name}.png", png.getvalue())
+            png = encode_png(draw_search(report))
+            write_file(folder / "figures" / f"search-{entrant.name}.png", png)
         if (model := entrant.chosen()) is not None:
             write_file(best_config(entrant, folder), _text(model))
 

@@ -11,7 +11,7 @@ import yaml
 
 from rimlit.comparison.tuning import full_setting, require_tunable
 from rimlit.errors import ConfigError
-from rimlit.yaml_files import load_yaml
+from rimlit.yaml_files import load_given
 
 EXAMPLE = "model.optimizer.lr: {log_uniform: [0.0001, 0.01]}"
 KINDS = {
@@ -94,12 +94,7 @@ def read_space(given: str | Path | Mapping[str, Any]) -> Space:
     whose = "space"
     if isinstance(given, str | Path):
         whose = f"space={str(given)!r}"
-        try:
-            given = load_yaml(Path(given))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{whose}: there is no such file. It holds settings, such as {EXAMPLE}.") from error
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise ConfigError(f"{whose} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+        given = load_given(Path(given), whose, f"settings, such as {EXAMPLE}")
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"{whose} must hold settings, such as {EXAMPLE}; got {given!r}.")
     dimensions = [_dimension(str(key), entry, whose) for key, entry in given.items()]

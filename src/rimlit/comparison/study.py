@@ -4,7 +4,6 @@ Runs of different datasets are put on one scale: 0 is the floor of the dataset (
 its best run of any model. A run's score is the mean over the groups of its test, as groups share a training.
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from rimlit.comparison.statistics import (
     probability_of_improvement,
 )
 from rimlit.errors import DataError
-from rimlit.files import write_file
+from rimlit.files import encode_png, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -217,9 +216,7 @@ class Study:
         notes = "\n".join(f"- {note}" for note in self.notes())
         write_file(folder / "statistics.md", f"{self.markdown()}\n{notes}\n")
         for name, figure in self.figures().items():
-            png = io.BytesIO()
-            figure.savefig(png, format="png", dpi=150)
-            write_file(folder / "figures" / f"{name}.png", png.getvalue())
+            write_file(folder / "figures" / f"{name}.png", encode_png(figure))
 
 
 def study_of(comparison: Comparison) -> Study | None:

@@ -87,14 +87,8 @@ class Adding(DataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        require_at_least(
-            2,
-            train_length=train_length,
-            **{f"test_lengths[{index}]": length for index, length in enumerate(test_lengths)},
-        )
-        require_at_least(1, val_size=val_size, test_size=test_size)
-        if train_size is not None:
-            require_at_least(1, train_size=train_size)
+        require_at_least(2, train_length=train_length, test_lengths=test_lengths)
+        require_at_least(1, val_size=val_size, test_size=test_size, train_size=train_size)
         if not test_lengths:
             raise ConfigError("test_lengths must name at least one length; got test_lengths=[].")
         self.train_length = train_length

@@ -233,10 +233,8 @@ class BlinkingBalls(DataModule):
         require_at_least(2, num_colours=num_colours)
         if num_colours > MOST_COLOURS:
             raise ConfigError(f"num_colours must be at most {MOST_COLOURS}; got num_colours={num_colours}.")
-        lengths = {f"test_lengths[{index}]": length for index, length in enumerate(test_lengths)}
-        require_at_least(1, train_length=train_length, **lengths, val_size=val_size, test_size=test_size)
-        if train_size is not None:
-            require_at_least(1, train_size=train_size)
+        require_at_least(1, train_length=train_length, test_lengths=test_lengths)
+        require_at_least(1, val_size=val_size, test_size=test_size, train_size=train_size)
         if not 0 < speed <= 2:
             raise ConfigError(f"speed must be above 0 and at most 2 units a frame; got speed={speed}.")
         if frame_size < 8 or frame_size % 8:

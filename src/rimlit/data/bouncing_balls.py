@@ -194,8 +194,7 @@ class BouncingBalls(DataModule):
         require_at_least(1, context_length=context_length, rollout_length=rollout_length)
         require_at_least(1, val_size=val_size, test_size=test_size, eval_batch_size=eval_batch_size)
         require_at_least(context_length + rollout_length, num_frames=num_frames)
-        if train_size is not None:
-            require_at_least(1, train_size=train_size)
+        require_at_least(1, train_size=train_size)
         if frame_size < 8 or frame_size % 8:
             raise ConfigError(f"frame_size must be a multiple of 8; got frame_size={frame_size}.")
         if not radii or len(radii) != len(masses):

@@ -157,10 +157,9 @@ class Copying(DataModule):
             val_size=val_size,
             test_size=test_size,
             samples_per_span=samples_per_span,
-            **{f"test_spans[{index}]": span for index, span in enumerate(test_spans)},
+            train_size=train_size,
+            test_spans=test_spans,
         )
-        if train_size is not None:
-            require_at_least(1, train_size=train_size)
         if least > train_span:
             raise ConfigError(
                 f"min_train_span must be at most train_span; got min_train_span={least}, train_span={train_span}."

@@ -1,14 +1,13 @@
 """Frames from files of a user: arrays, GIFs and folders of pictures."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rimlit.data.identity import digest_file, digest_parts
-from rimlit.data.reading import kind_of, names_in, one_line, open_file, require_fits, shown
+from rimlit.data.reading import kind_of, names_in, read_picture, require_fits, shown
 from rimlit.data.sequence_arrays import read_frame_arrays
 from rimlit.errors import DataError
 
@@ -131,24 +130,22 @@ def _from_array(path: Path, is_time_first: bool) -> FrameFiles:
 
 
 def _read_gif(path: Path) -> np.ndarray:
-    from PIL import Image, ImageSequence
+    from PIL import ImageSequence
 
     def read(picture: Any) -> np.ndarray:
         require_fits(path, picture.width * picture.height * 3 * getattr(picture, "n_frames", 1))
         return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])
 
-    return _open(path, Image, read)
+    return read_picture(path, read)
 
 
 def _read_pictures(files: list[Path]) -> np.ndarray:
-    from PIL import Image
-
     def read(picture: Any) -> np.ndarray:
         require_fits(files[0], picture.width * picture.height * 3 * len(files))
         is_grey = picture.mode in ("1", "L")
         return np.asarray(picture.convert("L" if is_grey else "RGB"))
 
-    frames = [_open(file, Image, read) for file in files]
+    frames = [read_picture(file, read) for file in files]
     for file, frame in zip(files, frames, strict=True):
         if frame.shape != frames[0].shape:
             raise DataError(
@@ -160,17 +157,3 @@ def _read_pictures(files: list[Path]) -> np.ndarray:
 
 def _size(frame: np.ndarray) -> str:
     return f"{frame.shape[1]} × {frame.shape[0]}, {'grey' if frame.ndim == 2 else 'in colour'}"
-
-
-def _open(path: Path, pillow: Any, read: Any) -> np.ndarray:
-    """Return what ``read`` makes of a picture; anything that goes wrong is a DataError."""
-    with open_file(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("error", pillow.DecompressionBombWarning)
-        try:
-            with pillow.open(file) as picture:
-                found: np.ndarray = read(picture)
-                return found
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:  # the decoders raise their own kinds
-            raise DataError(f"{shown(path)} cannot be read as a picture: {one_line(error)}.") from error

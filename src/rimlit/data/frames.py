@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rimlit.checks import require_at_least
+from rimlit.checks import require_at_least, require_fractions
 from rimlit.data.base import DataModule, Split
 from rimlit.data.bouncing_balls import COPY, FrameBatch
 from rimlit.data.frame_sources import FrameFiles, digest_frames, read_frames
@@ -115,15 +115,10 @@ class Frames(DataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         require_at_least(1, context_length=context_length, rollout_length=rollout_length)
         require_at_least(1, eval_batch_size=eval_batch_size)
-        if num_frames is not None:
-            require_at_least(context_length + rollout_length, num_frames=num_frames)
+        require_at_least(context_length + rollout_length, num_frames=num_frames)
         if frame_size is not None and (frame_size < 8 or frame_size % 8):
             raise ConfigError(f"frame_size must be a multiple of 8; got frame_size={frame_size}.")
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ConfigError(
-                "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
-                f"val_fraction={val_fraction}, test_fraction={test_fraction}."
-            )
+        require_fractions(val_fraction, test_fraction)
         self.path, self.predict_path = path, predict_path
         self.is_time_first = is_time_first
         self.context_length, self.rollout_length = context_length, rollout_length

@@ -2,14 +2,13 @@
 
 import math
 import struct
-import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rimlit.data.hub import load_hub_dataset
-from rimlit.data.reading import kind_of, names_in, one_line, open_file, read_bytes, require_fits, shown
+from rimlit.data.reading import kind_of, names_in, read_bytes, read_picture, require_fits, shown
 from rimlit.errors import DataError
 
 FILE_NAMES = {"train": "train", "test": "t10k"}
@@ -117,18 +116,11 @@ def read_pictures(path: Path) -> tuple[list[np.ndarray], list[str | int]]:
 
 
 def _read_picture(path: Path) -> np.ndarray:
-    from PIL import Image
+    def read(picture: Any) -> np.ndarray:
+        require_fits(path, picture.width * picture.height * 4)
+        return np.asarray(picture.convert("L"))
 
-    with open_file(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(file) as picture:
-                require_fits(path, picture.width * picture.height * 4)
-                return np.asarray(picture.convert("L"))
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:  # the decoders raise their own kinds
-            raise DataError(f"{shown(path)} cannot be read as a picture: {one_line(error)}.") from error
+    return read_picture(path, read)
 
 
 def read_image_dataset(dataset: str, name: str | None) -> dict[str, LabelledImages]:

@@ -138,13 +138,7 @@ class SequentialImages(DataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        require_at_least(
-            1,
-            image_size=image_size,
-            **{f"test_sizes[{index}]": size for index, size in enumerate(test_sizes)},
-        )
-        if train_size is not None:
-            require_at_least(1, train_size=train_size)
+        require_at_least(1, image_size=image_size, train_size=train_size, test_sizes=test_sizes)
         if path is not None and dataset is not None:
             raise ConfigError(f"Give path or dataset, not both; got path={path!r}, dataset={dataset!r}.")
         if not test_sizes:

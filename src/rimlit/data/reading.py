@@ -8,14 +8,17 @@ import gzip
 import io
 import os
 import stat
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import psutil
 
 from rimlit.errors import ConfigError, DataError
+
+Read = TypeVar("Read")
 
 MOST_BYTES = 64 * 2**30
 """Upper limit of what is read from one file, however much memory is free."""
@@ -173,6 +176,25 @@ def read_bytes(path: Path) -> bytes:
             content.write(block)
             require_fits(path, content.tell())
     return content.getvalue()
+
+
+def read_picture(path: Path, read: Callable[[Any], Read]) -> Read:
+    """Return what ``read`` makes of a picture that Pillow has opened.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    from PIL import Image
+
+    with open_file(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as picture:
+                return read(picture)
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # the decoders raise their own kinds
+            raise DataError(f"{shown(path)} cannot be read as a picture: {one_line(error)}.") from error
 
 
 def decode(path: Path, content: bytes) -> str:

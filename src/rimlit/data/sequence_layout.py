@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from rimlit.checks import require_known
 from rimlit.data.reading import shown
 from rimlit.errors import ConfigError, DataError
 
@@ -47,8 +48,7 @@ class Layout(NamedTuple):
 
     def check(self) -> None:
         """Raise a ConfigError for a value that is out of its range, and for a column with two roles."""
-        if self.target not in TARGETS:
-            raise ConfigError(f"target must be one of {', '.join(TARGETS)}; got target={self.target!r}.")
+        require_known(target=(self.target, TARGETS))
         if self.target == "next_step" and self.target_per_step:
             raise ConfigError("target='next_step' is one of every step already; remove target_per_step=True.")
         too_few = self.target != "next_step" and not self.target_columns

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rimlit.checks import require_fractions
 from rimlit.data.base import DataModule, Split
 from rimlit.data.identity import digest_parts
 from rimlit.data.reading import shown
 from rimlit.data.sequence_layout import Layout, SequenceData, Target
 from rimlit.data.sequence_sets import Scale, SequenceSet, digests_of, next_steps, sorted_labels
 from rimlit.data.sequence_sources import digest_files, find_files, read_file, read_sequences
-from rimlit.errors import ConfigError, DataError
+from rimlit.errors import DataError
 from rimlit.metrics import IGNORED
 from rimlit.types import SequenceBatch
 
@@ -99,11 +100,7 @@ class Sequences(DataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ConfigError(
-                "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
-                f"val_fraction={val_fraction}, test_fraction={test_fraction}."
-            )
+        require_fractions(val_fraction, test_fraction)
         self.path = path
         self.predict_path = predict_path
         self.strict = strict

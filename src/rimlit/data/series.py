@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rimlit.checks import require_at_least
+from rimlit.checks import require_at_least, require_fractions
 from rimlit.data.base import DataModule, Split
 from rimlit.data.identity import digest_parts
 from rimlit.data.naive import naive_forecasts, true_values
@@ -124,14 +124,8 @@ class Series(DataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         require_at_least(1, window=window, horizon=horizon, stride=stride)
         require_at_least(0, gap=gap)
-        require_at_least(
-            1, **{k: v for k, v in (("eval_stride", eval_stride), ("season", season)) if v is not None}
-        )
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ConfigError(
-                "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
-                f"val_fraction={val_fraction}, test_fraction={test_fraction}."
-            )
+        require_at_least(1, eval_stride=eval_stride, season=season)
+        require_fractions(val_fraction, test_fraction)
         if known_columns and value_columns is None:
             raise ConfigError(
                 "known_columns need value_columns, the columns that are forecast; got value_columns=None, "

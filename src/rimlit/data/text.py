@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rimlit.checks import require_at_least
+from rimlit.checks import require_at_least, require_fractions, require_known
 from rimlit.data.base import DataModule, Split
 from rimlit.data.identity import digest_parts, digest_text
 from rimlit.data.reading import read_text, shown
@@ -154,18 +154,11 @@ class Text(DataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         require_at_least(1, chunk_length=chunk_length, min_count=min_count)
-        for name, value in (("eval_batch_size", eval_batch_size), ("size_limit", size_limit)):
-            if value is not None:
-                require_at_least(1, **{name: value})
+        require_at_least(1, eval_batch_size=eval_batch_size, size_limit=size_limit)
         if path is not None and dataset is not None:
             raise ConfigError(f"Give path or dataset, not both; got path={path!r}, dataset={dataset!r}.")
-        if level not in ("character", "byte", "word"):
-            raise ConfigError(f"level must be one of character, byte, word; got level={level!r}.")
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ConfigError(
-                "val_fraction and test_fraction must be above 0 and sum to less than 1; got "
-                f"val_fraction={val_fraction}, test_fraction={test_fraction}."
-            )
+        require_known(level=(level, ("character", "byte", "word")))
+        require_fractions(val_fraction, test_fraction)
         self.path = path
         self.dataset = dataset
         self.dataset_name = dataset_name

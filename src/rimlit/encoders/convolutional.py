@@ -56,8 +56,7 @@ class ConvolutionalEncoder(Encoder):
             )
         colours, *sides = whole
         require_positive(num_channels=colours, frame_size=min(sides), output_size=output_size)
-        require_positive(num_convolutions=len(channels))
-        require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
+        require_positive(num_convolutions=len(channels), channels=channels)
         if any(side % 2 ** len(channels) for side in sides):
             raise ConfigError(
                 f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."

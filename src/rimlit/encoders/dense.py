@@ -28,8 +28,7 @@ class DenseEncoder(Encoder):
 
     def __init__(self, frame_size: int, output_size: int = 256, *, hidden_sizes: Sequence[int] = (512,)) -> None:
         super().__init__()
-        require_positive(frame_size=frame_size, output_size=output_size)
-        require_positive(**{f"hidden_sizes[{index}]": width for index, width in enumerate(hidden_sizes)})
+        require_positive(frame_size=frame_size, output_size=output_size, hidden_sizes=hidden_sizes)
         self.input_size = frame_size
         self.output_size = output_size
         layers: list[nn.Module] = []

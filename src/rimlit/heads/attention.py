@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rimlit.checks import require_dropout, require_positive
-from rimlit.errors import ConfigError
+from rimlit.checks import require_dropout, require_known, require_positive
 from rimlit.heads.base import Head
 
 Query = Literal["learned", "features"]
@@ -31,8 +30,7 @@ class AttentionHead(Head):
         dropout: Dropout on the features, 0 to 1.
 
     Raises:
-        ConfigError: The query is unknown.
-        ConfigError: A size is below 1 or the dropout out of range.
+        ConfigError: The query is unknown, a size below 1 or the dropout out of range.
 
     Example:
         >>> AttentionHead(12, 3, num_mechanisms=4, num_heads=2)(torch.ones(2, 5, 12)).shape
@@ -53,8 +51,7 @@ class AttentionHead(Head):
         super().__init__(input_size, output_size, num_mechanisms)
         require_positive(num_heads=num_heads, key_size=key_size)
         require_dropout(dropout=dropout)
-        if query not in QUERIES:
-            raise ConfigError(f"query must be one of {', '.join(QUERIES)}; got query={query!r}.")
+        require_known(query=(query, QUERIES))
         size = input_size // num_mechanisms
         self.num_heads = num_heads
         self.dropout = nn.Dropout(dropout)

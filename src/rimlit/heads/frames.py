@@ -72,8 +72,7 @@ class FrameDecoder(nn.Sequential):
     def __init__(
         self, input_size: int, frame_size: int, output_channels: int, *, hidden_size: int, channels: Sequence[int]
     ) -> None:
-        require_positive(hidden_size=hidden_size, num_convolutions=len(channels))
-        require_positive(**{f"channels[{index}]": width for index, width in enumerate(channels)})
+        require_positive(hidden_size=hidden_size, num_convolutions=len(channels), channels=channels)
         if frame_size % 2 ** len(channels):
             raise ConfigError(
                 f"frame_size must be divisible by {2 ** len(channels)}, 2 for each convolution; got {frame_size}."

@@ -40,7 +40,7 @@ class SumHead(Head):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(input_size, output_size, num_mechanisms)
-        require_positive(hidden_size=1 if hidden_size is None else hidden_size)
+        require_positive(hidden_size=hidden_size)
         require_dropout(dropout=dropout)
         size = read = input_size // num_mechanisms
         self.dropout = nn.Dropout(dropout)

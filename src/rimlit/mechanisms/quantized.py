@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rimlit.checks import require_positive
+from rimlit.checks import require_above_zero, require_at_least, require_not_negative, require_positive
 from rimlit.errors import ConfigError
 from rimlit.mechanisms.communication import AttentionCommunication, Inactive, Output, TalkInputs
 from rimlit.mechanisms.sharing import Sharing
@@ -76,12 +76,9 @@ class QuantizedCommunication(AttentionCommunication):
         message = heads * value_size
         if message % num_parts:
             raise ConfigError(f"num_parts must divide heads · value_size = {message}; got num_parts={num_parts}.")
-        if codebook_size < 2:
-            raise ConfigError(f"codebook_size must be at least 2; got codebook_size={codebook_size}.")
-        if not 0 <= commitment < float("inf"):
-            raise ConfigError(f"commitment must be at least 0 and finite; got commitment={commitment}.")
-        if not 0 < weight < float("inf"):
-            raise ConfigError(f"weight must be above 0 and finite; got weight={weight}.")
+        require_at_least(2, codebook_size=codebook_size)
+        require_not_negative(commitment=commitment)
+        require_above_zero(weight=weight)
         self.num_parts, self.codebook_size = num_parts, codebook_size
         self.commitment, self.weight = commitment, weight
         bound = size**-0.5  # about as large as what is read at the start

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rimlit.checks import require_positive
-from rimlit.errors import ConfigError
+from rimlit.checks import require_above_zero, require_positive
 from rimlit.mechanisms.dynamics import Dynamics, Update
 from rimlit.mechanisms.sharing import SharedSharing, Sharing
 from rimlit.types import GRUState, State
@@ -58,8 +57,7 @@ class SchemataDynamics(Dynamics):
         temperature: float = 1.0,
     ) -> None:
         require_positive(num_schemata=num_schemata, key_size=key_size)
-        if not 0 < temperature < float("inf"):
-            raise ConfigError(f"temperature must be above 0 and finite; got temperature={temperature}.")
+        require_above_zero(temperature=temperature)
         self.num_gates = 3 * num_schemata  # type: ignore[misc] # of the object, since schemata are counted
         super().__init__(num_mechanisms, read_size, size, SharedSharing)
         self.num_schemata = num_schemata

@@ -79,7 +79,7 @@ class WorkspaceCommunication(Communication):
         require_positive(
             num_slots=num_slots, slot_size=slot_size, heads=heads, key_size=key_size, value_size=value_size
         )
-        require_positive(writers=1 if writers is None else writers)
+        require_positive(writers=writers)
         require_known(output=(output, OUTPUTS))
         if not math.isfinite(forget_bias):
             raise ConfigError(f"forget_bias must be finite; got forget_bias={forget_bias}.")

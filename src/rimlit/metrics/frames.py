@@ -1,7 +1,6 @@
 """Metrics of predicted frames, for each frame ahead: cross-entropy, F1 of pixels, position errors of balls."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -167,14 +166,14 @@ def _light_under_disks(frames: Tensor, radius: float, margin: int) -> Tensor:
     return light
 
 
-def summarise(metric: str, curve: Tensor, frames: Sequence[int] = FRAMES_LOGGED) -> dict[str, Tensor]:
+def summarise(metric: str, curve: Tensor) -> dict[str, Tensor]:
     """Return the mean of ``curve`` (T,) and its values at some frames ahead, by name.
 
     Example:
-        >>> summarise("f1", torch.tensor([1.0, 0.5]), frames=(1, 5))
+        >>> summarise("f1", torch.tensor([1.0, 0.5]))
         {'f1': tensor(0.7500), 'f1_at_1': tensor(1.)}
     """
-    reached = {f"{metric}_at_{frame}": curve[frame - 1] for frame in frames if frame <= len(curve)}
+    reached = {f"{metric}_at_{frame}": curve[frame - 1] for frame in FRAMES_LOGGED if frame <= len(curve)}
     return {metric: curve.mean(), **reached}
 
 

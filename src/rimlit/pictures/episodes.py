@@ -116,7 +116,7 @@ def draw_episode(clip: EpisodeClip, *, milliseconds: int = 60) -> bytes:
 
 def _frame(clip: EpisodeClip, step: int) -> "Image":
     """Draw a step: its picture, the mechanisms until then, and the return so far."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageColor, ImageDraw
 
     picture = Image.fromarray(clip.pictures[step])
     if picture.height > GREATEST_HEIGHT:
@@ -131,7 +131,7 @@ def _frame(clip: EpisodeClip, step: int) -> "Image":
         window = clip.active[start : start + WINDOW]
         window = functional.pad(window, (0, 0, 0, WINDOW - len(window)))
         places = active_panel(window, step - start, picture.height, palette)
-        colours = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in palette], np.uint8)
+        colours = np.array([ImageColor.getrgb(colour) for colour in palette], np.uint8)
         panels.append(("active mechanisms", Image.fromarray(colours[places])))
     width = GAP + sum(panel.width + GAP for _, panel in panels)
     image = Image.new("RGB", (width, picture.height + 2 * LABEL + GAP), DARK)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rimlit.files import refuse_link, write_file
+from rimlit.files import encode_png, refuse_link, write_file
 from rimlit.tracking.mlflow_tracker import MLflowTracker
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def write_and_track(trainer: L.Trainer, name: str, content: str | bytes) -> Path
 
 def save_figure(trainer: L.Trainer, figure: "Figure", name: str) -> None:
     """Write a figure to ``figures/`` of the run's folder and log it to MLflow and TensorBoard."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    write_and_track(trainer, f"figures/{name}", png.getvalue())
+    write_and_track(trainer, f"figures/{name}", encode_png(figure))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(Path(name).stem, figure, trainer.global_step)

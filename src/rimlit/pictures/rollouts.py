@@ -209,13 +209,15 @@ def gif_colours() -> list[str]:
 
 
 def _dimmed(colour: str) -> str:
-    red, green, blue = (int(colour[at : at + 2], 16) // 3 for at in (1, 3, 5))
+    from PIL import ImageColor
+
+    red, green, blue = (part // 3 for part in ImageColor.getrgb(colour))
     return f"#{red:02X}{green:02X}{blue:02X}"
 
 
 def _frame(films: list[Film], step: int) -> "Image":
     """Draw all films at a step."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageColor, ImageDraw
 
     palette = gif_colours()
     panels = [_panels(film, step, palette) for film in films]
@@ -224,7 +226,7 @@ def _frame(films: list[Film], step: int) -> "Image":
     height = LABEL + sum(row.shape[0] + LABEL + GAP for row in rows)
     canvas = np.full((height, width + 2 * GAP), palette.index(DARK), dtype=np.uint8)
     image = Image.fromarray(canvas, mode="P")
-    image.putpalette([int(colour[at : at + 2], 16) for colour in palette for at in (1, 3, 5)])
+    image.putpalette([part for colour in palette for part in ImageColor.getrgb(colour)])
     draw, letters = ImageDraw.Draw(image), font(11)
     top = 0
     for row, titles in zip(rows, panels, strict=True):

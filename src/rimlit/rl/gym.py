@@ -164,7 +164,7 @@ class GymEnvironments(Environments):
         return shown
 
     def _fault(self, index: int, when: str, error: Exception) -> DataError:
-        return DataError(f"{self.name}: environment {index} {when} step {self._steps}: {_reason(error)}.")
+        return DataError(f"{self.name}: environment {index} {when} step {self._steps}: {reason_of(error)}.")
 
     def _flag(self, index: int, name: str, value: Any) -> bool:
         """Return whether an episode has ended; numpy's kinds of True and False are taken, and 0 and 1."""
@@ -220,7 +220,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:100]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return in a line, without a full stop, what an environment raised."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(".")
 
@@ -276,7 +276,7 @@ def _make(
         named = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "render_mode")
         raise ConfigError(f"{spec.id}{f' with {named}' if named else ''}: {error}") from error
     except Exception as error:
-        raise DataError(f"{spec.id} cannot be made: {_reason(error)}.") from error
+        raise DataError(f"{spec.id} cannot be made: {reason_of(error)}.") from error
     if not isinstance(shown, spaces.Box) or shown.shape == ():
         try:
             env = FlattenObservation(env)

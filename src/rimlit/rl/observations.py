@@ -102,7 +102,7 @@ class VectorEncoder(Encoder):
 
     def __init__(self, observation_shape: Sequence[int], *, hidden_sizes: Sequence[int] = (64,)) -> None:
         super().__init__()
-        require_positive(**{f"hidden_sizes[{index}]": width for index, width in enumerate(hidden_sizes)})
+        require_positive(hidden_sizes=hidden_sizes)
         before = 1
         for size in observation_shape:
             before *= size

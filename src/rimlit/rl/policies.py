@@ -89,8 +89,7 @@ class MultiCategorical(Policy):
     """
 
     def __init__(self, choices: Sequence[int]) -> None:
-        require_positive(num_parts=len(choices))
-        require_positive(**{f"num_choices[{index}]": number for index, number in enumerate(choices)})
+        require_positive(num_parts=len(choices), num_choices=choices)
         super().__init__(sum(choices))
         self.parts = [Categorical(number) for number in choices]
         self.choices = list(choices)

@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from torch.optim import Adam
 
 from rimlit.backbones import BackboneFactory
+from rimlit.checks import require_at_least, require_share
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.encoders import EncoderFactory
 from rimlit.errors import ConfigError
@@ -130,9 +131,7 @@ class PPOTask(ActingTask):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        for name, share in {"discount": discount, "trace": trace}.items():
-            if not 0 <= share <= 1:
-                raise ConfigError(f"{name} must be between 0 and 1; got {name}={share}.")
+        require_share(discount=discount, trace=trace)
         for name, limit in {
             "clip": clip,
             "value_clip": value_clip,
@@ -141,9 +140,7 @@ class PPOTask(ActingTask):
         }.items():
             if limit is not None and limit <= 0:
                 raise ConfigError(f"{name} must be above 0; got {name}={limit}.")
-        for name, weight in {"value_weight": value_weight, "entropy_weight": entropy_weight}.items():
-            if weight < 0:
-                raise ConfigError(f"{name} must be at least 0; got {name}={weight}.")
+        require_at_least(0, value_weight=value_weight, entropy_weight=entropy_weight)
         super().__init__(
             backbone,
             observation_shape,

@@ -13,7 +13,7 @@ from gymnasium.wrappers.vector import FlattenObservation
 
 from rimlit.errors import ConfigError, DataError, SpecError
 from rimlit.rl.environments import Array, Environments, Step
-from rimlit.rl.gym import KINDS, GymEnvironments, number_in, take_actions, take_observations, wrapped
+from rimlit.rl.gym import KINDS, GymEnvironments, number_in, reason_of, take_actions, take_observations, wrapped
 from rimlit.spec import find_class
 
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
@@ -71,11 +71,7 @@ def _made(cls: type[Any], name: str, sizes: Mapping[str, Any], options: Mapping[
         named = ", ".join(f"{key}={value!r}" for key, value in {**sizes, **options}.items())
         raise ConfigError(f"{name} with {named}: {error}") from error
     except Exception as error:
-        raise DataError(f"{name} cannot be made: {_reason(error)}.") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(".")
+        raise DataError(f"{name} cannot be made: {reason_of(error)}.") from error
 
 
 class VectorEnvironments(Environments):
@@ -195,7 +191,7 @@ class VectorEnvironments(Environments):
         try:
             return call()
         except Exception as error:
-            raise DataError(f"{self.name}: {when} step {self._steps}: {_reason(error)}.") from error
+            raise DataError(f"{self.name}: {when} step {self._steps}: {reason_of(error)}.") from error
 
     def _final(self, info: Mapping[str, Any], index: int) -> Array:
         """Return the last observation of an episode that ended."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from rimlit.backbones import BackboneFactory
-from rimlit.checks import require_positive
+from rimlit.checks import require_at_least, require_positive
 from rimlit.data.sampling import rank_and_world_size
 from rimlit.data.text import Prompt, Text
 from rimlit.encoders import Embedding, EncoderFactory
@@ -90,8 +90,7 @@ class LanguageModelingTask(Task):
         scheduler: SchedulerFactory | None = None,
     ) -> None:
         require_positive(num_tokens=num_tokens)
-        if temperature < 0:
-            raise ConfigError(f"temperature must be at least 0; got temperature={temperature}.")
+        require_at_least(0, temperature=temperature)
         if top_k is not None and top_k < 1:
             raise ConfigError(f"top_k must be at least 1 or null; got top_k={top_k}.")
         if tie_embeddings and head is not None:

@@ -47,7 +47,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         """
         folder = Path(path).parent
         if folder not in self._folders:
-            try_folder(folder, 0)
+            try_folder(folder)
             self._folders.add(folder)
         write_checkpoint(checkpoint, path)
 

@@ -25,6 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from rimlit.checks import require_at_least
 from rimlit.console import say
 from rimlit.errors import ConfigError, ProcessError, StoppedError
 from rimlit.tracking.recording import RunRecorder
@@ -69,8 +70,7 @@ class ProcessWatch(L.Callback):
     """
 
     def __init__(self, *, timeout: float = 40.0, startup_timeout: float = 600.0) -> None:
-        if timeout < 1:
-            raise ConfigError(f"timeout must be at least 1; got timeout={timeout}.")
+        require_at_least(1, timeout=timeout)
         if startup_timeout < timeout:
             raise ConfigError(
                 "startup_timeout must be at least timeout; got "

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rimlit.checks import require_at_least
+from rimlit.checks import require_at_least, require_share
 from rimlit.errors import ConfigError
 
 
@@ -21,8 +21,7 @@ class _ToTheEnd(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, final_ratio: float, total_steps: int | None) -> None:
-        if not 0 <= final_ratio <= 1:
-            raise ConfigError(f"final_ratio must be between 0 and 1; got final_ratio={final_ratio}.")
+        require_share(final_ratio=final_ratio)
         if total_steps is None or total_steps < 1:
             raise ConfigError(
                 f"{type(self).__name__} needs a run of known length; got total_steps={total_steps}. "

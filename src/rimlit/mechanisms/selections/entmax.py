@@ -6,10 +6,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from rimlit.checks import require_above_zero
 from rimlit.errors import ConfigError
 from rimlit.mechanisms.base import Choice
 from rimlit.mechanisms.selection import Selection
-from rimlit.mechanisms.selections.gumbel import require_temperature
 from rimlit.nn.selection import rank
 
 
@@ -41,7 +41,7 @@ class Entmax(Selection):
         super().__init__(num_mechanisms, num_active)
         if alpha not in (1.5, 2):
             raise ConfigError(f"alpha must be 1.5 or 2; got alpha={alpha}.")
-        require_temperature(temperature)
+        require_above_zero(temperature=temperature)
         self.alpha = alpha
         self.temperature = temperature
 

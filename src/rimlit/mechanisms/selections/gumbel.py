@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rimlit.errors import ConfigError
+from rimlit.checks import require_above_zero
 from rimlit.mechanisms.selection import LeastNull, Margin
 
 
@@ -44,7 +44,7 @@ class GumbelTopK(LeastNull):
         dynamic: bool = False,
     ) -> None:
         super().__init__(num_mechanisms, num_active, margin=margin, width=width, graded=graded, dynamic=dynamic)
-        require_temperature(temperature)
+        require_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def noise(self, num_steps: int, batch_size: int, like: Tensor) -> Tensor | None:
@@ -53,9 +53,3 @@ class GumbelTopK(LeastNull):
             return None
         waiting = torch.empty(num_steps, self.num_mechanisms, batch_size, dtype=like.dtype, device=like.device)
         return -self.temperature * waiting.exponential_().log()  # −log of an exponential is a Gumbel variable
-
-
-def require_temperature(temperature: float) -> None:
-    """Raise a ConfigError unless ``temperature`` is above 0 and finite."""
-    if not 0 < temperature < torch.inf:
-        raise ConfigError(f"temperature must be above 0 and finite; got temperature={temperature}.")

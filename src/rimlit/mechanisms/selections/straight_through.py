@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from rimlit.checks import require_above_zero
 from rimlit.mechanisms.base import Choice
 from rimlit.mechanisms.selection import Selection
-from rimlit.mechanisms.selections.gumbel import require_temperature
 from rimlit.nn.selection import rank
 
 
@@ -33,7 +33,7 @@ class StraightThrough(Selection):
 
     def __init__(self, num_mechanisms: int, num_active: int, *, temperature: float = 1.0) -> None:
         super().__init__(num_mechanisms, num_active)
-        require_temperature(temperature)
+        require_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def choose(self, relevance: Tensor, offset: Tensor | None = None) -> Choice:
