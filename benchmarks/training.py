@@ -245,7 +245,7 @@ def add_ratios(results: dict[str, dict[str, Any]]) -> None:
     for config, result in results.items():
         twin = results.get(config.replace("/rim", "/lstm"))
         for place, name in enumerate(("time", "bare_time")):
-            if twin is not None and twin is not result:
+            if twin is not None:
                 rounds = zip(result["rounds"][place], twin["rounds"][place], strict=True)
                 ratios = [ours / theirs for ours, theirs in rounds]
                 result[f"{name}_over_lstm"] = statistics.median(ratios)
