@@ -239,6 +239,14 @@ def test_a_slurm_job_or_its_task_of_an_array_is_requeued_on_the_signal_slurm_sen
     assert calls.read_text() == f"requeue {job}\n"
 
 
+def test_slurm_may_end_the_command_that_requeues_together_with_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_scontrol(tmp_path, monkeypatch, "kill -TERM $$")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert str(signals.SignalFlag.error(signal.SIGUSR1)).endswith("SLURM puts job 17 back into its queue.")
+
+
 def test_without_slurm_nothing_is_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_scontrol(tmp_path, monkeypatch)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)

@@ -79,7 +79,10 @@ def requeue() -> str:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = ["scontrol", "requeue", job]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        # SLURM ends the processes of a job that it puts back with SIGTERM: this command is one of them
+        if done.returncode != -signal.SIGTERM:
+            done.check_returncode()
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join(str(getattr(error, "stderr", None) or error).split())
         return f"{' '.join(command)} failed ({reason}): submit the job again."
