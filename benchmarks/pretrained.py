@@ -38,7 +38,7 @@ MODELS = {
     "copying": ShippedModel(
         "copying/rim-seed0",
         "Copying 10 symbols with a RIM",
-        "A RIM of 6 mechanisms (`preset: dynamic`) that recalls 10 symbols after a span of blanks. It is the "
+        "A RIM of 6 mechanisms (`preset: sparse`) that recalls 10 symbols after a span of blanks. It is the "
         "run of `make train`: spans of 1 to 50 in training, up to 400 in the test.",
         "Exactly 10 symbols of 8 kinds, a marker and blanks. Spans beyond 400 were not tested.",
         r"span_\d+/(cross_entropy|sequence_accuracy|symbol_accuracy)$",
