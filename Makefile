@@ -80,7 +80,7 @@ golden: setup ## Rewrite tests/golden; only when curves, public names or options
 
 EXECUTE = set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	bin=$$(pwd)/$(BIN); cp notebooks/*.ipynb "$$folder"; cd "$$folder"; \
-	for notebook in *.ipynb; do "$$bin/jupyter-execute" --inplace --timeout=600 "$$notebook"; done
+	ls *.ipynb | OMP_NUM_THREADS=1 xargs -n 1 -P 2 "$$bin/jupyter-execute" --inplace --timeout=600
 
 notebooks: setup ## Execute every notebook in a temporary folder
 	$(EXECUTE)
