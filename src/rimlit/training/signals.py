@@ -80,7 +80,7 @@ def requeue() -> str:
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-        # SLURM ends the processes of a job that it puts back with SIGTERM: this command is one of them
+        # SLURM ends the processes of a job that it requeues with SIGTERM: this command is one of them
         if done.returncode != -signal.SIGTERM:
             done.check_returncode()
     except (OSError, subprocess.SubprocessError) as error:
