@@ -1,19 +1,19 @@
 """The tables of docs/results.md."""
 
-import json
 import re
 import statistics
 from typing import Any
 
-from benchmarks.results_queue.entries import Entry, read_queue
+from benchmarks.results_queue.entries import Entry
 from benchmarks.tables.shared import (
     NAMES,
-    ROOT,
     Tables,
+    entries,
     load,
     mean_and_deviation,
     plain,
     published,
+    runs_of_entry,
     seeds_of,
     table,
     two_threads,
@@ -174,28 +174,15 @@ QUEUE_SCORES = {
 
 def queue() -> str:
     """A row per entry with a finished run at the best of its rates, mean ± standard deviation; POPGym not."""
-    entries = [
-        entry for entry in read_queue(ROOT / "benchmarks" / "queue.yaml") if "popgym" not in entry.results.parts
-    ]
-    rows = [row for entry in entries if (row := _queue_row(entry))]
+    shown = (entry for entry in entries().values() if "popgym" not in entry.results.parts)
+    rows = [row for entry in shown if (row := _queue_row(entry))]
     if not rows:
         return "(nothing yet)"
     return table(["entry", "parameters", "learning rate, if tuned", "seeds", "test scores", "minutes a run"], rows)
 
 
 def _queue_row(entry: Entry) -> list[str] | None:
-    folder = ROOT / entry.results
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*seed*.json"))]
-    tuned = ""
-    if entry.grid is not None:
-        if not (folder / "tuning.json").is_file():
-            return None
-        best = json.loads((folder / "tuning.json").read_text())["best"]
-        if best is None:  # some values are not yet tried
-            return None
-        (value,) = best.values()
-        label, tuned = entry.grid.label(value), f"{value:g}"
-        runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{label}-seed*.json"))]
+    runs, value = runs_of_entry(entry)
     if not runs:
         return None
     keys = QUEUE_SCORES[entry.config.removeprefix("paper/").split("/")[0]]
@@ -205,7 +192,7 @@ def _queue_row(entry: Entry) -> list[str] | None:
     return [
         f"`{entry.name}`",
         f"{runs[0]['parameters']:,}",
-        tuned,
+        "" if value is None else f"{value:g}",
         seeds,
         " · ".join(scores),
         " to ".join(dict.fromkeys(f"{time:.0f}" for time in (min(minutes), max(minutes)))),

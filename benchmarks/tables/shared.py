@@ -1,5 +1,6 @@
 """What the tables of several pages share: recorded results, and a table in Markdown."""
 
+import functools
 import json
 from collections.abc import Callable
 from decimal import Decimal
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from benchmarks.results_queue.entries import Entry, read_queue
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,12 +25,15 @@ def load(*parts: str) -> Result | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def load_all(folder: Path, pattern: str) -> list[Result]:
+    """Return the results in the files of a folder that match, by name."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+
+
 def seeds_of(dataset: str, name: str) -> list[Result]:
     """Return a config's recorded runs of all seeds, those of the same size and budget."""
     first = load(dataset, name)
-    others = [
-        json.loads(path.read_text()) for path in sorted((RESULTS / dataset / "seeds").glob(f"{name}-seed*.json"))
-    ]
+    others = load_all(RESULTS / dataset / "seeds", f"{name}-seed*.json")
     if first is None:
         return []
     return [run for run in (first, *others) if all(run[key] == first[key] for key in ("parameters", "steps"))]
@@ -36,8 +41,28 @@ def seeds_of(dataset: str, name: str) -> list[Result]:
 
 def two_threads() -> list[Result]:
     """Return the recorded runs of `make train` with two threads."""
-    folder = RESULTS / "copying" / "two_threads"
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("rim-seed*.json"))]
+    return load_all(RESULTS / "copying" / "two_threads", "rim-seed*.json")
+
+
+def runs_of_entry(entry: Entry) -> tuple[list[Result], float | None]:
+    """Return the recorded runs of an entry of the queue and their value of its grid: the best in validation.
+
+    There are no runs while some values are not yet tried, and no value without a grid.
+    """
+    folder = ROOT / entry.results
+    if entry.grid is None:
+        return load_all(folder, "*seed*.json"), None
+    tuning = load(*entry.results.relative_to("benchmarks/results").parts, "tuning")
+    if tuning is None or tuning["best"] is None:
+        return [], None
+    (value,) = tuning["best"].values()
+    return load_all(folder, f"{entry.grid.label(value)}-seed*.json"), value
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """Return the entries of the queue, by name."""
+    return {entry.name: entry for entry in read_queue(ROOT / "benchmarks" / "queue.yaml")}
 
 
 def published(dataset: str, model: str) -> dict[str, str]:

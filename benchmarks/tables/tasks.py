@@ -1,10 +1,9 @@
 """The gallery of docs/tasks.md: each shipped config with what it reaches and how long it takes."""
 
-import json
 import statistics
 from typing import NamedTuple
 
-from benchmarks.tables.shared import RESULTS, Tables, plain, seeds_of, table
+from benchmarks.tables.shared import Tables, entries, plain, runs_of_entry, seeds_of, table
 
 
 class Shown(NamedTuple):
@@ -15,7 +14,7 @@ class Shown(NamedTuple):
     key: str
     words: str
     figure: str = ""
-    runs: str = ""  # the runs' JSON, where it is not in the folder of the config's name
+    entry: str = ""  # of the queue, where the runs are not in the folder of the config's name
 
 
 SHOWN = (
@@ -43,7 +42,7 @@ SHOWN = (
         "bytes of Python's sources",
         "perplexity",
         "perplexity",
-        runs="queue/language-rim/lr-0.005-seed*.json",
+        entry="language-rim",
     ),
     Shown("sequences/rim", "your own sequences", "accuracy", "accuracy"),
     Shown("series/rim", "your own time series", "mse", "squared error"),
@@ -63,10 +62,8 @@ SHOWN = (
 def gallery() -> str:
     rows = []
     for row in SHOWN:
-        if row.runs:
-            runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(row.runs))]
-        else:
-            runs = [run for run in seeds_of(*row.config.split("/")) if row.key in run["test"]]
+        recorded = runs_of_entry(entries()[row.entry])[0] if row.entry else seeds_of(*row.config.split("/"))
+        runs = [run for run in recorded if row.key in run["test"]]
         score = time = ""
         if runs:
             score = f"{row.words}: {plain(statistics.mean(run['test'][row.key] for run in runs), 3)}"
